@@ -1,0 +1,283 @@
+"""`RedisBroker`: where tasks are sent, and where a loop by hand takes them from.
+
+It puts the parts together (address, connection, keys, tiers, store) and turns a task and its
+arguments into a message. The commands themselves are the store's.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, overload
+
+import anyio
+import anyio.abc
+
+from streamq.admission import Accepted
+from streamq.client import Address, Client, Shelter
+from streamq.clock import SYSTEM, Clock
+from streamq.delivery import Delivery
+from streamq.errors import ConfigurationError, NotHeldError, NotOpenError, OutcomeUnknownError, check_number
+from streamq.hands import Hands
+from streamq.keys import Keys
+from streamq.message import MAX_PAYLOAD
+from streamq.outcome import Ack, DeadLetter, Reason, Release, failure_of
+from streamq.results import Handle, Waiters
+from streamq.sending import Outgoing, Sender
+from streamq.store import DeadLetterBound, Store
+from streamq.tasks import Call, Durable, Task, TaskRef
+from streamq.tiers import DEFAULT_TIERS, Tier, check_tiers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_URL = "redis://localhost:6379"
+
+
+class RedisBroker:
+    """The queue, as a program sees it: `async with RedisBroker(url) as broker:`.
+
+    `url` is `redis://`, `rediss://`, `valkey://`, `valkeys://`, `unix://`, or one of the embedded servers:
+    `memory://`, `memory://name`, `embedded://`, `embedded:///path/to/data`. `queue_name` makes
+    it a broker of one stream alone. `tiers` are the priority tiers, `namespace` the prefix of
+    every key, `group` the consumer group. `max_payload` (bytes) bounds a message. Timeouts are
+    in seconds. `clock` is for tests and simulations; the workers of a broker go by it too.
+
+    Raises ConfigurationError for a value that cannot be used.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, queue_name: str | None = None, namespace: str | None = None,
+        group: str = "workers", tiers: Iterable[Tier] | None = None, max_payload: int = MAX_PAYLOAD,
+        connect_timeout: float = 5.0, reply_timeout: float = 10.0, dead_letters: DeadLetterBound | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:  # fmt: skip
+        if queue_name is not None:
+            if tiers is not None:
+                raise ConfigurationError(f"queue_name={queue_name!r} and tiers: give one of them")
+            prefix, _, name = queue_name.rpartition(":")
+            namespace = namespace or prefix or queue_name
+            tiers = [Tier(name, stream=queue_name)]
+        self.url = url
+        self.clock = clock
+        self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
+        self.keys = Keys.of(namespace or "queue", group, self.tiers)
+        self.dead_letters = dead_letters or DeadLetterBound()
+        self._timeouts = (connect_timeout, reply_timeout)
+        self._scheme = url.partition("://")[0]
+        self._address = Address.parse("unix:///memory" if self._scheme in ("memory", "embedded") else url)
+        self._store: Store | None = None
+        self._waiters: Waiters | None = None
+        self._group: anyio.abc.TaskGroup | None = None
+        self._stack: AsyncExitStack | None = None
+        self._hands: set[Hands] = set()
+        self._sender = Sender(self.keys, self.tiers, limit=max_payload, now=clock.now)
+
+    def __repr__(self) -> str:
+        where = self.url if self._scheme in ("memory", "embedded") else repr(self._address)
+        state = "closed" if self._store is None else "open"
+        return f"<RedisBroker {where} namespace={self.keys.namespace} group={self.keys.group} {state}>"
+
+    # --- open and close ------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._stack is not None:
+            raise ConfigurationError(f"{self!r} is open already: open a broker once")
+        stack = AsyncExitStack()
+        await stack.__aenter__()
+        try:
+            await stack.enter_async_context(self._opened())
+        except BaseException:
+            await stack.aclose()
+            raise
+        self._stack = stack
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        stack, self._stack = self._stack, None
+        return await stack.__aexit__(kind, error, trace) if stack is not None else None
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        failed: BaseException | None = None
+        async with AsyncExitStack() as stack:
+            # What uses the client (`_group`) must end before it, what an embedded server runs on after it.
+            serving = await stack.enter_async_context(Shelter())
+            address, dial = await self._server(stack, serving)
+            connect_timeout, reply_timeout = self._timeouts
+            client = Client(
+                address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client_name="streamq"
+            )
+            await stack.enter_async_context(client)
+            self._group = await stack.enter_async_context(_task_group())
+            self._store = Store(client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock)
+            self._waiters = Waiters(self._store, self._group)
+            try:
+                yield
+            except BaseException as error:  # raised below: a task group would wrap it
+                if isinstance(error, anyio.get_cancelled_exc_class()):
+                    raise
+                failed = error
+            finally:
+                self._store = self._waiters = self._group = None
+        if failed is not None:
+            raise failed
+
+    async def _server(self, stack: AsyncExitStack, serving: Shelter) -> tuple[Address, Any]:
+        """Return where to connect, and how; an embedded server is started first."""
+        if self._scheme == "memory":
+            from streamq.embedded import MemoryServer  # noqa: PLC0415 - an extra
+
+            name = self.url.partition("://")[2].strip("/")
+            server = MemoryServer.named(name) if name else MemoryServer()
+            return self._address, server.dialer(serving)
+        if self._scheme == "embedded":
+            from streamq.embedded import EmbeddedServer  # noqa: PLC0415 - an extra
+
+            embedded = EmbeddedServer(self.url.partition("://")[2] or None)
+            await stack.enter_async_context(embedded)
+            return Address.parse(embedded.url), None
+        return self._address, None
+
+    @property
+    def store(self) -> Store:
+        """The queue's commands. Raises NotOpenError outside `async with`."""
+        if self._store is None:
+            raise NotOpenError(repr(self))
+        return self._store
+
+    @property
+    def client(self) -> Client:
+        """redis-py's command methods on the broker's own connection."""
+        return self.store.client
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    @overload
+    async def enqueue(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    async def enqueue(self, task: str | TaskRef, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
+    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Send one task and return its handle once the server has it: one round trip.
+
+        `task` is a task, or the name of one whose code is elsewhere. Keyword arguments that
+        are names of options (`Options`) are options, unless the task has a parameter of that
+        name; `task.options(...)` leaves no doubt.
+
+        Raises ArgumentsError, EncodingError or PayloadTooLargeError for what cannot be sent,
+        BrokerUnavailableError if nothing was sent, BrokerError if the server refused it,
+        OutcomeUnknownError if the connection was lost before the reply, and NotDurableError if
+        the server has it and what `durable` asks for was not confirmed.
+        """
+        outgoing = self._sender.prepare(self.store, self._sender.called(task, args, kwargs))
+        try:
+            (accepted,) = await self._sent([outgoing])
+        except OutcomeUnknownError as error:
+            error.task_id = outgoing.call.task.sending.task_id
+            raise
+        return self._handle(outgoing, accepted)
+
+    async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
+        """Send many tasks in one round trip, and return their handles in the same order.
+
+        Nothing is sent if one of them cannot be. Raises what `enqueue` raises.
+        """
+        store = self.store
+        outgoing = [self._sender.prepare(store, call) for call in calls]
+        if not outgoing:
+            return []
+        accepted = await self._sent(outgoing)
+        return [self._handle(one, done) for one, done in zip(outgoing, accepted, strict=True)]
+
+    async def _sent(self, outgoing: Sequence[Outgoing]) -> list[Accepted]:
+        commands = [one.command for one in outgoing]
+        wishes: list[Durable | None] = [one.call.task.sending.durable for one in outgoing]
+        durable: list[Durable] = [wish for wish in wishes if wish is not None]
+        if durable:
+            return await self.store.enqueue_durably(commands, durable)
+        return await self.store.enqueue(commands)
+
+    def _handle(self, outgoing: Outgoing, accepted: Accepted) -> Handle[Any]:
+        if self._waiters is None:
+            raise NotOpenError(repr(self))
+        task = outgoing.call.task
+        keeps = isinstance(task, TaskRef) or task.result_ttl is not None or task.sending.result_ttl is not None
+        return Handle(
+            accepted.task_id or outgoing.task_id, task.name, outgoing.tier, accepted.entry_id, accepted.fresh, keeps,
+            self.store, self._waiters,
+        )  # fmt: skip
+
+    async def is_duplicate(self, task_id: str, ttl: float = 3600.0) -> bool:
+        """Return whether this was asked for the same id within `ttl` seconds before, and note it.
+
+        For handlers that must not act twice. It notes the start of the work, not its end: a
+        handler that crashes after asking is told "duplicate" when it runs again.
+        """
+        reply = await self.store.one(("SET", self.keys.seen(task_id), "1", "NX", "PX", max(1, round(ttl * 1000))))
+        return reply is None
+
+    # --- taking, by hand -----------------------------------------------------------------------
+
+    async def consume(
+        self, *, name: str | None = None, visibility_timeout: float = 30.0
+    ) -> AsyncGenerator[Delivery, None]:
+        """Yield deliveries, fairly over the tiers, for as long as the loop goes on.
+
+        Each is held, its lease renewed in the background, until `ack`, `nack` or the end of the
+        loop, which hands back what is not acknowledged. Entries that are no messages go to the
+        dead letters. Close the iterator (`contextlib.aclosing`) to hand back early; at the latest
+        the end of the broker's block does.
+        """
+        if self._group is None:
+            raise NotOpenError(repr(self))
+        check_number("visibility_timeout", visibility_timeout, 0.1)
+        hands = Hands(self.store, name=consumer_name(name), visibility_timeout=visibility_timeout)
+        # Its loops live in the broker's task group: a generator that is left half way must not
+        # own a cancel scope.
+        await self._group.start(hands.serve)
+        self._hands.add(hands)
+        try:
+            while True:
+                yield await hands.next()
+        finally:
+            self._hands.discard(hands)
+            hands.stop()
+
+    async def ack(self, task_id: str) -> None:
+        """Acknowledge a delivery that `consume` gave: its work is done.
+
+        Returns once the server has it. Raises NotHeldError if it is not held here.
+        """
+        hands, delivery = self._take_back(task_id)
+        await hands.settle(delivery, Ack())
+
+    async def nack(self, task_id: str, *, error: BaseException | None = None) -> None:
+        """Give back a delivery that `consume` gave: at once, or to the dead letters with an error."""
+        hands, delivery = self._take_back(task_id)
+        outcome = Release() if error is None else DeadLetter(Reason.REJECTED, failure_of(error))
+        await hands.settle(delivery, outcome)
+
+    def _take_back(self, task_id: str) -> tuple[Hands, Delivery]:
+        for hands in self._hands:
+            if (delivery := hands.taken.pop(task_id, None)) is not None:
+                return hands, delivery
+        raise NotHeldError(task_id)
+
+
+@asynccontextmanager
+async def _task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
+    """A task group whose tasks end with it."""
+    async with anyio.create_task_group() as group:
+        yield group
+        group.cancel_scope.cancel()
+
+
+def consumer_name(given: str | None = None) -> str:
+    """Return a consumer's name: the one given, or host, process and a random part."""
+    return given or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

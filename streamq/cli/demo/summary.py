@@ -1,0 +1,186 @@
+"""The demo's last word: what was done, how fairly, how fast, what died, and the proof that nothing is lost."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streamq.cli.demo.corpus import TIERS, Corpus
+from streamq.cli.demo.ledger import Ledger, percentile
+from streamq.cli.demo.live import COLOURS
+from streamq.cli.letters import safe
+
+_DEAD_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Everything that the summary says, counted.
+
+    `missing` are files with neither an effect nor a dead letter; `left` counts entries that are
+    still in streams or delayed sets, `pending` those that are held by somebody; `held` is what a
+    killed worker had in its hands. `private` says that the server was the demo's own.
+    """
+
+    corpus: Corpus
+    ledger: Ledger
+    effects: dict[str, dict[str, int]]
+    missing: list[str]
+    left: int
+    pending: int
+    killed: int
+    held: int
+    product: str
+    backend: str
+    weights: dict[str, int]
+    redis_cli: str
+    kept: bool
+    private: bool
+
+    @property
+    def totals(self) -> Counter[str]:
+        """What was found in all files."""
+        totals: Counter[str] = Counter()
+        for counts in self.effects.values():
+            totals.update(counts)
+        return totals
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Return the summary for programs."""
+    ledger = outcome.ledger
+    starts, by_tier = ledger.shares()
+    whole = sum(outcome.weights.values())
+    return {
+        "server": outcome.product,
+        "backend": outcome.backend,
+        "enqueued": ledger.enqueued,
+        "effects": len(outcome.effects),
+        "dead": len(ledger.dead),
+        "missing": outcome.missing,
+        "left": outcome.left,
+        "pending": outcome.pending,
+        "runs": len(ledger.runs),
+        "retries": ledger.retries,
+        "repeated": ledger.repeated,
+        "killed": bool(outcome.killed),
+        "held_by_killed": outcome.held,
+        "seconds": ledger.span,
+        "per_second": ledger.settled / ledger.span if ledger.span else 0.0,
+        "starts_while_backlogged": starts,
+        "tiers": {
+            tier: {
+                "files": len(ledger.files[tier]),
+                "indexed": len(ledger.done[tier]),
+                "weight": outcome.weights[tier] / whole,
+                "share": by_tier[tier] / starts if starts else 0.0,
+                "p50": percentile(ledger.latencies(tier), 0.5),
+                "p99": percentile(ledger.latencies(tier), 0.99),
+            }
+            for tier in TIERS
+        },
+        "found": dict(outcome.totals),
+        "dead_letters": list(ledger.dead.values()),
+        "redis_cli": outcome.redis_cli,
+    }
+
+
+def print_summary(console: Console, outcome: Outcome) -> None:
+    """Print it for people."""
+    totals, ledger = outcome.totals, outcome.ledger
+    console.print()
+    console.print(
+        f"[bold]Indexed {len(outcome.effects):,} files[/] of {escape(str(outcome.corpus.root))}: "
+        f"{totals['lines']:,} lines, {totals['functions']:,} functions, {totals['classes']:,} classes, "
+        f"{totals['imports']:,} imports.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    most = ", ".join(f"{name.removesuffix('.py')} ({count})" for name, count in outcome.corpus.most_imported)
+    for tier, what in (
+        ("critical", f"what most other files import: {most}, ..."), ("standard", "the rest of the library"),
+        ("bulk", outcome.corpus.bulk_is),
+    ):  # fmt: skip
+        console.print(f"  [{COLOURS[tier]}]{tier:<9}[/] {escape(what)}", highlight=False, soft_wrap=True)
+    console.print(_tiers(outcome))
+    runs = ledger.durations()
+    per_second = ledger.settled / ledger.span if ledger.span else 0.0
+    console.print(
+        f"{ledger.settled:,} files in {ledger.span:.1f} s: [bold]{per_second:,.0f} files/s[/]; one run takes "
+        f"{percentile(runs, 0.5) * 1000:.1f} ms (p50), {percentile(runs, 0.99) * 1000:.0f} ms (p99); "
+        f"{ledger.retries} retries of failed runs.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    _print_dead(console, outcome)
+    _print_proof(console, outcome)
+
+
+def _tiers(outcome: Outcome) -> Table:
+    ledger = outcome.ledger
+    starts, by_tier = ledger.shares()
+    whole = sum(outcome.weights.values())
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tier")
+    for title in ("files", "indexed", "dead", "weight", f"share of first {starts:,}", "wait p50", "wait p99"):
+        table.add_column(title, justify="right")
+    for tier in TIERS:
+        waits = ledger.latencies(tier)
+        dead = sum(letter.get("tier") == tier for letter in ledger.dead.values())
+        table.add_row(
+            f"[{COLOURS[tier]}]{tier}[/]", f"{len(ledger.files[tier]):,}", f"{len(ledger.done[tier]):,}", f"{dead}",
+            f"{outcome.weights[tier] / whole:.1%}", f"{by_tier[tier] / starts if starts else 0:.1%}",
+            f"{percentile(waits, 0.5):.2f} s", f"{percentile(waits, 0.99):.2f} s",
+        )  # fmt: skip
+    table.caption = "share: of the starts while every tier had work; wait: from enqueue to success"
+    table.caption_justify = "left"
+    return table
+
+
+def _print_dead(console: Console, outcome: Outcome) -> None:
+    dead = outcome.ledger.dead
+    console.print()
+    if not dead:
+        console.print("Nothing died: every file that was tried parses on this Python.")
+        return
+    console.print(f"[bold]{len(dead)} files do not parse[/] and are dead letters:", highlight=False)
+    for name, letter in sorted(dead.items())[:_DEAD_SHOWN]:
+        error = safe(f"{letter.get('error_type')}: {letter.get('error')}")
+        line = f"  {escape(name)}  [dim]{letter.get('reason')} after {letter.get('attempts')} runs[/]"
+        console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"    [red]{escape(error)}[/]", highlight=False, soft_wrap=True)
+    if len(dead) > _DEAD_SHOWN:
+        console.print(f"  and {len(dead) - _DEAD_SHOWN} more")
+    when = "" if outcome.kept else " (run the demo with --keep: otherwise they go with the demo's other keys)"
+    console.print(f"Read them without any tool of streamq{when}:", highlight=False, soft_wrap=True)
+    console.print(f"  [bold]{escape(outcome.redis_cli)}[/]", highlight=False, soft_wrap=True)
+
+
+def _print_proof(console: Console, outcome: Outcome) -> None:
+    ledger = outcome.ledger
+    console.print()
+    if outcome.killed:
+        console.print(
+            f"[bold]The worker (pid {outcome.killed}) was killed with SIGKILL[/] after {_done_before(ledger):,} runs, "
+            f"while it held {outcome.held} tasks; the next one took them over when their lease ended.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    lost = len(outcome.missing)
+    word = f"[bold red]{lost} files are lost[/]" if lost else "[bold green]Nothing is lost[/]"
+    console.print(
+        f"{word}: {ledger.enqueued:,} files enqueued = {len(outcome.effects):,} with an effect recorded + "
+        f"{len(ledger.dead):,} dead letters; {outcome.pending} pending, {outcome.left} left in streams; "
+        f"{ledger.repeated} ran again after they had succeeded.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    for name in outcome.missing[:_DEAD_SHOWN]:
+        console.print(f"  lost: {escape(shlex.quote(name))}", highlight=False)
+
+
+def _done_before(ledger: Ledger) -> int:
+    return sum(ledger.killed_at is not None and run.ended <= ledger.killed_at for run in ledger.runs)

@@ -1,0 +1,76 @@
+"""`streamq doctor`: examine a server and the queue on it, and say what is wrong and what to type."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamq.cli.options import Where, where_options
+
+if TYPE_CHECKING:
+    from streamq.doctor import Report
+
+_SERVER_OPTIONS = ("url", "namespace", "group", "queue")
+_ROLES = ("worker", "producer", "monitor", "operator")
+
+
+@click.command(short_help="Examine a server and the queue on it.")
+@where_options
+@click.option("--role", type=click.Choice(_ROLES), default="worker", show_default=True, show_envvar=True,
+              help="What the user of the URL must be allowed to do.")  # fmt: skip
+@click.option("--scan", type=click.IntRange(min=0), default=100_000, show_default=True, show_envvar=True,
+              help="How many keys the server may look at in search of strange ones; 0 is none.")  # fmt: skip
+@click.option("--strict", is_flag=True, show_envvar=True, help="Exit with 1 if there are warnings.")
+@click.option("--quiet", "-q", is_flag=True, show_envvar=True, help="Print warnings and errors only.")
+@click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print the report as one JSON object.")
+@click.pass_context
+def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Examine a server and the queue on it: what is wrong, how one can tell, what to type.
+
+    Nothing on the server is changed, and few rights are enough: what may not be asked is said.
+    Exits with 2 if there is an error, also if the server cannot be reached; with 1 if there is
+    a warning and --strict is given; else with 0.
+    """
+    import orjson  # noqa: PLC0415 - keeps --help light
+
+    from streamq.cli.running import run  # noqa: PLC0415
+    from streamq.doctor import examine  # noqa: PLC0415
+
+    broker = Where(**{name: given.pop(name) for name in _SERVER_OPTIONS}).broker()
+
+    async def main() -> Report:
+        async with broker:
+            return await examine(broker, role=role, scan=scan)
+
+    report = run(main)
+    if as_json:
+        click.echo(orjson.dumps(report.as_dict()))
+    else:
+        _print(report, quiet=quiet)
+    ctx.exit(report.exit_code(strict=strict))
+
+
+def _print(report: Report, *, quiet: bool) -> None:
+    from streamq.cli.letters import safe  # noqa: PLC0415
+    from streamq.doctor import Severity  # noqa: PLC0415
+
+    columns = max(60, shutil.get_terminal_size((100, 24)).columns)
+    for finding in report.findings:
+        if not quiet or finding.severity >= Severity.WARNING:
+            code, message, remedy = map(safe, (finding.code, finding.message, finding.remedy))
+            for line in _lines(finding.severity.word, code, message, remedy, columns):
+                click.echo(line)
+    counts = ", ".join(f"{count} {word}" for word, count in report.counts.items())
+    click.echo(safe(f"{report.server} namespace={report.namespace} group={report.group}: {counts}"), err=True)
+
+
+def _lines(word: str, code: str, message: str, remedy: str, columns: int) -> list[str]:
+    """Return a finding as text: how bad and what, then what to do."""
+    head = f"{word.upper() if word in ('warning', 'error') else word:<8} {code}: {message}"
+    indent = " " * 9
+    lines = textwrap.wrap(head, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    # Not wrapped: it is to be copied.
+    return [*lines, f"{indent}-> {remedy}"] if remedy else lines

@@ -1,0 +1,87 @@
+"""`streamq enqueue NAME [ARGS...]`: send one task by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from streamq.cli.options import Where, duration, json_option, json_or_text, moment, where_options
+from streamq.cli.problems import Problem
+
+_PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
+_KWARGS_REMEDY = 'write --kwargs \'{"to": "a@b.c"}\' or -k to=a@b.c'
+
+
+def _priority(text: str) -> int:
+    """Return the number of a priority, or of one of the names of `Priority`."""
+    if (named := _PRIORITIES.get(text.lower())) is not None:
+        return named
+    try:
+        return int(text)
+    except ValueError:
+        names = ", ".join(_PRIORITIES)
+        raise click.BadParameter(f"{text!r} is no priority: write a whole number, or {names}") from None
+
+
+@click.command(no_args_is_help=True, short_help="Send a task by name.")
+@click.argument("name")
+@click.argument("args", nargs=-1, metavar="[ARGS]...")
+@where_options
+@click.option("--kwargs", "kwargs_json", metavar="JSON", help="Keyword arguments as a JSON object.", show_envvar=True)
+@click.option("-k", "pairs", multiple=True, metavar="KEY=VALUE", help="One keyword argument; may be repeated.")
+@click.option("--priority", type=_priority, metavar="PRIORITY", show_envvar=True,
+              help="A number or critical, high, normal, low; it picks the tier.")  # fmt: skip
+@click.option("--tier", show_envvar=True, help="The tier, by name.")
+@click.option("--delay", type=duration, show_envvar=True, help="Start no sooner than this from now: 30s, 5m, 2h.")
+@click.option("--at", type=moment, metavar="TIME", show_envvar=True,
+              help="Start no sooner than this: ISO 8601 (local time without a zone) or Unix seconds.")  # fmt: skip
+@click.option("--expires", type=duration, show_envvar=True, help="Do not start later than this from now.")
+@click.option("--retries", type=click.IntRange(min=0), show_envvar=True, help="Runs after the first that fails.")
+@click.option("--timeout", type=duration, show_envvar=True, help="How long one run may take.")
+@click.option("--result-ttl", type=duration, show_envvar=True, help="Keep the result for this long.")
+@click.option("--task-id", show_envvar=True, help="An id of your own; sent again, it is accepted once.")
+@click.option("--dedup-key", show_envvar=True, help="Of all tasks with one key the first wins.")
+@click.option("--dedup-ttl", type=duration, show_envvar=True, help="How long the key is held. [default: 1h]")
+@json_option
+def enqueue(
+    name: str, args: tuple[str, ...], kwargs_json: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any
+) -> None:
+    """Send the task NAME with ARGS and print its task id.
+
+    ARGS are JSON where they parse as JSON, else strings: 3 is a number, '"3"' a string,
+    '[1, 2]' a list, a@b.c a string. Write -- before arguments that begin with a dash.
+    """
+    where = Where(**{option: given.pop(option) for option in ("url", "namespace", "group", "queue")})
+    options = {option: value for option, value in given.items() if value is not None}
+    kwargs = _kwargs(kwargs_json, pairs)
+    from streamq.cli.sending import send  # noqa: PLC0415 - keeps --help light
+
+    sent = send(where, name, [json_or_text(arg) for arg in args], kwargs, options)
+    if as_json:
+        import orjson  # noqa: PLC0415
+
+        click.echo(orjson.dumps(sent))
+        return
+    if not sent["fresh"]:
+        click.echo("streamq: not sent: this one holds the task id or dedup key already", err=True)
+    click.echo(sent["task_id"])
+
+
+def _kwargs(kwargs_json: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
+    import orjson  # noqa: PLC0415 - keeps --help light
+
+    try:
+        kwargs = orjson.loads(kwargs_json) if kwargs_json else {}
+    except orjson.JSONDecodeError as error:
+        raise Problem(f"--kwargs is no JSON ({error}); {_KWARGS_REMEDY}") from error
+    if not isinstance(kwargs, dict):
+        raise Problem(f"--kwargs is no JSON object; {_KWARGS_REMEDY}")
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not key or not separator:
+            raise Problem(f"-k {pair}: write -k key=value")
+        if key in kwargs:
+            raise Problem(f"-k {pair}: {key!r} is given twice; give it once")
+        kwargs[key] = json_or_text(value)
+    return kwargs

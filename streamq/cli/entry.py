@@ -1,0 +1,59 @@
+"""The command `streamq` itself: its subcommands, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+import streamq
+from streamq.cli.demo.command import demo
+from streamq.cli.dlq import dlq
+from streamq.cli.doctor import doctor
+from streamq.cli.enqueue import enqueue
+from streamq.cli.problems import INTERRUPTED, USAGE, as_problem
+from streamq.cli.worker import worker
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMQ"})
+@click.version_option(streamq.__version__, prog_name="streamq", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A task queue on Redis Streams: fair tiers, leases, dead letters; on asyncio and trio.
+
+    Every option is also an environment variable; the help of each command names it.
+    """
+
+
+cli.add_command(worker)
+cli.add_command(enqueue)
+cli.add_command(dlq)
+cli.add_command(doctor)
+cli.add_command(demo)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 if all went well, 2 for an error of use, 130 after Ctrl-C."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = cli.main(arguments, prog_name="streamq", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    except click.ClickException as error:
+        as_problem(error).show()
+        return USAGE
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:  # `streamq dlq ls | head`: nobody reads on, and that is fine
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0

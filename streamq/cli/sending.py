@@ -1,0 +1,37 @@
+"""Carries out `streamq enqueue`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamq.cli.options import Where
+from streamq.cli.problems import explained
+from streamq.cli.running import run
+from streamq.errors import StreamqError
+from streamq.tasks import TaskRef
+
+
+def send(
+    where: Where, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Send one task; return what became of it. Raises Problem for what cannot be sent."""
+    broker = where.broker()
+    try:
+        call = TaskRef(name).options(**options).call(*args, **kwargs)
+    except StreamqError as error:
+        raise explained(error) from error
+
+    async def main() -> dict[str, Any]:
+        async with broker:
+            (handle,) = await broker.enqueue_many([call])
+            return {
+                "task_id": handle.task_id,
+                "task": name,
+                "tier": broker.tiers[handle.tier].name,
+                "stream": broker.keys.tiers[handle.tier].stream,
+                "entry_id": handle.entry_id or None,
+                "fresh": handle.fresh,
+            }
+
+    return run(main)

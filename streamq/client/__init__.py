@@ -1,0 +1,29 @@
+"""redis-py's command methods over anyio: the only part of streamq that knows connections.
+
+`Client` is what the rest uses. It must not know queues, tasks or messages.
+"""
+
+from streamq.client.address import Address
+from streamq.client.blocking import BlockingConnection
+from streamq.client.client import Client
+from streamq.client.dial import Dial
+from streamq.client.facts import ServerFacts
+from streamq.client.pipeline import Pipeline
+from streamq.client.replies import Command, OutcomeUnknown
+from streamq.client.scripts import Script
+from streamq.client.shelter import Shelter
+from streamq.client.subscriber import Subscriber
+
+__all__ = [
+    "Address",
+    "BlockingConnection",
+    "Client",
+    "Command",
+    "Dial",
+    "OutcomeUnknown",
+    "Pipeline",
+    "Script",
+    "ServerFacts",
+    "Shelter",
+    "Subscriber",
+]

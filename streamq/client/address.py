@@ -1,0 +1,196 @@
+"""Where a server is and how to be let in: the URL of a server as a frozen value.
+
+This module does no I/O and knows nothing of connections. A password never leaves it except
+through the field `password`: neither `repr`, `str` nor an error message shows one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import ParseResult, parse_qsl, unquote, urlparse
+
+from streamq.errors import ConfigurationError
+
+Scheme = Literal["redis", "rediss", "unix", "memory"]
+CertReqs = Literal["required", "optional", "none"]
+
+_SCHEMES: Final[dict[str, Scheme]] = {
+    "redis": "redis",
+    "valkey": "redis",
+    "rediss": "rediss",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+_CERT_REQS: Final[dict[str, CertReqs]] = {
+    "required": "required",
+    "optional": "optional",
+    "none": "none",
+}
+_ENCODE: Final = "percent-encode special characters of the password (# is %23, / %2F, ? %3F, @ %40)"
+_OPTIONS: Final = (
+    "client_name",
+    "db",
+    "socket_connect_timeout",
+    "socket_timeout",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server: how to reach it, who to be there, and which database to use.
+
+    `scheme` is `redis` (TCP), `rediss` (TLS), `unix` (the socket at `path`) or `memory`
+    (whatever the `Dial` of the client opens). Timeouts are seconds; None leaves the choice
+    to the client. The `ssl_*` fields mean what they mean in redis-py.
+    """
+
+    scheme: Scheme = "redis"
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    client_name: str | None = None
+    connect_timeout: float | None = None
+    reply_timeout: float | None = None
+    ssl_cert_reqs: CertReqs = "required"
+    ssl_check_hostname: bool = True
+    ssl_ca_certs: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a URL: `redis://`, `rediss://`, `valkey://`, `valkeys://` or `unix://`.
+
+        User, password and path are percent-decoded. The database is the path
+        (`redis://host/1`) or the option `?db=1`. Further options are `client_name`,
+        `socket_timeout` and `socket_connect_timeout` (seconds), `ssl_cert_reqs`,
+        `ssl_check_hostname`, `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`.
+
+        Raises ConfigurationError if the URL cannot be used; the message names the part that
+        is wrong and the remedy, and shows no password.
+        """
+        try:
+            parts = urlparse(url)
+            port = parts.port
+        except ValueError:  # its text may quote the password
+            raise _refusal(url, f"its host and port cannot be read; write host:port, and {_ENCODE}") from None
+        scheme = _SCHEMES.get(parts.scheme)
+        if scheme is None:
+            known = ", ".join(f"{name}://" for name in _SCHEMES)
+            raise _refusal(url, f"unknown scheme {parts.scheme!r}; use one of {known}")
+        stray = parts.query if scheme == "unix" else parts.path + parts.query
+        if "#" in url or "@" in stray:
+            raise _refusal(url, f"it has '#', or '@' after the host; {_ENCODE}")
+        options = _options(url, parts.query)
+        return cls(
+            scheme=scheme,
+            host=unquote(parts.hostname or "") or "localhost",
+            port=port or 6379,
+            path=_socket_path(url, parts) if scheme == "unix" else "",
+            db=_db(url, options.get("db") or ("" if scheme == "unix" else parts.path.strip("/"))),
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+            client_name=options.get("client_name"),
+            connect_timeout=_seconds(url, "socket_connect_timeout", options),
+            reply_timeout=_seconds(url, "socket_timeout", options),
+            ssl_cert_reqs=_cert_reqs(url, options.get("ssl_cert_reqs", "required")),
+            ssl_check_hostname=_flag(url, "ssl_check_hostname", options.get("ssl_check_hostname", "true")),
+            ssl_ca_certs=options.get("ssl_ca_certs"),
+            ssl_certfile=options.get("ssl_certfile"),
+            ssl_keyfile=options.get("ssl_keyfile"),
+        )
+
+    @property
+    def place(self) -> str:
+        """Where the server listens: `host:port`, or the path of its socket."""
+        if self.scheme == "unix":
+            return self.path
+        if self.scheme == "memory":
+            return "memory"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        user = self.username or ""
+        credentials = f"{user}:***@" if self.password else f"{user}@" if user else ""
+        if self.scheme == "memory":
+            return f"memory://{self.path}"
+        if self.scheme == "unix":
+            return f"unix://{credentials}{self.path}" + (f"?db={self.db}" if self.db else "")
+        return f"{self.scheme}://{credentials}{self.place}/{self.db}"
+
+
+def _refusal(url: str, reason: str) -> ConfigurationError:
+    """Name the URL without its user, password and options, which may hold secrets."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return ConfigurationError(f"not a URL of a server: {reason}")
+    shown = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    hidden = "***@" if "@" in rest else ""
+    return ConfigurationError(f"the URL {scheme}://{hidden}{shown} cannot be used: {reason}")
+
+
+def _options(url: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _OPTIONS:
+            raise _refusal(url, f"unknown option {name!r}; known are {', '.join(_OPTIONS)}")
+        if not value:
+            raise _refusal(url, f"the option {name!r} has no value; give it one or leave it out")
+        options[name] = value
+    return options
+
+
+def _socket_path(url: str, parts: ParseResult) -> str:
+    path = unquote(parts.path)
+    if parts.hostname:
+        raise _refusal(url, "the path of a unix socket is absolute; write three slashes, unix:///run/redis.sock")
+    if not path.strip("/"):
+        raise _refusal(url, "the path of the socket is missing; write unix:///run/redis.sock")
+    return path
+
+
+def _db(url: str, text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit()):
+        raise _refusal(url, f"the database {text!r} is not a number; write one from 0 on, as in redis://host:6379/0")
+    return int(text)
+
+
+def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
+    text = options.get(name)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise _refusal(url, f"{name}={text!r} is not a number of seconds above 0; write for example {name}=5")
+    return seconds
+
+
+def _cert_reqs(url: str, text: str) -> CertReqs:
+    value = _CERT_REQS.get(text.lower())
+    if value is None:
+        raise _refusal(url, f"ssl_cert_reqs={text!r}; write required, optional or none")
+    return value
+
+
+def _flag(url: str, name: str, text: str) -> bool:
+    match text.lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+        case _:
+            raise _refusal(url, f"{name}={text!r}; write true or false")

@@ -1,0 +1,122 @@
+"""How byte streams to a server are opened: TCP, TLS and unix sockets.
+
+Nothing here speaks Redis. Another kind of transport is another `Dial`: `memory://` passes one
+that returns an end of an in-memory pipe.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+from anyio.abc import SocketAttribute
+
+from streamq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream
+
+    from streamq.client.address import Address
+
+_KEEPALIVE_IDLE = 30  # seconds of silence before the kernel probes the peer
+_KEEPALIVE_INTERVAL = 10
+_KEEPALIVE_PROBES = 3
+
+
+class Dial(Protocol):
+    """Opens one byte stream to the server; called once for each connection."""
+
+    async def __call__(self) -> ByteStream:
+        """Return a new stream. Raises OSError or an anyio stream error if there is none."""
+        ...
+
+
+def dial_to(address: Address) -> Dial:
+    """Return the Dial that opens streams to `address`.
+
+    Raises ConfigurationError if its certificates cannot be loaded, or if it is a
+    `memory` address, which needs a Dial of its own.
+    """
+    match address.scheme:
+        case "unix":
+            return _UnixDial(address.path)
+        case "redis":
+            return _TcpDial(address.host, address.port)
+        case "rediss":
+            return _TlsDial(address.host, address.port, _tls_context(address))
+        case "memory":
+            raise ConfigurationError(f"{address} has no network address; pass the client a dial of its own")
+
+
+class _UnixDial:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def __call__(self) -> ByteStream:
+        return await anyio.connect_unix(self._path)
+
+
+class _TcpDial:
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+
+    async def __call__(self) -> ByteStream:
+        stream = await anyio.connect_tcp(self._host, self._port)
+        _keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
+        return stream
+
+
+class _TlsDial:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        self._host = host
+        self._port = port
+        self._context = context
+
+    async def __call__(self) -> ByteStream:
+        stream = await anyio.connect_tcp(
+            self._host,
+            self._port,
+            ssl_context=self._context,
+            tls_hostname=self._host,
+            tls_standard_compatible=False,
+        )
+        _keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
+        return stream
+
+
+def _keep_alive(raw: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished. TCP_NODELAY is anyio's default already."""
+    with suppress(OSError):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", _KEEPALIVE_IDLE),
+            ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
+            ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
+        ):
+            option = getattr(socket, name, None)  # not every platform has each of them
+            if option is not None:
+                raw.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _tls_context(address: Address) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=address.ssl_ca_certs)
+        if address.ssl_certfile is not None:
+            context.load_cert_chain(address.ssl_certfile, address.ssl_keyfile)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"the certificates for {address} cannot be loaded ({error}); "
+            "check ssl_ca_certs, ssl_certfile and ssl_keyfile"
+        ) from error
+    # The order matters: a context that checks host names refuses to be set to CERT_NONE.
+    context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs == "required"
+    context.verify_mode = {
+        "required": ssl.CERT_REQUIRED,
+        "optional": ssl.CERT_OPTIONAL,
+        "none": ssl.CERT_NONE,
+    }[address.ssl_cert_reqs]
+    return context

@@ -1,0 +1,28 @@
+"""Judges facts: every check is a pure function from facts to findings, and this is their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from streamq.doctor import data_checks, delay_checks, key_checks, server_checks, stream_checks, worker_checks
+from streamq.doctor.facts import Facts
+from streamq.doctor.finding import Finding
+
+Check = Callable[[Facts], Iterator[Finding]]
+
+CHECKS: Final[tuple[Check, ...]] = (
+    server_checks.reachable, server_checks.features, server_checks.cluster, server_checks.permissions,
+    server_checks.clock, server_checks.settings,
+    data_checks.memory, data_checks.persistence, data_checks.replication,
+    stream_checks.kinds, stream_checks.streams,
+    worker_checks.workers, worker_checks.crashes,
+    delay_checks.delayed, delay_checks.dead_letters,
+    key_checks.keys, server_checks.not_asked,
+)  # fmt: skip
+
+
+def judge(facts: Facts) -> Iterator[Finding]:
+    """Yield what every check finds, in their order."""
+    for check in CHECKS:
+        yield from check(facts)

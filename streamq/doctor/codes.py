@@ -1,0 +1,47 @@
+"""Every code that a finding can have, with its severity: one code, one severity. The table of `docs/doctor.md`."""
+
+from __future__ import annotations
+
+import shlex
+from types import MappingProxyType
+from typing import Any, Final
+
+from streamq.doctor.finding import Finding, Severity
+
+_BY_SEVERITY: Final = {
+    Severity.OK: """
+        reachable features permissions_fine clock_fine settings_fine memory_fine persistence_fine primary
+        streams_fine workers_fine delayed_fine dead_letters_none keys_fine
+    """,
+    Severity.INFO: """
+        in_process not_asked keepalive_off memory_unbounded aof_everysec features_missing
+        stream_missing group_missing other_groups no_worker_yet takeover_due dead_consumers crash_evidence
+        dead_letters scan_stopped other_streams
+    """,
+    Severity.WARNING: """
+        slow clock_offset clock_went_back idle_timeout output_buffer_small clients_near_limit eviction_dormant
+        memory_filling persistence_off persistence_rdb_only appendfsync_no aof_rewrite_failed replica_behind
+        replica_not_online pending_gone group_abandoned orphans unknown_consumer lease_not_renewed suspects
+        crash_verdict dead_letters_growing dead_letters_near_bound no_ttl unknown_keys
+    """,
+    Severity.ERROR: """
+        unreachable login_refused not_ready too_old permission_missing cluster_slots eviction memory_full
+        aof_write_failed rdb_save_failed replica replicas_too_few wrong_type group_ahead stranded no_worker
+        delayed_overdue delayed_without_message message_without_delay
+    """,
+}  # fmt: skip
+
+SEVERITIES: Final = MappingProxyType(
+    {code: severity for severity, codes in _BY_SEVERITY.items() for code in codes.split()}
+)
+"""Each code's severity."""
+
+
+def typed(*words: str) -> str:
+    """Return a command of redis-cli, to be copied into a shell: names come from the server and may be anything."""
+    return shlex.join(("redis-cli", *words))
+
+
+def found(code: str, message: str, remedy: str = "", /, **evidence: Any) -> Finding:
+    """Return a finding of this code. Raises KeyError for one that is not in the table."""
+    return Finding(code, SEVERITIES[code], message, evidence, remedy)

@@ -1,0 +1,204 @@
+"""The wire format: what a message, a delayed message and a dead letter look like in Redis.
+
+Owns encoding and decoding and nothing else; knows no key, no task and no worker. The table of
+fields is in `docs/wire-format.md`. Fields that streamq does not know survive every retry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as fields_of
+from datetime import UTC, date, datetime, time
+from enum import Enum
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+
+from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
+
+MAX_PAYLOAD = 1 << 20  # bytes of one message
+TRACEBACK_TAIL = 8_000  # characters of a traceback that a dead letter keeps
+MOST_FIELDS = 1_000  # of one entry; the Lua of the atomic steps can pass on a few thousand
+
+
+LARGEST = (1 << 63) - 1
+_LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
+Field = str | bytes
+_T = TypeVar("_T")
+Default = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A task to be sent. Times are Unix seconds; None and 0 mean the default, which is not sent.
+
+    `task_id` may be empty: the id of the stream's entry is then the task id.
+    """
+
+    task: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    task_id: str = ""
+    priority: int | None = None
+    retries: int | None = None
+    timeout: float | None = None
+    result_ttl: float | None = None
+    expires: float | None = None
+    enqueued_at: float | None = None
+    headers: Mapping[str, Any] | None = None
+
+    def fields(self, *, limit: int = MAX_PAYLOAD, default: Default | None = None) -> list[Field]:
+        """Return the flat fields of the stream's entry, those with a default left out.
+
+        `default` turns what JSON lacks into something it has (pydantic's types). Raises
+        EncodingError naming the argument that cannot be sent, PayloadTooLargeError beyond
+        `limit` bytes.
+        """
+        flat: list[Field] = ["task", self.task]
+        if self.task_id:
+            flat += ("id", self.task_id)
+        if self.args:
+            flat += ("args", _dump(self.task, "args", self.args, default))
+        if self.kwargs:
+            flat += ("kwargs", _dump(self.task, "kwargs", self.kwargs, default))
+        for name, written in _OPTIONAL:
+            if (value := getattr(self, name)) is not None:
+                flat += (name, written(value))
+        if self.headers:
+            flat += ("headers", _dump(self.task, "headers", self.headers, default))
+        size = sum(map(len, flat))
+        if size > limit:
+            raise PayloadTooLargeError(self.task, size, limit)
+        return flat
+
+
+def milliseconds(seconds: float) -> int:
+    """Return Unix seconds as the whole milliseconds that lie in Redis."""
+    return round(seconds * 1000)
+
+
+def _integer(value: int) -> str:
+    return str(int(value))
+
+
+def _seconds(value: float) -> str:
+    return repr(float(value))
+
+
+def _moment(value: float) -> str:
+    return str(milliseconds(value))
+
+
+# Fields that are left out unless they were given, and how each is written.
+_OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("priority", _integer),
+    ("retries", _integer),
+    ("timeout", _seconds),
+    ("result_ttl", _seconds),
+    ("expires", _moment),
+    ("enqueued_at", _moment),
+)
+
+
+def dumps(value: Any, default: Default | None = None) -> bytes:
+    """Return a value as JSON. Raises TypeError naming what JSON lacks, NaN and infinity included."""
+    packed = orjson.dumps(value, default=default)
+    # orjson writes NaN and infinity as null; a value that changes on its way is worse than an error.
+    if b"null" in packed and not _finite(value, default):
+        raise TypeError("NaN and infinity have no JSON")
+    return packed
+
+
+def pack_flat(fields: Sequence[str]) -> bytes:
+    """Return a message as the delayed set keeps it: a JSON array of its flat fields."""
+    return orjson.dumps(fields)
+
+
+def as_text(flat: Iterable[Field]) -> list[str]:
+    """Return flat fields as text."""
+    return [part.decode() if isinstance(part, bytes) else part for part in flat]
+
+
+def entry_ms(entry_id: bytes) -> int:
+    """Return the milliseconds of an entry's id."""
+    return int(entry_id.partition(b"-")[0])
+
+
+def iso(seconds: float) -> str:
+    """Return a Unix time as people read it: ISO 8601 in UTC with milliseconds.
+
+    Ids of entries and fields that were written by hand may lie beyond the year 9999: the last
+    second that ISO 8601 knows stands for them.
+    """
+    return datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC).isoformat(timespec="milliseconds")
+
+
+def _dump(task: str, what: str, value: Any, default: Default | None) -> bytes:
+    try:
+        return dumps(value, default)
+    except (TypeError, RecursionError) as error:
+        raise EncodingError(task, *_culprit(what, value, default, error)) from error
+
+
+def _culprit(what: str, value: Any, default: Default | None, error: Exception) -> tuple[str, str]:
+    """Return which argument it was that JSON cannot carry, and why."""
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
+    for name, part in parts:
+        try:
+            dumps(part, default)
+        except (TypeError, RecursionError) as inner:
+            place = f"{name!r}" if isinstance(name, str) else f"number {name}"
+            if what == "headers":
+                place = f"header {place}"
+            return f"{place} ({type(part).__name__})", str(inner)
+    return what, str(error)
+
+
+def _finite(value: Any, default: Default | None) -> bool:  # noqa: PLR0911 - one for each kind of value
+    match value:
+        case float():
+            return math.isfinite(value)
+        case None | str() | int() | datetime() | UUID():
+            return True
+        case Mapping():
+            return all(_finite(part, default) for part in value.values())
+        case list() | tuple():
+            return all(_finite(part, default) for part in value)
+        case Enum():
+            return _finite(value.value, default)
+    if is_dataclass(value):
+        return all(_finite(getattr(value, part.name), default) for part in fields_of(value))
+    return default is None or isinstance(value, date | time) or _finite(default(value), default)
+
+
+def load(raw: bytes, name: str, kind: type[_T]) -> _T:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise UndecodableError(f"field {name!r} is {shown(raw)}, which is not JSON ({error})") from error
+    if type(value) is not kind:
+        wanted = "array" if kind is list else "object"
+        raise UndecodableError(f"field {name!r} is {shown(raw)}, which is no JSON {wanted}")
+    return value
+
+
+def text(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"field {name!r} is {shown(raw)}, which is not UTF-8") from error
+
+
+def shown(raw: bytes) -> str:
+    """Return a value short enough for a message."""
+    text = raw[:80].decode(errors="backslashreplace")
+    return f"{text!r}{'...' * (len(raw) > 80)}"
+
+
+def utf8(text: str) -> str:
+    """Return a text without lone surrogates, which have no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,401 @@
+"""Runners: a fixed pool of loops, each of which takes a delivery, runs it, and says what became of it.
+
+A run is a straight line: take, decode, call (middleware around the handler), decide, settle.
+No task is spawned and no cancel scope entered per run, unless the task has a timeout: a run
+that must end (its lease was lost, it was cancelled) ends with its runner's own scope, and the
+runner opens the next.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_process
+import anyio.to_thread
+
+from streamq.arguments import encode_extra
+from streamq.consumer import Consumer
+from streamq.context import running
+from streamq.delivery import Delivery, Failure
+from streamq.errors import BrokerError, TaskTimeoutError, UndecodableError
+from streamq.events import Started
+from streamq.message import dumps
+from streamq.middleware import Context, MiddlewareChain
+from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Release, Skip, decide, failure_of
+from streamq.tasks import Task
+
+log = logging.getLogger("streamq")
+
+STREAK = 32  # runs that one runner makes before others get their turn
+_UNKNOWN_PAUSE = 2.0  # seconds between two looks at a task that no one here knows
+_PLAIN = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
+_CANCELLED = dumps(
+    {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
+)
+
+Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
+
+
+class Prepared:
+    """A task made ready to run: its handler, its limits and its middleware in one call."""
+
+    __slots__ = ("_limiter", "call", "default", "task")
+
+    def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, limiter: anyio.CapacityLimiter) -> None:
+        self.task = task
+        self.default = encode_extra if task.arguments.converter is not None else None
+        self._limiter = limiter
+        self.call: Runnable = self._bare() if not len(chain) else self._wrapped(chain)
+
+    def _bare(self) -> Runnable:
+        """Return the shortest way: no middleware, so no context either."""
+        task, invoke = self.task, self._invoke()
+        timeout = task.timeout
+
+        async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+            limit = timeout
+            if b"timeout" in delivery.fields:
+                limit = delivery.timeout or None
+            if limit is None:
+                return await invoke(args, kwargs)
+            with anyio.move_on_after(limit) as scope:
+                return await invoke(args, kwargs)
+            if scope.cancelled_caught:
+                raise TaskTimeoutError(task.name, limit)
+            return None
+
+        return call
+
+    def _wrapped(self, chain: MiddlewareChain) -> Runnable:
+        """Return the handler, with its timeout, inside the chain: waiting in middleware is not timed."""
+        bare, task = self._bare(), self.task
+
+        def innermost(context: Context) -> Awaitable[Any]:
+            return bare(context.delivery, context.args, context.kwargs)
+
+        whole = chain.around(innermost)
+
+        def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            return whole(Context(task, delivery, args, kwargs))
+
+        return call
+
+    def _invoke(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
+        task = self.task
+        function, arguments, converter = task.function, task.arguments, task.arguments.converter
+        limiter = self._limiter
+
+        def fit(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+            if converter is not None:
+                return converter(args, kwargs)
+            arguments.bind(args, kwargs)
+            return args, kwargs
+
+        def in_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
+            if converter is not None:
+                args, kwargs = converter(args, kwargs)
+            try:
+                return function(*args, **kwargs)  # type: ignore[no-any-return]
+            except TypeError:  # calling an async function runs nothing of it: the arguments are wrong
+                arguments.bind(args, kwargs)
+                raise
+
+        async def in_thread(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            args, kwargs = fit(args, kwargs)
+            call = partial(function, *args, **kwargs)
+            return await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+
+        async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            args, kwargs = fit(args, kwargs)
+            call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
+            return await anyio.to_process.run_sync(call, cancellable=True)
+
+        return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+
+
+class _Slot:
+    """One runner: its scope, and why that was cancelled."""
+
+    __slots__ = ("reason", "scope")
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.scope = scope
+        self.reason = ""
+
+
+class Runners:
+    """The pool: as many runners as may run at once.
+
+    `unknown_wait` (s) is how long a task that no worker knows is kept for one that does;
+    `state` is what handlers find as the delivery's `state`.
+    """
+
+    def __init__(
+        self, consumer: Consumer, tasks: Iterable[Prepared], *, unknown_wait: float, state: Any, uniform: random.Random,
+        listening: bool,
+    ) -> None:  # fmt: skip
+        self._consumer = consumer
+        self._intake = consumer.intake
+        self._elapsed = consumer.store.clock.elapsed
+        self._tasks = {prepared.task.name.encode(): prepared for prepared in tasks}
+        self._group = consumer.store.keys.group.encode()
+        self._unknown_wait = unknown_wait
+        self._state = state
+        self._random = uniform
+        self._listening = listening
+        self._idle: deque[anyio.Event] = deque()
+        self._running: dict[Delivery, _Slot] = {}
+        self._warned: set[bytes] = set()
+        self._ended: anyio.Event | None = None  # while somebody waits for the last run to end
+
+    def __repr__(self) -> str:
+        return f"<Runners {len(self._running)} running, {len(self._idle)} idle>"
+
+    # --- from outside ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something can start; one runner wakes, and it wakes the next."""
+        if self._idle and self._intake.startable:
+            self._idle.popleft().set()
+
+    async def all_ended(self) -> None:
+        """Wait until nothing runs."""
+        while self._intake.running:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+    def give_up(self, delivery: Delivery, reason: str = "lost") -> None:
+        """End the run of a delivery: it was lost, or it was cancelled."""
+        slot = self._running.get(delivery)
+        if slot is not None and not slot.reason:
+            slot.reason = reason
+            slot.scope.cancel()
+
+    def cancel(self, entry_id: bytes) -> None:
+        """End the run of the delivery with this entry id, if it is here, as its sender wishes."""
+        for by_id in self._intake.held:
+            delivery = by_id.get(entry_id)
+            if delivery is None:
+                continue
+            if self._intake.drop(delivery):
+                self._settle_cancelled(delivery)
+            else:
+                self.give_up(delivery, "cancelled")
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Be one runner, until cancelled."""
+        while True:
+            with anyio.CancelScope() as scope:
+                await self._runs(_Slot(scope))
+
+    async def _runs(self, slot: _Slot) -> None:
+        intake, running_now = self._intake, self._running
+        streak = 0
+        while True:
+            delivery = intake.take()
+            if delivery is None:
+                await self._park()
+                streak = 0
+                continue
+            if self._idle:
+                self.wake()
+            running_now[delivery] = slot
+            try:
+                await self._run(delivery, slot)
+                if delivery.alone:
+                    # Nothing else may start, and take the worker down, before this is settled: it
+                    # would be convicted of that.
+                    await self._consumer.flushed()
+            finally:
+                del running_now[delivery]
+                intake.done(delivery)
+                if not intake.running:
+                    self._all_ended()
+            if slot.reason:  # this scope is cancelled: the next run needs another
+                return
+            streak += 1
+            if streak >= STREAK:
+                streak = 0
+                await anyio.lowlevel.checkpoint()
+
+    async def _park(self) -> None:
+        """Wait until something can start."""
+        event = anyio.Event()
+        self._idle.append(event)
+        self._consumer.kick()
+        try:
+            await event.wait()
+        finally:
+            if not event.is_set():
+                self._idle.remove(event)
+
+    def _all_ended(self) -> None:
+        if self._ended is not None:
+            self._ended.set()
+        if self._intake.quiet:  # no company is to be expected: what waits may go
+            self._consumer.kick()
+        self.wake()  # a suspect may have waited for this
+
+    async def _run(self, delivery: Delivery, slot: _Slot) -> None:
+        """Run one delivery: decode, call, decide, settle."""
+        prepared = self._tasks.get(delivery.fields.get(b"task", b""))
+        early = self._refused(delivery, prepared)
+        if early is None and prepared is None:
+            early = self._unknown(delivery)
+        if early is not None or prepared is None:
+            self._settle(delivery, early or Release(), prepared, 0.0)
+            return
+        if delivery.alone and not await self._alone(delivery):
+            return
+        delivery.state = self._state
+        if self._listening:
+            self._consumer.emit(Started(delivery))
+        started = self._elapsed()
+        try:
+            args, kwargs = delivery.args, delivery.kwargs
+            token = running.set(delivery)
+            try:
+                result = await prepared.call(delivery, args, kwargs)
+            finally:
+                running.reset(token)
+        except Exception as error:  # noqa: BLE001 - every failure of a handler is decided on
+            outcome = self._decide(delivery, prepared, error)
+        except BaseException as error:
+            if not self._is_failure(error):
+                self._interrupted(delivery, slot, error)
+                raise
+            outcome = self._decide(delivery, prepared, error)
+        else:
+            outcome = Ack(_encoded(prepared, delivery, result))
+        self._settle(delivery, outcome, prepared, self._elapsed() - started)
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, prepared: Prepared | None, duration: float) -> None:
+        try:
+            self._consumer.settle(delivery, outcome, duration=duration, keep=_keep(delivery, prepared))
+        except Exception as error:  # a message that cannot be settled as it wants must not cost the worker
+            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
+            self._consumer.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
+
+    # --- before the run ------------------------------------------------------------------------
+
+    def _refused(self, delivery: Delivery, prepared: Prepared | None) -> Outcome | None:
+        """Return what becomes of a delivery that must not start, None for all others."""
+        fields = delivery.fields
+        if prepared is not None and fields.keys() <= _PLAIN:
+            return None
+        if fields.get(b"group", self._group) != self._group:
+            return Skip()
+        try:
+            delivery.check()
+        except UndecodableError as error:
+            return DeadLetter(Reason.UNDECODABLE, failure_of(error))
+        if delivery.expires is not None and delivery.expires < self._consumer.now():
+            return DeadLetter(Reason.EXPIRED, EXPIRED)
+        return None
+
+    def _unknown(self, delivery: Delivery) -> Outcome:
+        """Return a task that is not known here to the others, until it has waited for long enough."""
+        since, now = delivery.unknown_since, self._consumer.now()
+        waited = 0.0 if since is None else now - since
+        name = delivery.task
+        if waited >= self._unknown_wait:
+            known = ", ".join(sorted(task.decode() for task in self._tasks))
+            text = f"no worker knew the task {name!r} for {waited:.0f} s; this one knows {known}"
+            return DeadLetter(Reason.UNKNOWN_TASK, Failure("UnknownTask", text))
+        if name.encode() not in self._warned and len(self._warned) < 1000:
+            self._warned.add(name.encode())
+            log.warning("task %r is not known here; given back for %g s at most", name, self._unknown_wait)
+        pause = min(_UNKNOWN_PAUSE, max(0.05, self._unknown_wait / 5))
+        return Postpone(pause, "unknown here", unknown=True)
+
+    async def _alone(self, delivery: Delivery) -> bool:
+        """Note that a suspect starts with nothing beside it; False if it is not ours any more."""
+        # What is known of others, that one of them is dead say, must not be lost with this worker.
+        await self._consumer.flushed()
+        try:
+            held = await self._consumer.store.alone(self._consumer.name, delivery)
+        except BrokerError as error:
+            log.warning("%r runs alone, but that could not be noted: %s", delivery, error)
+            return True
+        if not held:
+            self._intake.forget(delivery.tier, delivery.entry_id)
+        return held
+
+    # --- after the run ---------------------------------------------------------------------------
+
+    def _decide(self, delivery: Delivery, prepared: Prepared, error: BaseException) -> Outcome:
+        outcome = decide(
+            prepared.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error, random=self._random
+        )
+        log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
+        return outcome
+
+    def _is_failure(self, error: BaseException) -> bool:
+        """Is this BaseException the handler's own, and not somebody ending the run or the program?"""
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+            return False
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
+            return False
+        # A cancellation that no scope around us asked for was raised by the handler itself.
+        return anyio.current_effective_deadline() != float("-inf")
+
+    def _interrupted(self, delivery: Delivery, slot: _Slot, error: BaseException) -> None:
+        if not isinstance(error, anyio.get_cancelled_exc_class()):
+            # It ends the worker. Its lease is left to end, so that a loop of these is seen as one.
+            self._consumer.fatal.add(delivery.entry_id)
+        if slot.reason == "lost":
+            self._consumer.settler.count_superseded(delivery)
+        elif slot.reason == "cancelled":
+            self._settle_cancelled(delivery)
+
+    def _settle_cancelled(self, delivery: Delivery) -> None:
+        self._settle(delivery, Ack(_CANCELLED), self._tasks.get(delivery.fields.get(b"task", b"")), 0.0)
+
+    def keep(self, delivery: Delivery) -> float | None:
+        """Return for how long (s) the result of a delivery is wanted, None for not at all."""
+        return _keep(delivery, self._tasks.get(delivery.fields.get(b"task", b"")))
+
+
+def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
+    """Return for how long (s) the result is wanted, None for not at all: nobody waits for what is no message."""
+    try:
+        wanted, _ = delivery.result_ttl, delivery.task_id
+    except UndecodableError:
+        return None
+    if wanted is not None:
+        return wanted or None
+    return prepared.task.result_ttl if prepared is not None else None
+
+
+def _encoded(prepared: Prepared, delivery: Delivery, result: Any) -> bytes:
+    """Return a result as waiters get it; one that is not JSON becomes an error for them."""
+    if not _keep(delivery, prepared):
+        return b""
+    try:
+        return dumps({"ok": result}, prepared.default)
+    except (TypeError, RecursionError) as error:
+        log.error("task %s: its result cannot be kept: %s", prepared.task.name, error)  # noqa: TRY400
+        told = {
+            "error_type": "EncodingError", "error": f"the task succeeded, its result is not JSON: {error}",
+            "reason": "result", "traceback": "",
+        }  # fmt: skip
+        return dumps(told)
+
+
+def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a task's function in a process of its own: the child looks it up, no code is sent."""
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    function = found.function if isinstance(found, Task) else found
+    return function(*args, **kwargs)

@@ -1,0 +1,400 @@
+"""The queue's Redis commands: the only module that speaks them.
+
+Two kinds of doors. *Commands* (`read`, `ack`, `postpone`, ...) are built here and carried out
+by the consumer, many in one round trip. *Calls* (`enqueue`, `renew`, `reclaim`, ...) are
+awaited. Errors of the connection and of the server are translated at this edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.exceptions
+
+from streamq.admission import Accepted, Guarded, accepted_of
+from streamq.client import BlockingConnection, Client, Command
+from streamq.clock import SYSTEM, Clock
+from streamq.delivery import Delivery
+from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
+from streamq.keys import PARKED, STATS_KEPT, Keys
+from streamq.message import Field
+from streamq.scripts import step
+from streamq.tasks import Durable
+from streamq.tiers import Tier
+from streamq.translation import translated
+
+CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes outlives the last crash
+_CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before we give it up
+_WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
+_SCRIPT_ENTRIES = 500  # ids for one script: Lua's unpack allows some thousands
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterBound:
+    """How much the dead letter stream keeps: entries, and seconds (0: of any age)."""
+
+    max_size: int = 10_000
+    max_age: float = 0.0
+
+
+class Store:
+    """The commands of one namespace, seen as one consumer group.
+
+    `bound` is asked for the bound of the dead letter stream at each death.
+    """
+
+    def __init__(
+        self, client: Client, keys: Keys, tiers: Sequence[Tier], *,
+        bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock = SYSTEM,
+    ) -> None:  # fmt: skip
+        self.client = client
+        self.keys = keys
+        self.tiers = tuple(tiers)
+        self.clock = clock
+        self._bound = bound
+
+    def __repr__(self) -> str:
+        return f"<Store {self.keys.namespace} group={self.keys.group} on {self.client!r}>"
+
+    # --- producing ---------------------------------------------------------------------------
+
+    def add(self, tier: int, fields: Sequence[Field]) -> Command:
+        """Return the command that appends a message to its stream."""
+        return ("XADD", self.keys.tiers[tier].stream, "*", *fields)
+
+    def add_guarded(self, wanted: Guarded) -> Command:
+        """Return the command that accepts a task once, now or at its time."""
+        keys = self.keys.tiers[wanted.tier]
+        due = -1 if wanted.delay <= 0 else 0
+        if wanted.due is not None:
+            due = max(1, _ms(wanted.due))
+        return step("enqueue")(
+            [keys.stream, keys.delayed, keys.messages, *(key for key, _ in wanted.guards)],
+            wanted.task_id, _ms(wanted.delay), due, self.keys.wake, wanted.packed,
+            *(_ms(ttl) for _, ttl in wanted.guards), *wanted.fields,
+        )  # fmt: skip
+
+    async def enqueue(self, commands: Sequence[Command]) -> list[Accepted]:
+        """Carry out enqueue commands in one round trip, and return one answer for each.
+
+        The answer of `add` has no task id: the sender knows it.
+
+        Raises BrokerUnavailableError if nothing was sent, OutcomeUnknownError if it may have
+        been, BrokerError if the server refused one (those before it were accepted).
+        """
+        return _all_accepted(await self._send(commands))
+
+    async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> list[Accepted]:
+        """As `enqueue`, and wait until what was accepted is on a replica, in the append-only file, or both.
+
+        Raises NotDurableError if that was not confirmed within 4/5 of the reply timeout, and
+        BrokerError, before anything is sent, if the server cannot know it.
+        """
+        if "aof" in wanted and not await self._can_wait_for_aof():
+            raise BrokerError("durable='aof': this server has no WAITAOF (Redis 7.2, Valkey); use appendfsync always")
+        limit = _ms(self.client.reply_timeout * _CONFIRM_WITHIN)
+        waits = {name: (*_WAITS[name], limit) for name in _WAITS if name in wanted}
+        written = ("SET", self.keys.durable, "1", "PX", 1000)
+        replies = await self._send([*commands, written, *waits.values()], self.client.call_apart)
+        accepted = _all_accepted(replies[: len(commands)])
+        for name, reply in zip(waits, replies[len(commands) + 1 :], strict=True):
+            confirmed = reply[0] if isinstance(reply, list) else reply
+            if isinstance(confirmed, Exception):
+                raise NotDurableError(name, str(confirmed))
+            if not confirmed:
+                raise NotDurableError(name, f"no {name} confirmed it within {limit / 1000:g} s")
+        return accepted
+
+    async def _can_wait_for_aof(self) -> bool:
+        try:
+            return (await self.client.facts()).has("WAITAOF")
+        except redis.exceptions.RedisError as error:
+            raise translated(error) from error
+
+    async def cancel(self, tier: int, task_id: str, entry_id: str, result: bytes, result_ttl: float) -> str:
+        """Withdraw a task that was not delivered yet; return what it was (see cancel.lua)."""
+        keys = self.keys.tiers[tier]
+        reply = await self.one(step("cancel")(
+            [keys.stream, keys.delayed, keys.messages, self.keys.result(task_id)],
+            task_id, entry_id, self.keys.wake, _ms(result_ttl), result, task_id, self._member(task_id),
+        ))  # fmt: skip
+        return str(reply, "ascii")
+
+    # --- reading -----------------------------------------------------------------------------
+
+    async def ensure_groups(self) -> None:
+        """Make every stream and its consumer group, from the beginning, where they are missing."""
+        group = self.keys.group
+        commands = [("XGROUP", "CREATE", keys.stream, group, "0", "MKSTREAM") for keys in self.keys.tiers]
+        for reply in await self._send(commands):
+            if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
+                raise translated(reply)
+
+    def read(self, consumer: str, tiers: Iterable[int], count: int, block: float | None = None) -> Command:
+        """Return the command that reads up to `count` new entries of each tier.
+
+        `block` is in seconds; None does not wait.
+        """
+        streams = [self.keys.tiers[tier].stream for tier in tiers]
+        wait = () if block is None else ("BLOCK", max(1, _ms(block)))
+        return (
+            "XREADGROUP", "GROUP", self.keys.group, consumer, "COUNT", count, *wait,
+            "STREAMS", *streams, *[">"] * len(streams),
+        )  # fmt: skip
+
+    def deliveries(self, reply: Any) -> dict[int, list[Delivery]]:
+        """Return what an XREADGROUP gave, by tier."""
+        found: dict[int, list[Delivery]] = {}
+        for name, entries in reply or ():
+            tier = self._tier_of(name)
+            label = self.tiers[tier].name
+            # An entry that was deleted while it was delivered comes as [id, nil].
+            found[tier] = [Delivery(tier, label, entry[0], entry[1]) for entry in entries if entry[1] is not None]
+        return found
+
+    def _tier_of(self, stream: bytes) -> int:
+        name = stream.decode()
+        for tier, keys in enumerate(self.keys.tiers):
+            if keys.stream == name:
+                return tier
+        raise BrokerError(f"the server answered with the stream {name!r}, which was not asked for")
+
+    # --- settling ----------------------------------------------------------------------------
+
+    def ack(self, tier: int, ids: Sequence[bytes], *, each: bool = False) -> list[Command]:
+        """Return the commands that acknowledge these entries; each answers those that came late.
+
+        Which these are it says only if `each`; else there is one b"" for each of them.
+        """
+        keys = self.keys.tiers[tier]
+        names = [keys.stream, keys.crashes]
+        flag = "1" if each else "0"
+        return [
+            step("ack")(names, self.keys.group, flag, *ids[at : at + _SCRIPT_ENTRIES])
+            for at in range(0, len(ids), _SCRIPT_ENTRIES)
+        ]
+
+    def ack_result(self, tier: int, results: Sequence[tuple[bytes, str, float, bytes]]) -> list[Command]:
+        """Return the commands that acknowledge entries and keep their results.
+
+        Each is (entry id, task id, TTL in s, JSON). The answers are as those of `ack` with `each`.
+        """
+        keys = self.keys.tiers[tier]
+        commands = []
+        for at in range(0, len(results), _SCRIPT_ENTRIES):
+            some = results[at : at + _SCRIPT_ENTRIES]
+            names = [keys.stream, keys.crashes, *(self.keys.result(task_id) for _, task_id, _, _ in some)]
+            flat = [part for entry, _, ttl, payload in some for part in (entry, max(1, _ms(ttl)), payload)]
+            commands.append(step("ack_results")(names, self.keys.group, *flat))
+        return commands
+
+    def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
+        """Return the command that moves a held delivery to the delayed set; answers 1 or 0."""
+        keys = self.keys.tiers[delivery.tier]
+        member = self._member(delivery.task_id)
+        return step("postpone")(
+            [keys.stream, keys.crashes, keys.delayed, keys.messages],
+            self.keys.group, consumer, delivery.entry_id, _ms(delay), member, packed, self.keys.wake,
+        )  # fmt: skip
+
+    def _member(self, task_id: str) -> str:
+        """Return what a retry is delayed as: it belongs to its group, and another may delay the same task."""
+        return f"{self.keys.group}:{task_id}"
+
+    def bury(
+        self, consumer: str, delivery: Delivery, fields: Sequence[Field], *,
+        result_ttl: float = 0.0, result: bytes = b"",
+    ) -> Command:  # fmt: skip
+        """Return the command that moves a held delivery to the dead letters; answers 1 or 0."""
+        keys = self.keys.tiers[delivery.tier]
+        names = [keys.stream, keys.crashes, self.keys.dead]
+        if result_ttl > 0:
+            names.append(self.keys.result(delivery.task_id))
+        bound = self._bound()
+        return step("dead")(
+            names, self.keys.group, consumer, delivery.entry_id, bound.max_size, _ms(bound.max_age),
+            max(1, _ms(result_ttl)), result, *fields,
+        )  # fmt: skip
+
+    def release(self, consumer: str, tier: int, ids: Sequence[bytes], idle: float) -> list[Command]:
+        """Return the commands that hand held deliveries back to whoever comes first."""
+        stream = self.keys.tiers[tier].stream
+        return [
+            step("release")(
+                [stream], self.keys.group, consumer, PARKED, _ms(idle), self.keys.wake, *ids[at : at + _SCRIPT_ENTRIES]
+            )
+            for at in range(0, len(ids), _SCRIPT_ENTRIES)
+        ]
+
+    async def release_all(self, consumer: str, idle: float, *, but: Collection[bytes] = ()) -> None:
+        """Hand back whatever is pending for this consumer, known to it or not, but for some."""
+        for tier, keys in enumerate(self.keys.tiers):
+            start = "-"
+            page = (_SCRIPT_ENTRIES, consumer)
+            while rows := await self.one(("XPENDING", keys.stream, self.keys.group, start, "+", *page)):
+                if ids := [row[0] for row in rows if row[0] not in but]:
+                    await self.call(self.release(consumer, tier, ids, idle))
+                start = "(" + rows[-1][0].decode()
+
+    def count(self, at: float, counters: dict[str, int]) -> Command:
+        """Return the command that adds counters to the window of this time (Unix seconds)."""
+        flat = [part for pair in counters.items() for part in pair]
+        return step("count")([self.keys.stats(at)], STATS_KEPT, *flat)
+
+    # --- leases ------------------------------------------------------------------------------
+
+    async def renew(
+        self, consumer: str, lease: float, held: Sequence[Sequence[bytes]]
+    ) -> tuple[float, list[list[bytes]]]:
+        """Keep what is held, by tier, and say that this consumer lives for `lease` seconds.
+
+        Returns the server's Unix time and, by tier, the entries that are not held any more.
+        """
+        flat: list[bytes | int] = []
+        for ids in held:
+            flat += (len(ids), *ids)
+        reply = await self.one(step("renew")(self._liveness, self.keys.group, consumer, _ms(lease), *flat))
+        return int(reply[0]) / 1000, list(reply[1:])
+
+    async def reclaim(
+        self,
+        consumer: str,
+        tier: int,
+        *,
+        idle: float,
+        margin: float,
+        cursor: bytes,
+        count: int,
+        max_crashes: int,
+        suspect_after: int,
+        deadline: float,
+    ) -> tuple[bytes, list[Delivery], bool]:
+        """Take over entries of one tier that nobody alive holds, one suspect at most.
+
+        Nothing is taken after `deadline` (Unix seconds, the server's). Returns the next cursor,
+        what was taken, and whether suspects were left.
+
+        Those of dead consumers once they are `idle` for so long; those of others `margin` after
+        the longest lease of all that live. Seconds.
+        """
+        keys = self.keys.tiers[tier]
+        cursor, rows, left = await self.one(step("reclaim")(
+            [keys.stream, keys.alive, keys.leases, keys.crashes],
+            self.keys.group, consumer, PARKED, _ms(idle), _ms(margin), cursor, count, _ms(CRASHES_KEPT),
+            max_crashes, suspect_after, _ms(deadline),
+        ))  # fmt: skip
+        label = self.tiers[tier].name
+        found = []
+        for entry, flat, crashes, alone, orphaned in rows:
+            delivery = Delivery(tier, label, entry, flat, redelivered=True, crashes=tuple(crashes.decode().split()))
+            delivery.convicted, delivery.orphaned = alone == 1, orphaned == 1
+            found.append(delivery)
+        return cursor, found, left > 0
+
+    async def alone(self, consumer: str, delivery: Delivery) -> bool:
+        """Note that a suspect runs with nothing beside it; False if it is not held any more."""
+        keys = self.keys.tiers[delivery.tier]
+        return bool(await self.one(step("alone")(
+            [keys.stream, keys.crashes], self.keys.group, consumer, delivery.entry_id, _ms(CRASHES_KEPT)
+        )))  # fmt: skip
+
+    async def depart(self, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10) -> None:
+        """Remove this consumer, or those whose time is up, from each tier where they hold nothing.
+
+        Those of whom nothing is known count as dead once they did nothing for `forgotten` seconds.
+        """
+        wanted = (self.keys.group, PARKED, limit, consumer, _ms(forgotten))
+        await self.one(step("depart")(self._liveness, *wanted))
+
+    @property
+    def _liveness(self) -> list[str]:
+        return [name for keys in self.keys.tiers for name in (keys.stream, keys.alive, keys.leases)]
+
+    # --- the delayed -------------------------------------------------------------------------
+
+    async def promote(self, limit: int = 100) -> tuple[int, float | None, bool]:
+        """Move what is due to its stream, at most `limit` of each tier.
+
+        Returns how many moved, the seconds until the next (None if there is none), and whether
+        more are due already.
+        """
+        names = [name for keys in self.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)]
+        moved, left, more = await self.one(step("promote")(names, limit))
+        return moved, None if left < 0 else left / 1000, bool(more)
+
+    async def drained(self, horizon: float) -> bool:
+        """Is everything settled by this group, and nothing delayed by less than `horizon` seconds?"""
+        soon = f"{(self.clock.now() + horizon) * 1000:.0f}"
+        commands: list[Command] = []
+        for keys in self.keys.tiers:
+            commands += [
+                ("XLEN", keys.stream), ("XINFO", "GROUPS", keys.stream), ("XINFO", "STREAM", keys.stream),
+                ("ZCOUNT", keys.delayed, "-inf", soon),
+            ]  # fmt: skip
+        replies = await self.call(commands)
+        for length, groups, stream, delayed in zip(*(replies[at::4] for at in range(4)), strict=True):
+            if delayed or (length and not self._caught_up(groups, stream)):
+                return False
+        return True
+
+    def _caught_up(self, groups: list[list[Any]], stream: list[Any]) -> bool:
+        last = dict(zip(stream[::2], stream[1::2], strict=False))[b"last-generated-id"]
+        for flat in groups:
+            group = dict(zip(flat[::2], flat[1::2], strict=False))
+            if group[b"name"] == self.keys.group.encode():
+                return bool(group[b"pending"] == 0 and group[b"last-delivered-id"] == last)
+        return False
+
+    # --- plumbing ----------------------------------------------------------------------------
+
+    async def call(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands in one round trip; raises the first error of any, translated."""
+        replies = await self.attempt(commands)
+        for reply in replies:
+            if isinstance(reply, BrokerError):
+                raise reply
+        return replies
+
+    async def one(self, command: Command) -> Any:
+        """Carry out one command; raises its error, translated."""
+        return (await self.call([command]))[0]
+
+    async def attempt(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands in one round trip; errors of the server stand in their places."""
+        return [translated(reply) if isinstance(reply, Exception) else reply for reply in await self._send(commands)]
+
+    async def blocked(
+        self, connection: BlockingConnection, command: Command, *, block: float, on_stranded: Callable[[Any], None]
+    ) -> Any:
+        """Carry out a command that blocks at most `block` seconds (see BlockingConnection.read)."""
+        try:
+            reply = await connection.read(command, block=block, on_stranded=on_stranded)
+        except redis.exceptions.RedisError as error:
+            raise translated(error) from error
+        if isinstance(reply, Exception):
+            raise translated(reply)
+        return reply
+
+    async def _send(
+        self, commands: Sequence[Command], call: Callable[[Sequence[Command]], Awaitable[list[Any]]] | None = None
+    ) -> list[Any]:
+        try:
+            return await (call or self.client.call)(commands)
+        except redis.exceptions.RedisError as error:
+            raise translated(error) from error
+
+
+def _all_accepted(replies: list[Any]) -> list[Accepted]:
+    """Return what the replies to an enqueue say; raises the first error of any, translated."""
+    errors = [translated(reply) for reply in replies if isinstance(reply, Exception)]
+    if not errors:
+        return [accepted_of(reply) for reply in replies]
+    if len(errors) < len(replies) and isinstance(errors[0], BrokerUnavailableError):
+        raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {errors[0]}")
+    raise errors[0]
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,136 @@
+"""Fixtures for the command line: real commands as processes of their own, against real servers."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0  # seconds; far longer than anything takes
+
+APP = """
+import os, time, threading
+import anyio
+from streamq import task
+
+@task
+async def send(to: str, n: int = 1):
+    print(f"sent {to} {n}", flush=True)
+
+@task
+async def held(tag: str, gate: str):
+    print(f"start {tag} {os.getpid()}", flush=True)
+    while not os.path.exists(gate):
+        await anyio.sleep(0.01)
+    print(f"end {tag}", flush=True)
+
+@task
+def stuck(tag: str):
+    print(f"start {tag}", flush=True)
+    threading.Event().wait(60)
+
+@task(retries=0)
+async def broken():
+    raise ValueError("no\\x1b[31m good")
+"""
+
+
+class Program:
+    """A command that runs. Its output, stdout and stderr in one, is read line by line."""
+
+    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMQ_")}
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.seen: list[str] = []
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def expect(self, text: str, patience: float = PATIENCE) -> str:
+        """Read on until a line holds this text, and return that line."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"no {text!r} within {patience} s in:\n" + "\n".join(self.seen))
+            if line is None:
+                pytest.fail(f"ended without {text!r}:\n" + "\n".join(self.seen))
+            self.seen.append(line)
+            if text in line:
+                return line
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, patience: float = PATIENCE) -> int:
+        """Wait for the end, read the rest, and return the exit code."""
+        code = self.process.wait(patience)
+        self._reader.join(patience)  # to the end, unless a child still holds the pipe
+        while not self._lines.empty():
+            if (line := self._lines.get()) is not None:
+                self.seen.append(line)
+        return code
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.seen)
+
+
+@pytest.fixture
+def url(shared_server) -> str:
+    """An empty real server."""
+    return shared_server("valkey").url
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A folder with a module of tasks, `app`."""
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def start(app: Path) -> Iterator[Callable[..., Program]]:
+    """Start commands in the folder of `app`; those that still run at the end are killed."""
+    programs: list[Program] = []
+
+    def started(*arguments: str, env: dict[str, str] | None = None) -> Program:
+        programs.append(Program(*arguments, cwd=app, env=env))
+        return programs[-1]
+
+    yield started
+    for program in programs:
+        if program.process.poll() is None:
+            program.signal(signal.SIGKILL)
+        program.ended()
+        program.process.stdout.close()
+
+
+@pytest.fixture
+def streamq(start) -> Callable[..., tuple[int, str]]:
+    """Run a command to its end; return its exit code and output."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+        program = start(*arguments, env=env)
+        return program.ended(), program.output
+
+    return run

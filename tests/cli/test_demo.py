@@ -1,0 +1,62 @@
+"""`streamq demo`: real files through the real worker, and a summary that is counted."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+
+def test_on_an_embedded_server(streamq, anyio_backend):
+    """Without a server: every file ends with an effect or as a dead letter, and the shares follow the weights."""
+    code, output = streamq("demo", "--limit", "120", "--json", "--backend", anyio_backend)
+    assert code == 0, output
+    said = json.loads(output)
+    assert said["server"].startswith("valkey")
+    assert said["missing"] == []
+    assert said["effects"] + said["dead"] == said["enqueued"] == 120
+    assert (said["pending"], said["left"], said["repeated"]) == (0, 0, 0)
+    for tier in said["tiers"].values():
+        assert tier["share"] == pytest.approx(tier["weight"], abs=0.06)  # 2 of some 40 starts
+    for letter in said["dead_letters"]:
+        assert letter["attempts"] == 3
+        assert letter["error_type"]
+    assert said["retries"] == 2 * said["dead"]
+    assert said["found"]["lines"] > 1000
+
+
+def test_a_killed_worker_loses_nothing(streamq, shared_server):
+    """--kill-worker: counted, not assumed. On a user's server every other key is left alone."""
+    server = shared_server("valkey")
+    server.command("SET", "queue:critical", "mine")
+    code, output = streamq("demo", "--limit", "100", "--kill-worker", "--json", "--url", server.url)
+    assert code == 0, output
+    said = json.loads(output)
+    assert said["killed"] is True
+    assert said["missing"] == []
+    assert said["effects"] + said["dead"] == said["enqueued"] == 100
+    assert (said["pending"], said["left"]) == (0, 0)
+    assert "XRANGE streamq-demo-" in said["redis_cli"]
+    assert server.keys() == ["queue:critical"]
+
+
+def test_interrupted_it_leaves_nothing(start, shared_server):
+    """Ctrl-C and SIGTERM end the demo, its worker and its keys."""
+    server = shared_server("valkey")
+    program = start("demo", "--url", server.url)
+    program.expect("critical")  # a quarter is done
+    program.signal(signal.SIGTERM)
+    assert program.ended() == 130
+    assert server.keys() == []
+    assert "Traceback" not in program.output
+
+
+def test_summary_for_people(streamq):
+    """Plain text where nobody looks on a terminal; also in the process, on memory://."""
+    code, output = streamq("demo", "--limit", "40", "--url", "memory://", env={"COLUMNS": "120"})
+    assert code == 0, output
+    assert "40 files of " in output
+    assert "share of first" in output
+    assert "Nothing is lost: 40 files enqueued = " in output
+    assert "\x1b[" not in output

@@ -1,0 +1,127 @@
+"""Errors of use: one line with the remedy, exit code 2, never a traceback, never a password."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def modules(app):
+    """Modules that are wrong, each in its own way."""
+    (app / "missing_inside.py").write_text("import os\n\nimport no_such_thing\n")
+    (app / "syntax.py").write_text("x = 1\ndef f(:\n")
+    (app / "raises.py").write_text("def f():\n    raise KeyError('boom')\nf()\n")
+    (app / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (app / "no_tasks.py").write_text("x = 1\n")
+    (app / "twice.py").write_text(
+        "from streamq import task\nasync def one(): pass\nasync def two(): pass\n"
+        "a = task(name='same')(one)\nb = task(name='same')(two)\n"
+    )
+    (app / "generator.py").write_text("from app import send\nasync def lifespan(worker):\n    yield\n")
+    (app / "bad-name.py").write_text("")
+    (app / "sub").mkdir()
+    (app / "sub" / "json.py").write_text("from streamq import task\n@task\nasync def f(): pass\n")
+
+
+NOWHERE = "redis://:hunter2@localhost:1"
+# fmt: off
+WRONG = {
+    "no module": (["worker", "nope"], ["no module 'nope' here", "check the name"]),
+    "no submodule": (["worker", "app.nope"], ["no module 'app.nope'", "check the name"]),
+    "import inside": (["worker", "missing_inside"], [
+        "No module named 'no_such_thing'", "(missing_inside.py:3)", "python -c",
+    ]),
+    "syntax": (["worker", "syntax"], ["SyntaxError", "(syntax.py:2)"]),
+    "raises": (["worker", "raises"], ["KeyError: 'boom'", "(raises.py:2)"]),
+    "exits": (["worker", "exits"], ["calls exit when it is imported", "(exits.py:2)"]),
+    "no tasks": (["worker", "no_tasks"], ["no_tasks has no tasks", "@task"]),
+    "two of a name": (["worker", "twice"], ["two tasks are named 'same'", "twice.one and twice.two", "name="]),
+    "no attribute": (["worker", "app:nope"], ["app has no 'nope'", "broken, held, send, stuck"]),
+    "no task": (["worker", "app:threading.Event"], ["not a task", "@task"]),
+    "no file": (["worker", "./nope.py"], ["no such file"]),
+    "file name": (["worker", "bad-name.py"], ["rename the file"]),
+    "hidden file": (["worker", "sub/json.py"], ["is hidden by", "rename the file"]),
+    "lifespan": (["worker", "generator"], ["async generator", "@contextlib.asynccontextmanager"]),
+    "no server": (["worker", "app", "--url", NOWHERE], ["no connection to localhost:1", "--url or STREAMQ_URL"]),
+    "no server, supervised": (["worker", "app", "-p", "2", "--url", NOWHERE], ["no connection to localhost:1"]),
+    "enqueue, no server": (["enqueue", "send", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
+    "dlq, no server": (["dlq", "ls", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
+    "tail, no server": (["dlq", "tail", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
+    "demo, no server": (["demo", "--limit", "10", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
+    "scheme": (["worker", "app", "--url", "http://x:hunter2@y"], ["unknown scheme 'http'", "redis://"]),
+    "port": (["enqueue", "send", "--url", "redis://:hunter2@y:port"], ["cannot be used", "host:port"]),
+    "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is no tier", "critical=6,standard=3"]),
+    "tier": (["worker", "app", "--tiers", "express=1"], ["no tier express", "critical, standard, bulk"]),
+    "twice a tier": (["worker", "app", "--tiers", "bulk,bulk"], ["named twice"]),
+    "queue and tiers": (["worker", "app", "--queue", "q:a", "--tiers", "bulk"], ["--queue and --tiers"]),
+    "memory and processes": (["worker", "app", "-p", "2", "--url", "memory://"], ["a server of its own"]),
+    "trio and uvloop": (["worker", "app", "--backend", "trio", "--uvloop"], ["--uvloop and --backend trio"]),
+    "option": (["worker", "app", "--concurency", "3"], ["'--concurency'", "--concurrency", "streamq worker --help"]),
+    "command": (["werker"], ["No such command 'werker'", "streamq --help"]),
+    "value": (["worker", "app", "-c", "many"], ["'many'", "streamq worker --help"]),
+    "duration": (["worker", "app", "--grace", "soon"], ["'soon' is no duration", "ms, s, m, h or d"]),
+    "dashed argument": (["enqueue", "send", "-5"], ["write -- before arguments"]),
+    "kwargs": (["enqueue", "send", "--kwargs", "[1]"], ["no JSON object", "-k"]),
+    "pair": (["enqueue", "send", "-k", "to"], ["write -k key=value"]),
+    "task name": (["enqueue", "a b"], ["'a b' cannot name a task"]),
+    "delay and at": (["enqueue", "send", "--delay", "5", "--at", "2100-01-01"], ["give one of them"]),
+    "time": (["enqueue", "send", "--at", "noon"], ["'noon' is no time", "Unix seconds"]),
+    "priority": (["enqueue", "send", "--priority", "huge"], ["'huge' is no priority", "critical"]),
+    "which to replay": (["dlq", "replay"], ["which ones?", "--all"]),
+    "purge unasked": (["dlq", "purge"], ["--yes"]),
+    "kill in memory": (["demo", "--kill-worker", "--url", "memory://"], ["--kill-worker and memory://"]),
+}
+# fmt: on
+
+
+def one_line(program) -> str:
+    """Return the only line that a command printed before it exited with 2."""
+    assert program.ended() == 2, program.output
+    assert len(program.seen) == 1, program.output
+    assert program.seen[0].startswith("streamq: error: ")
+    assert "hunter2" not in program.output
+    return program.seen[0]
+
+
+def test_each_is_one_line_with_the_remedy(start, modules):
+    """Whatever people get wrong is said in one line. All at once: starting Python is what takes long."""
+    for names in (list(WRONG)[at : at + 6] for at in range(0, len(WRONG), 6)):
+        programs = {name: start(*WRONG[name][0]) for name in names}
+        for name, program in programs.items():
+            line = one_line(program)
+            for part in WRONG[name][1]:
+                assert part in line, f"{name}: {line}"
+
+
+def test_wrong_password_and_missing_rights(start, url, shared_server):
+    """The server's refusals name what to change."""
+    server = shared_server("valkey")
+    server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+ping", "+client|setname", "+client|setinfo")
+    try:
+        wrong = one_line(start("worker", "app", "--url", url.replace("unix://", "unix://bob:hunter2@")))
+        refused = one_line(start("enqueue", "send", "--url", url.replace("unix://", "unix://bob:right@")))
+    finally:
+        server.command("ACL", "DELUSER", "bob")
+    assert "password" in wrong
+    assert "redis://user:password@host:6379" in wrong
+    assert "xadd" in refused.lower()
+    assert "ACL" in refused
+
+
+def test_a_broker_of_the_module_and_an_option_contradict(start, app, url):
+    """A module that says where the queue is wins over the environment, but not silently over an option."""
+    (app / "own.py").write_text(f"from app import send\nimport streamq\nbroker = streamq.RedisBroker({url!r})\n")
+    line = one_line(start("worker", "own", "--namespace", "other"))
+    assert "--namespace: own.broker says where the queue is" in line
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """`streamq --help` is for people who wait: no redis, no anyio, no rich is imported for it."""
+    code = (
+        "import sys\nfrom streamq.cli import main\ntry:\n    main(['worker', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'redis', 'anyio', 'rich', 'orjson', 'asyncio', 'trio'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,81 @@
+"""URLs of servers: what they mean, and that no password is ever shown."""
+
+import pytest
+
+from streamq.client import Address, Client
+from streamq.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", Address()),
+        ("redis://h", Address(host="h")),
+        ("valkey://h:7/2", Address(host="h", port=7, db=2)),
+        ("valkeys://h", Address(scheme="rediss", host="h")),
+        ("redis://[::1]:7", Address(host="::1", port=7)),
+        ("redis://u:p%40%2F@h", Address(host="h", username="u", password="p@/")),
+        ("redis://:p@h?db=3", Address(host="h", password="p", db=3)),
+        ("unix:///run/r%20s?db=1", Address(scheme="unix", path="/run/r s", db=1)),
+        ("unix://u:p@/run/s", Address(scheme="unix", path="/run/s", username="u", password="p")),
+        ("rediss://h?ssl_cert_reqs=none", Address(scheme="rediss", host="h", ssl_cert_reqs="none")),
+        ("rediss://h?ssl_check_hostname=no", Address(scheme="rediss", host="h", ssl_check_hostname=False)),
+        ("redis://h?socket_timeout=2.5&client_name=me", Address(host="h", reply_timeout=2.5, client_name="me")),
+    ],
+)
+def test_parse(url, expected):
+    """Each part of a URL finds its field, percent-decoded."""
+    parsed = Address.parse(url)
+    assert parsed == expected
+    if parsed.host != "localhost" and parsed.scheme != "unix":
+        assert parsed.place == f"{'[::1]' if ':' in parsed.host else parsed.host}:{parsed.port}"
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://u:sec:ret@h/x", "'x' is not a number"),
+        ("redis://u:secret@h?db=-1", "'-1' is not a number"),
+        ("redis://u:secret@h:port", "percent-encode"),
+        ("http://u:secret@h", "'http'"),
+        ("redis://u:secret@h?max_connections=5", "max_connections"),
+        ("redis://u:secret@h?socket_timeout=0", "socket_timeout"),
+        ("redis://u:secret@h?socket_timeout=nan", "socket_timeout"),
+        ("redis://u:se#cret@h", "%23"),
+        ("redis://u:secret#@h/1", "%23"),
+        ("redis://u:12/secret@h/1", "%2F"),
+        ("redis://u:12?secret@h/1", "%3F"),
+        ("redis://u:p@12/secret@h/1", "%2F"),
+        ("redis://u:secret@h?db=", "no value"),
+        ("rediss://u:secret@h?ssl_cert_reqs=maybe", "maybe"),
+        ("rediss://u:secret@h?ssl_check_hostname=maybe", "maybe"),
+        ("unix://u:secret@host/path", "three slashes"),
+        ("unix://", "missing"),
+        ("localhost:6379", "unknown scheme"),
+        ("secret", "unknown scheme"),
+        ("redis://u:secret@[::1", "percent-encode"),
+    ],
+)
+def test_refused(url, named):
+    """A URL that cannot be used is refused by name and remedy, without its password."""
+    with pytest.raises(ConfigurationError) as caught:
+        Address.parse(url)
+    assert named in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "sec:ret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_no_password_in_repr():
+    """Neither the address nor the client shows the password."""
+    address = Address.parse("redis://me:secret@h/1")
+    client = Client(address)
+    assert str(address) == "redis://me:***@h:6379/1"
+    assert "secret" not in repr(address) + repr(client)
+    assert repr(client) == "<Client redis://me:***@h:6379/1 closed>"
+
+
+def test_certificates_that_cannot_be_loaded():
+    """A missing CA file is named when the client is made, not at the first command."""
+    with pytest.raises(ConfigurationError, match="ssl_ca_certs"):
+        Client.from_url("rediss://h?ssl_ca_certs=/nowhere.pem")

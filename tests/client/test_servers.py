@@ -1,0 +1,296 @@
+"""The client against real servers that the tests started: reaching them, and losing them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import anyio
+import pytest
+from redis import exceptions
+
+from streamq.client import Client, OutcomeUnknown, Script
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_tcp_and_unix_and_db(plain):
+    """The same server by TCP and by socket; each address has its database and name."""
+    async with Client.from_url(f"{plain.tcp}/3", client_name="me") as tcp, Client.from_url(plain.unix) as unix:
+        await unix.flushall()
+        await tcp.set("a", "b")
+        assert await tcp.get("a") == b"b"
+        assert await unix.get("a") is None
+        assert await unix.command("DBSIZE") == 0
+        assert await tcp.client_getname() == "me"
+        assert f"127.0.0.1:{plain.port}/3 connected" in repr(tcp)
+
+
+async def test_database_that_is_not_there(plain):
+    """SELECT out of range is said by name."""
+    async with Client.from_url(f"{plain.tcp}/9999") as client:
+        with pytest.raises(exceptions.ConnectionError, match="refuses database 9999"):
+            await client.command("PING")
+
+
+async def test_nobody_listens(plain):
+    """A refused connection names host and port, and no password."""
+    process_port = plain.port
+    async with Client.from_url("redis://u:secret@127.0.0.1:1") as client:
+        with pytest.raises(exceptions.ConnectionError, match=r"127\.0\.0\.1:1: Connection refused") as caught:
+            await client.command("PING")
+        assert "secret" not in str(caught.value)
+    async with Client.from_url(f"redis://does-not-exist.invalid:{process_port}") as client:
+        with pytest.raises(exceptions.ConnectionError, match=r"does-not-exist\.invalid"):
+            await client.command("PING")
+    async with Client.from_url("unix:///does/not/exist") as client:
+        with pytest.raises(exceptions.ConnectionError, match=r"/does/not/exist: No such file"):
+            await client.command("PING")
+
+
+async def test_passwords(launch, kind):
+    """Password alone, user with password, a wrong one, none at all, and one too many."""
+    process = launch(kind, "--requirepass", "s3cret")
+    place = f"127.0.0.1:{process.port}"
+    async with Client.from_url(f"redis://:s3cret@{place}") as client:
+        assert await client.ping()
+        await client.execute_command("ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all")
+    async with Client.from_url(f"redis://worker:pw@{place}") as client:
+        assert await client.acl_whoami() in {"worker", b"worker"}
+    for credentials, text in ((":wrong", "refuses the password"), ("worker:wrong", "refuses user 'worker'")):
+        async with Client.from_url(f"redis://{credentials}@{place}") as client:
+            with pytest.raises(exceptions.AuthenticationError, match=text) as caught:
+                await client.ping()
+            assert "wrong" not in str(caught.value).lower().replace("wrongpass", "")
+    async with Client.from_url(f"redis://{place}") as client:
+        with pytest.raises(exceptions.AuthenticationError, match="wants a password"):
+            await client.ping()
+
+
+async def test_password_where_none_is_set(plain):
+    """A password that the server has no use for is an error, not a surprise later."""
+    async with Client.from_url(plain.tcp.replace("redis://", "redis://:pw@")) as client:
+        with pytest.raises(exceptions.AuthenticationError, match="without any password"):
+            await client.ping()
+
+
+def certificate(directory):
+    """A self-signed certificate for localhost."""
+    key, crt = directory / "key.pem", directory / "crt.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", key, "-out", crt, "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return key, crt
+
+
+async def test_tls(launch, tmp_path):
+    """TLS is verified unless the address says otherwise; a plain client is told."""
+    key, crt = certificate(tmp_path)
+    files = ("--tls-cert-file", str(key.parent / "crt.pem"), "--tls-key-file", str(key), "--tls-ca-cert-file", str(crt))
+    try:
+        process = launch("redis", *files, "--tls-auth-clients", "optional", tls=True)
+    except RuntimeError as error:
+        pytest.skip(f"this redis-server has no TLS: {error}")
+    place = f"localhost:{process.port}"
+    for url in (
+        f"rediss://{place}/1?ssl_ca_certs={crt}",
+        f"valkeys://{place}?ssl_ca_certs={crt}&ssl_certfile={crt}&ssl_keyfile={key}",
+        f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}&ssl_check_hostname=false",
+        f"rediss://{place}?ssl_cert_reqs=none",
+    ):
+        async with Client.from_url(url) as client:
+            assert await client.ping(), url
+            big = b"x" * 300_000
+            await client.set("big", big)
+            assert await client.get("big") == big
+            async with client.blocking() as blocking:
+                assert await blocking.read(("BLPOP", "none", 0.01), block=0.01, on_stranded=print) is None
+    for url, text in (
+        (f"rediss://{place}", "certificate verify failed"),
+        (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}", "IP address mismatch"),
+        (f"redis://{place}", "closed|reset|Protocol error"),
+    ):
+        async with Client.from_url(url, connect_timeout=2) as client:
+            with pytest.raises(exceptions.ConnectionError, match=text):
+                await client.ping()
+
+
+async def test_scripts_survive_script_flush(plain):
+    """EVALSHA of a registered script works on a server that never heard of it, in every way to send it."""
+    script = Script("return {KEYS[1], ARGV[1]}")
+    async with Client.from_url(plain.unix) as client:
+        for _ in range(2):
+            await client.script_flush()
+            assert await client.command(*script.command(["k"], ["a"])) == [b"k", b"a"]
+            await client.script_flush()
+            replies = await client.call([("PING",), script.command(["k"], [1]), script.command(["l"], [2]), ("NO",)])
+            assert replies[:3] == [b"PONG", [b"k", b"1"], [b"l", b"2"]]
+            assert isinstance(replies[3], exceptions.ResponseError)
+            await client.script_flush()
+            assert await client.evalsha(script.sha, 1, "k", "a") == [b"k", b"a"]
+            for transaction in (True, False):
+                await client.script_flush()
+                pipe = client.pipeline(transaction=transaction)
+                pipe.evalsha(script.sha, 1, "k", "a")
+                assert await pipe.execute() == [[b"k", b"a"]]
+        with pytest.raises(exceptions.NoScriptError):
+            await client.evalsha("0" * 40, 0)
+        assert client.register_script(script.source).sha == script.sha
+
+
+async def test_command_methods_of_redis_py(plain):
+    """redis-py's methods work as documented: split words, callbacks, options."""
+    async with Client.from_url(plain.unix) as client:
+        await client.flushall()
+        assert await client.xgroup_create("s", "g", id="0", mkstream=True) is True
+        entry = await client.xadd("s", {"f": "v"})
+        assert await client.xreadgroup("g", "me", {"s": ">"}) == {b"s": [(entry, {b"f": b"v"})]}
+        assert (await client.xpending("s", "g"))["pending"] == 1
+        assert (await client.xautoclaim("s", "g", "me", 0, "0-0"))[1] == [(entry, {b"f": b"v"})]
+        assert (await client.xinfo_groups("s"))[0]["pending"] == 1
+        assert await client.zadd("z", {"a": 1.5}) == 1
+        assert await client.zrange("z", 0, -1, withscores=True) == [[b"a", 1.5]]
+        assert [name async for name in client.scan_iter("z*")] == [b"z"]
+        assert (await client.config_get("maxmemory"))["maxmemory"] == "0"
+        assert (await client.call([("GET", "z")]))[0].status_code == "WRONGTYPE"
+        with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
+            await client.get("z")
+    async with Client.from_url(plain.unix, decode_responses=True) as client:
+        assert await client.xrange("s") == [(entry.decode(), {"f": "v"})]
+        assert await client.command("TYPE", "s") == b"stream"
+        assert (await client.pipeline().hgetall("none").execute()) == [{}]
+
+
+async def test_pipelines(plain):
+    """Replies in order; the first error is raised by name, or stands in its place."""
+    async with Client.from_url(plain.unix) as client:
+        await client.flushall()
+        for transaction in (True, False):
+            pipe = client.pipeline(transaction=transaction)
+            pipe.set("a", "1").incr("a").lpush("a", "x").get("a")
+            assert len(pipe) == 4
+            replies = await pipe.execute(raise_on_error=False)
+            assert (replies[0], replies[1], replies[3]) == (True, 2, b"2")
+            assert isinstance(replies[2], exceptions.ResponseError)
+            assert await pipe.execute() == []
+            with pytest.raises(exceptions.ResponseError, match=r"command 1 \(LPUSH a x\).*WRONGTYPE"):
+                await client.pipeline(transaction=transaction).lpush("a", "x").execute()
+        async with client.pipeline() as pipe:
+            await pipe.set("a", "never")
+            await pipe.execute_command("NOPE")
+            with pytest.raises(exceptions.ResponseError, match=r"command 2 \(NOPE\).*unknown"):
+                await pipe.execute()
+        assert await client.get("a") == b"2"
+        assert await client.call([("MULTI",), ("INCR", "a"), ("EXEC",)]) == [b"OK", b"QUEUED", [3]]
+
+
+async def test_facts(plain, kind):
+    """The server says what it is and which commands it has; once per connection."""
+    async with Client.from_url(plain.unix) as client:
+        facts = await client.facts()
+        assert facts.product == kind
+        assert facts.at_least(kind, 6, 2)
+        assert not facts.at_least(kind, 99)
+        assert not facts.at_least("other", 1)
+        assert facts.has("xautoclaim")
+        assert facts.has("XADD")
+        assert not facts.has("NOPE")
+        assert await client.facts() is facts
+        await client.reset()
+        assert await client.facts() is not facts
+        await client.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~*", "+xadd")
+    async with Client.from_url(plain.unix.replace("//", "//poor:pw@", 1)) as client:
+        facts = await client.facts()
+        assert facts.commands == frozenset()
+        assert not facts.has("XADD")
+
+
+async def test_client_kill(plain):
+    """A connection killed while idle is replaced unnoticed."""
+    async with Client.from_url(plain.unix) as client, Client.from_url(plain.unix) as killer:
+        for _ in range(5):
+            identity = await client.command("CLIENT", "ID")
+            await killer.command("CLIENT", "KILL", "ID", identity)
+            with anyio.fail_after(2):
+                while "connected" in repr(client):
+                    await anyio.sleep(0.001)
+                assert await client.ping()
+
+
+async def test_kill_and_restart(launch, kind):
+    """Callers wait for a server that restarts; those whose command was sent are told it is unknown."""
+    process = launch(kind)
+    async with Client.from_url(process.unix) as client:
+        await client.ping()
+        process.signal(signal.SIGSTOP)
+        outcomes = []
+
+        async def caller():
+            try:
+                outcomes.append(await client.command("ECHO", "x"))
+            except exceptions.ConnectionError as error:
+                outcomes.append(type(error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(caller)
+            await anyio.sleep(0.02)
+            process.kill()
+            await anyio.sleep(0.02)
+            tasks.start_soon(caller)
+            await anyio.sleep(0.1)
+            assert "backing off" in repr(client) or "connecting" in repr(client)
+            await anyio.to_thread.run_sync(process.start)
+        assert outcomes == [OutcomeUnknown, b"x"]
+
+
+async def test_stopped_server(launch, kind):
+    """A server that hangs is noticed after the reply timeout, by every caller."""
+    process = launch(kind)
+    async with Client.from_url(process.unix, reply_timeout=0.2, connect_timeout=0.3) as client:
+        await client.ping()
+        process.signal(signal.SIGSTOP)
+        try:
+            with anyio.fail_after(1), pytest.raises(OutcomeUnknown, match=r"no reply within 0\.2 s"):
+                await client.ping()
+            with anyio.fail_after(2), pytest.raises(exceptions.ConnectionError) as caught:
+                await client.ping()  # the kernel accepts, nobody greets
+            assert not isinstance(caught.value, OutcomeUnknown)
+        finally:
+            process.signal(signal.SIGCONT)
+        assert await client.ping()
+
+
+async def test_big_replies_and_many_callers(plain):
+    """Replies of megabytes and of nothing, interleaved, go where they belong."""
+    async with Client.from_url(plain.unix) as client:
+        checked = []
+
+        async def caller(number):
+            value = b"%d " % number * (1 << number % 18)
+            assert await client.command("ECHO", value) == value
+            checked.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(72):
+                tasks.start_soon(caller, number)
+        assert len(checked) == 72
+
+
+async def test_readonly_replica(plain):
+    """A master that became a replica: READONLY is raised, and the connection is given up."""
+    async with Client.from_url(plain.unix) as client:
+        first = await client.command("CLIENT", "ID")
+        await client.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(exceptions.ReadOnlyError):
+                await client.set("a", 1)
+        finally:
+            await client.replicaof("NO", "ONE")
+        assert await client.command("CLIENT", "ID") != first
+        assert await client.set("a", 1)

@@ -1,0 +1,68 @@
+"""Fixtures for all tests: both backends of anyio, every kind of server."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.servers import KINDS, REAL_KINDS, InProcess, Kind, RealServer, available
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+# Examples take as long as a busy machine makes them take.
+settings.register_profile("streamq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("streamq")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Every async test runs under asyncio and under trio."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Callable[[Kind], RealServer]]:
+    """Give out one process per kind of real server, for the whole session; started when first asked for."""
+    servers: dict[Kind, RealServer] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(kind: Kind) -> RealServer:
+            if kind not in servers:
+                servers[kind] = stack.enter_context(contextlib.closing(RealServer(kind)))
+            server = servers[kind]
+            if not server.running:
+                server.restart()  # a test has killed it
+            server.flush()
+            return server
+
+        yield get
+
+
+def _require(kind: Kind) -> Kind:
+    if not available(kind):
+        pytest.skip(f"no {kind}-server on PATH")
+    return kind
+
+
+@pytest.fixture(params=KINDS)
+def server(
+    request: pytest.FixtureRequest, shared_server: Callable[[Kind], RealServer]
+) -> Iterator[InProcess | RealServer]:
+    """An empty server: memory, valkey, redis."""
+    kind = _require(request.param)
+    if kind == "memory":
+        with contextlib.closing(InProcess()) as in_process:
+            yield in_process
+    else:
+        yield shared_server(kind)
+
+
+@pytest.fixture(params=REAL_KINDS)
+def real_server(request: pytest.FixtureRequest, shared_server: Callable[[Kind], RealServer]) -> RealServer:
+    """An empty server that is a process: valkey, redis."""
+    return shared_server(_require(request.param))

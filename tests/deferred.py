@@ -1,0 +1,49 @@
+"""A module of tasks whose annotations are strings, as `from __future__ import annotations` makes them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from streamq import task
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+class Order(BaseModel):
+    number: int
+    lines: list[str] = []
+
+
+@task
+async def book(order: Order, at: datetime | None = None) -> int:
+    return order.number
+
+
+@task
+async def unreadable(price: Decimal) -> None: ...
+
+
+@task(validate=False)
+async def unchecked(price: Decimal) -> None: ...
+
+
+@task(run_in="process")
+def power(base: int, exponent: int = 2) -> int:
+    return base**exponent
+
+
+@task(run_in="process", retries=0, timeout=0.3)
+def for_ever() -> None:
+    while True:
+        pass
+
+
+@task(run_in="process", retries=0)
+def dies() -> None:
+    import os
+
+    os._exit(3)

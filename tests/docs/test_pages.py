@@ -1,0 +1,165 @@
+"""What the pages say of the code is true: tables, maps, links."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tomllib
+from typing import Any
+
+import pytest
+
+from streamq.delivery import Delivery, Failure, dead_letter
+from streamq.keys import Keys, TierKeys
+from streamq.message import Message
+from streamq.outcome import Reason
+from streamq.tally import COUNTS
+from streamq.tasks import OPTION_NAMES, task
+from streamq.tiers import Tier
+from streamq.worker import Worker
+from tests.docs.pages import BLOCKS, PAGES, ROOT, table_under
+
+WIRE = ROOT / "docs" / "wire-format.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def column(rows: list[list[str]]) -> set[str]:
+    """Return the names in the first column, several in one cell apart."""
+    return {name.strip() for row in rows for name in row[0].split(",")}
+
+
+def test_keys() -> None:
+    """The table of keys has every key that keys.py can make, and no other."""
+    keys = Keys.of("<ns>", "<group>", [Tier("tier", stream="<stream>")])
+    made = {getattr(keys.tiers[0], name) for name in TierKeys.__dataclass_fields__}
+    for name, member in vars(Keys).items():
+        if isinstance(member, property):
+            made.add(getattr(keys, name))
+        elif inspect.isfunction(member) and not name.startswith("_"):
+            (parameter,) = list(inspect.signature(member).parameters)[1:]
+            made.add(member(keys, f"<{parameter}>") if parameter != "seconds" else member(keys, 70.0)[:-1] + "<window>")
+    assert column(table_under(WIRE, "## Keys")) == made
+
+
+def test_fields_of_an_entry() -> None:
+    """The table has every field that is read or written, and no other."""
+    source = (ROOT / "streamq" / "delivery.py").read_text()
+    read = set(re.findall(r'(?:get|_integer|_number)\(b"(\w+)"', source))
+    every: dict[str, Any] = {
+        "task": "t", "args": [1], "kwargs": {"a": 1}, "task_id": "x", "priority": 1, "retries": 1, "timeout": 1.0,
+        "result_ttl": 1.0, "expires": 1.0, "enqueued_at": 1.0, "headers": {"a": 1},
+    }  # fmt: skip
+    assert set(every) == set(Message.__dataclass_fields__)
+    written = set(map(str, Message(**every).fields()[::2]))
+    assert column(table_under(WIRE, "## Fields of an entry")) == read | written
+
+
+def test_fields_of_a_dead_letter() -> None:
+    """The table has every field that a dead letter can have, and no other."""
+    full = [
+        "task",
+        "t",
+        "priority",
+        "1",
+        "retries",
+        "1",
+        "timeout",
+        "1",
+        "result_ttl",
+        "1",
+        "headers",
+        "{}",
+        "group",
+        "g",
+    ]
+    names: set[str] = set()
+    for flat in (full, ["task", "t", "args", "nonsense"]):
+        delivery = Delivery(0, "tier", b"1-0", [part.encode() for part in flat], crashes=("w",))
+        failure = Failure("E", "e")
+        fields = dead_letter(delivery, reason="r", failure=failure, worker="w", stream="s", died_at=1.0, group="g")
+        names |= {name.decode() if isinstance(name, bytes) else name for name in fields[::2]}
+    shown = {re.sub(r"^raw\..*", "raw.<field>", name) for name in names}
+    rows = table_under(WIRE, "## Fields of a dead letter")
+    assert column(rows) == shown
+    (reasons,) = [row[2] for row in rows if row[0] == "reason"]
+    assert set(re.findall(r"\w+", reasons)) - {"or"} == {str(reason) for reason in Reason}
+
+
+def test_counters() -> None:
+    """The table has every counter."""
+    assert column(table_under(WIRE, "## Counters")) == {*COUNTS, "l<bucket>"}
+
+
+def test_options() -> None:
+    """The tables of options have every option of enqueue, of @task and of Worker."""
+    tasks = ROOT / "docs" / "tasks.md"
+    assert column(table_under(tasks, "## Sending")) == OPTION_NAMES
+    made = inspect.signature(sys.modules[task.__module__]._make).parameters
+    assert column(table_under(tasks, "# Tasks")) == set(made) - {"function"}
+    given = set(inspect.signature(Worker).parameters) - {"broker", "tasks"}
+    assert column(table_under(ROOT / "docs" / "worker.md", "## In your own program")) == given
+
+
+def test_every_module_is_on_the_map() -> None:
+    """architecture.md names every file of the package."""
+    text = ARCHITECTURE.read_text()
+    package = ROOT / "streamq"
+    names = {
+        f"{file.parent.relative_to(package)}/" if file.name == "__init__.py" else str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.name != "__main__.py"
+    } - {"./"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+    scripts = {file.name for file in (package / "scripts").glob("*.lua")}
+    assert {name for name in scripts if f"`{name}`" not in text} == set()
+
+
+def test_layers() -> None:
+    """The map is the contract that import-linter checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    (shown,) = [block.code.splitlines() for block in BLOCKS if block.mark == "layers"]
+    assert shown == [re.sub(r"[()]", "", layer) for layer in layers]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page) -> None:
+    """What a page links to, or names as a test, is there; headings included."""
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
+    for test in re.findall(r"`(tests/[\w/]+(?:\.py)?)`", text):
+        assert (ROOT / test).exists(), test
+
+
+def test_promises() -> None:
+    """Each promise has its row, and each file in a row names that promise."""
+    page = ROOT / "docs" / "guarantees.md"
+    rows = {row[0]: row[1] for row in table_under(page, "## What is tested where")}
+    promised = {number for heading in re.findall(r"^## (P\d.*?):", page.read_text(), re.MULTILINE)
+                for number in re.findall(r"P\d+", heading)}  # fmt: skip
+    assert set(rows) == promised
+    for number, files in rows.items():
+        for name in re.findall(r"tests/[\w/]+\.py", files):
+            assert re.search(rf"\b{number}\b", (ROOT / name).read_text()), f"{name} does not name {number}"
+
+
+def test_scenarios() -> None:
+    """The table of guarantees.md names every scenario of `python -m tests.faults`, and no other; its tests exist."""
+    from tests.faults import registry
+
+    registry.load()
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    rows = re.findall(r"^\| P\d+ \|.*$", text, re.MULTILINE)
+    named = {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
+    assert {word for word in named if "/" not in word} == set(registry.SCENARIOS)
+    assert [word for word in sorted(named) if "/" in word and not (ROOT / word).exists()] == []

@@ -1,0 +1,333 @@
+"""`streamq doctor` on queues that are in order and on such as are not: each finding, on every kind of server."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from streamq import task
+from streamq.doctor import Severity
+from tests.at_work import burst, until, working
+from tests.doctor.examined import GROUP, STREAM, add, bad, examined, heartbeat, make_group, ms, one, take
+from tests.servers import fresh_server
+
+pytestmark = pytest.mark.anyio
+MESSAGE = '["id","a","task","send"]'
+
+
+@task(retries=0)
+async def send(seconds=0.0, fate="well"):
+    await anyio.sleep(seconds)
+    if fate == "fail":
+        raise ValueError
+
+
+async def healthy(url, backend):
+    """Run tasks, leave some waiting and delayed, and examine while a worker lives."""
+    from streamq import RedisBroker
+    from streamq.doctor import examine
+
+    async with RedisBroker(url) as broker:
+        await broker.enqueue_many([send.call() for _ in range(20)])
+        await broker.enqueue(send.options(result_ttl=60, task_id="known"))
+        await broker.enqueue(send.options(dedup_key="once"))
+        await broker.enqueue(send.options(delay=1000))
+        await broker.is_duplicate("seen")
+        await burst(broker, send)
+        async with working(broker, send, concurrency=2, grace_period=0.1) as worker:
+            await broker.enqueue_many([send.call(60) for _ in range(3)])
+            await until(lambda: worker.health.running == 2)
+            report = await examine(broker)
+            await broker.client.flushall()
+        return report
+
+
+class TestHealth:
+    @pytest.mark.parametrize("kind", ["valkey", "redis"])
+    async def test_of_a_real_server(self, anyio_backend, kind):
+        """A server that keeps everything on disk, with a worker at work: nothing above info."""
+        with fresh_server(kind, "--appendonly", "yes", "--appendfsync", "always", "--maxmemory", "1gb") as server:
+            report = await healthy(server.url, anyio_backend)
+        assert bad(report) == []
+        assert report.exit_code(strict=True) == 0
+        assert set(report.codes()) >= {
+            "reachable", "permissions_fine", "clock_fine", "settings_fine", "memory_fine", "persistence_fine",
+            "primary", "streams_fine", "workers_fine", "delayed_fine", "dead_letters_none", "keys_fine",
+        }  # fmt: skip
+        assert len(one(report, "workers_fine").evidence["workers"]) == 1
+
+    async def test_of_a_server_in_memory(self, server, anyio_backend):
+        """memory:// works too, and says what it cannot be asked."""
+        report = await healthy(server.url, anyio_backend)
+        if server.kind == "memory":
+            assert bad(report) == []
+            assert "in_process" in report.codes()
+        assert {"streams_fine", "workers_fine", "delayed_fine", "keys_fine"} <= set(report.codes())
+
+    async def test_of_nothing(self, server):
+        """An empty server is an empty queue, which is said, and no trouble."""
+        report = await examined(server.url)
+        assert one(report, "stream_missing").evidence["streams"] == ["queue:critical", STREAM, "queue:bulk"]
+        assert set(bad(report)) <= {"persistence_off"}
+        assert server.keys() == []
+
+    async def test_of_one_stream(self, server):
+        """A broker of one stream is examined like any other."""
+        add(server, stream="mail:out")
+        report = await examined(server.url, queue_name="mail:out")
+        assert one(report, "group_missing").evidence == {"stream": "mail:out", "length": 1}
+        assert report.namespace == "mail"
+
+
+class TestStreams:
+    async def test_group_missing(self, server):
+        add(server, 2)
+        report = await examined(server.url)
+        assert one(report, "group_missing").evidence["length"] == 2
+
+    @pytest.mark.parametrize(
+        "key", [STREAM, f"{STREAM}:delayed", "queue:dead", f"{STREAM}:alive:{GROUP}", "queue:result:x"]
+    )
+    async def test_wrong_type(self, server, key):
+        """A key of ours that something else uses."""
+        make_group(server)
+        server.command("RPUSH", key + "2", "x")
+        server.command("DEL", key)
+        server.command("RENAME", key + "2", key)
+        report = await examined(server.url)
+        assert one(report, "wrong_type").evidence == {"key": key, "type": "list"}
+        assert report.exit_code() == 2
+
+    async def test_other_groups(self, server):
+        """Another group is said; one that nobody works for, and that holds everything back, is a warning."""
+        make_group(server)
+        make_group(server, name="audit")
+        add(server)
+        server.command("ZADD", f"{STREAM}:alive:audit", ms(60), "w9")
+        report = await examined(server.url)
+        assert one(report, "other_groups").evidence["groups"] == ["audit"]
+        assert "group_abandoned" not in report.codes()
+        server.command("DEL", f"{STREAM}:alive:audit")
+        report = await examined(server.url)
+        abandoned = one(report, "group_abandoned")
+        assert abandoned.evidence["group"] == "audit"
+        assert "redis-cli XGROUP DESTROY queue:standard audit" in abandoned.remedy
+        assert "stranded" not in report.codes()
+
+    async def test_group_ahead(self, server):
+        """What a failover takes back: the group is further than its stream."""
+        add(server, at="5-5")
+        make_group(server)
+        assert "group_ahead" not in (await examined(server.url)).codes()
+        server.command("XGROUP", "SETID", STREAM, GROUP, "9-9")
+        evidence = one(await examined(server.url), "group_ahead").evidence
+        assert (evidence["last_delivered_id"], evidence["last_generated_id"]) == ("9-9", "5-5")
+
+    async def test_stranded(self, server):
+        """Entries before a group that was made at $ run never. What is held, or waits, is not stranded."""
+        ids = add(server, 25)
+        make_group(server, start="$")
+        held = add(server, 2)
+        take(server, "w1")
+        report = await examined(server.url)
+        assert one(report, "stranded").evidence["entries"] == ids
+        server.command("XGROUP", "SETID", STREAM, GROUP, "0")  # the remedy
+        take(server, "w1", 100)
+        assert "stranded" not in (await examined(server.url)).codes()
+        assert held
+
+    async def test_pending_gone(self, server):
+        """A stream that was trimmed by hand: what is pending is not there."""
+        make_group(server)
+        ids = add(server, 15)
+        take(server, "w1", 12)
+        assert "pending_gone" not in (await examined(server.url)).codes()
+        server.command("XTRIM", STREAM, "MAXLEN", "5")
+        server.command("XDEL", STREAM, ids[11])
+        report = await examined(server.url)
+        assert one(report, "pending_gone").evidence["entries"] == [*ids[:10], ids[11]]
+
+    async def test_clock_went_back(self, server):
+        """Entries from the future."""
+        (entry,) = add(server, at=f"{ms(3600)}-0")
+        evidence = one(await examined(server.url), "clock_went_back").evidence
+        assert (evidence["last_id"], 3500 < evidence["ahead_s"] < 3601) == (entry, True)
+
+
+class TestWorkers:
+    async def test_no_worker(self, server):
+        """Tasks wait and nobody works: for a moment that is a beginning, then an error."""
+        make_group(server)
+        add(server)
+        report = await examined(server.url)
+        assert one(report, "no_worker_yet").evidence["waiting"] == 1
+        server.command("DEL", STREAM)
+        make_group(server)
+        add(server, at=f"{ms(-3600)}-0")
+        finding = one(await examined(server.url), "no_worker")
+        assert finding.severity is Severity.ERROR
+        assert finding.evidence["by_stream"] == {"queue:critical": 0, STREAM: 1, "queue:bulk": 0}
+        assert 3590 < finding.evidence["oldest_s"] < 3700
+        heartbeat(server, "w1", 30)
+        assert not {"no_worker", "no_worker_yet"} & set((await examined(server.url)).codes())
+
+    async def test_handed_back(self, server):
+        """What was handed back waits as well; it is in the hands of nobody who could be dead."""
+        make_group(server)
+        add(server, at=f"{ms(-3600)}-0")
+        take(server, "released")
+        report = await examined(server.url)
+        assert one(report, "no_worker").evidence["waiting"] == 1
+        assert not {"unknown_consumer", "orphans"} & set(report.codes())
+
+    async def test_the_dead(self, server):
+        """Dead consumers: holding something lately, for long, and nothing at all; with their own leases."""
+        make_group(server)
+        add(server, 6)
+        take(server, "lately", 1)
+        take(server, "long", 2)
+        take(server, "slow", 3)
+        heartbeat(server, "lately", -5)
+        heartbeat(server, "long", -600)
+        heartbeat(server, "slow", -600)
+        heartbeat(server, "empty", -700)
+        server.command("HSET", f"{STREAM}:leases:{GROUP}", "slow", 3_600_000)
+        server.command("EXPIRE", f"{STREAM}:leases:{GROUP}", 1000)
+        report = await examined(server.url)
+        (late,) = one(report, "orphans").evidence["consumers"]
+        assert (late["consumer"], late["pending"], 599 < late["dead_for_s"] < 620) == ("long", 2, True)
+        assert "no worker lives" in one(report, "orphans").message
+        due = one(report, "takeover_due").evidence["consumers"]
+        assert {row["consumer"]: row["pending"] for row in due} == {"lately": 1, "slow": 3}
+        assert one(report, "dead_consumers").evidence["consumers"] == ["empty"]
+        nobody = one(report, "no_worker").evidence
+        assert (nobody["waiting"], nobody["orphaned"], nobody["oldest_s"] > 599) == (0, 6, True)
+        heartbeat(server, "alive", 30)
+        assert "no room" in one(await examined(server.url), "orphans").message
+
+    async def test_unknown_consumer(self, server):
+        """Somebody reads the group who never said that they live."""
+        make_group(server)
+        add(server)
+        take(server, "by hand")
+        finding = one(await examined(server.url), "unknown_consumer")
+        assert finding.evidence["consumers"][0]["consumer"] == "by hand"
+        assert finding.remedy.endswith("redis-cli XPENDING queue:standard workers - + 10 'by hand'")
+
+    async def test_lease_not_renewed(self, server):
+        """A living consumer that holds what it does not renew; what it renews is fine."""
+        make_group(server)
+        stale, _ = add(server, 2)
+        take(server, "w1", 2)
+        heartbeat(server, "w1", 30)
+        assert "lease_not_renewed" not in (await examined(server.url)).codes()
+        server.command("XCLAIM", STREAM, GROUP, "w1", 0, stale, "IDLE", 600_000, "JUSTID")
+        (row,) = one(await examined(server.url), "lease_not_renewed").evidence["entries"]
+        assert (row["entry"], row["consumer"], 599 < row["idle_s"] < 620) == (stale, "w1", True)
+        server.command("HSET", f"{STREAM}:leases:{GROUP}", "w1", 3_600_000)
+        assert "lease_not_renewed" not in (await examined(server.url)).codes()
+
+    async def test_crashes(self, server):
+        """Evidence of one death, of several, and a verdict."""
+        server.command("HSET", f"{STREAM}:crashes:{GROUP}", "1-1", "w1", "2-1", "w1 w2", "2-1:alone", "w3",
+                       "3-1", "w1 w2 w3", "3-1:alone", "!")  # fmt: skip
+        report = await examined(server.url)
+        assert one(report, "crash_evidence").evidence["entries"] == ["1-1"]
+        assert one(report, "suspects").evidence["entries"] == {"2-1": 2}
+        assert one(report, "crash_verdict").evidence["entries"] == ["3-1"]
+
+
+class TestDelayed:
+    async def test_overdue(self, server):
+        """Due for long and not moved."""
+        for name, due in (("a", -300), ("b", -90), ("c", -5), ("d", 900)):
+            server.command("HSET", f"{STREAM}:messages", name, MESSAGE)
+            server.command("ZADD", f"{STREAM}:delayed", ms(due), name)
+        evidence = one(await examined(server.url), "delayed_overdue").evidence
+        assert (evidence["overdue"], 299 < evidence["late_s"] < 320) == (2, True)
+
+    async def test_halves(self, server):
+        """Ids without a message, and messages without a time."""
+        server.command("HSET", f"{STREAM}:messages", "both", MESSAGE, "lost one", MESSAGE)
+        server.command("ZADD", f"{STREAM}:delayed", ms(900), "both", ms(900), "empty")
+        report = await examined(server.url)
+        assert one(report, "delayed_without_message").evidence["ids"] == ["empty"]
+        lost = one(report, "message_without_delay")
+        assert lost.evidence["ids"] == ["lost one"]
+        assert "redis-cli ZADD queue:standard:delayed 0 'lost one'" in lost.remedy
+        server.command("ZREM", f"{STREAM}:delayed", "empty")
+        server.command("HDEL", f"{STREAM}:messages", "lost one")
+        assert "delayed_fine" in (await examined(server.url)).codes()
+
+
+class TestDeadLetters:
+    async def test_lately(self, server):
+        """Deaths of the last hour are counted by reason; older ones are not; many are a warning."""
+        server.command("XADD", "queue:dead", f"{ms(-7200)}-0", "task_id", "old", "reason", "expired")
+        for number in range(9):
+            server.command("XADD", "queue:dead", "*", "task_id", f"t{number}", "reason", "rejected")
+        evidence = one(await examined(server.url), "dead_letters").evidence
+        assert (evidence["size"], evidence["last_hour"], evidence["reasons"]) == (10, 9, {"rejected": 9})
+        server.command("XADD", "queue:dead", "*", "task_id", "t", "reason", "expired")
+        growing = one(await examined(server.url), "dead_letters_growing")
+        assert growing.evidence["reasons"] == {"rejected": 9, "expired": 1}
+
+    async def test_a_long_hour_is_cut_short(self, server):
+        """More deaths than are read."""
+        for number in range(510):
+            server.command("XADD", "queue:dead", "*", "task_id", f"t{number}", "reason", "rejected")
+        finding = one(await examined(server.url), "dead_letters_growing")
+        assert finding.message.startswith("500 or more tasks died")
+        assert finding.evidence["size"] == 510
+
+    async def test_near_the_bound(self, server):
+        """Almost as many as are kept."""
+        from streamq.store import DeadLetterBound
+
+        for number in range(9):
+            server.command("XADD", "queue:dead", f"{number + 1}-1", "task_id", "t", "reason", "rejected")
+        report = await examined(server.url, dead_letters=DeadLetterBound(max_size=10))
+        assert one(report, "dead_letters_near_bound").evidence["bound"] == 10
+        assert "dead_letters" not in report.codes()
+
+
+class TestKeys:
+    async def test_unknown_keys(self, server):
+        """Names that are not documented; other programs' names beside the namespace are none of ours."""
+        server.command("SET", "queue:nonsense", "x")
+        server.command("HSET", "queue:other:messages", "a", "b")  # of no stream
+        server.command("SET", "queueing", "x")
+        assert one(await examined(server.url), "unknown_keys").evidence["keys"] == {
+            "queue:nonsense": "string", "queue:other:messages": "hash",
+        }  # fmt: skip
+
+    async def test_other_streams(self, server):
+        """Tiers that this broker does not have, with what lies beside them, and other groups."""
+        add(server, stream="queue:express")
+        server.command("HSET", "queue:express:messages", "a", MESSAGE)
+        server.command("ZADD", f"{STREAM}:alive:audit", 1, "w")
+        server.command("EXPIRE", f"{STREAM}:alive:audit", 100)
+        report = await examined(server.url)
+        assert one(report, "other_streams").evidence["streams"] == ["queue:express"]
+        assert "unknown_keys" not in report.codes()
+
+    async def test_no_ttl(self, server):
+        """Keys that should go and stay."""
+        server.command("ZADD", f"{STREAM}:alive:{GROUP}", ms(60), "w1")
+        server.command("SET", "queue:result:a", "{}")
+        server.command("SET", "queue:id:b", "b", "PX", 1000)
+        server.command("HSET", "queue:stats:workers:1", "standard|send|done", 1)
+        server.command("HSET", f"{STREAM}:crashes:audit", "1-1", "w")
+        assert one(await examined(server.url), "no_ttl").evidence["keys"] == [
+            f"{STREAM}:alive:{GROUP}", "queue:result:a", f"{STREAM}:crashes:audit", "queue:stats:workers:1",
+        ]  # fmt: skip
+
+    async def test_it_stops_and_says_so(self, server):
+        """A large database is not searched to its end, nor at all if that is not wanted."""
+        for number in range(60):
+            server.command("SET", f"else:{number}", "x")
+        server.command("SET", "queue:nonsense", "x")
+        report = await examined(server.url, scan=5)
+        assert one(report, "scan_stopped").evidence["scanned"] == 5
+        assert one(await examined(server.url), "unknown_keys")
+        assert not {"scan_stopped", "keys_fine", "unknown_keys"} & set((await examined(server.url, scan=0)).codes())

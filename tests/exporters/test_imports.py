@@ -1,0 +1,45 @@
+"""Exporters need their extras when they are used, and not before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_import_cost import modules_after
+
+
+@pytest.mark.parametrize("code", ["import streamq", "import streamq.exporters"])
+def test_no_extra_is_imported_before_it_is_needed(code):
+    """SPEC 1: `import streamq` must not import an extra."""
+    roots = {name.partition(".")[0] for name in modules_after(code)}
+    assert roots & {"prometheus_client", "opentelemetry", "starlette", "uvicorn"} == set()
+
+
+def test_a_worker_loads_no_exporter():
+    """redis-py loads OpenTelemetry's SDK by itself where that is installed; nothing of ours does."""
+    loaded = modules_after("from streamq import RedisBroker, Worker\nRedisBroker()")
+    assert {name for name in loaded if name.startswith(("streamq.exporters", "prometheus_client", "uvicorn"))} == set()
+
+
+@pytest.mark.parametrize(("module", "blocked"), [("prometheus", "opentelemetry"), ("tracing", "prometheus_client")])
+def test_one_exporter_needs_not_the_extra_of_the_other(module, blocked):
+    """Each imports where only its own package is installed."""
+    modules_after(f"import sys; sys.modules[{blocked!r}] = None\nimport streamq.exporters.{module}")
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [("prometheus", "prometheus_client", "metrics"), ("tracing", "opentelemetry", "otel")],
+)
+def test_a_missing_extra_is_named(module, package, extra):
+    """Without its package a module says what to install."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from streamq.errors import MissingExtraError\n"
+        f"try: import streamq.exporters.{module}\n"
+        "except MissingExtraError as error: print(error.extra, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith(f"{extra} streamq.exporters.{module} needs an extra: pip install 'streamq[{extra}]'")

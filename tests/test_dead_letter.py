@@ -1,0 +1,418 @@
+"""The dead letter queue: looking, replaying, purging, tailing, and its bound."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+
+from streamq import DeadLetterBound, Priority, RedisBroker, Reject, current_delivery, task
+from streamq.dead_letter import PAGE, DeadLetter, DeadLetterQueue
+from streamq.errors import ConfigurationError, DeadLetterNotFoundError, UndecodableError
+from tests.at_work import burst, dead, entries, until, working
+
+healthy = False
+seen: list[tuple] = []
+
+
+@pytest.fixture(autouse=True)
+def _sick():
+    global healthy  # noqa: PLW0603 - the task below is a module's, as tasks are
+    healthy = False
+    seen.clear()
+
+
+@task(retries=0)
+async def send(to, n=1):
+    delivery = current_delivery()
+    seen.append((to, n, delivery.attempt, delivery.task_id, delivery.headers, delivery.tier_name))
+    if not healthy:
+        raise ValueError(f"no way to {to}")
+
+
+@task(retries=0)
+async def other():
+    raise Reject("never")
+
+
+async def _die(broker, *names, **options):
+    """Let tasks die, one for each name, in this order; return their ids."""
+    handles = [await broker.enqueue(send.options(**options), name) for name in names]
+    await burst(broker, send, concurrency=1)
+    return [handle.task_id for handle in handles]
+
+
+def _bury(server, count, **fields):
+    """Write dead letters by hand."""
+    for at in range(count):
+        flat = [part for pair in {"task_id": f"t{at}", "task": "send", **fields}.items() for part in pair]
+        server.command("XADD", "queue:dead", "*", *flat)
+
+
+class TestPeek:
+    async def test_a_dead_task_is_told_in_full(self, server):
+        """Everything that the entry says is at hand, in Python's types."""
+        async with RedisBroker(server.url) as broker:
+            before = datetime.now(UTC) - timedelta(seconds=5)
+            handle = await broker.enqueue(send.options(priority=Priority.HIGH, headers={"a": 1}), "x", n=2)
+            worker = await burst(broker, send)
+            (letter,) = await DeadLetterQueue(broker=broker).peek()
+        assert (letter.task_id, letter.task_name) == (handle.task_id, "send")
+        assert (letter.args, letter.kwargs) == (["x"], {"n": 2})
+        assert (letter.tier, letter.reason, letter.error_type) == ("critical", "retries_exhausted", "ValueError")
+        assert letter.error == "no way to x"
+        assert letter.traceback.endswith("ValueError: no way to x\n")
+        assert (letter.attempts, letter.starts, letter.headers) == (1, 1, {"a": 1})
+        assert before < letter.enqueued_at <= letter.died_at < datetime.now(UTC) + timedelta(seconds=5)
+        assert (letter.worker, letter.crashed) == (worker.name, ())
+        assert letter.origin == f"queue:critical {handle.entry_id}"
+        assert letter.replayable
+        assert letter.raw == {}
+
+    async def test_pages_in_both_orders(self, server):
+        """`after` goes on where a page ended, newest first or oldest first; large counts take several pages."""
+        _bury(server, PAGE + 30)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            newest = await queue.peek(10)
+            assert [letter.task_id for letter in newest] == [f"t{PAGE + 29 - at}" for at in range(10)]
+            assert (await queue.peek(1, after=newest[-1].entry_id))[0].task_id == f"t{PAGE + 19}"
+            oldest = await queue.peek(PAGE + 20, oldest_first=True)
+            assert [letter.task_id for letter in oldest] == [f"t{at}" for at in range(PAGE + 20)]
+            rest = await queue.peek(100, after=oldest[-1].entry_id, oldest_first=True)
+            assert len(rest) == 10
+            assert await queue.peek(0) == []
+            assert await queue.size() == PAGE + 30
+            with pytest.raises(ConfigurationError, match="no entry id"):
+                await queue.peek(after="yesterday")
+
+    async def test_filters(self, server):
+        """Only what matches is given, however far it is."""
+        _bury(server, 3, reason="expired", error_type="app.errors.Odd")
+        _bury(server, PAGE + 1, reason="rejected")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert len(await queue.peek(reason="expired")) == 3
+            assert len(await queue.peek(2, error_type="Odd")) == 2
+            assert len(await queue.peek(error_type="app.errors.Odd")) == 3
+            assert await queue.peek(task_name="nobody") == []
+
+    @pytest.mark.parametrize(
+        "flat",
+        [
+            ["x", "y"],
+            ["task", "send"],
+            ["task", "send", "args", "{", "kwargs", "[]", "headers", "1"],
+            ["task", b"\xff\xfe", "task_id", b"\xff", "error", b"\xff"],
+            ["task", "send", "attempts", "many", "starts", "-1"],
+            ["task", "send", "enqueued_at", "then", "died_at", "2026-01-02T03:04:05"],
+            ["task", "send", "attempts", "9" * 40],
+        ],
+    )
+    async def test_written_by_hand(self, server, flat):
+        """Fields may be missing or make no sense: peek shows what there is."""
+        entry = server.command("XADD", "queue:dead", "*", *flat).decode()
+        async with RedisBroker(server.url) as broker:
+            (letter,) = await DeadLetterQueue(broker=broker).peek()
+        assert letter.entry_id == entry
+        assert letter.task_id
+        assert letter.died_at.tzinfo is not None
+        assert letter.args == []
+        assert letter.replayable == (letter.task_name == "send" and b"{" not in letter.raw.values())
+
+    async def test_beyond_the_calendar(self, server):
+        """An entry with an id of its own beyond the year 9999 breaks nothing."""
+        server.command("XADD", "queue:dead", "253402300800000000-1", "task", "send")
+        async with RedisBroker(server.url) as broker:
+            (letter,) = await DeadLetterQueue(broker=broker).peek()
+        assert letter.died_at.year == 9999
+
+    async def test_undecodable_keeps_its_bytes(self, server):
+        """What was no message is there as it was sent."""
+        async with RedisBroker(server.url) as broker:
+            await broker.store.ensure_groups()
+            server.command("XADD", "queue:standard", "*", "task", "send", "args", b"{\xff")
+            await burst(broker, send)
+            (letter,) = await DeadLetterQueue(broker=broker).peek()
+        assert letter.reason == "undecodable"
+        assert letter.raw["args"] == b"{\xff"
+        assert not letter.replayable
+
+
+class TestReplay:
+    async def test_runs_again_as_new(self, server):
+        """A replay is a first attempt in the same tier, under a new id, that names the old one."""
+        global healthy  # noqa: PLW0603
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            options = {"priority": 77, "timeout": 5.5, "result_ttl": 60.0, "headers": {"a": 1}, "retries": 0}
+            (task_id,) = await _die(broker, "x", **options)
+            new_id = await queue.replay(task_id=task_id)
+            assert dead(server) == []
+            (entry,) = entries(server, "queue:critical")
+            assert {name: entry[name] for name in ("priority", "timeout", "result_ttl", "retries")} == {
+                "priority": "77", "timeout": "5.5", "result_ttl": "60.0", "retries": "0",
+            }  # fmt: skip
+            assert "attempt" not in entry
+            healthy = True
+            await burst(broker, send)
+        assert new_id != task_id
+        assert seen[-1] == ("x", 1, 1, new_id, {"a": 1, "replayed_from": task_id}, "critical")
+
+    async def test_with_another_budget(self, server):
+        """`retries` overrides that of the dead task."""
+        async with RedisBroker(server.url) as broker:
+            (task_id,) = await _die(broker, "x", retries=0)
+            await DeadLetterQueue(broker=broker).replay(task_id=task_id, retries=7)
+            (entry,) = entries(server, "queue:standard")
+            assert entry["retries"] == "7"
+
+    async def test_that_dies_again(self, server):
+        """It is a dead letter once more and can be replayed once more."""
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (task_id,) = await _die(broker, "x")
+            second = await queue.replay(task_id=task_id)
+            await burst(broker, send)
+            (letter,) = await queue.peek()
+            assert (letter.task_id, letter.headers) == (second, {"replayed_from": task_id})
+            assert await queue.replay(task_id=second)
+
+    async def test_unknown(self, server):
+        """What is not there is said not to be there; also if somebody was faster."""
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            with pytest.raises(DeadLetterNotFoundError, match="nobody"):
+                await queue.replay(task_id="nobody")
+            (task_id,) = await _die(broker, "x")
+            await queue.replay(task_id=task_id)
+            with pytest.raises(DeadLetterNotFoundError):
+                await queue.replay(task_id=task_id)
+
+    async def test_once_for_many_at_once(self, server):
+        """Of several operators who replay the same task one gets it."""
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (task_id,) = await _die(broker, "x")
+            ids = []
+
+            async def one():
+                with contextlib.suppress(DeadLetterNotFoundError):
+                    ids.append(await queue.replay(task_id=task_id))
+
+            async with anyio.create_task_group() as group:
+                for _ in range(10):
+                    group.start_soon(one)
+            assert len(ids) == len(entries(server, "queue:standard")) == 1
+
+    async def test_not_of_what_is_no_message(self, server):
+        """An undecodable entry is refused with the field that is wrong, and stays."""
+        _bury(server, 1, args="{")
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(UndecodableError, match="unreadable: args"):
+                await DeadLetterQueue(broker=broker).replay(task_id="t0")
+            assert await DeadLetterQueue(broker=broker).replay(task_name="send") == []
+        assert len(dead(server)) == 1
+
+    async def test_not_into_a_tier_that_is_not_there(self, server):
+        """The tier must be one of the broker's, by name or by stream."""
+        _bury(server, 1, tier="gone", origin="queue:gone 1-1")
+        _bury(server, 1, task_id="renamed", tier="gone", origin="queue:bulk 1-1")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            with pytest.raises(ConfigurationError, match="'gone'; this broker has critical, standard, bulk"):
+                await queue.replay(task_id="t0")
+            await queue.replay(task_id="renamed")
+        assert len(entries(server, "queue:bulk")) == 1
+
+    async def test_refused_by_the_server_leaves_it(self, server):
+        """If the task cannot be added, the dead letter is still there."""
+        _bury(server, 1, tier="standard")
+        server.command("SET", "queue:standard", "no stream")
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(Exception, match="WRONGTYPE"):
+                await DeadLetterQueue(broker=broker).replay(task_id="t0")
+        assert len(dead(server)) == 1
+
+    async def test_by_filter(self, server):
+        """All that match, in the order they died in, up to a limit; pages on pages."""
+        _bury(server, PAGE + 5, tier="standard", reason="expired")
+        _bury(server, 2, tier="standard", reason="rejected", error_type="a.b.Bad")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert len(await queue.replay(reason="expired", limit=3)) == 3
+            assert [e["headers"] for e in entries(server, "queue:standard")] == [
+                f'{{"replayed_from":"t{at}"}}' for at in range(3)
+            ]
+            ids = await queue.replay(error_type="Bad")
+            assert [e["id"] for e in entries(server, "queue:standard")][3:] == ids
+            assert len(await queue.replay(task_name="send")) == PAGE + 2
+            assert await queue.size() == 0
+
+    async def test_of_what_dies_again_meanwhile(self, server):
+        """A filter takes what is dead when it begins: no task is replayed round and round."""
+        async with RedisBroker(server.url) as broker:
+            _bury(server, 2 * PAGE + 1, tier="standard", args='["x"]')
+            async with working(broker, send):
+                assert len(await DeadLetterQueue(broker=broker).replay(task_name="send")) == 2 * PAGE + 1
+
+    async def test_needs_to_know_which(self, server):
+        """Nothing at all is a mistake, as is a task id with a filter."""
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            for wrong in ({}, {"task_id": "a", "reason": "b"}, {"task_id": "a", "retries": -1}):
+                with pytest.raises(ConfigurationError):
+                    await queue.replay(**wrong)
+
+
+class TestPurge:
+    async def test_all(self, server):
+        """Everything goes, and the number is right."""
+        _bury(server, 250)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert await queue.purge() == 250
+            assert await queue.purge() == 0
+            assert await queue.size() == 0
+
+    async def test_by_filter(self, server):
+        """Only what matches goes."""
+        _bury(server, PAGE + 1, reason="expired")
+        _bury(server, 2, task="other")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert await queue.purge(task_name="send", reason="expired") == PAGE + 1
+            assert [letter.task_name for letter in await queue.peek()] == ["other", "other"]
+
+    async def test_by_age(self, server):
+        """`older_than` goes by the server's clock, and goes together with a filter."""
+        for ms, name in ((1000, "ancient"), (2000, "old")):
+            server.command("XADD", "queue:dead", f"{ms}-0", "task", name, "task_id", name)
+        _bury(server, 2)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert await queue.purge(older_than=3600, task_name="send") == 0
+            assert await queue.purge(older_than=3600, task_name="old") == 1
+            assert await queue.purge(older_than=timedelta(hours=1)) == 1
+            assert await queue.size() == 2
+            assert await queue.purge(older_than=0) == 2
+            for wrong in (-1, float("nan"), timedelta(seconds=-1)):
+                with pytest.raises(ConfigurationError, match="older_than"):
+                    await queue.purge(older_than=wrong)
+
+
+class TestBound:
+    @pytest.mark.parametrize("when", ["before the broker opens", "after"])
+    async def test_holds_for_what_dies(self, server, when):
+        """The stream never keeps more than `max_size`; the oldest go first."""
+        broker = RedisBroker(server.url)
+        if when == "after":
+            async with broker:
+                DeadLetterQueue(broker=broker, max_size=3)
+                await _die(broker, *"abcde")
+        else:
+            DeadLetterQueue(broker=broker, max_size=3)
+            async with broker:
+                await _die(broker, *"abcde")
+        assert [entry["args"] for entry in dead(server)] == ['["c"]', '["d"]', '["e"]']
+
+    async def test_holds_for_workers_that_run_already(self, server):
+        """A worker asks for the bound at each death."""
+        async with RedisBroker(server.url) as broker, working(broker, send, concurrency=1):
+            DeadLetterQueue(broker=broker, max_size=2)
+            await broker.enqueue_many([send.call(name) for name in "abcd"])
+            await until(lambda: [entry["args"] for entry in dead(server)] == ['["c"]', '["d"]'])
+
+    async def test_of_age(self, server):
+        """What is older than `max_age` goes with the next death, and at the first use."""
+        server.command("XADD", "queue:dead", "1000-0", "task", "ancient")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker, max_age=timedelta(days=1))
+            assert queue.bound == DeadLetterBound(10_000, 86_400.0)
+            assert await queue.size() == 0
+            server.command("DEL", "queue:dead")
+            server.command("XADD", "queue:dead", "1000-0", "task", "ancient")
+            await _die(broker, "x")
+            assert [letter.task_name for letter in await queue.peek()] == ["send"]
+
+    async def test_excess_goes_at_the_first_use(self, server):
+        """A smaller bound than before takes effect without waiting for a death."""
+        _bury(server, 250)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker, max_size=7)
+            assert [letter.task_id for letter in await queue.peek(100)] == [f"t{249 - at}" for at in range(7)]
+
+    async def test_looking_removes_nothing(self, server):
+        """A queue that was given no bound is no danger to those of others."""
+        _bury(server, 5)
+        async with RedisBroker(server.url, dead_letters=DeadLetterBound(max_size=2)) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert queue.bound.max_size == 2
+            assert await queue.size() == 5
+
+    @pytest.mark.parametrize("wrong", [{"max_size": 0}, {"max_size": 1.5}, {"max_age": -1}, {"max_age": float("inf")}])
+    def test_must_make_sense(self, wrong):
+        """A bound that cannot be kept is refused by name."""
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            DeadLetterQueue(broker=RedisBroker(), **wrong)
+
+    def test_repr(self):
+        queue = DeadLetterQueue(broker=RedisBroker(), max_size=5, max_age=60)
+        assert repr(queue) == "<DeadLetterQueue queue:dead max_size=5 max_age=60>"
+
+
+class TestTail:
+    async def test_sees_what_dies_from_now_on(self, server):
+        """Nothing of before, everything after, in order, while it happens."""
+        _bury(server, 2)
+        got: list[DeadLetter] = []
+        async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+            queue = DeadLetterQueue(broker=broker)
+
+            async def watch():
+                async with contextlib.aclosing(queue.tail()) as letters:
+                    async for letter in letters:
+                        got.append(letter)  # noqa: PERF401 - seen while it grows
+
+            group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            if server.kind != "memory":
+                await until(lambda: b"cmd=xread " in server.command("CLIENT", "LIST"))
+            ids = await _die(broker, *"abc")
+            await until(lambda: len(got) == 3)
+            group.cancel_scope.cancel()
+        assert [letter.task_id for letter in got] == ids
+
+    async def test_goes_on_after_an_entry(self, server):
+        """With `after` nothing is missed between two watchers."""
+        _bury(server, PAGE + 5)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (oldest,) = await queue.peek(1, oldest_first=True)
+            got = []
+            with anyio.fail_after(5):
+                async with contextlib.aclosing(queue.tail(after=oldest.entry_id)) as letters:
+                    async for letter in letters:
+                        got.append(letter.task_id)
+                        if len(got) == PAGE + 4:
+                            break
+        assert got == [f"t{at}" for at in range(1, PAGE + 5)]
+
+    async def test_of_a_server_without_any(self, server):
+        """The stream need not be there yet."""
+        async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+            queue = DeadLetterQueue(broker=broker)
+            got = []
+
+            async def watch():
+                async with contextlib.aclosing(queue.tail()) as letters:
+                    async for letter in letters:
+                        got.append(letter.task_id)  # noqa: PERF401 - seen while it grows
+
+            group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            await _die(broker, "x")
+            await until(lambda: got)
+            group.cancel_scope.cancel()

@@ -1,0 +1,64 @@
+"""`import streamq` is cheap: it loads neither Redis' client, nor an extra, nor a backend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def modules_after(code):
+    """Return the names of all modules that a fresh interpreter has loaded after some code."""
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.split())
+
+
+HEAVY = {"redis", "hiredis", "orjson", "anyio", "asyncio", "trio", "pydantic", "fakeredis", "rich", "click", "uvloop"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    """SPEC 1: names are loaded on first use."""
+    loaded = modules_after("import streamq")
+    assert loaded & HEAVY == set()
+    assert {name for name in loaded if name.startswith("streamq")} == {"streamq"}
+
+
+def test_declaring_a_task_loads_no_redis_no_extra_and_no_backend():
+    """A module of tasks is imported by producers and tests that may have nothing but the core."""
+    loaded = modules_after(
+        "from streamq import task, Priority, RetryLater, Reject\n@task\nasync def send(to: str): ..."
+    )
+    assert loaded & (HEAVY - {"orjson"}) == set()
+
+
+def test_a_broker_and_a_worker_load_no_extra_and_no_backend():
+    """pydantic, trio, fakeredis and rich are asked for when they are needed."""
+    loaded = modules_after("from streamq import RedisBroker, Worker\nRedisBroker()")
+    assert loaded & {"trio", "pydantic", "fakeredis", "rich", "uvloop", "click"} == set()
+
+
+def test_every_public_name_is_there():
+    """Each loads from its home, and `dir` knows them."""
+    import streamq
+
+    for name in streamq.__all__:
+        assert getattr(streamq, name) is not None
+        assert name in dir(streamq)
+    assert set(streamq._HOMES) == set(streamq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = streamq.nothing
+
+
+def test_no_module_imports_a_backend_by_name():
+    """P12: `import asyncio` and `import trio` stand nowhere but where they are named."""
+    import re
+    from pathlib import Path
+
+    import streamq
+
+    pattern = re.compile(r"^\s*(?:import|from) (?:asyncio|trio)\b", re.MULTILINE)
+    root = Path(streamq.__file__).parent
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if pattern.search(path.read_text())}
+    assert found <= {"cli/backend.py"}, found

@@ -1,0 +1,260 @@
+"""Results: waiting without polling, and what waiters are told."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+
+import anyio
+import pytest
+
+from streamq import RedisBroker, Reject, task
+from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
+from tests.at_work import assert_nothing_left, burst, until, working
+
+
+@task(result_ttl=60)
+async def double(n: int) -> int:
+    return 2 * n
+
+
+@task(result_ttl=60, retries=0)
+async def fails(text: str) -> None:
+    raise ValueError(text)
+
+
+@pytest.fixture
+async def broker(server):
+    async with RedisBroker(server.url) as opened:
+        yield opened
+
+
+def calls(server, name):
+    text = server.command("INFO", "commandstats").decode()
+    for line in text.splitlines():
+        if line.startswith(f"cmdstat_{name}:"):
+            return int(line.partition("calls=")[2].partition(",")[0])
+    return 0
+
+
+async def test_a_waiter_that_came_before_the_end_gets_the_result(server, broker):
+    """And one that comes after it, as long as it is kept."""
+    go = anyio.Event()
+
+    @task(result_ttl=60)
+    async def slow(n: int) -> int:
+        await go.wait()
+        return n
+
+    handle = await broker.enqueue(slow, 7)
+    got = []
+
+    async def wait():
+        got.append(await handle.result(timeout=5))
+
+    async with working(broker, slow):
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(wait)
+            await until(lambda: heard(server, handle) == 1)
+            go.set()
+        assert got == [7] * 5
+        assert await handle.result() == 7
+        assert await handle.result(timeout=0.5) == 7
+    assert 50_000 < server.command("PTTL", f"queue:result:{handle.task_id}") <= 60_000
+    await until(lambda: heard(server, handle) == 0)
+    assert_nothing_left(server)
+
+
+def heard(server, handle):
+    """Return how many connections listen for a result."""
+    return server.command("PUBSUB", "NUMSUB", f"queue:result:{handle.task_id}")[1]
+
+
+async def test_waiting_does_not_poll(real_server):
+    """While nothing happens nothing is asked: at most two GETs for each waiter, however long it takes."""
+    go = anyio.Event()
+
+    @task(result_ttl=60)
+    async def slow() -> None:
+        await go.wait()
+
+    async with RedisBroker(real_server.url) as broker:
+        handle = await broker.enqueue(slow)
+        before = calls(real_server, "get")
+        async with working(broker, slow), anyio.create_task_group() as group:
+            group.start_soon(handle.result)
+            await until(lambda: heard(real_server, handle))
+            await anyio.sleep(0.3)
+            assert calls(real_server, "get") - before <= 2
+            go.set()
+    assert calls(real_server, "get") - before <= 3
+
+
+async def test_a_result_that_does_not_come_in_time_is_a_timeout(server, broker):
+    """ResultTimeoutError, which is a TimeoutError; waiting can go on afterwards."""
+    handle = await broker.enqueue(double, 2)
+    with pytest.raises(ResultTimeoutError, match=r"within 0\.05 s") as caught:
+        await handle.result(timeout=0.05)
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.task_id == handle.task_id
+    await burst(broker, double)
+    assert await handle.result(timeout=5) == 4
+
+
+async def test_a_failure_is_raised_with_its_words(server, broker):
+    """Type, message, traceback and reason of the dead letter."""
+    handle = await broker.enqueue(fails, "no way: caf\udce9".encode("utf-8", "surrogateescape").decode("latin-1"))
+    await burst(broker, fails)
+    with pytest.raises(TaskFailedError) as caught:
+        await handle.result(timeout=5)
+    error = caught.value
+    assert (error.task_id, error.reason, error.error_type) == (handle.task_id, "retries_exhausted", "ValueError")
+    assert error.error.startswith("no way")
+    assert "raise ValueError(text)" in error.traceback
+    assert_nothing_left(server)
+
+
+async def test_an_error_whose_text_has_no_utf8_reaches_who_waits(server, broker):
+    """Names of files come with lone surrogates; neither the worker nor the waiter may stumble."""
+
+    @task(result_ttl=60, retries=0)
+    async def opens() -> None:
+        raise FileNotFoundError("caf\udce9")
+
+    handle = await broker.enqueue(opens)
+    await burst(broker, opens)
+    with pytest.raises(TaskFailedError, match="caf"):
+        await handle.result(timeout=5)
+
+
+async def test_a_rejection_reaches_who_waits_at_once(server, broker):
+    """No retry is waited for."""
+
+    @task(result_ttl=60)
+    async def refuses() -> None:
+        raise Reject("not today")
+
+    async with working(broker, refuses):
+        handle = await broker.enqueue(refuses)
+        with pytest.raises(TaskFailedError, match="not today") as caught:
+            await handle.result(timeout=5)
+        assert caught.value.reason == "rejected"
+
+
+async def test_a_waiter_is_not_told_of_a_failure_that_is_retried(server, broker):
+    """Only the end counts."""
+    runs = []
+
+    @task(result_ttl=60, backoff=lambda a, e: 0.01)
+    async def flaky() -> int:
+        runs.append(1)
+        if len(runs) < 3:
+            raise ValueError
+        return len(runs)
+
+    async with working(broker, flaky):
+        assert await (await broker.enqueue(flaky)).result(timeout=5) == 3
+
+
+async def test_a_result_that_is_no_json_is_an_error_for_who_waits_and_a_success_for_the_task(server, broker):
+    """The work is done; it is not repeated because of its result."""
+    runs = []
+
+    @task(result_ttl=60, validate=False)
+    async def odd(n: int) -> object:
+        runs.append(n)
+        endless: list = []
+        endless.append(endless)
+        return [object(), {1, 2}, float("nan"), endless][n]
+
+    handles = await broker.enqueue_many([odd.call(n) for n in range(4)])
+    await burst(broker, odd)
+    for handle in handles:
+        with pytest.raises(TaskFailedError, match="the task succeeded") as caught:
+            await handle.result(timeout=5)
+        assert caught.value.error_type == "EncodingError"
+    assert sorted(runs) == [0, 1, 2, 3]
+    assert server.command("EXISTS", "queue:dead") == 0
+    assert_nothing_left(server)
+
+
+async def test_what_json_can_carry_comes_back(server, broker):
+    """With pydantic also what it makes of Decimal and models."""
+
+    @task(result_ttl=60)
+    async def values(n: int) -> object:
+        return [None, True, 1.5, "ü", {"a": [1]}, dt.date(2024, 1, 2), Decimal("1.5")][n]
+
+    handles = await broker.enqueue_many([values.call(n) for n in range(7)])
+    await burst(broker, values)
+    got = [await handle.result(timeout=5) for handle in handles]
+    assert got == [None, True, 1.5, "ü", {"a": [1]}, "2024-01-02", "1.5"]
+
+
+async def test_a_task_that_keeps_none_says_so_at_once(server, broker):
+    """Rather than waiting for what never comes."""
+
+    @task
+    async def silent() -> None: ...
+
+    handle = await broker.enqueue(silent)
+    with pytest.raises(ResultNotKeptError, match="result_ttl"):
+        await handle.result(timeout=5)
+    handle = await broker.enqueue(silent.options(result_ttl=5))
+    await burst(broker, silent)
+    assert await handle.result(timeout=5) is None
+    assert not [name for name in server.keys() if name.startswith("queue:result:") and name[13:] != handle.task_id]  # noqa: SIM118
+
+
+async def test_a_producer_that_has_only_the_name_can_wait(server, broker):
+    """The worker's declaration says that the result is kept."""
+    handle = await broker.enqueue("double", 4)
+    await burst(broker, double)
+    assert await handle.result(timeout=5) == 8
+
+
+async def test_a_thousand_waiters_share_one_connection(real_server):
+    """However many wait, the server sees one subscriber more."""
+    async with RedisBroker(real_server.url) as broker:
+        handles = await broker.enqueue_many([double.call(n) for n in range(200)])
+        got: list[int] = []
+
+        async def wait(handle):
+            got.append(await handle.result(timeout=20))
+
+        async with working(broker, double), anyio.create_task_group() as group:
+            for handle in handles:
+                group.start_soon(wait, handle)
+            await until(lambda: len(got) == 200, 20)
+            assert real_server.command("INFO", "clients").decode().count("connected_clients:") == 1
+            assert len(real_server.command("CLIENT", "LIST", "TYPE", "pubsub").splitlines()) <= 2
+    assert sorted(got) == [2 * n for n in range(200)]
+
+
+async def test_a_waiter_that_is_cancelled_leaves_nothing_behind(server, broker):
+    """No subscription, no ear; the next waiter is served."""
+    handle = await broker.enqueue(double, 1)
+    for _ in range(3):
+        with anyio.move_on_after(0.03):
+            await handle.result()
+    await until(lambda: heard(server, handle) == 0)
+    assert repr(broker._waiters) == "<Waiters for 0 results>"
+    await burst(broker, double)
+    assert await handle.result(timeout=5) == 2
+
+
+async def test_waiters_that_come_together_are_all_told(server, broker):
+    """Also those that come while the first is still subscribing."""
+    for _ in range(5):
+        handle = await broker.enqueue(double, 3)
+        got = []
+
+        async def wait(handle, got):
+            got.append(await handle.result(timeout=5))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(wait, handle, got)
+            await burst(broker, double)
+        assert got == [6] * 4
