@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
@@ -25,6 +26,8 @@ from streamq.errors import ConfigurationError, NotHeldError, NotOpenError, Outco
 from streamq.hands import Hands
 from streamq.keys import Keys
 from streamq.message import MAX_PAYLOAD
+from streamq.middleware.chain import MiddlewareChain, SendNext
+from streamq.middleware.together import Together
 from streamq.outcome import Ack, DeadLetter, Reason, Release, failure_of
 from streamq.results import Handle, Waiters
 from streamq.sending import Outgoing, Sender
@@ -45,7 +48,8 @@ class RedisBroker:
     `memory://`, `memory://name`, `embedded://`, `embedded:///path/to/data`. `queue_name` makes
     it a broker of one stream alone. `tiers` are the priority tiers, `namespace` the prefix of
     every key, `group` the consumer group. `max_payload` (bytes) bounds a message. Timeouts are
-    in seconds. `clock` is for tests and simulations; the workers of a broker go by it too.
+    in seconds. `middleware` wraps every enqueue, and every run of the broker's workers, outermost.
+    `clock` is for tests and simulations; the workers of a broker go by it too.
 
     Raises ConfigurationError for a value that cannot be used.
     """
@@ -54,7 +58,7 @@ class RedisBroker:
         self, url: str = DEFAULT_URL, *, queue_name: str | None = None, namespace: str | None = None,
         group: str = "workers", tiers: Iterable[Tier] | None = None, max_payload: int = MAX_PAYLOAD,
         connect_timeout: float = 5.0, reply_timeout: float = 10.0, dead_letters: DeadLetterBound | None = None,
-        clock: Clock = SYSTEM,
+        clock: Clock = SYSTEM, middleware: MiddlewareChain | None = None,
     ) -> None:  # fmt: skip
         if queue_name is not None:
             if tiers is not None:
@@ -64,6 +68,8 @@ class RedisBroker:
             tiers = [Tier(name, stream=queue_name)]
         self.url = url
         self.clock = clock
+        self.middleware = middleware if middleware is not None else MiddlewareChain()
+        self._joined: dict[int, tuple[tuple[Any, ...], MiddlewareChain]] = {}
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
         self.keys = Keys.of(namespace or "queue", group, self.tiers)
         self.dead_letters = dead_letters or DeadLetterBound()
@@ -175,7 +181,39 @@ class RedisBroker:
         OutcomeUnknownError if the connection was lost before the reply, and NotDurableError if
         the server has it and what `durable` asks for was not confirmed.
         """
-        outgoing = self._sender.prepare(self.store, self._sender.called(task, args, kwargs))
+        call = self._sender.called(task, args, kwargs)
+        send = self._sending(call)
+        return await (self._send(call) if send is None else send(call))
+
+    async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
+        """Send many tasks in one round trip, and return their handles in the same order.
+
+        Nothing is sent if one of them cannot be. Raises what `enqueue` raises.
+        """
+        calls = list(calls)
+        if not any(self._links(call).wraps_enqueues for call in calls):
+            return await self._send_all(calls)
+        together = Together(self._send_all, len(calls))
+        return await together.run([partial(self._links(call).around_enqueue(together.send), call) for call in calls])
+
+    def _links(self, call: Call[Any]) -> MiddlewareChain:
+        """Return what wraps the enqueue of a call; a task's chain is joined to ours once."""
+        own = call.task.middleware if isinstance(call.task, Task) else ()
+        if not own:
+            return self.middleware
+        # By identity: what options are given to a task makes another one of it, with the same middleware.
+        known = self._joined.get(id(own))
+        if known is None:
+            known = self._joined[id(own)] = (own, self.middleware.joined(own))
+        return known[1]
+
+    def _sending(self, call: Call[Any]) -> SendNext | None:
+        """Return what sends a call through its middleware, None if there is none."""
+        links = self._links(call)
+        return links.around_enqueue(self._send) if links.wraps_enqueues else None
+
+    async def _send(self, call: Call[Any]) -> Handle[Any]:
+        outgoing = self._sender.prepare(self.store, call)
         try:
             (accepted,) = await self._sent([outgoing])
         except OutcomeUnknownError as error:
@@ -183,11 +221,7 @@ class RedisBroker:
             raise
         return self._handle(outgoing, accepted)
 
-    async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
-        """Send many tasks in one round trip, and return their handles in the same order.
-
-        Nothing is sent if one of them cannot be. Raises what `enqueue` raises.
-        """
+    async def _send_all(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         store = self.store
         outgoing = [self._sender.prepare(store, call) for call in calls]
         if not outgoing:

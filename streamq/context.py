@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 from streamq.delivery import Delivery
 
 running: ContextVar[Delivery] = ContextVar("streamq_delivery")
+# The Store of the worker that runs here. Any: this module must not load the Redis client.
+queue: ContextVar[Any] = ContextVar("streamq_queue")
 
 
 def current_delivery() -> Delivery:
@@ -18,3 +21,11 @@ def current_delivery() -> Delivery:
         return running.get()
     except LookupError:
         raise LookupError("no delivery is being handled here: call this inside a task's handler") from None
+
+
+def current_queue() -> Any:
+    """Return the Store of the worker that runs here. Raises LookupError outside a worker's handler."""
+    try:
+        return queue.get()
+    except LookupError:
+        raise LookupError("no worker runs here: call this inside a task's handler, or give a broker") from None

@@ -23,13 +23,14 @@ import anyio.to_thread
 
 from streamq.arguments import encode_extra
 from streamq.consumer import Consumer
-from streamq.context import running
+from streamq.context import queue, running
 from streamq.delivery import Delivery, Failure
 from streamq.errors import BrokerError, TaskTimeoutError, UndecodableError
 from streamq.events import Started
 from streamq.message import dumps
 from streamq.middleware import Context, MiddlewareChain
 from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Release, Skip, decide, failure_of
+from streamq.store import Store
 from streamq.tasks import Task
 
 log = logging.getLogger("streamq")
@@ -47,13 +48,16 @@ Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
 class Prepared:
     """A task made ready to run: its handler, its limits and its middleware in one call."""
 
-    __slots__ = ("_limiter", "call", "default", "task")
+    __slots__ = ("_limiter", "_store", "call", "default", "task")
 
-    def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, limiter: anyio.CapacityLimiter) -> None:
+    def __init__(
+        self, task: Task[Any, Any], chain: MiddlewareChain, limiter: anyio.CapacityLimiter, store: Store
+    ) -> None:
         self.task = task
+        self._store = store
         self.default = encode_extra if task.arguments.converter is not None else None
         self._limiter = limiter
-        self.call: Runnable = self._bare() if not len(chain) else self._wrapped(chain)
+        self.call: Runnable = self._wrapped(chain) if chain.wraps_runs else self._bare()
 
     def _bare(self) -> Runnable:
         """Return the shortest way: no middleware, so no context either."""
@@ -76,7 +80,7 @@ class Prepared:
 
     def _wrapped(self, chain: MiddlewareChain) -> Runnable:
         """Return the handler, with its timeout, inside the chain: waiting in middleware is not timed."""
-        bare, task = self._bare(), self.task
+        bare, task, store = self._bare(), self.task, self._store
 
         def innermost(context: Context) -> Awaitable[Any]:
             return bare(context.delivery, context.args, context.kwargs)
@@ -84,7 +88,7 @@ class Prepared:
         whole = chain.around(innermost)
 
         def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            return whole(Context(task, delivery, args, kwargs))
+            return whole(Context(task, delivery, args, kwargs, store))
 
         return call
 
@@ -194,6 +198,7 @@ class Runners:
 
     async def serve(self) -> None:
         """Be one runner, until cancelled."""
+        queue.set(self._consumer.store)
         while True:
             with anyio.CancelScope() as scope:
                 await self._runs(_Slot(scope))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, overload
@@ -159,7 +159,8 @@ class Task(Generic[P, R]):
     """A function that workers run, with its name and its policy. Made by `@task`.
 
     `timeout` is in seconds; `result_ttl` is how long (s) results are kept, None for not at all;
-    `run_in` is where it runs: in the event loop, in a thread, or in a process.
+    `run_in` is where it runs: in the event loop, in a thread, or in a process. `middleware`
+    wraps its runs and its enqueues, inside that of broker and worker.
     """
 
     function: Callable[..., Any]
@@ -171,6 +172,7 @@ class Task(Generic[P, R]):
     run_in: RunIn
     arguments: Arguments = field(repr=False)
     sending: Options = NO_OPTIONS
+    middleware: tuple[Any, ...] = ()
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself, here and now."""
@@ -225,6 +227,11 @@ class Call(Generic[R]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def options(self, **values: Unpack[OptionValues]) -> Call[R]:
+        """Return this call with other options of its message; those not given stay."""
+        task: Any = self.task
+        return replace(self, task=task.options(**values))
+
 
 class _Decorator:
     """`@task(...)` with options; keeps async and sync functions apart for type checkers."""
@@ -251,6 +258,7 @@ def task(
     backoff: Backoff | Callable[[int, BaseException], float] | None = None,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
+    middleware: Iterable[Any] = (),
 ) -> _Decorator: ...  # fmt: skip
 def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     """Make a function a task: `@task` or `@task(retries=5, timeout=60, ...)`.
@@ -261,7 +269,8 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     `timeout` (s) bounds a run, `result_ttl` (s) keeps its result. `run_in` is "loop" (the
     default of async functions), "thread" (of all others) or "process" (for work that keeps a
     core busy; the function must be importable). `validate=False` leaves arguments unchecked
-    against annotations where pydantic is installed.
+    against annotations where pydantic is installed. `middleware` wraps the runs and the enqueues
+    of this task, inside that of the broker and of the worker.
 
     Raises TaskNameError for an unusable name, ConfigurationError for an unusable option.
     """
@@ -275,6 +284,7 @@ def _make(
     backoff: Backoff | Callable[[int, BaseException], float] | None = None,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
+    middleware: Iterable[Any] = (),
 ) -> Task[Any, Any]:  # fmt: skip
     if not callable(function) or isinstance(function, type | Task):
         raise ConfigurationError(f"@task is for functions, not for {function!r}")
@@ -292,6 +302,11 @@ def _make(
     for what, value in (("timeout", timeout), ("result_ttl", result_ttl)):
         if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
             raise ConfigurationError(f"task {named!r} has {what}={value!r}: give seconds greater than 0, or None")
+    for link in middleware:  # as MiddlewareChain, which is above this module, will say of it
+        if isinstance(link, type) or not (callable(link) or hasattr(link, "enqueue")):
+            raise ConfigurationError(
+                f"task {named!r}: {link!r} is no middleware: give an object that wraps runs or enqueues"
+            )
     if priority is not None and not isinstance(priority, int):
         raise ConfigurationError(f"task {named!r} has priority={priority!r}: give an integer")
     policy = RetryPolicy(
@@ -303,5 +318,5 @@ def _make(
     kind = AsyncTask if is_async else SyncTask
     return kind(
         function, named, policy, timeout, result_ttl, priority, place,
-        Arguments(named, function, validate=validate),
+        Arguments(named, function, validate=validate), middleware=tuple(middleware),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from streamq.events import Listener
 from streamq.intake import Intake
 from streamq.keys import Keys
 from streamq.leases import Leases
-from streamq.middleware import MiddlewareChain
+from streamq.middleware import MiddlewareChain, Resident
 from streamq.runner import Prepared, Runners
 from streamq.scheduler import Scheduler
 from streamq.store import Store
@@ -69,7 +69,7 @@ class Health:
 class Worker:
     """Runs tasks of a broker's queue, at most `concurrency` at once.
 
-    `tasks` are the tasks it knows, `middleware` wraps every run. `visibility_timeout` (s) is
+    `tasks` are the tasks it knows, `middleware` wraps every run, inside that of the broker. `visibility_timeout` (s) is
     how soon another worker takes over if this one is not heard of; a task may run for much
     longer. `grace_period` (s) is how long `stop` waits for what runs. `tiers` maps names of
     tiers to weights and picks those that are served; all, with the broker's weights, if it is
@@ -99,6 +99,9 @@ class Worker:
         self.unknown_wait = check_number("unknown_wait", unknown_wait, 0.0)
         self.max_prefetch = check_integer("max_prefetch", max_prefetch, 0)
         self.middleware = middleware if middleware is not None else MiddlewareChain()
+        self._chains = {
+            name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
+        }
         self.burst = burst
         self.state = State.NEW
         self._lifespan = lifespan
@@ -171,6 +174,8 @@ class Worker:
                     scheduler.promote_forever, scheduler.listen_forever, watchdog.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
+                for resident in self._residents():
+                    loops.start_soon(resident.live, store)
                 async with _running(runners, self.concurrency):
                     self.state = State.RUNNING
                     task_status.started()
@@ -199,12 +204,17 @@ class Worker:
             max_crashes=self.max_crashes, listeners=self._listeners, uniform=self._random,
         )  # fmt: skip
         limiter = anyio.CapacityLimiter(self.concurrency)
-        prepared = [Prepared(task, self.middleware, limiter) for task in self.tasks.values()]
+        prepared = [Prepared(task, self._chains[name], limiter, store) for name, task in self.tasks.items()]
         runners = Runners(
             consumer, prepared, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
             listening=bool(self._listeners),
         )  # fmt: skip
         return consumer, runners
+
+    def _residents(self) -> list[Resident]:
+        """Return the middleware that has work of its own, each once."""
+        found = {id(resident): resident for chain in self._chains.values() for resident in chain.residents()}
+        return list(found.values())
 
     async def _until_stopped(self, store: Store, consumer: Consumer) -> None:
         if not self.burst:

@@ -1,7 +1,46 @@
-"""Middleware: what wraps the runs of tasks."""
+"""Middleware: what wraps the runs of tasks, and what wraps their enqueue.
 
-from streamq.middleware.chain import CallNext, Context, Middleware, MiddlewareChain
-from streamq.middleware.circuit_breaker import CircuitBreaker
-from streamq.middleware.rate_limit import RateLimitMiddleware
+The built-in parts are loaded on first use: a producer that has none pays for none.
+"""
 
-__all__ = ["CallNext", "CircuitBreaker", "Context", "Middleware", "MiddlewareChain", "RateLimitMiddleware"]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamq.middleware.chain import CallNext, Context, Middleware, MiddlewareChain, Resident, SendMiddleware, SendNext
+
+if TYPE_CHECKING:
+    from streamq.middleware.circuit_breaker import CircuitBreaker
+    from streamq.middleware.rate_limit import RateLimitMiddleware
+
+_HOMES = {
+    "CircuitBreaker": "circuit_breaker",
+    "RateLimitMiddleware": "rate_limit",
+}
+
+__all__ = [
+    "CallNext",
+    "CircuitBreaker",
+    "Context",
+    "Middleware",
+    "MiddlewareChain",
+    "RateLimitMiddleware",
+    "Resident",
+    "SendMiddleware",
+    "SendNext",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,28 +1,39 @@
-"""Middleware wraps a run: it may look, wait, refuse or change, and calls the next.
+"""Middleware wraps a run, or an enqueue: it may look, wait, refuse or change, and calls the next.
 
-A chain is composed once per task, not once per message.
+Chains of the broker, of the worker and of the task are put together once per task, not once per
+message; the broker's is outermost, the task's innermost, and within a chain the first added is
+outermost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from streamq.delivery import Delivery
 from streamq.errors import ConfigurationError
-from streamq.tasks import Task
+from streamq.results import Handle
+from streamq.store import Store
+from streamq.tasks import Call, Task
 
 
 class Context:
-    """One run, as middleware sees it. `state` is theirs, for what one leaves for another."""
+    """One run, as middleware sees it.
 
-    __slots__ = ("args", "delivery", "kwargs", "state", "task")
+    `state` is theirs, for what one leaves for another; `store` speaks the commands of the queue
+    the run belongs to.
+    """
 
-    def __init__(self, task: Task[Any, Any], delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    __slots__ = ("args", "delivery", "kwargs", "state", "store", "task")
+
+    def __init__(
+        self, task: Task[Any, Any], delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any], store: Store
+    ) -> None:
         self.task = task
         self.delivery = delivery
         self.args = args
         self.kwargs = kwargs
+        self.store = store
         self.state: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -30,6 +41,7 @@ class Context:
 
 
 CallNext = Callable[[Context], Awaitable[Any]]
+SendNext = Callable[[Call[Any]], Awaitable[Handle[Any]]]
 
 
 @runtime_checkable
@@ -39,41 +51,93 @@ class Middleware(Protocol):
     async def __call__(self, context: Context, call_next: CallNext) -> Any: ...
 
 
+@runtime_checkable
+class SendMiddleware(Protocol):
+    """What wraps an enqueue. It may pass on another call, or raise to refuse this one."""
+
+    async def enqueue(self, call: Call[Any], send_next: SendNext) -> Handle[Any]: ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """Middleware with work of its own beside the runs: renewing what it holds, say.
+
+    Each worker runs `live` from its start until its last run has ended, and cancels it then; one
+    object may serve several workers at once. What `live` raises ends the worker.
+    """
+
+    async def live(self, store: Store) -> None: ...
+
+
 class MiddlewareChain:
     """An ordered list of middleware; the first added is the outermost."""
 
-    def __init__(self, *middleware: Middleware) -> None:
-        self._links: list[Middleware] = []
+    def __init__(self, *middleware: Middleware | SendMiddleware) -> None:
+        self._links: list[Any] = []
         for link in middleware:
             self.add(link)
 
     def __repr__(self) -> str:
         return f"<MiddlewareChain {' > '.join(type(link).__name__ for link in self._links) or 'empty'}>"
 
-    def __iter__(self) -> Iterator[Middleware]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._links)
 
     def __len__(self) -> int:
         return len(self._links)
 
-    def add(self, middleware: Middleware) -> Self:
-        """Add the next link and return the chain. Raises ConfigurationError if it cannot be called."""
-        if not callable(middleware) or isinstance(middleware, type):
+    def add(self, middleware: Middleware | SendMiddleware) -> Self:
+        """Add the next link and return the chain. Raises ConfigurationError if it wraps nothing."""
+        if isinstance(middleware, type) or not (callable(middleware) or isinstance(middleware, SendMiddleware)):
             raise ConfigurationError(
-                f"{middleware!r} is no middleware: give an object with 'async def __call__(self, context, call_next)'"
+                f"{middleware!r} is no middleware: give an object with 'async def __call__(self, context, call_next)' "
+                "or 'async def enqueue(self, call, send_next)'"
             )
         self._links.append(middleware)
         return self
 
+    def joined(self, *inner: Iterable[Any]) -> MiddlewareChain:
+        """Return one chain of this one and others, each inside the one before."""
+        return MiddlewareChain(*self, *(link for links in inner for link in links))
+
+    @property
+    def wraps_runs(self) -> bool:
+        """Is there anything that wraps a run?"""
+        return any(map(callable, self._links))
+
+    @property
+    def wraps_enqueues(self) -> bool:
+        """Is there anything that wraps an enqueue?"""
+        return any(isinstance(link, SendMiddleware) for link in self._links)
+
     def around(self, handler: CallNext) -> CallNext:
-        """Return the handler with every link around it."""
+        """Return the handler with every link around it that wraps runs."""
         for link in reversed(self._links):
-            handler = _linked(link, handler)
+            if callable(link):  # some wrap enqueues alone
+                handler = _linked(link, handler)
         return handler
 
+    def around_enqueue(self, send: SendNext) -> SendNext:
+        """Return what sends a call with every link around it that wraps enqueues."""
+        for link in reversed(self._links):
+            if isinstance(link, SendMiddleware):
+                send = _sending(link, send)
+        return send
 
-def _linked(link: Middleware, call_next: CallNext) -> CallNext:
+    def residents(self) -> list[Resident]:
+        """Return the links that have work of their own."""
+        return [link for link in self._links if isinstance(link, Resident)]
+
+
+def _linked(link: Any, call_next: CallNext) -> CallNext:
     def call(context: Context) -> Awaitable[Any]:
         return link(context, call_next)
 
     return call
+
+
+def _sending(link: SendMiddleware, send_next: SendNext) -> SendNext:
+    def send(call: Call[Any]) -> Awaitable[Handle[Any]]:
+        return link.enqueue(call, send_next)
+
+    return send

@@ -229,7 +229,7 @@ class TestMiddleware:
     @staticmethod
     def context(name):
         flat = [b"task", name.encode()]
-        return Context(task(name=name)(anyio.sleep), Delivery(0, "standard", b"1-0", flat), [], {})
+        return Context(task(name=name)(anyio.sleep), Delivery(0, "standard", b"1-0", flat), [], {}, None)
 
     async def test_each_task_has_its_own(self):
         """One task that fails does not stop the others; the state told is the worst."""

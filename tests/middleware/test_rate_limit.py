@@ -40,7 +40,7 @@ async def send():
 
 def context(headers="{}", starts=0, name="send"):
     flat = [b"task", name.encode(), b"headers", headers.encode(), b"starts", str(starts).encode()]
-    return Context(send, Delivery(0, "standard", b"1-0", flat), [], {})
+    return Context(send, Delivery(0, "standard", b"1-0", flat), [], {}, None)
 
 
 async def run(_):

@@ -1,0 +1,216 @@
+"""Chains: who is around whom, around runs and around enqueues; and middleware with work of its own."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from streamq import RedisBroker, Worker, task
+from streamq.errors import ConfigurationError
+from streamq.middleware import MiddlewareChain
+from tests.at_work import burst
+
+seen = []
+
+
+class Named:
+    """Says when it was entered and left, around runs and around enqueues."""
+
+    def __init__(self, name):
+        self.name = name
+
+    async def __call__(self, context, call_next):
+        seen.append(f"{self.name} in")
+        try:
+            return await call_next(context)
+        finally:
+            seen.append(f"{self.name} out")
+
+    async def enqueue(self, call, send_next):
+        seen.append(f"{self.name} sends {call.args[0]}")
+        handle = await send_next(call.options(headers={**(call.task.sending.headers or {}), self.name: 1}))
+        seen.append(f"{self.name} sent {call.args[0]}")
+        return handle
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    seen.clear()
+
+
+def tasks():
+    @task(middleware=[Named("task")])
+    async def wrapped(n: int) -> None:
+        seen.append(f"ran {n}")
+
+    @task
+    async def plain(n: int) -> None:
+        seen.append(f"ran {n}")
+
+    return wrapped, plain
+
+
+async def test_the_brokers_is_outermost_and_the_tasks_innermost(server):
+    """Runs go through broker > worker > task; another task does not go through this one's."""
+    wrapped, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
+        await broker.enqueue(wrapped, 1)
+        seen.clear()
+        await Worker(broker, [wrapped, plain], middleware=MiddlewareChain(Named("worker")), burst=True).run()
+        assert seen == ["broker in", "worker in", "task in", "ran 1", "task out", "worker out", "broker out"]
+        await broker.enqueue(plain, 2)
+        seen.clear()
+        await Worker(broker, [wrapped, plain], middleware=MiddlewareChain(Named("worker")), burst=True).run()
+        assert seen == ["broker in", "worker in", "ran 2", "worker out", "broker out"]
+
+
+async def test_enqueues_go_through_the_brokers_and_the_tasks(server):
+    """What they add is in the message; the worker's own chain has nothing to do with sending."""
+    wrapped, _ = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
+        await broker.enqueue(wrapped, 1)
+        assert seen == ["broker sends 1", "task sends 1", "task sent 1", "broker sent 1"]
+        (entry,) = server.command("XRANGE", "queue:standard", "-", "+")
+        assert entry[1][entry[1].index(b"headers") + 1] == b'{"broker":1,"task":1}'
+
+
+async def test_enqueue_many_is_one_round_trip_with_middleware_too(server):
+    """Each call goes through its own chain, and all are sent together, in their order."""
+    wrapped, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
+        batches = []
+        send_all = broker._send_all
+
+        async def counted(calls):
+            batches.append(len(calls))
+            return await send_all(calls)
+
+        broker._send_all = counted
+        handles = await broker.enqueue_many([wrapped.call(1), plain.call(2), wrapped.call(3)])
+        assert batches == [3]
+        assert [handle.task_name for handle in handles] == ["wrapped", "plain", "wrapped"]
+        assert [item for item in seen if "sends" in item and "task" in item] == ["task sends 1", "task sends 3"]
+        assert server.command("XLEN", "queue:standard") == 3
+        assert await broker.enqueue_many([]) == []
+
+
+async def test_one_that_refuses_its_call_keeps_all_from_being_sent(server):
+    """Nothing is sent if one of them cannot be; the error is the middleware's own, in no group."""
+
+    class NoTwos:
+        async def enqueue(self, call, send_next):
+            if call.args[0] == 2:
+                raise ValueError("no twos")
+            return await send_next(call)
+
+    _, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(NoTwos())) as broker:
+        with pytest.raises(ValueError, match="no twos"):
+            await broker.enqueue_many([plain.call(1), plain.call(2), plain.call(3)])
+        with pytest.raises(ValueError, match="no twos"):
+            await broker.enqueue(plain, 2)
+        assert server.command("XLEN", "queue:standard") == 0
+        await broker.enqueue(plain, 3)
+        assert server.command("XLEN", "queue:standard") == 1
+
+
+async def test_one_may_answer_by_itself_or_send_twice(server):
+    """A link that calls next never, or more than once, does not keep the others waiting."""
+    _, plain = tasks()
+
+    class Odd:
+        first = None
+
+        async def enqueue(self, call, send_next):
+            if call.args[0] == 1:
+                self.first = await send_next(call)
+                return self.first
+            if call.args[0] == 2:
+                return self.first
+            await send_next(call)
+            return await send_next(call)
+
+    odd = Odd()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(odd)) as broker:
+        one = await broker.enqueue(plain, 1)
+        handles = await broker.enqueue_many([plain.call(2), plain.call(3)])
+        assert handles[0] is one
+        assert server.command("XLEN", "queue:standard") == 3
+
+
+async def test_what_the_server_refuses_is_heard_by_every_chain(server):
+    """An error of the one round trip is raised through each of them, and to the caller."""
+    heard = []
+
+    class Listens:
+        async def enqueue(self, call, send_next):
+            try:
+                return await send_next(call)
+            except Exception as error:
+                heard.append(error)
+                raise
+
+    @task
+    async def heavy(text: str) -> None: ...
+
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Listens()), max_payload=200) as broker:
+        with pytest.raises(ValueError, match="200"):
+            await broker.enqueue_many([heavy.call("x"), heavy.call("x" * 300)])
+        assert len(heard) == 2
+        assert server.command("XLEN", "queue:standard") == 0
+
+
+async def test_a_resident_lives_as_long_as_its_worker_runs(server):
+    """Once for each worker, whichever chains it is in; until the last run has ended."""
+    lived = []
+
+    class Lives:
+        async def __call__(self, context, call_next):
+            return await call_next(context)
+
+        async def live(self, store):
+            lived.append(store.keys.group)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                lived.append("ended")
+
+    lives = Lives()
+
+    @task(middleware=[lives])
+    async def hello() -> None:
+        assert lived == ["workers"]
+
+    async with RedisBroker(server.url, middleware=MiddlewareChain(lives)) as broker:
+        await broker.enqueue(hello)
+        await burst(broker, hello)
+    assert lived == ["workers", "ended"]
+    assert server.command("XLEN", "queue:dead") == 0
+
+
+async def test_a_resident_that_fails_ends_its_worker(server):
+    """It is a mistake of the program, and not to be run without."""
+
+    class Fails:
+        async def __call__(self, context, call_next):
+            return await call_next(context)
+
+        async def live(self, store):
+            raise RuntimeError("no licence")
+
+    _, plain = tasks()
+    async with RedisBroker(server.url) as broker:
+        with pytest.raises(RuntimeError, match="no licence"), anyio.fail_after(10):
+            await Worker(broker, [plain], middleware=MiddlewareChain(Fails())).run()
+
+
+@pytest.mark.parametrize("what", [None, 5, Named, "text"])
+def test_what_wraps_nothing_is_refused(what):
+    """The error names it and says what is wanted."""
+    with pytest.raises(ConfigurationError, match="is no middleware: give an object with"):
+        MiddlewareChain(what)
+    with pytest.raises(ConfigurationError, match="is no middleware"):
+        task(middleware=[what])(print_nothing)
+
+
+async def print_nothing() -> None: ...
