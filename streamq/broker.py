@@ -194,7 +194,10 @@ class RedisBroker:
         if not any(self._links(call).wraps_enqueues for call in calls):
             return await self._send_all(calls)
         together = Together(self._send_all, len(calls))
-        return await together.run([partial(self._links(call).around_enqueue(together.send), call) for call in calls])
+        return await together.run([
+            partial(self._links(call).around_enqueue(partial(together.send, place)), call)
+            for place, call in enumerate(calls)
+        ])  # fmt: skip
 
     def _links(self, call: Call[Any]) -> MiddlewareChain:
         """Return what wraps the enqueue of a call; a task's chain is joined to ours once."""

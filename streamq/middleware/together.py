@@ -24,22 +24,21 @@ class Together:
     def __init__(self, send_all: SendAll, count: int) -> None:
         self._send_all = send_all
         self._count = count
-        self._asked: list[Call[Any]] = []
+        self._asked: dict[int, Call[Any]] = {}  # by the place of its chain
         self._ended = 0
         self._all_asked = anyio.Event()
         self._sent = anyio.Event()
-        self._handles: list[Handle[Any]] = []
+        self._handles: dict[int, Handle[Any]] = {}
         self._failed: Exception | None = None
 
     def __repr__(self) -> str:
         return f"<Together {len(self._asked)} of {self._count} asked, {self._ended} ended>"
 
-    async def send(self, call: Call[Any]) -> Handle[Any]:
-        """Send one call with the others: what the innermost link of each chain does."""
-        if self._all_asked.is_set():  # a chain that sends more than once
+    async def send(self, place: int, call: Call[Any]) -> Handle[Any]:
+        """Send a call with the others: what the innermost link of the chain at this place does."""
+        if self._all_asked.is_set() or place in self._asked:  # a chain that sends more than once
             return (await self._send_all([call]))[0]
-        place = len(self._asked)
-        self._asked.append(call)
+        self._asked[place] = call
         self._look()
         await self._sent.wait()
         if self._failed is not None:
@@ -67,7 +66,9 @@ class Together:
                 group.start_soon(one, place)
             await self._all_asked.wait()
             try:
-                self._handles = await self._send_all(self._asked) if self._asked else []
+                places = sorted(self._asked)  # they are sent in the order they were given in
+                handles = await self._send_all([self._asked[place] for place in places])
+                self._handles = dict(zip(places, handles, strict=True))
             except Exception as error:  # noqa: BLE001 - every chain hears of it, and the caller
                 self._failed = error
             self._sent.set()
