@@ -138,6 +138,12 @@ class Delivery:
         return None if moment is None else moment / 1000
 
     @property
+    def dedup(self) -> str | None:
+        """The deduplication key that it holds until it has ended (or has started, see `dedup_until`)."""
+        raw = self.fields.get(b"dedup")
+        return None if raw is None else text(raw, "dedup")
+
+    @property
     def group(self) -> bytes | None:
         """The only consumer group that is to run it (a retry), None for all."""
         return self.fields.get(b"group")

@@ -30,6 +30,18 @@ class TierKeys:
     leases: str  # hash, of one group: consumer -> its visibility timeout (ms)
     crashes: str  # hash, of one group: entry id -> the workers that died holding it
 
+    @classmethod
+    def of(cls, stream: str, group: str) -> TierKeys:
+        """Return the keys beside a stream."""
+        return cls(
+            stream=stream,
+            delayed=f"{stream}:delayed",
+            messages=f"{stream}:messages",
+            alive=f"{stream}:alive:{group}",
+            leases=f"{stream}:leases:{group}",
+            crashes=f"{stream}:crashes:{group}",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -46,21 +58,7 @@ class Keys:
             if not _NAMESPACE.fullmatch(value):
                 raise ConfigurationError(f"{what} {value!r} cannot be used: no white space and none of * ? [ ]")
         streams = [tier.stream or f"{namespace}:{tier.name}" for tier in tiers]
-        return cls(
-            namespace,
-            group,
-            tuple(
-                TierKeys(
-                    stream=stream,
-                    delayed=f"{stream}:delayed",
-                    messages=f"{stream}:messages",
-                    alive=f"{stream}:alive:{group}",
-                    leases=f"{stream}:leases:{group}",
-                    crashes=f"{stream}:crashes:{group}",
-                )
-                for stream in streams
-            ),
-        )
+        return cls(namespace, group, tuple(TierKeys.of(stream, group) for stream in streams))
 
     @property
     def dead(self) -> str:

@@ -19,6 +19,7 @@ import orjson
 import redis.exceptions
 
 from streamq.client import Subscriber
+from streamq.consequences import Tell
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from streamq.message import dumps
 from streamq.store import Store
@@ -192,8 +193,8 @@ class Handle(Generic[R]):
 
         Returns whether it was withdrawn, or told.
         """
-        ttl = 3600.0 if self.keeps_result else 0.0
-        found = await self._store.cancel(self.tier, self.task_id, self.entry_id, dumps(_CANCELLED), ttl)
+        told = [Tell(self.task_id, 3600.0, dumps(_CANCELLED))] if self.keeps_result else []
+        found = await self._store.cancel(self.tier, self.task_id, self.entry_id, told)
         return found != "unknown"
 
 

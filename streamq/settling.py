@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
 
 from streamq.client import Command
+from streamq.consequences import follows, of_end
 from streamq.delivery import Delivery, dead_letter
 from streamq.errors import BrokerError, StreamqError
 from streamq.events import Event, Listener, Settled, Superseded
@@ -66,11 +67,22 @@ class _Settlement:
 class _Acks:
     """Acknowledgements of one tier that wait for their round trip."""
 
-    plain: list[Delivery]
-    kept: list[tuple[Delivery, Kept]]
+    plain: list[Delivery] = field(default_factory=list)
+    kept: list[tuple[Delivery, Kept]] = field(default_factory=list)
+    finished: list[tuple[Delivery, Command]] = field(default_factory=list)  # with consequences: one command each
 
     def __bool__(self) -> bool:
-        return bool(self.plain or self.kept)
+        return bool(self.plain or self.kept or self.finished)
+
+    def add(self, others: _Acks) -> None:
+        """Take in what has to be said again."""
+        self.plain += others.plain
+        self.kept += others.kept
+        self.finished += others.finished
+
+    def deliveries(self) -> list[Delivery]:
+        """Return all of them."""
+        return [*self.plain, *(one for one, _ in self.kept), *(one for one, _ in self.finished)]
 
 
 class Settler:
@@ -94,14 +106,14 @@ class Settler:
         self._visibility_timeout = visibility_timeout
         self._listeners = listeners
         self._on_first = on_first
-        self._acks = [_Acks([], []) for _ in store.tiers]
+        self._acks = [_Acks() for _ in store.tiers]
         self._settlements: list[_Settlement] = []
         self._told: dict[Delivery, Settled] = {}  # what listeners will hear once the server has it
         self._repeating = False
         self._counted = 0.0
 
     def __repr__(self) -> str:
-        acks = sum(len(acks.plain) + len(acks.kept) for acks in self._acks)
+        acks = sum(len(acks.deliveries()) for acks in self._acks)
         return f"<Settler {acks} acknowledgements, {len(self._settlements)} others>"
 
     # --- in ----------------------------------------------------------------------------------
@@ -141,7 +153,10 @@ class Settler:
 
     def _ack(self, delivery: Delivery, result: bytes, duration: float, keep: float | None) -> None:
         acks = self._acks[delivery.tier]
-        if keep:
+        if follows(delivery):
+            also = of_end(delivery, told=result, keep=keep)
+            acks.finished.append((delivery, self._store.finish(delivery.tier, delivery.entry_id, also)))
+        elif keep:
             acks.kept.append((delivery, (delivery.entry_id, delivery.task_id, keep, result)))
         else:
             acks.plain.append(delivery)
@@ -200,8 +215,8 @@ class Settler:
             "error_type": failure.error_type, "error": failure.error,
             "traceback": failure.traceback[-_TOLD:], "reason": outcome.reason,
         }  # fmt: skip
-        result = dumps(told) if keep else b""
-        return self._store.bury(self._name, delivery, fields, result_ttl=keep or 0.0, result=result)
+        also = of_end(delivery, told=dumps(told), keep=keep) if keep or follows(delivery) else []
+        return self._store.bury(self._name, delivery, fields, also)
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -227,7 +242,7 @@ class Settler:
         """Put everything that waits on a turn."""
         for tier, acks in enumerate(self._acks):
             if acks:
-                self._acks[tier] = _Acks([], [])
+                self._acks[tier] = _Acks()
                 self._load_acks(turn, tier, acks)
         self.waiting_since = None
         settlements, self._settlements = self._settlements, []
@@ -245,12 +260,14 @@ class Settler:
             commands = self._store.ack(tier, ids, each=bool(self._listeners))
             size = -(-len(acks.plain) // len(commands))
             for at, command in enumerate(commands):
-                turn.add(command, self._acked, (tier, acks.plain[at * size : (at + 1) * size], []))
+                turn.add(command, self._acked, (tier, _Acks(plain=acks.plain[at * size : (at + 1) * size])))
         if acks.kept:
             commands = self._store.ack_result(tier, [kept for _, kept in acks.kept])
             size = -(-len(acks.kept) // len(commands))
             for at, command in enumerate(commands):
-                turn.add(command, self._acked, (tier, [], acks.kept[at * size : (at + 1) * size]))
+                turn.add(command, self._acked, (tier, _Acks(kept=acks.kept[at * size : (at + 1) * size])))
+        for delivery, command in acks.finished:
+            turn.add(command, self._acked, (tier, _Acks(finished=[(delivery, command)])))
 
     def repeating(self, *, again: bool) -> None:
         """Say whether what goes next may have been carried out before: then nothing is `superseded`."""
@@ -258,14 +275,13 @@ class Settler:
 
     # --- replies -------------------------------------------------------------------------------
 
-    def _acked(self, what: tuple[int, list[Delivery], list[tuple[Delivery, Kept]]], reply: Any) -> bool:
-        tier, plain, kept = what
+    def _acked(self, what: tuple[int, _Acks], reply: Any) -> bool:
+        tier, acks = what
         if isinstance(reply, BrokerError):  # to be said again: acknowledging twice does no harm
-            self._acks[tier].plain += plain
-            self._acks[tier].kept += kept
+            self._acks[tier].add(acks)
             self._linger()
             return True
-        deliveries = [*plain, *(delivery for delivery, _ in kept)]
+        deliveries = acks.deliveries()
         for delivery in deliveries:
             self._intake.forget(tier, delivery.entry_id)
         late = () if self._repeating else reply

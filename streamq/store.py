@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import redis.exceptions
 
 from streamq.admission import Accepted, Guarded, accepted_of
 from streamq.client import BlockingConnection, Client, Command
 from streamq.clock import SYSTEM, Clock
+from streamq.consequences import Consequence, Free, Later, Send, Tell
 from streamq.delivery import Delivery
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
-from streamq.keys import PARKED, STATS_KEPT, Keys
-from streamq.message import Field
+from streamq.keys import PARKED, STATS_KEPT, Keys, TierKeys
+from streamq.message import Field, as_text, pack_flat
 from streamq.scripts import step
 from streamq.tasks import Durable
 from streamq.tiers import Tier
@@ -113,12 +114,16 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-    async def cancel(self, tier: int, task_id: str, entry_id: str, result: bytes, result_ttl: float) -> str:
-        """Withdraw a task that was not delivered yet; return what it was (see cancel.lua)."""
+    async def cancel(self, tier: int, task_id: str, entry_id: str, also: Sequence[Consequence] = ()) -> str:
+        """Withdraw a task that was not delivered yet; return what it was (see cancel.lua).
+
+        `also` is what follows from its withdrawal.
+        """
         keys = self.keys.tiers[tier]
+        names, values = self._consequences(also)
         reply = await self.one(step("cancel")(
-            [keys.stream, keys.delayed, keys.messages, self.keys.result(task_id)],
-            task_id, entry_id, self.keys.wake, _ms(result_ttl), result, task_id, self._member(task_id),
+            [keys.stream, keys.delayed, keys.messages, *names],
+            entry_id, self.keys.wake, 2, task_id, self._member(task_id), *values,
         ))  # fmt: skip
         return str(reply, "ascii")
 
@@ -190,6 +195,37 @@ class Store:
             commands.append(step("ack_results")(names, self.keys.group, *flat))
         return commands
 
+    def finish(self, tier: int, entry_id: bytes, also: Sequence[Consequence]) -> Command:
+        """Return the command that acknowledges one entry and carries out what follows; answers as `ack` with `each`."""
+        keys = self.keys.tiers[tier]
+        names, values = self._consequences(also)
+        return step("finish")([keys.stream, keys.crashes, *names], self.keys.group, entry_id, *values)
+
+    def _consequences(self, wanted: Sequence[Consequence]) -> tuple[list[str], list[Field | int]]:
+        """Return the KEYS and the ARGV of what `carry_out` will do."""
+        names: list[str] = []
+        values: list[Field | int] = []
+        for one in wanted:
+            keys, arguments = self._consequence(one)
+            names += keys
+            values += (type(one).__name__.lower(), len(keys), len(arguments), *arguments)
+        return names, values
+
+    def _consequence(self, wanted: Consequence) -> tuple[list[str], list[Field | int]]:
+        match wanted:
+            case Tell(task_id, ttl, payload):
+                return [self.keys.result(task_id)], [max(1, _ms(ttl)), payload]
+            case Free(key, task_id):
+                return [self.keys.dedup(key)], [task_id]
+            case Send(stream, fields):
+                return [stream], list(fields)
+            case Later(stream, task_id, fields, delay):
+                delayed = TierKeys.of(stream, self.keys.group)
+                packed = pack_flat(as_text(fields))
+                return [delayed.delayed, delayed.messages], [task_id, _ms(delay), self.keys.wake, packed]
+            case _:
+                assert_never(wanted)
+
     def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
         """Return the command that moves a held delivery to the delayed set; answers 1 or 0."""
         keys = self.keys.tiers[delivery.tier]
@@ -204,18 +240,16 @@ class Store:
         return f"{self.keys.group}:{task_id}"
 
     def bury(
-        self, consumer: str, delivery: Delivery, fields: Sequence[Field], *,
-        result_ttl: float = 0.0, result: bytes = b"",
-    ) -> Command:  # fmt: skip
-        """Return the command that moves a held delivery to the dead letters; answers 1 or 0."""
+        self, consumer: str, delivery: Delivery, fields: Sequence[Field], also: Sequence[Consequence] = ()
+    ) -> Command:
+        """Return the command that moves a held delivery to the dead letters, and what follows; answers 1 or 0."""
         keys = self.keys.tiers[delivery.tier]
-        names = [keys.stream, keys.crashes, self.keys.dead]
-        if result_ttl > 0:
-            names.append(self.keys.result(delivery.task_id))
+        names, values = self._consequences(also)
         bound = self._bound()
         return step("dead")(
-            names, self.keys.group, consumer, delivery.entry_id, bound.max_size, _ms(bound.max_age),
-            max(1, _ms(result_ttl)), result, *fields,
+            [keys.stream, keys.crashes, self.keys.dead, *names],
+            self.keys.group, consumer, delivery.entry_id, bound.max_size, _ms(bound.max_age), len(fields),
+            *fields, *values,
         )  # fmt: skip
 
     def release(self, consumer: str, tier: int, ids: Sequence[bytes], idle: float) -> list[Command]:

@@ -29,13 +29,7 @@ _numbers = count(1)
 
 def run(server, name, keys, *arguments):
     """Run a step by hand, as EVAL."""
-    step(name)  # checks the header
-    source = (
-        (files("streamq.scripts") / "_shared.lua").read_text()
-        + "\n"
-        + (files("streamq.scripts") / f"{name}.lua").read_text()
-    )
-    reply = server.command("EVAL", source, len(keys), *keys, *arguments)
+    reply = server.command("EVAL", step(name).source, len(keys), *keys, *arguments)
     if isinstance(reply, Exception):
         raise reply
     return reply
@@ -78,9 +72,10 @@ def postpone(server, entry, consumer="me", group="g", delay=HOUR, member="g:x", 
     )
 
 
-def bury(server, entry, consumer="me", group="g", most=100, age=0, keys=(), ttl=1, result="", fields=("task", "t")):
-    names = [STREAM, CRASHES, DEAD, *keys]
-    return run(server, "dead", names, group, consumer, entry, most, age, ttl, result, *fields)
+def bury(server, entry, consumer="me", group="g", most=100, age=0, result="", fields=("task", "t")):
+    names = [STREAM, CRASHES, DEAD, *["r"] * bool(result)]
+    told = ("tell", 1, 2, 5000, result) if result else ()
+    return run(server, "dead", names, group, consumer, entry, most, age, len(fields), *fields, *told)
 
 
 def release(server, *ids, consumer="me", group="g", idle=30_000):
@@ -245,6 +240,39 @@ def test_results_are_kept_and_told_with_the_acknowledgement(server):
     assert length(server) == 0
 
 
+def test_what_follows_from_a_success_happens_with_it_and_once(server):
+    """Results told, a key freed if it is still the task's, tasks sent now and later; nothing if it came late."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    server.command("SET", "d1", "x")
+    server.command("SET", "d2", "another")
+    names = [STREAM, CRASHES, "r", "d1", "d2", "next", DELAYED, MESSAGES]
+    also = ["tell", 1, 2, 5000, "done", "free", 1, 1, "x", "free", 1, 1, "x", "send", 1, 4, "task", "n", "args", "[1]"]
+    also += ["later", 2, 4, "y", HOUR, WAKE, '["task","l"]']
+    assert run(server, "finish", names, "g", entry, *also) == []
+    assert (server.command("GET", "r"), length(server)) == (b"done", 0)
+    assert (server.command("EXISTS", "d1"), server.command("GET", "d2")) == (0, b"another")
+    assert [fields for _, fields in server.command("XRANGE", "next", "-", "+")] == [[b"task", b"n", b"args", b"[1]"]]
+    assert server.command("HGET", MESSAGES, "y") == b'["task","l"]'
+    assert run(server, "finish", names, "g", entry, *also) == [entry]
+    assert length(server, "next") == 1
+
+
+def test_what_follows_from_a_death_happens_with_it(server):
+    """A dead-lettered task frees its deduplication key; one that is not held any more does not."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    server.command("SET", "d1", "x")
+    arguments = ("g", "me", entry, 100, 0, 2, "task", "t", "free", 1, 1, "x")
+    assert run(server, "dead", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 1
+    assert server.command("EXISTS", "d1") == 0
+    server.command("SET", "d1", "x")
+    assert run(server, "dead", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 0
+    assert server.command("EXISTS", "d1") == 1
+
+
 # --- postpone, dead, release: only by who holds it ---------------------------------------------
 
 
@@ -342,7 +370,7 @@ def test_a_dead_delivery_tells_who_waits_for_its_result(server):
     prepare(server)
     (entry,) = sent(server)
     taken(server)
-    assert bury(server, entry, keys=["r"], ttl=5000, result="failed") == 1
+    assert bury(server, entry, result="failed") == 1
     assert server.command("GET", "r") == b"failed"
     assert 0 < server.command("PTTL", "r") <= 5000
 
@@ -747,8 +775,9 @@ def test_a_delayed_message_of_too_many_fields_is_not_lost(server):
 
 def cancel(server, task_id, entry="", ttl=0, members=None):
     members = members or (task_id, f"g:{task_id}")
-    names = [STREAM, DELAYED, MESSAGES, "r"]
-    return run(server, "cancel", names, task_id, entry, WAKE, ttl, "cancelled", *members)
+    names = [STREAM, DELAYED, MESSAGES, *["r"] * bool(ttl)]
+    told = ("tell", 1, 2, ttl, "cancelled") if ttl else ()
+    return run(server, "cancel", names, entry, WAKE, len(members), *members, *told)
 
 
 def test_a_delayed_task_is_cancelled(server):

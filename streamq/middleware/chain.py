@@ -131,7 +131,7 @@ class MiddlewareChain:
 
 def _linked(link: Any, call_next: CallNext) -> CallNext:
     def call(context: Context) -> Awaitable[Any]:
-        return link(context, call_next)
+        return link(context, call_next)  # type: ignore[no-any-return]
 
     return call
 

@@ -1,7 +1,8 @@
 """The atomic steps of the queue: one Lua file each, and how they are loaded.
 
 A file opens with its name and meaning, then names its KEYS and ARGV; the names of KEYS are
-checked against every use (`...` ends a list that repeats). `_shared.lua` stands before each.
+checked against every use (`...` ends a list that repeats). `_shared.lua` stands before each, and
+`_consequences.lua` before those that carry out what follows from a settlement.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Step:
         self.keys = keys[1]
         self._least = sum(not word.endswith((".", "]")) for word in self.keys.split())
         self._open = "..." in self.keys or "[" in self.keys or ":" in self.keys
-        self._script = Script((folder / "_shared.lua").read_text() + "\n" + source)
+        shared = ["_shared.lua", "_consequences.lua"] if "carry_out(" in source else ["_shared.lua"]
+        self.source = "\n".join([*((folder / name).read_text() for name in shared), source])
+        self._script = Script(self.source)
 
     def __repr__(self) -> str:
         return f"<Step {self.name} KEYS: {self.keys}>"

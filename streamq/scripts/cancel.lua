@@ -1,10 +1,10 @@
 -- cancel: a task that has not been delivered yet is withdrawn.
--- KEYS: stream delayed messages result
--- ARGV: id entry_id('' if unknown) channel result_ttl_ms(0: none) result member... (names it may be delayed by)
+-- KEYS: stream delayed messages consequence...
+-- ARGV: entry_id('' if unknown) channel members member... (names it may be delayed by) consequence... (of its withdrawal)
 -- Returns 'delayed' or 'queued' (withdrawn), 'running' (its worker has been told), or 'unknown'.
-local entry = ARGV[2]
+local entry, members = ARGV[1], tonumber(ARGV[3])
 local found = 'unknown'
-for i = 6, #ARGV do
+for i = 4, 3 + members do
   if call('ZREM', KEYS[2], ARGV[i]) == 1 then
     call('HDEL', KEYS[3], ARGV[i])
     found = 'delayed'
@@ -19,9 +19,6 @@ if found == 'unknown' and entry ~= '' and #call('XRANGE', KEYS[1], entry, entry)
   end
   if found == 'queued' then call('XDEL', KEYS[1], entry) end
 end
-if found == 'running' then call('PUBLISH', ARGV[3], 'cancel ' .. entry) end
-if ARGV[4] ~= '0' and (found == 'queued' or found == 'delayed') then
-  call('SET', KEYS[4], ARGV[5], 'PX', ARGV[4])
-  call('PUBLISH', KEYS[4], ARGV[5])
-end
+if found == 'running' then call('PUBLISH', ARGV[2], 'cancel ' .. entry) end
+if found == 'queued' or found == 'delayed' then carry_out(4, 4 + members) end
 return found

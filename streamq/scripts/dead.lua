@@ -1,18 +1,15 @@
 -- dead: a delivery that will not run again moves to the dead letter stream, which is bounded.
--- KEYS: stream crashes dead [result]
--- ARGV: group consumer id max_entries max_age_ms result_ttl_ms result field value...
+-- KEYS: stream crashes dead consequence...
+-- ARGV: group consumer id max_entries max_age_ms parts field value... (so many parts) consequence...
 -- Returns 1, or 0 if this consumer does not hold the delivery (any more).
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 call('XACK', KEYS[1], ARGV[1], ARGV[3])
 leave(KEYS[1], {ARGV[3]})
 call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
-call('XADD', KEYS[3], 'MAXLEN', '=', ARGV[4], '*', unpack(ARGV, 8))
+call('XADD', KEYS[3], 'MAXLEN', '=', ARGV[4], '*', unpack(ARGV, 7, 6 + ARGV[6]))
 if ARGV[5] ~= '0' then -- not XTRIM MINID: that of Redis 6.2.5 removes everything
   local oldest = string.format('%.0f', clock() - ARGV[5])
   for _, entry in ipairs(call('XRANGE', KEYS[3], '-', '(' .. oldest, 'COUNT', 100)) do call('XDEL', KEYS[3], entry[1]) end
 end
-if KEYS[4] then
-  call('SET', KEYS[4], ARGV[7], 'PX', ARGV[6])
-  call('PUBLISH', KEYS[4], ARGV[7])
-end
+carry_out(4, 7 + ARGV[6])
 return 1

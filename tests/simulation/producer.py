@@ -87,7 +87,7 @@ async def _cancelled(world: World, process: Process, handle: Any, spec: TaskSpec
     store = handle._store
     try:
         # As Handle.cancel, which does not say whether the task was withdrawn or its worker told.
-        found = await store.cancel(handle.tier, handle.task_id, handle.entry_id, b'{"reason":"cancelled"}', 0.0)
+        found = await store.cancel(handle.tier, handle.task_id, handle.entry_id)
     except BrokerError:
         world.recorder_of(process).record("cancel-unknown", handle.task_id)
         return

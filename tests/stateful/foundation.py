@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamq.admission import Guarded
+from streamq.consequences import Tell
 from streamq.delivery import Delivery
 from streamq.message import pack_flat
 from tests.stateful.driver import GROUPS, MAX_DEAD, TIERS, Server, adopt, compare, expected, look, spelt
@@ -166,10 +167,8 @@ class Foundation(RuleBasedStateMachine):
     def cancel(self, pick: int, result: bool) -> None:
         at, task_id, entry = self.sent[pick % len(self.sent)]
         kept = (self.store.keys.result(task_id), '{"error_type":"Cancelled"}', 2 * SLOT)
-        found = self.server.run(
-            self.store.cancel, at, task_id, "" if entry is None else spelt(entry), kept[1].encode(),
-            kept[2] / 1000 if result else 0.0,
-        )  # fmt: skip
+        told = [Tell(task_id, kept[2] / 1000, kept[1].encode())] if result else []
+        found = self.server.run(self.store.cancel, at, task_id, "" if entry is None else spelt(entry), told)
         group = self.store.keys.group
         before = self.ledger.places()
         assert found == self.model.cancel(at, task_id, entry, group, kept if result else None)

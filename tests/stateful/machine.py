@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from streamq.consequences import Tell
 from streamq.delivery import Delivery, Failure, dead_letter
 from streamq.message import dumps, pack_flat
 from streamq.scripts import step
@@ -90,9 +91,7 @@ class QueueMachine(Foundation):
             stream=store.keys.tiers[one.tier].stream, died_at=self.model.now / 1000, group=member.group,
         )  # fmt: skip
         told = b'{"error_type":"ValueError"}'
-        command = store.bury(
-            member.name, one, letter, result_ttl=2 * SLOT / 1000 if result else 0.0, result=told if result else b""
-        )
+        command = store.bury(member.name, one, letter, [Tell(one.task_id, 2 * SLOT / 1000, told)] if result else [])
         kept = (store.keys.result(one.task_id), told.decode(), 2 * SLOT) if result else None
         texts = [part.decode() if isinstance(part, bytes) else part for part in letter]
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
