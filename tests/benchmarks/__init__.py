@@ -1,0 +1,1 @@
+"""Costs, measured by hand: what the tests assert of them is in the tests."""
