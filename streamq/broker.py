@@ -201,7 +201,7 @@ class RedisBroker:
 
     def _links(self, call: Call[Any]) -> MiddlewareChain:
         """Return what wraps the enqueue of a call; a task's chain is joined to ours once."""
-        own = call.task.middleware if isinstance(call.task, Task) else ()
+        own = call.task.middleware
         if not own:
             return self.middleware
         # By identity: what options are given to a task makes another one of it, with the same middleware.

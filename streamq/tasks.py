@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, overload
+from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, overload
 
 from streamq.arguments import Arguments
 from streamq.errors import ConfigurationError, TaskNameError
@@ -140,6 +140,7 @@ class TaskRef:
 
     name: str
     sending: Options = NO_OPTIONS
+    middleware: ClassVar[tuple[Any, ...]] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

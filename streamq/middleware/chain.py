@@ -70,10 +70,15 @@ class Resident(Protocol):
 
 
 class MiddlewareChain:
-    """An ordered list of middleware; the first added is the outermost."""
+    """An ordered list of middleware; the first added is the outermost.
+
+    `wraps_runs` and `wraps_enqueues` say whether any of its links does.
+    """
 
     def __init__(self, *middleware: Middleware | SendMiddleware) -> None:
         self._links: list[Any] = []
+        self.wraps_runs = False
+        self.wraps_enqueues = False
         for link in middleware:
             self.add(link)
 
@@ -94,21 +99,13 @@ class MiddlewareChain:
                 "or 'async def enqueue(self, call, send_next)'"
             )
         self._links.append(middleware)
+        self.wraps_runs |= callable(middleware)
+        self.wraps_enqueues |= isinstance(middleware, SendMiddleware)
         return self
 
     def joined(self, *inner: Iterable[Any]) -> MiddlewareChain:
         """Return one chain of this one and others, each inside the one before."""
         return MiddlewareChain(*self, *(link for links in inner for link in links))
-
-    @property
-    def wraps_runs(self) -> bool:
-        """Is there anything that wraps a run?"""
-        return any(map(callable, self._links))
-
-    @property
-    def wraps_enqueues(self) -> bool:
-        """Is there anything that wraps an enqueue?"""
-        return any(isinstance(link, SendMiddleware) for link in self._links)
 
     def around(self, handler: CallNext) -> CallNext:
         """Return the handler with every link around it that wraps runs."""
