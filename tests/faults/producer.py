@@ -177,7 +177,7 @@ class Producer:
         for one, handle in zip(batch, handles, strict=True):
             if one.delay is not None and self._random.random() < self._load.cancel:
                 try:
-                    found = await self._broker.store.cancel(handle.tier, handle.task_id, handle.entry_id, b"", 0.0)
+                    found = await self._broker.store.cancel(handle.tier, handle.task_id, handle.entry_id)
                 except OutcomeUnknownError:
                     self._recorder.record("doubtful", handle.task_id)  # withdrawn, or not: see `judge`
                     continue
