@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -21,19 +22,24 @@ import anyio.abc
 from streamq.admission import Accepted
 from streamq.client import Address, Client, Shelter
 from streamq.clock import SYSTEM, Clock
+from streamq.cron import Cron
+from streamq.delayed import Scheduled, scheduled
 from streamq.delivery import Delivery
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError, OutcomeUnknownError, check_number
 from streamq.hands import Hands
 from streamq.keys import Keys
 from streamq.message import MAX_PAYLOAD
 from streamq.middleware.chain import MiddlewareChain, SendNext
-from streamq.middleware.together import Together
+from streamq.middleware.together import SendAll, Together
 from streamq.outcome import Ack, DeadLetter, Reason, Release, failure_of
 from streamq.results import Handle, Waiters
-from streamq.sending import Outgoing, Sender
+from streamq.schedules import Definition, Schedule, declared_by, define, listed, store_schedule, unregister
+from streamq.sending import Outgoing, Sender, new_task_id
+from streamq.starting import Plan, Workflow
 from streamq.store import DeadLetterBound, Store
 from streamq.tasks import Call, Durable, Task, TaskRef
 from streamq.tiers import DEFAULT_TIERS, Tier, check_tiers
+from streamq.workflows import Flow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,6 +87,7 @@ class RedisBroker:
         self._group: anyio.abc.TaskGroup | None = None
         self._stack: AsyncExitStack | None = None
         self._hands: set[Hands] = set()
+        self.max_payload = max_payload
         self._sender = Sender(self.keys, self.tiers, limit=max_payload, now=clock.now)
 
     def __repr__(self) -> str:
@@ -122,7 +129,10 @@ class RedisBroker:
             )
             await stack.enter_async_context(client)
             self._group = await stack.enter_async_context(_task_group())
-            self._store = Store(client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock)
+            self._store = Store(
+                client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock,
+                max_payload=self.max_payload,
+            )  # fmt: skip
             self._waiters = Waiters(self._store, self._group)
             try:
                 yield
@@ -190,14 +200,52 @@ class RedisBroker:
 
         Nothing is sent if one of them cannot be. Raises what `enqueue` raises.
         """
-        calls = list(calls)
-        if not any(self._links(call).wraps_enqueues for call in calls):
-            return await self._send_all(calls)
-        together = Together(self._send_all, len(calls))
+        return await self._through(list(calls), self._send_all)
+
+    async def _through(self, calls: Sequence[Call[Any]], send_all: SendAll) -> list[Handle[Any]]:
+        """Send calls together, each through its own middleware."""
+        if not (self.middleware.wraps_enqueues or any(call.task.middleware for call in calls)):
+            return await send_all(calls)
+        together = Together(send_all, len(calls))
         return await together.run([
             partial(self._links(call).around_enqueue(partial(together.send, place)), call)
             for place, call in enumerate(calls)
         ])  # fmt: skip
+
+    async def start(self, flow: Flow[R], /, *, workflow_id: str | None = None) -> Workflow[R]:
+        """Start a workflow: send its first steps, all or none, in one round trip. They carry all others.
+
+        A `workflow_id` of your own makes it repeatable: within 1 h a workflow of one id is started once. The steps
+        have the ids `<workflow_id>.1` and so on, in the order they were written in, where they have none of their own.
+
+        Raises what `enqueue` raises; ConfigurationError for a flow that cannot be started.
+        """
+        plan = Plan(flow, self._sender.called)
+        chosen = workflow_id if workflow_id is not None else new_task_id()
+
+        async def send_all(calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
+            return await self._start(plan, calls, chosen, guarded=workflow_id is not None)
+
+        handles = await self._through(plan.calls, send_all)
+        return Workflow(chosen, all(handle.fresh for handle in handles), tuple(handles), plan.ends)
+
+    async def _start(
+        self, plan: Plan, calls: Sequence[Call[Any]], workflow_id: str, *, guarded: bool
+    ) -> list[Handle[Any]]:
+        store = self.store
+        ready = plan.ready(self._sender, store, calls, workflow_id, guarded=guarded)
+        try:
+            if ready.durable:
+                (accepted,) = await store.enqueue_durably([ready.command], ready.durable)
+            else:
+                (accepted,) = await store.enqueue([ready.command])
+        except OutcomeUnknownError as error:
+            error.task_id = workflow_id
+            raise
+        return [
+            self._handle(Outgoing(call, tier, task_id, ()), replace(accepted, task_id=task_id))
+            for call, tier, task_id in ready.steps
+        ]
 
     def _links(self, call: Call[Any]) -> MiddlewareChain:
         """Return what wraps the enqueue of a call; a task's chain is joined to ours once."""
@@ -247,8 +295,74 @@ class RedisBroker:
         keeps = isinstance(task, TaskRef) or task.result_ttl is not None or task.sending.result_ttl is not None
         return Handle(
             accepted.task_id or outgoing.task_id, task.name, outgoing.tier, accepted.entry_id, accepted.fresh, keeps,
-            self.store, self._waiters,
+            self.store, self._waiters, replaced=accepted.replaced, _since=accepted.since,
         )  # fmt: skip
+
+    # --- what was sent ---------------------------------------------------------------------------
+
+    def handle(self, task_id: str, *, tier: str | None = None) -> Handle[Any]:
+        """Return the handle of a task that was sent before, by its id. No round trip: nobody says that it is there.
+
+        It is looked for in `tier` first, and then in all others. Raises ConfigurationError for an unknown tier.
+        """
+        if self._waiters is None:
+            raise NotOpenError(repr(self))
+        at = 0 if tier is None else self._sender.tier_of(tier)
+        return Handle(task_id, "", at, "", False, True, self.store, self._waiters)
+
+    async def cancel(self, task_id: str, *, tier: str | None = None) -> bool:
+        """Withdraw a task by its id if it was not delivered yet; a running one is told to stop.
+
+        Returns whether it was withdrawn, or told. Without its handle the streams are looked through from their
+        beginning, 500 entries in one step.
+        """
+        return await self.handle(task_id, tier=tier).cancel()
+
+    def scheduled(self, *, limit: int | None = None, tier: str | None = None) -> AsyncGenerator[Scheduled, None]:
+        """Yield the tasks that are delayed, retries included, soonest first: of all tiers or one, at most `limit`.
+
+        Brings them by pages; what is sent or becomes due meanwhile may be missed. Raises ConfigurationError for an
+        unknown tier.
+        """
+        tiers = range(len(self.tiers)) if tier is None else [self._sender.tier_of(tier)]
+        return scheduled(self.store, tiers, limit)
+
+    # --- what recurs -------------------------------------------------------------------------------
+
+    async def schedule(self, name: str, cron: Cron | str, call: Call[Any] | Task[Any, Any] | str, /) -> None:
+        """Have a call sent again and again, by whatever workers run; replaces the schedule of that name.
+
+        What is stored needs no worker that knows it. Its next tick stays if `cron` and its time zone do.
+
+        Raises ConfigurationError for what cannot be used and for a name that `@task(cron=...)` declares,
+        MissingExtraError without the extra `cron`, and what `enqueue` raises for the call.
+        """
+        cron = Cron(cron) if isinstance(cron, str) else cron
+        if not isinstance(call, Call):
+            call = self._sender.called(call, cron.args, cron.kwargs)
+        elif cron.args or cron.kwargs:
+            raise ConfigurationError(f"{cron!r} and {call!r} both have arguments: give them to one")
+        wanted = define(self._sender, self._streams, name, cron, call, declared=False)
+        await store_schedule(self.store, wanted)
+
+    async def schedules(self) -> list[Schedule]:
+        """Return all schedules, stored and declared, by the time of their next ticks."""
+        return await listed(self.store)
+
+    async def unschedule(self, name: str) -> bool:
+        """Forget a schedule; what was sent stays. Returns whether there was one.
+
+        One that `@task(cron=...)` declares comes back while there are workers whose code has it.
+        """
+        return await unregister(self.store, name)
+
+    def declared(self, tasks: Iterable[Task[Any, Any]]) -> list[Definition]:
+        """Return the schedules that tasks declare. Raises MissingExtraError without the extra `cron`."""
+        return declared_by(self._sender, self._streams, tasks)
+
+    @property
+    def _streams(self) -> list[str]:
+        return [keys.stream for keys in self.keys.tiers]
 
     async def is_duplicate(self, task_id: str, ttl: float = 3600.0) -> bool:
         """Return whether this was asked for the same id within `ttl` seconds before, and note it.

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from streamq.continuation import Stage, decode
 from streamq.errors import UndecodableError
 from streamq.message import LARGEST, MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, iso, load, shown, text, utf8
 
@@ -139,9 +140,21 @@ class Delivery:
 
     @property
     def dedup(self) -> str | None:
-        """The deduplication key that it holds until it has ended (or has started, see `dedup_until`)."""
+        """The deduplication key that it was sent with, and holds until what `dedup_until` says."""
         raw = self.fields.get(b"dedup")
         return None if raw is None else text(raw, "dedup")
+
+    @property
+    def dedup_until(self) -> str | None:
+        """When it frees that key: "started" or "done"; None if it leaves that to the key's time, unless it fails."""
+        raw = self.fields.get(b"dedup_until")
+        return None if raw is None else text(raw, "dedup_until")
+
+    @property
+    def then(self) -> list[Stage] | None:
+        """What is sent when it has succeeded: the later stages of its workflow, None if there are none."""
+        raw = self.fields.get(b"then")
+        return None if raw is None else decode(raw)
 
     @property
     def group(self) -> bytes | None:
@@ -155,7 +168,8 @@ class Delivery:
         for key, value in self.fields.items():
             text(value, text(key, shown(key)))
         for name in ("task", "task_id", "args", "kwargs", "headers", "starts", "priority",
-                     "retries", "timeout", "result_ttl", "expires", "enqueued_at", "unknown_since"):  # fmt: skip
+                     "retries", "timeout", "result_ttl", "expires", "enqueued_at", "unknown_since",
+                     "then"):  # fmt: skip
             getattr(self, name)
 
     def again(self, group: str, **changes: str | None) -> list[str]:
@@ -231,7 +245,7 @@ def dead_letter(
     else:
         flat += ("attempts", str(delivery.attempt), "starts", str(delivery.starts))
         flat += ("enqueued_at", iso(delivery.enqueued_at))
-        for name in (b"priority", b"retries", b"timeout", b"result_ttl", b"headers"):
+        for name in (b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then"):
             if name in fields:
                 flat += (name, fields[name])
     if delivery.crashes:

@@ -7,7 +7,7 @@ broker translates them at its edge into the classes here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -156,6 +156,18 @@ class TaskTimeoutError(StreamqError, TimeoutError):
         super().__init__(f"task {task!r} ran longer than its timeout of {timeout:g} s")
 
 
+class BatchResultError(StreamqError, TypeError):
+    """The handler of a batch task returned something that cannot be told apart by its items."""
+
+    def __init__(self, task: str, size: int, returned: Any) -> None:
+        self.task = task
+        self.size = size
+        what = f"{len(returned)} results" if isinstance(returned, list | tuple) else f"a {type(returned).__name__}"
+        super().__init__(
+            f"task {task!r} returned {what} for a batch of {size}: return None, or a list with one for each item"
+        )
+
+
 class NotHeldError(StreamqError, LookupError):
     """A delivery is settled by somebody who does not hold it (any more)."""
 
@@ -177,14 +189,25 @@ class DeadLetterNotFoundError(StreamqError, LookupError):
 
 # --- results ---------------------------------------------------------------------------------
 
+_NAMED = 5  # ids in a message; all are in `missing`
+
 
 class ResultTimeoutError(StreamqError, TimeoutError):
-    """A result did not arrive within the time that its waiter gave it."""
+    """A result did not arrive within the time that its waiter gave it.
 
-    def __init__(self, task_id: str, timeout: float) -> None:
+    `missing` are the ids of all tasks that did not end in time, `task_id` is the first.
+    """
+
+    def __init__(self, task_id: str, timeout: float, *, missing: Sequence[str] = (), of: int = 1) -> None:
         self.task_id = task_id
         self.timeout = timeout
-        super().__init__(f"no result of task {task_id!r} within {timeout:g} s")
+        self.missing = tuple(missing) or (task_id,)
+        if of == 1:
+            super().__init__(f"no result of task {task_id!r} within {timeout:g} s")
+            return
+        more = len(self.missing) - _NAMED
+        names = ", ".join(map(repr, self.missing[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+        super().__init__(f"{len(self.missing)} of {of} tasks gave no result within {timeout:g} s: {names}")
 
 
 class ResultNotKeptError(StreamqError):
@@ -199,10 +222,11 @@ class ResultNotKeptError(StreamqError):
 
 
 class TaskFailedError(StreamqError):
-    """The awaited task ended in the dead letter queue.
+    """The awaited task ended in the dead letter queue, or was cancelled.
 
     `error_type`, `error` and `traceback` are those of its last run; `reason` is the
-    reason of the dead letter.
+    reason of the dead letter, or `cancelled`. The traceback is a note too, so whoever prints
+    this error sees where the task failed.
     """
 
     def __init__(self, task_id: str, *, reason: str, error_type: str, error: str, traceback: str) -> None:
@@ -212,6 +236,8 @@ class TaskFailedError(StreamqError):
         self.error = error
         self.traceback = traceback
         super().__init__(f"task {task_id!r} failed ({reason}): {error_type}: {error}")
+        if traceback:
+            self.add_note("In the worker:\n" + traceback.rstrip("\n"))
 
 
 # --- what a handler raises to say what becomes of its run --------------------------------------
@@ -220,13 +246,17 @@ class TaskFailedError(StreamqError):
 class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a failure
     """Run this task again `after` seconds, without spending an attempt (for Retry-After).
 
-    `headers` are merged into those of the message, for whoever looks at it next.
+    `headers` are merged into those of the message, for whoever looks at it next. With `drain` the rate limit
+    next to the handler starts nothing of the same key for these seconds (see RateLimitMiddleware).
     """
 
-    def __init__(self, reason: str = "", *, after: float, headers: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, reason: str = "", *, after: float, headers: Mapping[str, Any] | None = None, drain: bool = False
+    ) -> None:
         self.reason = reason
         self.after = after
         self.headers = headers
+        self.drain = drain
         super().__init__(reason or f"again in {after:g} s")
 
 
@@ -236,6 +266,44 @@ class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a fail
     def __init__(self, reason: str = "rejected by its handler") -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class EffectInProgressError(RetryLater):
+    """Another run is at this effect, and `after` is how long (s) its lease lasts yet.
+
+    Raised by a handler it puts the task off for that time, without spending an attempt.
+    """
+
+    def __init__(self, key: str, *, after: float) -> None:
+        self.key = key
+        super().__init__(f"the effect {key!r} is in progress elsewhere", after=after)
+
+
+class EffectLostError(RetryLater):
+    """An effect was taken over by another run, because this one could not renew its lease; nothing was recorded.
+
+    `key` is the effect's, `token` the fencing token that is not the last one any more. `after` is the
+    length of a lease (s). Raised by a handler it does just that: the task runs again after that
+    time, has spent no attempt, and gets what the other recorded.
+    """
+
+    def __init__(self, key: str, token: int, *, after: float) -> None:
+        self.key = key
+        self.token = token
+        super().__init__(f"the effect {key!r} was lost: its lease was over, and nothing was recorded", after=after)
+
+
+class UnrecordableError(Reject):
+    """The result of an effect cannot be recorded. The effect is recorded all the same, so it is not repeated.
+
+    Raised where the result was given, and wherever it is asked for later. Raised by a handler it sends the
+    task to the dead letters: repeating it cannot help.
+    """
+
+    def __init__(self, key: str, why: str) -> None:
+        self.key = key
+        self.why = why
+        super().__init__(f"the result of the effect {key!r} cannot be recorded: {why}")
 
 
 class CircuitOpenError(RetryLater):

@@ -101,6 +101,7 @@ class Hands:
                 continue
             self.intake.slots = self.intake.running
             self.taken[delivery.task_id] = delivery
+            await self._store.started(delivery)
             return delivery
 
     async def settle(self, delivery: Delivery, outcome: Ack | Release | DeadLetter) -> None:

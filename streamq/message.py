@@ -49,6 +49,8 @@ class Message:
     result_ttl: float | None = None
     expires: float | None = None
     enqueued_at: float | None = None
+    dedup: str | None = None
+    dedup_until: str | None = None
     headers: Mapping[str, Any] | None = None
 
     def fields(self, *, limit: int = MAX_PAYLOAD, default: Default | None = None) -> list[Field]:
@@ -101,6 +103,8 @@ _OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("result_ttl", _seconds),
     ("expires", _moment),
     ("enqueued_at", _moment),
+    ("dedup", str),
+    ("dedup_until", str),
 )
 
 

@@ -36,9 +36,10 @@ EXPIRED = Failure("Expired", "it had not started before it expired")
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The run succeeded. `result` is what waiters are told, as JSON; empty if none is kept."""
+    """The run succeeded, or was `cancelled`. `result` is what waiters are told, as JSON; empty if none is kept."""
 
     result: bytes = b""
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
         case _ if not policy.retryable(error):
             return DeadLetter(Reason.REJECTED, failure_of(error))
-        case _ if attempt > (policy.retries if retries is None else retries):
+        case _ if attempt > (policy.budget(error) if retries is None else retries):
             return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error))
         case _:
             return Retry(policy.delay(attempt, error, random), failure_of(error))

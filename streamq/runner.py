@@ -8,30 +8,27 @@ runner opens the next.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_process
-import anyio.to_thread
 
-from streamq.arguments import encode_extra
+from streamq.consequences import THEN
 from streamq.consumer import Consumer
-from streamq.context import queue, running
+from streamq.context import queue, reporter, running
+from streamq.continuation import encoded_result
 from streamq.delivery import Delivery, Failure
-from streamq.errors import BrokerError, TaskTimeoutError, UndecodableError
+from streamq.errors import BrokerError, MessageError, UndecodableError
 from streamq.events import Started
 from streamq.message import dumps
-from streamq.middleware import Context, MiddlewareChain
 from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Release, Skip, decide, failure_of
-from streamq.store import Store
-from streamq.tasks import Task
+from streamq.prepared import Prepared
+from streamq.reporting import Reporter
 
 log = logging.getLogger("streamq")
 
@@ -41,88 +38,6 @@ _PLAIN = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are chec
 _CANCELLED = dumps(
     {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
 )
-
-Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
-
-
-class Prepared:
-    """A task made ready to run: its handler, its limits and its middleware in one call."""
-
-    __slots__ = ("_limiter", "_store", "call", "default", "task")
-
-    def __init__(
-        self, task: Task[Any, Any], chain: MiddlewareChain, limiter: anyio.CapacityLimiter, store: Store
-    ) -> None:
-        self.task = task
-        self._store = store
-        self.default = encode_extra if task.arguments.converter is not None else None
-        self._limiter = limiter
-        self.call: Runnable = self._wrapped(chain) if chain.wraps_runs else self._bare()
-
-    def _bare(self) -> Runnable:
-        """Return the shortest way: no middleware, so no context either."""
-        task, invoke = self.task, self._invoke()
-        timeout = task.timeout
-
-        async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-            limit = timeout
-            if b"timeout" in delivery.fields:
-                limit = delivery.timeout or None
-            if limit is None:
-                return await invoke(args, kwargs)
-            with anyio.move_on_after(limit) as scope:
-                return await invoke(args, kwargs)
-            if scope.cancelled_caught:
-                raise TaskTimeoutError(task.name, limit)
-            return None
-
-        return call
-
-    def _wrapped(self, chain: MiddlewareChain) -> Runnable:
-        """Return the handler, with its timeout, inside the chain: waiting in middleware is not timed."""
-        bare, task, store = self._bare(), self.task, self._store
-
-        def innermost(context: Context) -> Awaitable[Any]:
-            return bare(context.delivery, context.args, context.kwargs)
-
-        whole = chain.around(innermost)
-
-        def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            return whole(Context(task, delivery, args, kwargs, store))
-
-        return call
-
-    def _invoke(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
-        task = self.task
-        function, arguments, converter = task.function, task.arguments, task.arguments.converter
-        limiter = self._limiter
-
-        def fit(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-            if converter is not None:
-                return converter(args, kwargs)
-            arguments.bind(args, kwargs)
-            return args, kwargs
-
-        def in_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
-            if converter is not None:
-                args, kwargs = converter(args, kwargs)
-            try:
-                return function(*args, **kwargs)  # type: ignore[no-any-return]
-            except TypeError:  # calling an async function runs nothing of it: the arguments are wrong
-                arguments.bind(args, kwargs)
-                raise
-
-        async def in_thread(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            args, kwargs = fit(args, kwargs)
-            call = partial(function, *args, **kwargs)
-            return await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
-
-        async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            args, kwargs = fit(args, kwargs)
-            call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
-            return await anyio.to_process.run_sync(call, cancellable=True)
-
-        return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
 
 
 class _Slot:
@@ -138,22 +53,25 @@ class _Slot:
 class Runners:
     """The pool: as many runners as may run at once.
 
-    `unknown_wait` (s) is how long a task that no worker knows is kept for one that does;
+    `reporter` is told of the end of runs that report progress. `unknown_wait` (s) is how long a task
+    that no worker knows is kept for one that does;
     `state` is what handlers find as the delivery's `state`.
     """
 
     def __init__(
-        self, consumer: Consumer, tasks: Iterable[Prepared], *, unknown_wait: float, state: Any, uniform: random.Random,
-        listening: bool,
+        self, consumer: Consumer, tasks: Iterable[Prepared], *, reporter: Reporter, unknown_wait: float, state: Any,
+        uniform: random.Random, listening: bool,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._intake = consumer.intake
         self._elapsed = consumer.store.clock.elapsed
         self._tasks = {prepared.task.name.encode(): prepared for prepared in tasks}
         self._group = consumer.store.keys.group.encode()
+        self.batches = [one.batches for one in self._tasks.values() if one.batches is not None]
         self._unknown_wait = unknown_wait
         self._state = state
         self._random = uniform
+        self._reporter = reporter
         self._listening = listening
         self._idle: deque[anyio.Event] = deque()
         self._running: dict[Delivery, _Slot] = {}
@@ -169,6 +87,9 @@ class Runners:
         """Something can start; one runner wakes, and it wakes the next."""
         if self._idle and self._intake.startable:
             self._idle.popleft().set()
+        elif self.batches and self._intake.isolating:  # a suspect waits for what runs, so that must not wait for more
+            for batches in self.batches:
+                batches.hurry()
 
     async def all_ended(self) -> None:
         """Wait until nothing runs."""
@@ -199,6 +120,7 @@ class Runners:
     async def serve(self) -> None:
         """Be one runner, until cancelled."""
         queue.set(self._consumer.store)
+        reporter.set(self._reporter)
         while True:
             with anyio.CancelScope() as scope:
                 await self._runs(_Slot(scope))
@@ -273,6 +195,8 @@ class Runners:
                 result = await prepared.call(delivery, args, kwargs)
             finally:
                 running.reset(token)
+                if self._reporter.open:  # some run reports progress
+                    await self._reporter.close(delivery)
         except Exception as error:  # noqa: BLE001 - every failure of a handler is decided on
             outcome = self._decide(delivery, prepared, error)
         except BaseException as error:
@@ -281,7 +205,7 @@ class Runners:
                 raise
             outcome = self._decide(delivery, prepared, error)
         else:
-            outcome = Ack(_encoded(prepared, delivery, result))
+            outcome = _success(prepared, delivery, result, self._consumer.store.max_payload)
         self._settle(delivery, outcome, prepared, self._elapsed() - started)
 
     def _settle(self, delivery: Delivery, outcome: Outcome, prepared: Prepared | None, duration: float) -> None:
@@ -364,7 +288,7 @@ class Runners:
             self._settle_cancelled(delivery)
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
-        self._settle(delivery, Ack(_CANCELLED), self._tasks.get(delivery.fields.get(b"task", b"")), 0.0)
+        self._settle(delivery, Ack(_CANCELLED, cancelled=True), self._tasks.get(delivery.fields.get(b"task", b"")), 0.0)
 
     def keep(self, delivery: Delivery) -> float | None:
         """Return for how long (s) the result of a delivery is wanted, None for not at all."""
@@ -382,6 +306,20 @@ def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
     return prepared.task.result_ttl if prepared is not None else None
 
 
+def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) -> Outcome:
+    """Return the outcome of a run that returned; it is dead if the next step cannot be given the result."""
+    if THEN in delivery.fields:
+        try:
+            stages = delivery.then or []
+            passed = encoded_result(stages, prepared.task.name, result, default=prepared.default, limit=limit)
+        except MessageError as error:
+            log.error("task %s: %s", prepared.task.name, error)  # noqa: TRY400
+            return DeadLetter(Reason.REJECTED, failure_of(error))
+        if passed:
+            return Ack(b'{"ok":' + passed + b"}")
+    return Ack(_encoded(prepared, delivery, result))
+
+
 def _encoded(prepared: Prepared, delivery: Delivery, result: Any) -> bytes:
     """Return a result as waiters get it; one that is not JSON becomes an error for them."""
     if not _keep(delivery, prepared):
@@ -395,12 +333,3 @@ def _encoded(prepared: Prepared, delivery: Delivery, result: Any) -> bytes:
             "reason": "result", "traceback": "",
         }  # fmt: skip
         return dumps(told)
-
-
-def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a task's function in a process of its own: the child looks it up, no code is sent."""
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    function = found.function if isinstance(found, Task) else found
-    return function(*args, **kwargs)

@@ -25,12 +25,14 @@ class Scheduler:
     """The loop that promotes, and the one that listens."""
 
     def __init__(
-        self, consumer: Consumer, *, on_released: Callable[[], None], on_cancel: Callable[[bytes], None]
-    ) -> None:
+        self, consumer: Consumer, *, on_released: Callable[[], None], on_cancel: Callable[[bytes], None],
+        on_schedules: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._consumer = consumer
         self._store = consumer.store
         self._on_released = on_released
         self._on_cancel = on_cancel
+        self._on_schedules = on_schedules
         self._wake = anyio.Event()
         self.next_due: float | None = None  # seconds, as of the last look
 
@@ -77,3 +79,5 @@ class Scheduler:
             self._wake.set()
         if word in (b"released", b""):
             self._on_released()
+        if word in (b"schedules", b""):
+            self._on_schedules()

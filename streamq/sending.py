@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from streamq.admission import Guarded
+from streamq.admission import Guarded, Newest
 from streamq.arguments import encode_extra
 from streamq.client import Command
+from streamq.continuation import Next
 from streamq.errors import ConfigurationError
 from streamq.keys import Keys
 from streamq.message import Message, as_text, pack_flat
@@ -20,7 +21,11 @@ from streamq.tasks import NO_OPTIONS, OPTION_NAMES, Call, Options, Task, TaskRef
 from streamq.tiers import Priority, Tier, pick_tier
 
 ACCEPTED_KEPT = 3600.0  # seconds for which a task id given by its sender is remembered
+RESULT_KEPT = 3600.0  # seconds for which a failure is told of a step that is known by its name only
 DEDUP_TTL = 3600.0  # seconds of a deduplication key for which no `dedup_ttl` is given
+DEDUP_BOUND = 24 * 3600.0  # seconds after which one that is held until the task has started or ended frees itself
+_NOT_REPEATED = ("delay", "at", "task_id", "dedup_key", "durable")
+PUT_OFF = 60.0  # seconds for which newer ones may send a waiting task to the end of its stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,27 @@ class Outgoing:
     command: Command
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """What a schedule sends: the flat fields but for id, headers and expiry. `expires` is in seconds after a tick."""
+
+    tier: int
+    fields: list[str]
+    headers: dict[str, Any]
+    expires: float | None
+
+
 class Sender:
     """Makes messages for one set of tiers. `limit` is in bytes."""
 
     def __init__(self, keys: Keys, tiers: Sequence[Tier], *, limit: int, now: Callable[[], float]) -> None:
         self._keys = keys
         self._tiers = tuple(tiers)
-        self._limit = limit
+        self.limit = limit
         self._now = now
 
     def __repr__(self) -> str:
-        return f"<Sender to {', '.join(tier.name for tier in self._tiers)}, at most {self._limit} bytes>"
+        return f"<Sender to {', '.join(tier.name for tier in self._tiers)}, at most {self.limit} bytes>"
 
     def called(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[Any]:
         """Return what is to be called; keyword arguments that are options become options.
@@ -80,30 +95,104 @@ class Sender:
             options.task_id is None and options.dedup_key is None and not options.delay and options.at is None
         )
         task_id = options.task_id or new_task_id()
+        newest = not plain and options.dedup_mode in ("debounce", "keep_last")
         message = Message(
-            task=task.name, args=call.args, kwargs=call.kwargs, task_id=task_id, priority=priority,
+            task=task.name, args=call.args, kwargs=call.kwargs, task_id="" if newest else task_id, priority=priority,
             retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl,
             expires=self._expiry(options.expires), headers=options.headers,
+            dedup=options.dedup_key, dedup_until=None if plain else _until(options),
         )  # fmt: skip
-        fields = message.fields(limit=self._limit, default=extra)
-        if guarded:
+        fields = message.fields(limit=self.limit, default=extra)
+        if newest:
+            command = store.add_newest(self._newest(tier, task_id, options, as_text(fields)))
+        elif guarded:
             command = store.add_guarded(self._guarded(tier, task_id, options, as_text(fields)))
         else:
             command = store.add(tier, fields)
         return Outgoing(call, tier, task_id, command)
 
+    def step(self, call: Call[Any], task_id: str, *, fed: bool) -> tuple[int, Next]:
+        """Return the tier and the message of a step of a workflow. `fed`: it is given a result as its first argument.
+
+        Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
+        """
+        task, options = call.task, call.task.sending
+        if options.dedup_key is not None:
+            raise ConfigurationError(
+                f"dedup_key={options.dedup_key!r} of a step of a workflow: start(flow, workflow_id=...) starts it once"
+            )
+        extra = None
+        priority, keep = options.priority, options.result_ttl
+        if isinstance(task, Task):
+            if fed:  # what it will be given is not known yet
+                task.arguments.bind((None, *call.args), call.kwargs)
+            else:
+                task.arguments.check(call.args, call.kwargs)
+            extra = encode_extra if task.arguments.converter is not None else None
+            priority = task.priority if priority is None else priority
+            keep = task.result_ttl if keep is None else keep
+        elif keep is None:
+            keep = RESULT_KEPT
+        tier = self._tier(options, priority)
+        expires = options.expires
+        absolute = expires if isinstance(expires, datetime) else None
+        message = Message(
+            task=task.name, args=call.args, kwargs=call.kwargs, task_id=task_id, priority=priority,
+            retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl,
+            expires=self._expiry(absolute), headers=options.headers,
+        )  # fmt: skip
+        delay, due = _when(options)
+        return tier, Next(
+            self._keys.tiers[tier].stream, tuple(as_text(message.fields(limit=self.limit, default=extra))), fed,
+            delay or None, due, None if expires is None or absolute is not None else _seconds(expires), keep or None,
+        )  # fmt: skip
+
+    def repeated(self, call: Call[Any], key: str | None) -> Repeated:
+        """Return what a schedule sends at each tick; `key` is held until it is done.
+
+        Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
+        """
+        task, options = call.task, call.task.sending
+        for name in _NOT_REPEATED:
+            if (value := getattr(options, name)) is not None:
+                raise ConfigurationError(f"{name}={value!r} cannot be used in a schedule: leave it out")
+        if isinstance(options.expires, datetime):
+            raise ConfigurationError(f"expires={options.expires!r} in a schedule: give seconds after each tick")
+        extra = None
+        priority = options.priority
+        if isinstance(task, Task):
+            task.arguments.check(call.args, call.kwargs)
+            extra = encode_extra if task.arguments.converter is not None else None
+            priority = task.priority if priority is None else priority
+        message = Message(
+            task=task.name, args=call.args, kwargs=call.kwargs, priority=priority, retries=options.retries,
+            timeout=options.timeout, result_ttl=options.result_ttl, dedup=key, dedup_until=key and "done",
+        )  # fmt: skip
+        fields = as_text(message.fields(limit=self.limit, default=extra))
+        expires = options.expires.total_seconds() if isinstance(options.expires, timedelta) else options.expires
+        return Repeated(self._tier(options, priority), fields, dict(options.headers or {}), expires)
+
     def _guarded(self, tier: int, task_id: str, options: Options, fields: list[str]) -> Guarded:
+        delay, due = _when(options)
         guards = []
         if options.task_id is not None:
             guards.append((self._keys.accepted(task_id), ACCEPTED_KEPT))
         if options.dedup_key is not None:
-            ttl = DEDUP_TTL if options.dedup_ttl is None else options.dedup_ttl
+            ttl = _held(options)
+            if _until(options) is not None:  # from when it is due; a number of seconds counts from now
+                ttl += delay if due is None else max(0.0, due - self._now())
             guards.append((self._keys.dedup(options.dedup_key), max(0.001, ttl)))
-        delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
-        due = None if options.at is None else _moment(options.at)
-        if due is not None and due <= 0:
-            raise ConfigurationError(f"at={options.at!r} is before 1970")
         return Guarded(tier, task_id, fields, pack_flat(fields), delay, due, guards)
+
+    def _newest(self, tier: int, task_id: str, options: Options, fields: list[str]) -> Newest:
+        delay, due = _when(options)
+        mode, bound = options.dedup_mode or "", options.dedup_max_delay
+        if bound is None and mode == "keep_last":
+            bound = PUT_OFF
+        return Newest(
+            mode, tier, task_id, options.dedup_key or "", fields, pack_flat(fields), _held(options), bound, delay, due,
+            0.0 if options.task_id is None else ACCEPTED_KEPT,
+        )  # fmt: skip
 
     def _expiry(self, value: datetime | timedelta | float | None) -> float | None:
         """Return Unix seconds of a datetime, or of a time from now."""
@@ -114,17 +203,50 @@ class Sender:
     def _tier(self, options: Options, priority: int | None) -> int:
         if options.tier is None:
             return pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
+        return self.tier_of(options.tier)
+
+    def tier_of(self, name: str) -> int:
+        """Return which tier has this name. Raises ConfigurationError if none has."""
         for index, tier in enumerate(self._tiers):
-            if tier.name == options.tier:
+            if tier.name == name:
                 return index
         raise ConfigurationError(
-            f"tier={options.tier!r} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}"
+            f"tier={name!r} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}"
         )
 
 
 def new_task_id() -> str:
     """Return 80 random bits as 16 letters and digits: an entry's id is unique in its stream only."""
     return b32encode(secrets.token_bytes(10)).decode().lower()
+
+
+def _when(options: Options) -> tuple[float, float | None]:
+    """Return the delay in seconds, and the Unix time it is due if that was given instead."""
+    delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
+    due = None if options.at is None else _moment(options.at)
+    if due is not None and due <= 0:
+        raise ConfigurationError(f"at={options.at!r} is before 1970")
+    return delay, due
+
+
+def _seconds(value: Any) -> float:
+    return float(value.total_seconds() if isinstance(value, timedelta) else value)
+
+
+def _until(options: Options) -> str | None:
+    """Return what frees the deduplication key, as the message says it; None: its time."""
+    for word in (options.dedup_window, options.dedup_ttl):
+        if isinstance(word, str):
+            return word.removeprefix("until_")
+    return "done" if options.dedup_mode == "keep_last" else None
+
+
+def _held(options: Options) -> float:
+    """Return for how many seconds the deduplication key is held, at most."""
+    for seconds in (options.dedup_ttl, options.dedup_window):
+        if isinstance(seconds, int | float):
+            return float(seconds)
+    return DEDUP_TTL if _until(options) is None else DEDUP_BOUND
 
 
 def _moment(value: datetime | float) -> float:

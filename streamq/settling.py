@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 from streamq.client import Command
-from streamq.consequences import follows, of_end
+from streamq.consequences import Consequence, follows, of_end
 from streamq.delivery import Delivery, dead_letter
 from streamq.errors import BrokerError, StreamqError
 from streamq.events import Event, Listener, Settled, Superseded
@@ -32,6 +32,18 @@ _TOLD = 4000  # characters of a traceback that a waiter gets
 
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
 Kept = tuple[bytes, str, float, bytes]  # entry id, task id, TTL in s, result
+
+
+class Heirs(Protocol):
+    """What follows when a task is dead, beyond what its message asks for."""
+
+    def follow(self, delivery: Delivery, outcome: DeadLetter) -> list[Consequence]:
+        """Return what is done in the same step as the dead letter is written."""
+        ...
+
+    def buried(self, delivery: Delivery, outcome: DeadLetter) -> None:
+        """The server has confirmed the dead letter. Must not wait."""
+        ...
 
 
 class Turn:
@@ -99,6 +111,7 @@ class Settler:
         self.superseded = 0
         self.tallies: dict[tuple[str, str], Tally] = {}
         self.waiting_since: float | None = None  # since when the oldest acknowledgement waits
+        self.heirs: Heirs | None = None  # set by a worker whose tasks have any
         self._store = store
         self._clock = store.clock
         self._intake = intake
@@ -124,8 +137,8 @@ class Settler:
         `duration` is the run's, `keep` how long its result is wanted (None: not at all); seconds.
         """
         match outcome:
-            case Ack(result):
-                self._ack(delivery, result, duration, keep)
+            case Ack(result, cancelled):
+                self._ack(delivery, result, duration, keep, done=not cancelled)
             case Skip():
                 self._acks[delivery.tier].plain.append(delivery)
                 self._linger()
@@ -151,10 +164,10 @@ class Settler:
             for command in self._store.release(self._name, tier, ids, self._visibility_timeout):
                 self._step(some[0], Release(), 0.0, partial(_same, command))
 
-    def _ack(self, delivery: Delivery, result: bytes, duration: float, keep: float | None) -> None:
+    def _ack(self, delivery: Delivery, result: bytes, duration: float, keep: float | None, *, done: bool) -> None:
         acks = self._acks[delivery.tier]
-        if follows(delivery):
-            also = of_end(delivery, told=result, keep=keep)
+        if follows(delivery, done=done):
+            also = of_end(delivery, told=result, keep=keep, done=done, now=self.now(), group=self._store.keys.group)
             acks.finished.append((delivery, self._store.finish(delivery.tier, delivery.entry_id, also)))
         elif keep:
             acks.kept.append((delivery, (delivery.entry_id, delivery.task_id, keep, result)))
@@ -215,7 +228,9 @@ class Settler:
             "error_type": failure.error_type, "error": failure.error,
             "traceback": failure.traceback[-_TOLD:], "reason": outcome.reason,
         }  # fmt: skip
-        also = of_end(delivery, told=dumps(told), keep=keep) if keep or follows(delivery) else []
+        also = of_end(delivery, told=dumps(told), keep=keep) if keep or follows(delivery, done=False) else []
+        if self.heirs is not None:
+            also = [*also, *self.heirs.follow(delivery, outcome)]
         return self._store.bury(self._name, delivery, fields, also)
 
     # --- out ---------------------------------------------------------------------------------
@@ -326,6 +341,8 @@ class Settler:
             case DeadLetter():
                 tally.failed += outcome.reason in _AFTER_A_RUN
                 tally.dead += 1
+                if self.heirs is not None:
+                    self.heirs.buried(delivery, outcome)
             case _:
                 pass
         if self._listeners:

@@ -8,19 +8,20 @@ awaited. Errors of the connection and of the server are translated at this edge.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 import redis.exceptions
 
-from streamq.admission import Accepted, Guarded, accepted_of
+from streamq.admission import Accepted, Guarded, Newest, accepted_of
 from streamq.client import BlockingConnection, Client, Command
 from streamq.clock import SYSTEM, Clock
-from streamq.consequences import Consequence, Free, Later, Send, Tell
+from streamq.consequences import Consequence, Free, Join, Later, Send, Tell, of_start
 from streamq.delivery import Delivery
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.keys import PARKED, STATS_KEPT, Keys, TierKeys
-from streamq.message import Field, as_text, pack_flat
+from streamq.message import MAX_PAYLOAD, Field, as_text, pack_flat
 from streamq.scripts import step
 from streamq.tasks import Durable
 from streamq.tiers import Tier
@@ -43,17 +44,19 @@ class DeadLetterBound:
 class Store:
     """The commands of one namespace, seen as one consumer group.
 
-    `bound` is asked for the bound of the dead letter stream at each death.
+    `bound` is asked for the bound of the dead letter stream at each death; `max_payload` (bytes) bounds what one
+    step of a workflow sends to the next.
     """
 
     def __init__(
         self, client: Client, keys: Keys, tiers: Sequence[Tier], *,
-        bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock = SYSTEM,
+        bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock = SYSTEM, max_payload: int = MAX_PAYLOAD,
     ) -> None:  # fmt: skip
         self.client = client
         self.keys = keys
         self.tiers = tuple(tiers)
         self.clock = clock
+        self.max_payload = max_payload
         self._bound = bound
 
     def __repr__(self) -> str:
@@ -76,6 +79,29 @@ class Store:
             wanted.task_id, _ms(wanted.delay), due, self.keys.wake, wanted.packed,
             *(_ms(ttl) for _, ttl in wanted.guards), *wanted.fields,
         )  # fmt: skip
+
+    def add_newest(self, wanted: Newest) -> Command:
+        """Return the command that accepts a task for whose deduplication key the newest wins."""
+        due = -1 if wanted.delay <= 0 else 0
+        if wanted.due is not None:
+            due = max(1, _ms(wanted.due))
+        rest = wanted.packed.removeprefix(b"[")
+        return step(wanted.mode)(
+            [
+                self.keys.dedup(wanted.key), self.keys.latest(wanted.key), self.keys.accepted(wanted.task_id),
+                *(name for keys in self.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)),
+            ],
+            wanted.task_id, wanted.tier + 1, _ms(wanted.delay), due, _ms(wanted.ttl),
+            -1 if wanted.bound is None else _ms(wanted.bound), _ms(wanted.accepted), self.keys.wake, rest,
+            *wanted.fields,
+        )  # fmt: skip
+
+    def start(
+        self, workflow_id: str, also: Sequence[Consequence], guards: Sequence[str] = (), *, accepted: float
+    ) -> Command:
+        """Return the command that sends a workflow's first steps, once for each guard key within `accepted` seconds."""
+        names, values = self._consequences(also)
+        return step("start")([*guards, *names], workflow_id, len(guards), _ms(accepted), *values)
 
     async def enqueue(self, commands: Sequence[Command]) -> list[Accepted]:
         """Carry out enqueue commands in one round trip, and return one answer for each.
@@ -114,16 +140,20 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-    async def cancel(self, tier: int, task_id: str, entry_id: str, also: Sequence[Consequence] = ()) -> str:
+    async def cancel(
+        self, tier: int, task_id: str, entry_id: str, also: Sequence[Consequence] = (),
+        members: Sequence[str] | None = None,
+    ) -> str:  # fmt: skip
         """Withdraw a task that was not delivered yet; return what it was (see cancel.lua).
 
-        `also` is what follows from its withdrawal.
+        `also` is what follows from its withdrawal, `members` are what it may be delayed as.
         """
+        members = (task_id, self.member(task_id)) if members is None else members
         keys = self.keys.tiers[tier]
         names, values = self._consequences(also)
         reply = await self.one(step("cancel")(
             [keys.stream, keys.delayed, keys.messages, *names],
-            entry_id, self.keys.wake, 2, task_id, self._member(task_id), *values,
+            entry_id, self.keys.wake, len(members), *members, *values,
         ))  # fmt: skip
         return str(reply, "ascii")
 
@@ -201,6 +231,13 @@ class Store:
         names, values = self._consequences(also)
         return step("finish")([keys.stream, keys.crashes, *names], self.keys.group, entry_id, *values)
 
+    async def started(self, delivery: Delivery) -> None:
+        """Carry out what follows from the start of a task, where anything does."""
+        if also := of_start(delivery):
+            names, values = self._consequences(also)
+            with suppress(BrokerError):  # it is said again with the end of the task
+                await self.one(step("started")(names, *values))
+
     def _consequences(self, wanted: Sequence[Consequence]) -> tuple[list[str], list[Field | int]]:
         """Return the KEYS and the ARGV of what `carry_out` will do."""
         names: list[str] = []
@@ -216,26 +253,35 @@ class Store:
             case Tell(task_id, ttl, payload):
                 return [self.keys.result(task_id)], [max(1, _ms(ttl)), payload]
             case Free(key, task_id):
-                return [self.keys.dedup(key)], [task_id]
+                names = [self.keys.dedup(key), self.keys.latest(key), *(keys.delayed for keys in self.keys.tiers)]
+                return names, [task_id, self.keys.wake]
             case Send(stream, fields):
                 return [stream], list(fields)
             case Later(stream, task_id, fields, delay):
                 delayed = TierKeys.of(stream, self.keys.group)
                 packed = pack_flat(as_text(fields))
-                return [delayed.delayed, delayed.messages], [task_id, _ms(delay), self.keys.wake, packed]
+                member = self.member(task_id)
+                return [delayed.delayed, delayed.messages], [member, _ms(delay), self.keys.wake, packed]
+            case Join(stream, task_id):
+                delayed = TierKeys.of(stream, self.keys.group)
+                names = [self.keys.join(task_id), stream, delayed.delayed, delayed.messages]
+                return names, [
+                    wanted.index, wanted.result, wanted.size, _ms(wanted.keep), self.member(task_id), _ms(wanted.delay),
+                    self.keys.wake, wanted.rest, *wanted.fields,
+                ]  # fmt: skip
             case _:
                 assert_never(wanted)
 
     def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
         """Return the command that moves a held delivery to the delayed set; answers 1 or 0."""
         keys = self.keys.tiers[delivery.tier]
-        member = self._member(delivery.task_id)
+        member = self.member(delivery.task_id)
         return step("postpone")(
             [keys.stream, keys.crashes, keys.delayed, keys.messages],
             self.keys.group, consumer, delivery.entry_id, _ms(delay), member, packed, self.keys.wake,
         )  # fmt: skip
 
-    def _member(self, task_id: str) -> str:
+    def member(self, task_id: str) -> str:
         """Return what a retry is delayed as: it belongs to its group, and another may delay the same task."""
         return f"{self.keys.group}:{task_id}"
 

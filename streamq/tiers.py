@@ -58,7 +58,10 @@ DEFAULT_TIERS = (
 )
 
 # Names that would make a stream collide with another key of the namespace (see keys.py).
-RESERVED = frozenset({"dead", "dedup", "id", "result", "seen", "stats", "wake"})
+RESERVED = frozenset({
+    "called", "dead", "dedup", "id", "limits", "line", "permits",
+    "progress", "rate", "result", "seen", "stats", "wake",
+})  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 _LARGEST_WEIGHT = 10_000
 

@@ -19,6 +19,8 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from streamq.aftermath import Aftermath
+from streamq.batch_tasks import BatchTask
 from streamq.broker import RedisBroker, consumer_name
 from streamq.consumer import Consumer
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError, check_integer, check_number
@@ -27,10 +29,14 @@ from streamq.intake import Intake
 from streamq.keys import Keys
 from streamq.leases import Leases
 from streamq.middleware import MiddlewareChain, Resident
-from streamq.runner import Prepared, Runners
+from streamq.prepared import Prepared
+from streamq.recurring import Recurring
+from streamq.reporting import Reporter
+from streamq.runner import Runners
 from streamq.scheduler import Scheduler
 from streamq.store import Store
 from streamq.tasks import Task
+from streamq.threads import Threads
 from streamq.tiers import Tier
 from streamq.watchdog import Watchdog
 
@@ -91,6 +97,7 @@ class Worker:
         self.broker = broker
         self.name = consumer_name(name)
         self.tasks = _by_name(tasks)
+        self._declared = broker.declared(self.tasks.values())
         self.tiers = _chosen(broker.tiers, tiers)
         self.concurrency = check_integer("concurrency", concurrency, 1)
         self.visibility_timeout = check_number("visibility_timeout", visibility_timeout, 0.1)
@@ -102,6 +109,8 @@ class Worker:
         self._chains = {
             name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
         }
+        for task in self.tasks.values():
+            _check_batch(task, self.concurrency)
         self.burst = burst
         self.state = State.NEW
         self._lifespan = lifespan
@@ -158,24 +167,37 @@ class Worker:
     async def _work(self, state: Any, task_status: anyio.abc.TaskStatus[None]) -> None:
         keys = Keys.of(self.broker.keys.namespace, self.broker.keys.group, self.tiers)
         store = Store(
-            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock
-        )
+            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
+            max_payload=self.broker.max_payload,
+        )  # fmt: skip
         await _ready(store)
-        consumer, runners = self._assembled(store, state)
+        threads, reporter = Threads(self.concurrency), Reporter(store)
+        consumer, runners = self._assembled(store, threads, reporter, state)
         self._consumer = consumer
+        aftermath = Aftermath(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
+        if aftermath:
+            consumer.settler.heirs = aftermath
         leases = Leases(consumer, uniform=self._random)
-        scheduler = Scheduler(consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel)
+        recurring = Recurring(consumer, self._declared)
+        scheduler = Scheduler(
+            consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=recurring.changed
+        )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
         await leases.renew()
         try:
             async with anyio.create_task_group() as loops:
                 for loop in (
                     consumer.turns, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
-                    scheduler.promote_forever, scheduler.listen_forever, watchdog.watch_forever,
+                    scheduler.promote_forever, scheduler.listen_forever, watchdog.watch_forever, recurring.tick_forever,
+                    threads.look_after_forever, reporter.report_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
+                if aftermath:
+                    loops.start_soon(aftermath.serve)
                 for resident in self._residents():
                     loops.start_soon(resident.live, store)
+                for batches in runners.batches:
+                    await loops.start(batches.serve)
                 async with _running(runners, self.concurrency):
                     self.state = State.RUNNING
                     task_status.started()
@@ -185,12 +207,15 @@ class Worker:
                     await self._drain(consumer, runners)
                 with anyio.move_on_after(_LEAVE):
                     await consumer.flushed()
+                if aftermath:
+                    with anyio.move_on_after(_LEAVE):
+                        await aftermath.finish()
                 loops.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
                 await consumer.leave()
 
-    def _assembled(self, store: Store, state: Any) -> tuple[Consumer, Runners]:
+    def _assembled(self, store: Store, threads: Threads, reporter: Reporter, state: Any) -> tuple[Consumer, Runners]:
         intake = Intake(
             [tier.weight for tier in self.tiers], slots=self.concurrency, max_prefetch=self.max_prefetch,
             suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), patience=self.visibility_timeout,
@@ -203,10 +228,9 @@ class Worker:
             keep=lambda delivery: runners.keep(delivery),  # noqa: PLW0108
             max_crashes=self.max_crashes, listeners=self._listeners, uniform=self._random,
         )  # fmt: skip
-        limiter = anyio.CapacityLimiter(self.concurrency)
-        prepared = [Prepared(task, self._chains[name], limiter, store) for name, task in self.tasks.items()]
+        prepared = [Prepared(task, self._chains[name], threads, store) for name, task in self.tasks.items()]
         runners = Runners(
-            consumer, prepared, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
+            consumer, prepared, reporter=reporter, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
             listening=bool(self._listeners),
         )  # fmt: skip
         return consumer, runners
@@ -234,6 +258,8 @@ class Worker:
 
     async def _drain(self, consumer: Consumer, runners: Runners) -> None:
         """Hand back what has not started; wait for what runs, for the grace period at most."""
+        for batches in runners.batches:
+            batches.hurry(for_good=True)
         await consumer.stop_reading()
         consumer.release(consumer.intake.unstarted())
         async with anyio.create_task_group() as group:
@@ -282,6 +308,15 @@ def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
     if not found:
         raise ConfigurationError("tasks is empty: a worker needs at least one task")
     return found
+
+
+def _check_batch(task: Task[Any, Any], concurrency: int) -> None:
+    """Raise ConfigurationError if the messages of one batch can never be here at once."""
+    if isinstance(task, BatchTask) and task.batch.size > concurrency:
+        raise ConfigurationError(
+            f"batch task {task.name!r} has size={task.batch.size}, and the worker concurrency={concurrency}: "
+            "each message takes a slot; give the worker at least as many, or the task a smaller size"
+        )
 
 
 def _place(task: Task[Any, Any]) -> str:

@@ -80,6 +80,16 @@ def assert_nothing_left(server: TestServer, *others: str, group: str = "workers"
                 assert server.command("XINFO", "CONSUMERS", name, info[b"name"]) == [], f"{name} keeps a consumer"
             continue
         assert name.startswith(
-            (f"queue:stats:{group}:", "queue:result:", "queue:id:", "queue:dedup:", "queue:seen:")
+            (
+                f"queue:stats:{group}:",
+                "queue:result:",
+                "queue:id:",
+                "queue:dedup:",
+                "queue:latest:",
+                "queue:seen:",
+                "queue:once:",
+                "queue:rate:",
+                "queue:progress:",
+            )
         ), f"{name} ({kind!r}) is no documented key, or should be gone"
         assert server.command("PTTL", name) > 0, f"{name} has no TTL"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.postgres import Postgres
 from tests.servers import KINDS, REAL_KINDS, InProcess, Kind, RealServer, available
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def _require(kind: Kind) -> Kind:
     if not available(kind):
         pytest.skip(f"no {kind}-server on PATH")
     return kind
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole session; its tests make tables of their own."""
+    with contextlib.closing(Postgres()) as server:
+        yield server
 
 
 @pytest.fixture(params=KINDS)

@@ -47,3 +47,13 @@ def dies() -> None:
     import os
 
     os._exit(3)
+
+
+@task(run_in="process", retries=0, result_ttl=60)
+def notes_and_hangs(file: str) -> None:
+    import os
+    from pathlib import Path
+
+    Path(file).write_text(str(os.getpid()))
+    while True:
+        pass

@@ -41,6 +41,21 @@ def test_the_retries_of_the_sender_win():
     assert isinstance(decided(ValueError(), 1, retries=0), DeadLetter)
 
 
+def test_each_exception_may_have_a_budget_of_its_own():
+    """Of one count of attempts; the sender's number is for all."""
+    policy = RetryPolicy(retries={TimeoutError: 5, OSError: 0})
+
+    def ended(error, attempt, retries=None):
+        return decide(policy, attempt=attempt, retries=retries, error=error, random=random.Random(1))
+
+    assert isinstance(ended(TimeoutError(), 5), Retry)
+    assert isinstance(ended(TimeoutError(), 6), DeadLetter)
+    assert isinstance(ended(ConnectionError(), 1), DeadLetter)
+    assert isinstance(ended(ConnectionError(), 1, retries=1), Retry)
+    assert isinstance(ended(ValueError(), 3), Retry)
+    assert isinstance(ended(ValueError(), 4), DeadLetter)
+
+
 @pytest.mark.parametrize("error", [Reject("no"), KeyError("x"), ArgumentsError("t", "x")])
 def test_what_repeating_cannot_cure_is_rejected(error):
     """Reject, give_up_on and wrong arguments go straight to the dead letters."""

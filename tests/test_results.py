@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import traceback
 from decimal import Decimal
 
 import anyio
@@ -72,7 +73,7 @@ def heard(server, handle):
 
 
 async def test_waiting_does_not_poll(real_server):
-    """While nothing happens nothing is asked: at most two GETs for each waiter, however long it takes."""
+    """While nothing happens nothing is asked: two looks for each waiter, however long it takes, and none at the end."""
     go = anyio.Event()
 
     @task(result_ttl=60)
@@ -81,14 +82,15 @@ async def test_waiting_does_not_poll(real_server):
 
     async with RedisBroker(real_server.url) as broker:
         handle = await broker.enqueue(slow)
-        before = calls(real_server, "get")
+        before, gets = calls(real_server, "mget"), calls(real_server, "get")
         async with working(broker, slow), anyio.create_task_group() as group:
             group.start_soon(handle.result)
             await until(lambda: heard(real_server, handle))
             await anyio.sleep(0.3)
-            assert calls(real_server, "get") - before <= 2
+            assert calls(real_server, "mget") - before == 2
             go.set()
-    assert calls(real_server, "get") - before <= 3
+    assert calls(real_server, "mget") - before == 2
+    assert calls(real_server, "get") == gets
 
 
 async def test_a_result_that_does_not_come_in_time_is_a_timeout(server, broker):
@@ -113,6 +115,66 @@ async def test_a_failure_is_raised_with_its_words(server, broker):
     assert error.error.startswith("no way")
     assert "raise ValueError(text)" in error.traceback
     assert_nothing_left(server)
+
+
+async def test_who_prints_a_failure_sees_where_the_task_failed(server, broker):
+    """The traceback of the worker is a note of the error; its causes and groups are in it."""
+
+    @task(result_ttl=60, retries=0)
+    async def chained() -> None:
+        try:
+            {}["schlüssel ✓"]
+        except KeyError as error:
+            raise ExceptionGroup("both", [ValueError("first ☃"), OSError("second")]) from error
+
+    handle = await broker.enqueue(chained)
+    await burst(broker, chained)
+    with pytest.raises(TaskFailedError) as caught:
+        await handle.result(timeout=5)
+    assert str(caught.value) == (
+        f"task {handle.task_id!r} failed (retries_exhausted): ExceptionGroup: both (2 sub-exceptions)"
+    )
+    printed = "".join(traceback.format_exception(caught.value))
+    for words in ("In the worker:", "KeyError: 'schlüssel ✓'", "direct cause", "ValueError: first ☃", "OSError: sec"):
+        assert words in printed, words
+    assert caught.value.traceback in caught.value.__notes__[0] + "\n"
+
+
+async def test_a_long_traceback_loses_its_beginning(server, broker):
+    """Its end says what happened; a result is not as large as the stack was deep."""
+
+    @task(result_ttl=60, retries=0)
+    async def deep() -> None:
+        def down(n: int) -> None:
+            if n:
+                odd(n) if n % 2 else even(n)
+            raise ValueError("the bottom")
+
+        def odd(n: int) -> None:
+            down(n - 1)
+
+        def even(n: int) -> None:
+            down(n - 1)
+
+        down(60)
+
+    handle = await broker.enqueue(deep)
+    await burst(broker, deep)
+    with pytest.raises(TaskFailedError, match="the bottom") as caught:
+        await handle.result(timeout=5)
+    assert len(caught.value.traceback) == 4000
+    assert caught.value.traceback.endswith("ValueError: the bottom\n")
+    assert not caught.value.traceback.startswith("Traceback")
+
+
+async def test_a_withdrawn_task_fails_as_cancelled_and_has_no_traceback(server, broker):
+    """The reason says so; nothing is noted."""
+    handle = await broker.enqueue(double, 1)
+    assert await handle.cancel()
+    with pytest.raises(TaskFailedError, match="Cancelled") as caught:
+        await handle.result(timeout=5)
+    assert caught.value.reason == "cancelled"
+    assert not hasattr(caught.value, "__notes__")
 
 
 async def test_an_error_whose_text_has_no_utf8_reaches_who_waits(server, broker):

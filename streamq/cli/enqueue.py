@@ -10,6 +10,8 @@ from streamq.cli.options import Where, duration, json_option, json_or_text, mome
 from streamq.cli.problems import Problem
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
+_WINDOWS = ("until_started", "until_done")
+_MODES = ("throttle", "debounce", "keep_last")
 _KWARGS_REMEDY = 'write --kwargs \'{"to": "a@b.c"}\' or -k to=a@b.c'
 
 
@@ -43,6 +45,11 @@ def _priority(text: str) -> int:
 @click.option("--task-id", show_envvar=True, help="An id of your own; sent again, it is accepted once.")
 @click.option("--dedup-key", show_envvar=True, help="Of all tasks with one key the first wins.")
 @click.option("--dedup-ttl", type=duration, show_envvar=True, help="How long the key is held. [default: 1h]")
+@click.option("--dedup-window", type=click.Choice(_WINDOWS), show_envvar=True,
+              help="Hold the key until then, for 1d or --dedup-ttl at most.")  # fmt: skip
+@click.option("--dedup-mode", type=click.Choice(_MODES), show_envvar=True,
+              help="Who wins: the first, or the newest. [default: throttle]")  # fmt: skip
+@click.option("--dedup-max-delay", type=duration, show_envvar=True, help="How long newer ones may put it off.")
 @json_option
 def enqueue(
     name: str, args: tuple[str, ...], kwargs_json: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any
@@ -63,7 +70,9 @@ def enqueue(
 
         click.echo(orjson.dumps(sent))
         return
-    if not sent["fresh"]:
+    if sent["replaced"]:
+        click.echo("streamq: took the place of this one's message", err=True)
+    elif not sent["fresh"]:
         click.echo("streamq: not sent: this one holds the task id or dedup key already", err=True)
     click.echo(sent["task_id"])
 

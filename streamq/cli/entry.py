@@ -11,11 +11,13 @@ from typing import NoReturn
 import click
 
 import streamq
+from streamq.cli.cancel import cancel
 from streamq.cli.demo.command import demo
 from streamq.cli.dlq import dlq
 from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
 from streamq.cli.problems import INTERRUPTED, USAGE, as_problem
+from streamq.cli.schedules import schedules
 from streamq.cli.worker import worker
 
 
@@ -30,7 +32,9 @@ def cli() -> None:
 
 cli.add_command(worker)
 cli.add_command(enqueue)
+cli.add_command(cancel)
 cli.add_command(dlq)
+cli.add_command(schedules)
 cli.add_command(doctor)
 cli.add_command(demo)
 

@@ -32,6 +32,7 @@ def send(
                 "stream": broker.keys.tiers[handle.tier].stream,
                 "entry_id": handle.entry_id or None,
                 "fresh": handle.fresh,
+                "replaced": handle.replaced,
             }
 
     return run(main)

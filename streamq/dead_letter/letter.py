@@ -15,7 +15,7 @@ import orjson
 
 from streamq.message import entry_ms, iso
 
-_KEPT = ("priority", "timeout", "result_ttl", "retries", "group")  # fields that a replay carries over
+_KEPT = ("priority", "timeout", "result_ttl", "retries", "group", "then")  # fields that a replay carries over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     data_checks.memory, data_checks.persistence, data_checks.replication,
     stream_checks.kinds, stream_checks.streams,
     worker_checks.workers, worker_checks.crashes,
-    delay_checks.delayed, delay_checks.dead_letters,
+    delay_checks.delayed, delay_checks.schedules, delay_checks.dead_letters,
     key_checks.keys, server_checks.not_asked,
 )  # fmt: skip
 

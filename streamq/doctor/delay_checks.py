@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -51,6 +52,21 @@ def _delayed(facts: Facts) -> Iterator[Finding]:
                 f"{typed('HDEL', keys.messages, ids[0])}",
                 key=keys.messages, ids=ids,
             )  # fmt: skip
+
+
+def schedules(facts: Facts) -> Iterator[Finding]:
+    """Does somebody tick what recurs?"""
+    if not facts.late_schedules:
+        return
+    names = sorted(facts.late_schedules, key=facts.late_schedules.__getitem__)
+    late = facts.now - facts.late_schedules[names[0]]
+    yield found(
+        "schedules_overdue",
+        f"{len(names)} schedules were not ticked, for up to {late:.0f} s: {', '.join(names[:_SHOWN])}; "
+        "no worker runs that knows them, or their definitions cannot be used",
+        f"start one, or if they are not wanted any more: {shlex.join(('streamq', 'schedules', 'rm', *names[:_SHOWN]))}",
+        names=names, late_s=round(late, 1),
+    )  # fmt: skip
 
 
 def dead_letters(facts: Facts) -> Iterator[Finding]:

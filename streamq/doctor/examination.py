@@ -15,7 +15,7 @@ from streamq.doctor.keyspace import look_at_keys
 from streamq.doctor.questions import NOT_READY, Questions
 from streamq.doctor.rights import ROLES, Role, rights
 from streamq.doctor.server import look_at_server
-from streamq.doctor.streams import look_at_the_dead, look_at_tier
+from streamq.doctor.streams import look_at_schedules, look_at_the_dead, look_at_tier
 from streamq.errors import BrokerError, ConfigurationError, check_integer
 
 MOST_SCANNED: Final = 100_000
@@ -57,6 +57,7 @@ async def look(broker: RedisBroker, *, role: Role = "worker", scan: int = MOST_S
     facts = Facts(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await look_at_the_dead(questions, broker.dead_letters.max_size, now),
+        late_schedules=await look_at_schedules(questions, now),
         scan=await look_at_keys(questions, broker.tiers, scan) if scan else None,
     )  # fmt: skip
     return replace(facts, refused=dict(questions.refused))

@@ -160,7 +160,10 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that was seen. `refused` are the permissions that were missing to look, and for what."""
+    """Everything that was seen. `refused` are the permissions that were missing to look, and for what.
+
+    `late_schedules` are those that nobody ticked, each with the time it was due.
+    """
 
     now: float
     group: str = "workers"
@@ -169,6 +172,7 @@ class Facts:
     tiers: tuple[TierFacts, ...] = ()
     dead_key: str = "queue:dead"
     dead: DeadLetters = DeadLetters()
+    late_schedules: Mapping[str, float] = field(default_factory=dict)
     scan: KeyFacts | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 

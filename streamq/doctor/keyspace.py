@@ -19,10 +19,17 @@ _MOST_MET: Final = 10_000  # keys of the namespace that are looked at one by one
 KINDS: Final = {
     "stream": "stream", "delayed": "zset", "messages": "hash", "alive": "zset", "leases": "hash", "crashes": "hash",
     "dead": "stream", "stats": "hash", "result": "string", "accepted": "string", "dedup": "string", "seen": "string",
-    "durable": "string",
+    "latest": "hash",
+    "durable": "string", "circuit": "hash", "circuits": "zset", "rate": "hash", "limits": "zset",
+    "permits": "zset", "called": "zset", "line": "zset", "progress": "string", "join": "hash", "once": "hash",
+    "schedules": "hash", "ticks": "zset", "ticked": "hash",
 }  # fmt: skip
 """The type of each key, by the field or the method of `keys.py` that names it."""
-MORTAL: Final = frozenset({"alive", "leases", "crashes", "stats", "result", "accepted", "dedup", "seen", "durable"})
+MORTAL: Final = frozenset({
+    "alive", "leases", "crashes", "stats", "result", "progress", "accepted",
+    "dedup", "latest", "seen", "durable", "circuit", "circuits", "join", "once", "rate",
+    "limits", "permits", "called", "line",
+})  # fmt: skip
 """Those that have a TTL."""
 
 
@@ -35,8 +42,9 @@ class Catalogue:
         for what, member in vars(Keys).items():
             if isinstance(member, property):
                 self._exact[getattr(keys, what)] = what
-            elif what == "stats":
-                self._prefixes[what] = keys.stats(0).partition(keys.group)[0]
+            elif what in ("stats", "join"):  # of any group
+                name = keys.stats(0) if what == "stats" else keys.join("")
+                self._prefixes[what] = name.partition(f":{keys.group}:")[0] + ":"
             elif inspect.isfunction(member) and not what.startswith("_"):
                 self._prefixes[what] = str(member(keys, ""))
         (shape,) = Keys.of("s", "g", [Tier("t", stream="s")]).tiers

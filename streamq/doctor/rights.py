@@ -47,6 +47,9 @@ _OF_A_TIER: Final = (
     ("pwo", "EVALSHA 0000000000000000000000000000000000000000 1 {stream}"),
     ("pw", "ZADD {delayed} x {nobody}"),
     ("pw", "ZREM {delayed} {nobody}"),
+    ("pw", "ZSCORE {delayed} {nobody}"),
+    ("p", "HMGET {messages} {nobody}"),
+    ("p", "HSCAN {messages} x"),
     ("pwm", "ZRANGE {delayed} 0 0"),
     ("w", "ZRANGEBYSCORE {delayed} 0 0 LIMIT 0 1"),
     ("w", "ZCOUNT {delayed} 0 0"),
@@ -79,6 +82,8 @@ _OF_THE_NAMESPACE: Final = (
     ("mo", "XLEN {dead}"),
     ("o", "XREVRANGE {dead} 0-1 0-1 COUNT 1"),
     ("o", "XTRIM {dead} MAXLEN x"),
+    ("m", "ZRANGE {circuits} 0 0"),
+    ("m", "HGETALL {circuit}"),
     ("w", "HINCRBY {stats} {nobody} x"),
     ("w", "EXPIRE {stats} x"),
     ("m", "HGETALL {stats}"),
@@ -88,9 +93,36 @@ _OF_THE_NAMESPACE: Final = (
     ("p", "SET {accepted} - WRONG"),
     ("p", "GET {dedup}"),
     ("p", "SET {dedup} - WRONG"),
+    ("w", "GET {dedup}"),
+    ("w", "SET {dedup} - WRONG"),
+    ("p", "PTTL {dedup}"),
+    ("p", "HGETALL {latest}"),
+    ("w", "HMGET {latest} id"),
+    ("pw", "HSET {latest} {nobody} - odd"),
+    ("pw", "PEXPIRE {latest} x"),
     ("w", "SET {seen} - WRONG"),
+    ("w", "HSET {join} {nobody} - odd"),
+    ("w", "HGET {join} {nobody}"),
+    ("w", "HLEN {join}"),
+    ("w", "PEXPIRE {join} x"),
+    ("wo", "HGETALL {schedules}"),
+    ("w", "HGET {schedules} {nobody}"),
+    ("w", "HSET {schedules} {nobody} - odd"),
+    ("o", "HDEL {schedules} {nobody}"),
+    ("wmo", "ZRANGE {ticks} 0 0"),
+    ("w", "ZSCORE {ticks} {nobody}"),
+    ("w", "ZADD {ticks} x {nobody}"),
+    ("o", "ZREM {ticks} {nobody}"),
+    ("w", "HSET {ticked} {nobody} - odd"),
+    ("o", "HGETALL {ticked}"),
+    ("o", "HDEL {ticked} {nobody}"),
 )
-_PUBLISHED: Final = (("pw", "PUBLISH {wake} streamq-doctor"), ("w", "PUBLISH {result} streamq-doctor"))
+# What has no form that fails: queued in a MULTI, and discarded.
+_QUEUED: Final = (
+    ("pwo", "PUBLISH {wake} streamq-doctor"),
+    ("w", "PUBLISH {result} streamq-doctor"),
+    ("pw", "DEL {dedup} {latest}"),
+)
 _HEARD: Final = (("w", "{wake}"), ("p", "{result}"))
 
 
@@ -106,7 +138,7 @@ async def rights(questions: Questions, keys: Keys, role: Role) -> Rights:
     asked = probes(keys, role)
     replies = await questions.store.attempt(asked)
     denied = list(_denials(asked, replies))
-    channels = _filled(_PUBLISHED, role, **_names(keys))
+    channels = _filled(_QUEUED, role, **_names(keys))
     denied += _denials(channels, await _queued_and_discarded(client, channels))
     heard = [("SUBSCRIBE", word) for (word,) in _filled(_HEARD, role, **_names(keys))]
     denied += _denials(heard, [await _subscribed(client, channel) for _, channel in heard])
@@ -120,7 +152,10 @@ def _names(keys: Keys) -> dict[str, str]:
     nobody = "streamq-doctor"
     return {
         "dead": keys.dead, "wake": keys.wake, "stats": keys.stats(0), "result": keys.result(nobody),
-        "accepted": keys.accepted(nobody), "dedup": keys.dedup(nobody), "seen": keys.seen(nobody),
+        "accepted": keys.accepted(nobody), "dedup": keys.dedup(nobody),
+        "latest": keys.latest(nobody), "seen": keys.seen(nobody),
+        "join": keys.join(nobody), "circuits": keys.circuits, "circuit": keys.circuit(nobody),
+        "schedules": keys.schedules, "ticks": keys.ticks, "ticked": keys.ticked,
     }  # fmt: skip
 
 

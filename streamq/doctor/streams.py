@@ -156,6 +156,13 @@ def _paged(ids: Sequence[str]) -> list[Sequence[str]]:
     return [ids[at : at + _PAGE] for at in range(0, len(ids), _PAGE)]
 
 
+async def look_at_schedules(questions: Questions, now: float) -> dict[str, float]:
+    """Return the schedules whose tick nobody sent, and when (Unix seconds) that was: the oldest, `SAMPLE` at most."""
+    reply = await questions.one("ZRANGE", questions.store.keys.ticks, 0, SAMPLE - 1, "WITHSCORES")
+    due = {name: float(score) / 1000 for name, score in pairs(reply).items()}
+    return {name: at for name, at in due.items() if at < now - OVERDUE}
+
+
 # --- the delayed ---------------------------------------------------------------------------------
 
 

@@ -142,6 +142,14 @@ class QueueCollector(Collector):
         yield self._by_label("oldest_wait_seconds", "Age of the oldest task that waits", "tier", oldest)
         yield self._gauge("dead_letters", "Dead letters", metrics.dead_letter_count)
         yield self._gauge("consumers_alive", "Workers whose heartbeat counts", metrics.workers)
+        circuits = GaugeMetricFamily(
+            f"{self._prefix}_circuit_not_closed", "1 for each circuit breaker's circuit that is not closed",
+            labels=["circuit", "scope", "worker", "state"],
+        )  # fmt: skip
+        # Two breakers of a process may share a name: one sample for both.
+        for labels in sorted({(one.name, one.scope, one.worker or "", one.state) for one in metrics.circuits}):
+            circuits.add_metric(labels, 1)
+        yield circuits
         yield self._gauge("window_seconds", "Seconds that the figures of what was done cover", metrics.covered_s)
 
     def _past(self, scope: str, labels: list[str], found: Mapping[tuple[str, ...], Figures]) -> Iterator[Metric]:

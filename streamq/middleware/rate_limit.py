@@ -1,194 +1,193 @@
 """`RateLimitMiddleware`: at most so many starts per second; what comes too early waits in Redis.
 
-Theory. A token bucket, kept as a generic cell rate algorithm (GCRA; ITU-T I.371, 1993): a
-bucket of `burst` tokens that gains one every 1/rate seconds is one number, the time at which it
-would be full. Three such numbers per key are all the state there is:
-
-- `tail`: where the plan ends. A task that finds no token is given the next slot of the plan and
-  raises RetryLater until then. Slots are distinct and 1/rate apart, so however many tasks wait,
-  they come back one by one: each is held once, and there is no storm.
-- `gate`: what really started. Every start takes a token here, planned or not, so nothing that
-  happens to a plan can break the limit. The gate admits `burst` at once and, besides, what falls due
-  within `SLACK` seconds (at least one), so that a task a little late costs nothing.
-- `again`: the plan of those that came to their slot and found the gate shut. It is short, and
-  while it lasts whoever comes back joins it, so order is kept.
-
-A held task carries its slot in a header, tied to the very run that is to come:
-
-- it comes early (somebody promoted it by hand): it waits for the rest of its time;
-- it comes late (no worker ran, or its tier was busy): it starts if the gate is open, and joins
-  `again` if all the others of an outage come with it. Its slot is not taken twice;
-- it comes to another process, or after a restart: it counts as planned there, and the gate of
-  that process decides. N processes make N times the rate, whoever planned;
-- it never comes (cancelled, expired): its slot stays unused;
-- it ran and is retried: that is another start, and takes another token.
-
-In any T seconds at most `burst + T * rate + max(1, SLACK * rate)` tasks of a key start in one
-process. Tasks of one key in one tier start in the order they came, but for swaps among those due
-within `SLACK` seconds. Cost: O(1) per task; a key costs memory until its tail has passed.
+The rules are in `bucket.py`, pure; `rate_fleet.py` has them carried out in Redis. A task that finds no token is
+given a slot and raises RetryLater until then; the slot travels in a header, valid for the next run alone.
+A slot of one process means nothing to another: there the task counts as planned, and the gate of that process decides.
+Cost: O(1) per task; a key of a process costs memory until its plan has passed, one of the fleet has a TTL.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
-from streamq.errors import CircuitOpenError, ConfigurationError, RetryLater
+from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater, check_integer
+from streamq.middleware.bucket import SLACK, Bucket, Rate, Ticket
 from streamq.middleware.chain import CallNext, Context
+from streamq.middleware.naming import Key, check_key, keyed
+from streamq.middleware.rate_fleet import FleetBuckets
+from streamq.retry import Uniform
+from streamq.store import Store
 
-SLACK = 0.1  # seconds that a task may be late for its slot and still start without another wait
-_EARLY = 0.002  # seconds: clocks in whole milliseconds make a task this early
-_HEADER = "rate_limit:"
-_FEW = 64  # buckets that are not worth a look for idle ones
+__all__ = ["SLACK", "HeldBack", "RateLimitMiddleware"]
+
+log = logging.getLogger("streamq")
+
+_HEADER: Final = "rate_limit:"
+_FLEET: Final = "fleet"  # who gave a slot: all, or one process under a name of chance
+_FEW: Final = 64  # buckets that are not worth a look for idle ones
+_BLIND: Final = 1.0  # seconds, and up to twice that, until a server that could not be used is asked again
 
 
 class HeldBack(RetryLater):
     """A limit holds a task back. It has not run: outer limits take their tokens back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A slot that was given to a task. `again` says that it has missed one before."""
+class _LocalBuckets:
+    """The buckets of one limit in this process; its steps are those of FleetBuckets."""
 
-    due: float
-    again: bool = False
-
-
-@dataclass(slots=True)
-class Bucket:
-    """The starts of one key: pure, all times on one monotonic clock in seconds.
-
-    `interval` is 1/rate, `capacity` what may start at once (see the module).
-    """
-
-    interval: float
-    burst: int
-    capacity: int
-    tail: float = -math.inf
-    gate: float = -math.inf
-    again: float = -math.inf
-
-    def admit(self, now: float, ticket: Ticket | None) -> Ticket | None:
-        """Take a token and return None, or return the slot to come back at."""
-        if ticket is None:
-            return self._first(now)
-        if ticket.due > now + _EARLY:
-            return ticket
-        opens = self._opens()
-        if opens <= now + _EARLY and (ticket.again or self.again <= now + _EARLY):
-            self.gate = max(self.gate, now) + self.interval
-            return None
-        due = max(self.again, opens, now)
-        self.again = due + self.interval
-        return Ticket(due, again=True)
-
-    def _first(self, now: float) -> Ticket | None:
-        """Decide on a task that has no slot yet."""
-        earliest = max(self.tail - (self.burst - 1) * self.interval, self.again)
-        if earliest <= now and self._opens() <= now:
-            self.tail = max(self.tail, now) + self.interval
-            self.gate = max(self.gate, now) + self.interval
-            return None
-        due = max(earliest, now)
-        self.tail = max(self.tail, due) + self.interval
-        return Ticket(due)
-
-    def give_back(self) -> None:
-        """What took the last token has not started after all."""
-        self.gate -= self.interval
-
-    def _opens(self) -> float:
-        return self.gate - (self.capacity - 1) * self.interval
-
-    def idle(self, now: float) -> bool:
-        """Is this bucket full, and nobody on the way to it: like one that was never used?"""
-        return max(self.tail, self.gate, self.again) <= now
-
-
-class RateLimitMiddleware:
-    """Start at most `max_per_second` tasks of one name in this process, evenly.
-
-    After a pause, up to `burst` may start at once; with the default of 1, starts are spread evenly.
-    `key` is a function of the context that returns what to count by, instead of the name of the
-    task. `clock` returns monotonic seconds. A task that must wait goes to the delayed set with the
-    time it may run: it holds no slot and spends no attempt.
-
-    Raises ConfigurationError for a rate or a burst that cannot be used.
-    """
-
-    def __init__(
-        self, max_per_second: float = 10.0, burst: int = 1, key: Callable[[Context], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        if not 0 < max_per_second < math.inf:
-            raise ConfigurationError(f"max_per_second={max_per_second!r} cannot be used: give a number above 0")
-        if type(burst) is not int or burst < 1:
-            raise ConfigurationError(f"burst={burst!r} cannot be used: give an integer of at least 1")
-        self.max_per_second = float(max_per_second)
-        self.burst = burst
-        self._key = key
+    def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
+        self._rate = rate
         self._clock = clock
-        self._capacity = burst + max(1, int(SLACK * max_per_second))
-        self._name = secrets.token_urlsafe(4)
         self._buckets: dict[str, Bucket] = {}
         self._look_at = _FEW
 
-    def __repr__(self) -> str:
-        rate = f"{self.max_per_second:g}/s"
-        return f"<RateLimitMiddleware {rate} burst={self.burst} keys={len(self._buckets)}>"
+    def __len__(self) -> int:
+        return len(self._buckets)
 
-    async def __call__(self, context: Context, call_next: CallNext) -> Any:
-        """Run the task if there is a token for it. Raises HeldBack with the time that is left."""
-        key = context.task.name if self._key is None else str(self._key(context))
-        bucket = self._bucket(key)
+    async def admit(self, _: Store, name: str, ticket: Ticket | None) -> tuple[float, Ticket | None]:
         now = self._clock()
-        wait = bucket.admit(now, self._ticket(context, key))
-        if wait is not None:
-            after = max(0.0, wait.due - now)
-            raise HeldBack(
-                f"held back by the limit of {self.max_per_second:g}/s for {key}",
-                after=after, headers={_HEADER + key: self._pack(context, wait)},
-            )  # fmt: skip
-        try:
-            return await call_next(context)
-        except (HeldBack, CircuitOpenError) as held:
-            # It did not start, so it took no token; and when it comes back it has waited here already.
-            bucket.give_back()
-            again = Ticket(self._clock() + held.after)
-            held.headers = {**(held.headers or {}), _HEADER + key: self._pack(context, again)}
-            raise
+        return now, self._bucket(name).admit(self._rate, now, ticket)
 
-    def _pack(self, context: Context, ticket: Ticket) -> list[Any]:
-        """Return a ticket as it travels: valid for the next run of this task alone."""
-        return [self._name, round(ticket.due, 6), int(ticket.again), context.delivery.starts + 1]
+    async def give_back(self, _: Store, name: str) -> float:
+        self._bucket(name).give_back(self._rate)
+        return self._clock()
 
-    def _ticket(self, context: Context, key: str) -> Ticket | None:
-        """Return the ticket that a delivery carries for this run, None if it has none."""
-        if b"headers" not in context.delivery.fields:
-            return None
-        match context.delivery.headers.get(_HEADER + key):
-            case [str() as name, int() | float() as due, 0 | 1 as again, int() as starts]:
-                if starts != context.delivery.starts:
-                    return None
-                if name != self._name:  # another process planned it, on another clock
-                    return Ticket(-math.inf)
-                return Ticket(due, again=bool(again))
-        return None
+    async def drain(self, _: Store, name: str, after: float) -> tuple[float, Ticket]:
+        now = self._clock()
+        return now, self._bucket(name).drain(self._rate, now, after)
 
-    def _bucket(self, key: str) -> Bucket:
-        bucket = self._buckets.get(key)
+    def _bucket(self, name: str) -> Bucket:
+        bucket = self._buckets.get(name)
         if bucket is None:
             if len(self._buckets) >= self._look_at:
                 self._drop_idle()
-            bucket = self._buckets[key] = Bucket(1 / self.max_per_second, self.burst, self._capacity)
+            bucket = self._buckets[name] = Bucket()
         return bucket
 
     def _drop_idle(self) -> None:
         """Forget the keys that are as if they had never been used; amortized O(1) for each new one."""
         now = self._clock()
-        self._buckets = {key: bucket for key, bucket in self._buckets.items() if not bucket.idle(now)}
+        self._buckets = {name: bucket for name, bucket in self._buckets.items() if not bucket.idle(now)}
         self._look_at = max(_FEW, 2 * len(self._buckets))
+
+
+class RateLimitMiddleware:
+    """Start at most `max_per_second` tasks of one name, or of one key, evenly.
+
+    After a pause, up to `burst` may start at once; with the default of 1, starts are spread evenly.
+    `key` is what to count by instead of the name of the task: a function of the context, or a format string over
+    the arguments ("customer:{customer_id}"). With `scope="fleet"` all workers share the bucket of a key, in Redis;
+    two limits that count by the same key need a `name` each. A task that must wait goes to the delayed set with the
+    time it may run: it holds no slot and spends no attempt.
+
+    A handler that raises RetryLater(after=..., drain=True) has nothing of its key start for so long. While
+    the server cannot be used, tasks of a fleet's limit are put off for 1 to 2 s: none starts uncounted.
+
+    `clock` returns monotonic seconds, for `scope="process"`; `uniform` is where jitter comes from. Raises
+    ConfigurationError for a rate, a burst, a key or a scope that cannot be used.
+    """
+
+    def __init__(
+        self, max_per_second: float = 10.0, burst: int = 1, key: Key = None,
+        clock: Callable[[], float] = time.monotonic, *, scope: Literal["process", "fleet"] = "process",
+        name: str = "", uniform: Uniform = random,
+    ) -> None:  # fmt: skip
+        if not 0 < max_per_second < math.inf:
+            raise ConfigurationError(f"max_per_second={max_per_second!r} cannot be used: give a number above 0")
+        if scope not in ("process", "fleet"):
+            raise ConfigurationError(f"scope={scope!r} is none: give 'process' or 'fleet'")
+        self.max_per_second = float(max_per_second)
+        self.burst = check_integer("burst", burst, 1)
+        self.scope = scope
+        self.name = name
+        self._key = check_key(key)
+        self._random = uniform
+        rate = Rate.of(max_per_second, burst)
+        self._local = _LocalBuckets(rate, clock)
+        self._buckets = FleetBuckets(rate) if scope == "fleet" else self._local
+        self._giver = _FLEET if scope == "fleet" else secrets.token_urlsafe(4)
+
+    def __repr__(self) -> str:
+        rate, named = f"{self.max_per_second:g}/s", f" {self.name}" if self.name else ""
+        where = "fleet" if self.scope == "fleet" else f"keys={len(self._local)}"
+        return f"<RateLimitMiddleware{named} {rate} burst={self.burst} {where}>"
+
+    async def __call__(self, context: Context, call_next: CallNext) -> Any:
+        """Run the task if there is a token for it. Raises HeldBack with the time that is left."""
+        key = keyed(self._key, context)
+        name = f"{self.name}:{key}" if self.name else key
+        ticket = self._ticket(context, name)
+        try:
+            now, wait = await self._buckets.admit(context.store, name, ticket)
+        except BrokerError as error:
+            raise self._blind(context, name, ticket, error) from error
+        if wait is not None:
+            raise HeldBack(
+                f"held back by the limit of {self.max_per_second:g}/s for {name}",
+                after=max(0.0, wait.due - now), headers=self._headers(context, name, wait),
+            )  # fmt: skip
+        try:
+            return await call_next(context)
+        except (HeldBack, CircuitOpenError) as held:
+            # It did not start, so it took no token; and when it comes back, soon or late, it has waited here already.
+            now = await self._given_back(context, name)
+            held.headers = {**(held.headers or {}), **self._headers(context, name, Ticket(now))}
+            raise
+        except RetryLater as request:
+            if request.drain:
+                await self._drain(context, name, request)
+            raise
+
+    # --- when the server cannot be used ------------------------------------------------------------
+
+    def _blind(self, context: Context, name: str, ticket: Ticket | None, error: BrokerError) -> HeldBack:
+        """Return what puts a task off for a moment; the slot that it has stays its own."""
+        after = self._random.uniform(_BLIND, 2 * _BLIND)
+        headers = None if ticket is None else self._headers(context, name, ticket)
+        return HeldBack(f"the limit for {name} cannot be asked: {error}", after=after, headers=headers)
+
+    async def _given_back(self, context: Context, name: str) -> float:
+        try:
+            return await self._buckets.give_back(context.store, name)
+        except BrokerError:  # a token is lost; the slot is one that has passed
+            return 0.0
+
+    async def _drain(self, context: Context, name: str, request: RetryLater) -> None:
+        """Have nothing of this key start for as long as a handler was told to wait; its task comes first then."""
+        request.drain = False  # this limit is the one next to the handler, and outer ones have others to serve
+        if not isinstance(request.after, int | float) or not request.after < math.inf:
+            return  # a mistake of the handler: it counts as a failed run
+        after = max(0.0, float(request.after))
+        try:
+            now, slot = await self._buckets.drain(context.store, name, after)
+        except BrokerError as error:
+            log.warning("the limit for %s cannot be drained for %g s: %s", name, after, error)
+            return
+        request.after = max(after, slot.due - now)
+        request.headers = {**(request.headers or {}), **self._headers(context, name, slot)}
+
+    # --- tickets ------------------------------------------------------------------------------------
+
+    def _headers(self, context: Context, name: str, ticket: Ticket) -> dict[str, Any]:
+        """Return a ticket as it travels: valid for the next run of this task alone."""
+        packed = [self._giver, round(ticket.due, 6), int(ticket.again), context.delivery.starts + 1]
+        return {_HEADER + name: packed}
+
+    def _ticket(self, context: Context, name: str) -> Ticket | None:
+        """Return the ticket that a delivery carries for this run, None if it has none."""
+        if b"headers" not in context.delivery.fields:
+            return None
+        match context.delivery.headers.get(_HEADER + name):
+            case [str() as giver, int() | float() as due, 0 | 1 as again, int() as starts]:
+                if starts != context.delivery.starts:
+                    return None
+                if giver != self._giver:  # another process planned it, on another clock
+                    return Ticket(-math.inf)
+                return Ticket(due, again=bool(again))
+        return None

@@ -61,6 +61,7 @@ class Together:
                 self._ended += not self._all_asked.is_set()
                 self._look()
 
+        self._look()  # there may be none
         async with anyio.create_task_group() as group:
             for place in range(len(chains)):
                 group.start_soon(one, place)

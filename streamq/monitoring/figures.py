@@ -76,6 +76,25 @@ class ConsumerMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitMetrics:
+    """A circuit breaker's circuit that is not closed.
+
+    `name` is the breaker's name and the key. `scope` is "fleet" for one that all workers share, "process" for
+    one of a single process, which `worker` names (host and process id; None for the fleet). `state` is
+    "open" or "half_open", since `since`; `failures` were in a row, the last of them of `error_type`.
+    """
+
+    name: str
+    scope: str
+    worker: str | None
+    state: str
+    failures: int
+    error_type: str
+    error: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueMetrics(Figures):
     """One snapshot of the whole queue, as one consumer group sees it.
 
@@ -95,6 +114,7 @@ class QueueMetrics(Figures):
     tiers: Mapping[str, TierMetrics] = field(default_factory=dict)
     tasks: Mapping[str, TaskMetrics] = field(default_factory=dict)
     consumers: tuple[ConsumerMetrics, ...] = ()
+    circuits: tuple[CircuitMetrics, ...] = ()
 
     @property
     def workers(self) -> int:

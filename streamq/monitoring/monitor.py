@@ -25,11 +25,12 @@ from streamq.client import Command
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.keys import PARKED, STATS_KEPT, STATS_WINDOW, TierKeys
 from streamq.message import entry_ms
-from streamq.monitoring.figures import ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
+from streamq.monitoring.figures import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
 from streamq.tally import Tally, unpack
 from streamq.translation import translated
 
 _LEAST_COVERED = 1.0  # seconds: less would make a rate of very few tasks look huge
+_MOST_CIRCUITS = 100  # that are not closed, and are shown; those that changed last
 _PER_TIER = 5  # commands of the first round trip for each tier
 _ABSENT = ("no such key", "NOGROUP")
 
@@ -85,8 +86,8 @@ class QueueMonitor:
 
         Raises BrokerError if the server cannot be used.
         """
-        now, dead, tiers = await self._present()
-        counted, covered = await self._past(now, tiers)
+        now, dead, named, tiers = await self._present()
+        counted, covered, circuits = await self._past(now, named, tiers)
         names = [tier.name for tier in self._broker.tiers]
         by_tier = {name: Tally() for name in names}
         by_task: dict[str, Tally] = {}
@@ -113,23 +114,31 @@ class QueueMonitor:
                 name: TaskMetrics(name=name, **figures(tally, covered)) for name, tally in sorted(by_task.items())
             }),
             consumers=tuple(_consumers(now, tiers)),
+            circuits=circuits,
             **figures(total, covered),
         )  # fmt: skip
 
     # --- the first round trip: what there is now ---------------------------------------------
 
-    async def _present(self) -> tuple[float, int, list[_Tier]]:
-        """Return the server's Unix time, the number of dead letters, and every tier."""
+    async def _present(self) -> tuple[float, int, list[str], list[_Tier]]:
+        """Return the server's Unix time, the number of dead letters, circuits to look at, and every tier."""
         keys = self._broker.keys
         commands: list[Command] = [("TIME",), ("XLEN", keys.dead)]
+        commands.append(("ZRANGE", keys.circuits, -_MOST_CIRCUITS, -1, "WITHSCORES"))
         for tier in keys.tiers:
             commands += [
                 ("XLEN", tier.stream), ("ZCARD", tier.delayed), ("XINFO", "GROUPS", tier.stream),
                 ("XINFO", "CONSUMERS", tier.stream, keys.group), ("ZRANGE", tier.alive, 0, -1, "WITHSCORES"),
             ]  # fmt: skip
-        (seconds, micros), dead, *rest = await self._at_once(commands)
+        (seconds, micros), dead, circuits, *rest = await self._at_once(commands)
         tiers = [self._tier(tier, *rest[at * _PER_TIER : (at + 1) * _PER_TIER]) for at, tier in enumerate(keys.tiers)]
-        return int(seconds) + int(micros) / 1e6, int(dead), tiers
+        now = int(seconds) + int(micros) / 1e6
+        named = [
+            name.decode(errors="replace")
+            for name, until in zip(circuits[::2], circuits[1::2], strict=True)
+            if float(until) / 1000 > now
+        ]
+        return now, int(dead), named, tiers
 
     def _tier(
         self, keys: TierKeys, length: int, delayed: int, groups: Any, consumers: Any, alive: list[bytes]
@@ -159,8 +168,10 @@ class QueueMonitor:
 
     # --- the second: what was counted, and what waits -----------------------------------------
 
-    async def _past(self, now: float, tiers: list[_Tier]) -> tuple[dict[tuple[str, str], Tally], float]:
-        """Return the counters by tier and task with the seconds they cover; note the oldest waits."""
+    async def _past(
+        self, now: float, named: list[str], tiers: list[_Tier]
+    ) -> tuple[dict[tuple[str, str], Tally], float, tuple[CircuitMetrics, ...]]:
+        """Return the counters by tier and task, the seconds they cover, and circuits; note the oldest waits."""
         keys, store = self._broker.keys, self._broker.store
         last = int(now // STATS_WINDOW)
         first = last - max(0, int(self.window // STATS_WINDOW) - 1)
@@ -171,16 +182,18 @@ class QueueMonitor:
             commands.append(("XRANGE", tier.keys.stream, f"({tier.delivered.decode()}", "+", "COUNT", 1))
             if tier.parked:
                 commands.append(("XPENDING", tier.keys.stream, keys.group, "-", "+", 1, PARKED))
+        commands += [("HGETALL", keys.circuit(name)) for name in named]
         replies = iter([_present(reply) for reply in await store.attempt(commands)])
         windows = [next(replies) or [] for _ in starts]
         for tier in tiers:
             self._note_oldest(tier, now, next(replies), next(replies) if tier.parked else None)
+        circuits = tuple(circuit for name in named if (circuit := _circuit(name, next(replies))) is not None)
         counted: dict[tuple[str, str], Tally] = {}
         for flat in windows:
             for key, tally in unpack(zip(flat[::2], flat[1::2], strict=True)).items():
                 counted.setdefault(key, Tally()).add(tally)
         begun = next((start for start, flat in zip(starts, windows, strict=True) if flat), last * STATS_WINDOW)
-        return counted, max(_LEAST_COVERED, now - begun)
+        return counted, max(_LEAST_COVERED, now - begun), circuits
 
     def _note_oldest(self, tier: _Tier, now: float, waiting: Any, parked: Any) -> None:
         if tier.groups > 1 and not waiting:
@@ -200,6 +213,19 @@ def _consumers(now: float, tiers: list[_Tier]) -> Iterator[ConsumerMetrics]:
             name=name, pending=sum(pending for pending, _ in seen), idle_s=min((idle for _, idle in seen), default=0.0),
             alive_s=left, alive=left > 0,
         )  # fmt: skip
+
+
+def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
+    """Return a circuit as its hash tells of it; None if it is gone, or closed."""
+    texts = [part.decode(errors="replace") for part in flat or ()]
+    told = dict(zip(texts[::2], texts[1::2], strict=True))
+    if told.get("state", "closed") == "closed":
+        return None
+    return CircuitMetrics(
+        name=told.get("name", key), scope="process" if "worker" in told else "fleet", worker=told.get("worker"),
+        state=told["state"], failures=int(told.get("failures", 0)), error_type=told.get("error_type", ""),
+        error=told.get("error", ""), since=datetime.fromtimestamp(float(told.get("since", 0)) / 1000, UTC),
+    )  # fmt: skip
 
 
 def _present(reply: Any) -> Any:

@@ -1,8 +1,9 @@
 """The atomic steps of the queue: one Lua file each, and how they are loaded.
 
 A file opens with its name and meaning, then names its KEYS and ARGV; the names of KEYS are
-checked against every use (`...` ends a list that repeats). `_shared.lua` stands before each, and
-`_consequences.lua` before those that carry out what follows from a settlement.
+checked against every use (`...` ends a list that repeats). `_shared.lua` stands before each, `_consequences.lua`
+before those that carry out what follows from a settlement, `_newest.lua` before `debounce` and `keep_last`,
+`_permits.lua` before the steps of a concurrency limit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from importlib.resources import files
 from streamq.client import Command, Script
 
 _KEYS = re.compile(r"^-- KEYS: (.+)$", re.MULTILINE)
+_MORE = {  # by a function that the file has
+    "carry_out(": "_consequences.lua _join.lua",
+    "hold_key(": "_newest.lua",
+    "hand_out(": "_permits.lua",
+    "kept_for(": "_circuit.lua",
+}
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
 
 
@@ -31,7 +38,7 @@ class Step:
         self.keys = keys[1]
         self._least = sum(not word.endswith((".", "]")) for word in self.keys.split())
         self._open = "..." in self.keys or "[" in self.keys or ":" in self.keys
-        shared = ["_shared.lua", "_consequences.lua"] if "carry_out(" in source else ["_shared.lua"]
+        shared = ["_shared.lua", *(file for call, names in _MORE.items() if call in source for file in names.split())]
         self.source = "\n".join([*((folder / name).read_text() for name in shared), source])
         self._script = Script(self.source)
 

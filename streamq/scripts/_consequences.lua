@@ -7,9 +7,27 @@ function means.tell(keys, args)
   call('PUBLISH', keys[1], args[2])
 end
 
--- free: a deduplication key is free again, if it is still this task's. KEYS: dedup. ARGV: id
+-- free: a deduplication key is free again, if it is still this task's. The task that waits for this (see
+-- keep_last) gets it, and may run. KEYS: dedup [latest, and for each tier: delayed]. ARGV: id [channel]
 function means.free(keys, args)
-  if call('GET', keys[1]) == args[1] then call('DEL', keys[1]) end
+  if call('GET', keys[1]) ~= args[1] then return end
+  local due, ttl, after = 0, 0, nil
+  if keys[2] then
+    local noted = call('HMGET', keys[2], 'due', 'ttl', 'next', 'id')
+    if noted[4] == args[1] then due, ttl, after = tonumber(noted[1]), noted[2], noted[3] end
+    call('DEL', keys[2])
+  end
+  call('DEL', keys[1])
+  for k = 3, #keys do
+    if after and call('ZSCORE', keys[k], after) then
+      local ms = string.format('%.0f', ttl + math.max(0, due - clock()))
+      call('SET', keys[1], after, 'PX', ms)
+      call('HSET', keys[2], 'id', after, 'ttl', ttl, 'entry', '', 'since', '0')
+      call('PEXPIRE', keys[2], ms)
+      call('ZADD', keys[k], string.format('%.0f', math.max(0, due)), after)
+      if call('ZRANGE', keys[k], 0, 0)[1] == after then call('PUBLISH', args[2], 'due') end
+    end
+  end
 end
 
 -- send: a task is sent. KEYS: stream. ARGV: field value...
@@ -17,9 +35,14 @@ function means.send(keys, args)
   call('XADD', keys[1], '*', unpack(args))
 end
 
--- later: a task is sent, after a while. KEYS: delayed messages. ARGV: id delay_ms channel message
+-- later: a task is sent, after a while. KEYS: delayed messages. ARGV: member delay_ms channel message
 function means.later(keys, args)
-  delay(keys[1], keys[2], args[3], clock() + args[2], args[1], args[4])
+  local member, copy = args[1], 1
+  while call('HEXISTS', keys[2], member) == 1 do -- an id may be sent twice
+    copy = copy + 1
+    member = args[1] .. ':' .. copy
+  end
+  delay(keys[1], keys[2], args[3], clock() + args[2], member, args[4])
 end
 
 -- Carry out what stands in KEYS from `key` on and in ARGV from `at` on: name, number of keys, number of arguments, the arguments.

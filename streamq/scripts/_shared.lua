@@ -42,6 +42,17 @@ local function leave(stream, ids)
   if #ids > 0 then call('XDEL', stream, unpack(ids)) end
 end
 
+-- Is an entry in the stream, and in nobody's hands? 'unknown', 'queued' or 'running'.
+local function whereabouts(stream, entry)
+  if #call('XRANGE', stream, entry, entry) == 0 then return 'unknown' end
+  for _, flat in ipairs(call('XINFO', 'GROUPS', stream)) do
+    local group = {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    if #call('XPENDING', stream, group.name, entry, entry, 1) > 0 then return 'running' end
+  end
+  return 'queued'
+end
+
 -- Put a message among the delayed, and wake the schedulers if it is due before all others.
 local function delay(delayed, messages, channel, due, id, message)
   call('ZADD', delayed, string.format('%.0f', due), id)

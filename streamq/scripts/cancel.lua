@@ -10,13 +10,8 @@ for i = 4, 3 + members do
     found = 'delayed'
   end
 end
-if found == 'unknown' and entry ~= '' and #call('XRANGE', KEYS[1], entry, entry) == 1 then
-  found = 'queued'
-  for _, flat in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = {}
-    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-    if #call('XPENDING', KEYS[1], group.name, entry, entry, 1) > 0 then found = 'running' end
-  end
+if found == 'unknown' and entry ~= '' then
+  found = whereabouts(KEYS[1], entry)
   if found == 'queued' then call('XDEL', KEYS[1], entry) end
 end
 if found == 'running' then call('PUBLISH', ARGV[2], 'cancel ' .. entry) end

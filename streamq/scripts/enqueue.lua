@@ -1,7 +1,7 @@
 -- enqueue: accept a task once per guard key, now or at its time.
 -- KEYS: stream delayed messages guard...
 -- ARGV: id delay_ms due_ms(0: by delay, -1: now) channel message, a ttl_ms for each guard, field value...
--- Returns {accepted, id of the task that holds the guard or was made, entry id or ''}.
+-- Returns {accepted, id of the task that holds the guard or was made, entry id or '', now if it is delayed}.
 local id, due = ARGV[1], tonumber(ARGV[3])
 local guards = #KEYS - 3
 for g = 1, guards do
@@ -10,10 +10,11 @@ for g = 1, guards do
 end
 if call('HEXISTS', KEYS[3], id) == 1 then return {0, id, ''} end
 for g = 1, guards do call('SET', KEYS[3 + g], id, 'PX', ARGV[5 + g]) end
-if due == 0 then due = clock() + ARGV[2] end
+local now = clock()
+if due == 0 then due = now + ARGV[2] end
 if due > 0 then
   delay(KEYS[2], KEYS[3], ARGV[4], due, id, ARGV[5])
-  return {1, id, ''}
+  return {1, id, '', string.format('%.0f', now)}
 end
 local entry = call('XADD', KEYS[1], '*', unpack(ARGV, 6 + guards))
 return {1, id, entry}

@@ -94,7 +94,7 @@ def _packed_id(packed: bytes | None) -> str:
 
 async def _strays(store: Store, keys: Keys, found: list[str]) -> list[str]:
     """Return the keys that docs/wire-format.md does not know, or that should have a TTL and have none."""
-    lasting = {keys.dead}
+    lasting = {keys.dead, keys.schedules, keys.ticks, keys.ticked}
     for names in keys.tiers:
         lasting |= {names.stream, names.delayed, names.messages}
     passing = _passing(keys)
@@ -113,8 +113,9 @@ def _passing(keys: Keys) -> re.Pattern[str]:
     """Return what the names of keys with a TTL look like; other groups have theirs."""
     streams = "|".join(re.escape(names.stream) for names in keys.tiers)
     own = re.escape(keys.namespace)
+    kinds = "result|id|dedup|latest|seen|once|progress|join|rate|circuit|permits|called|line"
     return re.compile(
-        rf"(?:{streams}):(?:alive|leases|crashes):\S+|{own}:(?:durable|stats:\S+:\d+|(?:result|id|dedup|seen):.+)",
+        rf"(?:{streams}):(?:alive|leases|crashes):\S+|{own}:(?:durable|circuits|limits|stats:\S+:\d+|(?:{kinds}):.+)",
         re.DOTALL,
     )
 

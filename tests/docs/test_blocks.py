@@ -63,9 +63,12 @@ def test_no_block_is_passed_over() -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("program", programs(), ids=lambda program: program.place)
 def test_python(
-    program: Program, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    program: Program, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     """A program runs under both backends and prints what the page says."""
+    if "DATABASE_URL" in program.code:
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres").url)
     run = anyio.run
 
     def on_backend(function: Any, *arguments: Any, **options: Any) -> Any:

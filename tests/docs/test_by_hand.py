@@ -25,12 +25,20 @@ def valkey(shared_server: Callable[[Kind], RealServer]) -> RealServer:
 
 
 async def test_what_is_written_by_hand_runs(anyio_backend: str, valkey: RealServer) -> None:
-    """The page's XADD, and its HSET with ZADD, are tasks like any other; ids are as it says."""
+    """The page's XADD, its HSET with ZADD and its workflow are tasks like any other; ids are as it says."""
     sent: list[str] = []
 
     @task
     async def send(to: str) -> None:
         sent.append(to)
+
+    @task
+    async def fetch(host: str) -> str:
+        return f"page of {host}"
+
+    @task
+    async def parse(page: str) -> None:
+        sent.append(f"parsed {page}")
 
     for block in blocks_of(ROOT / "docs" / "wire-format.md"):
         for line in block.code.splitlines() if block.language == "console" else ():
@@ -39,9 +47,9 @@ async def test_what_is_written_by_hand_runs(anyio_backend: str, valkey: RealServ
                 valkey.command(command, *arguments)
 
     async with RedisBroker(valkey.url) as broker:
-        await Worker(broker, tasks=[send], burst=True).run()
+        await Worker(broker, tasks=[send, fetch, parse], burst=True).run()
 
-    assert sorted(sent) == ["a@b.c", "boss@b.c", "later@b.c"]
+    assert sorted(sent) == ["a@b.c", "boss@b.c", "later@b.c", "parsed page of a.example"]
     assert valkey.cli("XLEN", "queue:standard") == "0"
     assert valkey.cli("XLEN", "queue:dead") == "0"
     assert not {"queue:standard:delayed", "queue:standard:messages"} & set(valkey.keys())

@@ -48,7 +48,7 @@ def test_fields_of_an_entry() -> None:
     read = set(re.findall(r'(?:get|_integer|_number)\(b"(\w+)"', source))
     every: dict[str, Any] = {
         "task": "t", "args": [1], "kwargs": {"a": 1}, "task_id": "x", "priority": 1, "retries": 1, "timeout": 1.0,
-        "result_ttl": 1.0, "expires": 1.0, "enqueued_at": 1.0, "headers": {"a": 1},
+        "result_ttl": 1.0, "expires": 1.0, "enqueued_at": 1.0, "headers": {"a": 1}, "dedup": "k", "dedup_until": "done",
     }  # fmt: skip
     assert set(every) == set(Message.__dataclass_fields__)
     written = set(map(str, Message(**every).fields()[::2]))
@@ -70,6 +70,8 @@ def test_fields_of_a_dead_letter() -> None:
         "1",
         "headers",
         "{}",
+        "then",
+        '[{"send":"s","fields":["task","t","id","i"]}]',
         "group",
         "g",
     ]

@@ -41,7 +41,8 @@ def fill(server):
     server.command("XADD", "queue:dead", "*", "task_id", "x")
     for name in ("result", "id", "dedup", "seen"):
         server.command("SET", f"queue:{name}:streamq-doctor", "x")
-    server.command("HSET", "queue:stats:workers:0", "streamq-doctor", "1")
+    for name in ("stats:workers:0", "join:workers:streamq-doctor"):
+        server.command("HSET", f"queue:{name}", "streamq-doctor", "1")
 
 
 def state(server):

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from streamq import Priority, RedisBroker, task
 from streamq.errors import BrokerUnavailableError, ConfigurationError, NotOpenError
 from streamq.exporters.prometheus import QueueCollector
+from streamq.middleware import CircuitBreaker, MiddlewareChain
 from streamq.monitoring import QueueMonitor
 from tests.at_work import burst, until, working
 from tests.docs.pages import ROOT, table_under
@@ -127,6 +128,28 @@ async def test_what_was_done(broker):
     assert shown["streamq_window_seconds",] == pytest.approx(metrics.covered_s)
     assert shown["streamq_tier_window_runs", "done", "bulk"] == 0
     assert ("streamq_tier_latency_mean_seconds", "bulk") not in shown  # nobody measured it
+
+
+async def test_circuits_that_are_not_closed(broker):
+    """One sample for each, of the fleet and of a process; none once nothing is open."""
+
+    @task(retries=0)
+    async def call():
+        raise OSError
+
+    collector = QueueCollector(QueueMonitor(broker=broker))
+    await collector.refresh()
+    assert not [key for key in scraped(collector) if key[0] == "streamq_circuit_not_closed"]
+    own = CircuitBreaker(1, name="own")
+    chain = MiddlewareChain(CircuitBreaker(1, name="api", scope="fleet"), own)
+    async with working(broker, call, middleware=chain):
+        await broker.enqueue(call)
+        with anyio.fail_after(10):
+            while len((metrics := await collector.refresh()).circuits) < 2:
+                await anyio.sleep(0.01)
+    worker = next(circuit.worker for circuit in metrics.circuits if circuit.worker)
+    shown = {key[1:]: value for key, value in scraped(collector).items() if key[0] == "streamq_circuit_not_closed"}
+    assert shown == {("api:call", "fleet", "open", ""): 1, ("own:call", "process", "open", worker): 1}
 
 
 async def test_a_scrape_over_http(broker):

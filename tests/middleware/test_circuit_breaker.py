@@ -1,20 +1,20 @@
-"""The circuit breaker: the circuit by itself, its three uses, and with a real worker."""
+"""The circuit breaker of one process: its three uses, and with a real worker."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.delivery import Delivery
 from streamq.errors import CircuitOpenError, ConfigurationError
+from streamq.message import dumps
 from streamq.middleware import CircuitBreaker, Context, MiddlewareChain
-from streamq.middleware.circuit import Circuit, Ended, Pass, State, Wait
 from tests.at_work import assert_nothing_left, burst
+from tests.docs.pages import ROOT
 
 
 class Clock:
@@ -36,79 +36,6 @@ class NoJitter:
 
 def breaker(clock=None, threshold=2, **options):
     return CircuitBreaker(threshold, 10.0, clock=clock or Clock(), uniform=NoJitter(), **options)
-
-
-class TestCircuit:
-    def test_opens_after_failures_in_a_row(self):
-        """A success in between starts the count anew."""
-        circuit = Circuit(3, 10.0, 1)
-        for ended in (Ended.FAILED, Ended.FAILED, Ended.WELL, Ended.FAILED, Ended.FAILED, Ended.OTHERWISE):
-            circuit.leave(0.0, circuit.enter(0.0), ended)
-        assert circuit.state(0.0) is State.CLOSED
-        circuit.leave(0.0, circuit.enter(0.0), Ended.FAILED)
-        assert circuit.state(0.0) is State.OPEN
-        assert circuit.enter(4.0) == Wait(6.0)
-
-    def test_probes(self):
-        """When the time is up, `half_open_max` calls go through; a success closes, a failure opens again."""
-        circuit = Circuit(1, 10.0, 2)
-        circuit.leave(0.0, circuit.enter(0.0), Ended.FAILED)
-        assert circuit.state(10.0) is State.HALF_OPEN
-        one, two = circuit.enter(10.0), circuit.enter(11.0)
-        assert circuit.enter(13.0) == Wait(3.0)
-        circuit.leave(13.0, one, Ended.FAILED)
-        assert circuit.state(13.0) is State.OPEN
-        circuit.leave(14.0, two, Ended.WELL)  # of the period before: too late to say anything
-        assert circuit.enter(15.0) == Wait(8.0)
-        circuit.leave(23.0, circuit.enter(23.0), Ended.WELL)
-        assert circuit.state(23.0) is State.CLOSED
-        assert circuit.pristine
-
-    def test_a_probe_that_ends_otherwise_makes_room(self):
-        """A probe that is cancelled says nothing, and the next one may try."""
-        circuit = Circuit(1, 10.0, 1)
-        circuit.leave(0.0, circuit.enter(0.0), Ended.FAILED)
-        circuit.leave(11.0, circuit.enter(10.0), Ended.OTHERWISE)
-        assert isinstance(circuit.enter(11.0), Pass)
-
-    def test_a_probe_that_hangs_makes_room(self):
-        """A probe that is not heard of for the reset timeout does not keep the circuit shut."""
-        circuit = Circuit(1, 10.0, 1)
-        circuit.leave(0.0, circuit.enter(0.0), Ended.FAILED)
-        circuit.enter(10.0)
-        assert isinstance(circuit.enter(19.9), Wait)
-        assert isinstance(circuit.enter(20.0), Pass)
-
-    def test_what_began_before_changes_nothing(self):
-        """Calls that began while it was closed do not close, open or prolong it later."""
-        circuit = Circuit(1, 10.0, 1)
-        old = [circuit.enter(0.0) for _ in range(3)]
-        circuit.leave(1.0, old[0], Ended.FAILED)
-        circuit.leave(5.0, old[1], Ended.FAILED)
-        circuit.leave(5.0, old[2], Ended.WELL)
-        assert circuit.enter(6.0) == Wait(5.0)
-        assert circuit.failures == 1
-
-    @given(st.lists(st.tuples(st.sampled_from(["enter", *Ended]), st.integers(0, 3), st.floats(0, 8)), max_size=80))
-    def test_whatever_happens(self, steps):
-        """Never more probes than allowed, never open for longer than the timeout, and it can always recover."""
-        circuit = Circuit(2, 10.0, 2)
-        now, inside = 0.0, []
-        for what, which, pause in steps:
-            now += pause
-            if what == "enter":
-                answer = circuit.enter(now)
-                if isinstance(answer, Wait):
-                    assert 0 <= answer.seconds <= 10.0 + 1e-9
-                else:
-                    inside.append(answer)
-            elif inside:
-                circuit.leave(now, inside.pop(which % len(inside)), what)
-            probes = [p for p in inside if p.probe is not None and p.period == circuit._period and now < p.probe + 10.0]
-            assert len(probes) <= 2
-        now += 20.0
-        circuit.leave(now, circuit.enter(now), Ended.WELL)
-        assert circuit.state(now) is State.CLOSED
 
 
 class TestDecorator:
@@ -162,7 +89,14 @@ class TestDecorator:
         with pytest.raises(ConfigurationError, match="give an async function"):
             breaker()(print)
 
-    @pytest.mark.parametrize("wrong", [{"failure_threshold": 0}, {"reset_timeout": 0}, {"half_open_max": True}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"failure_threshold": 0}, {"reset_timeout": 0}, {"half_open_max": True}, {"failure_rate": 0},
+            {"failure_rate": 1.5}, {"window": 0}, {"min_calls": 0}, {"release_rate": 0}, {"key": "{"},
+            {"failure_threshold": None},
+        ],
+    )  # fmt: skip
     def test_must_make_sense(self, wrong):
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
             CircuitBreaker(**wrong)
@@ -254,12 +188,58 @@ class TestMiddleware:
         assert len(guard.circuits) <= 64 + 1
         assert guard.circuits["bad"] == "open"
 
+    async def test_what_is_held_comes_back_in_order(self):
+        """Each gets a number and with it a time of its own; a number counts for the next start of that task alone."""
+        clock = Clock()
+        guard = breaker(clock, threshold=1, key="{n}", release_rate=2)
+        handler = task(name="call")(handled)
+
+        def context(entry, headers=b"", starts=b"0"):
+            flat = [b"task", b"call", b"id", entry, b"starts", starts]
+            if headers:
+                flat += [b"headers", headers]
+            return Context(handler, Delivery(0, "standard", b"1-0", flat), [], {"n": 7}, None)
+
+        async def fail(_):
+            raise OSError
+
+        async def run(_):
+            return 1
+
+        async def held(context):
+            with pytest.raises(CircuitOpenError) as info:
+                await guard(context, run)
+            return info.value
+
+        with pytest.raises(OSError):  # noqa: PT011 - any
+            await guard(context(b"a"), fail)
+        errors = [await held(context(bytes([98 + at]))) for at in range(4)]
+        assert [error.after for error in errors] == [10.0, 10.5, 11.0, 11.5]
+        headers = errors[3].headers
+        assert list(headers) == ["circuit:7"]
+        again = await held(context(b"e", dumps(headers), str(headers["circuit:7"][2] - 1).encode()))
+        assert (again.after, again.headers["circuit:7"][1]) == (11.5, 3)
+        late = await held(context(b"e", dumps(headers), b"9"))
+        assert (late.after, late.headers["circuit:7"][1]) == (12.0, 4)
+        assert guard.circuits == {"7": "open"}
+
+
+async def handled(n):
+    """Be a handler with one parameter."""
+
+
+def test_the_page_names_every_option():
+    """The table of docs/circuit-breakers.md has them all."""
+    page = (ROOT / "docs" / "circuit-breakers.md").read_text()
+    options = inspect.signature(CircuitBreaker).parameters.keys() - {"clock", "uniform"}
+    assert [name for name in options if f"`{name}`" not in page] == []
+
 
 class TestAtWork:
     async def test_open_means_wait(self, server):
         """While it is open tasks wait in the delayed set and spend no attempt; then one probes, and all succeed."""
         runs = []
-        guard = CircuitBreaker(2, 0.3)
+        guard = CircuitBreaker(2, 0.3, release_rate=200)
 
         @task(retries=0)
         async def call(number):

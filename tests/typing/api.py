@@ -6,15 +6,43 @@ wrong line that a checker lets pass fails the test as well.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from streamq import Call, Delivery, Handle, Priority, RedisBroker, RetryLater, Status, TaskRef, Tier, Worker, task
+from streamq import (
+    Call,
+    Cron,
+    Delays,
+    Delivery,
+    Exhausted,
+    Fixed,
+    Handle,
+    Linear,
+    Priority,
+    Progress,
+    RedisBroker,
+    RetryLater,
+    Status,
+    TaskRef,
+    Tier,
+    Worker,
+    Workflow,
+    as_completed,
+    batch_task,
+    current_batch,
+    gather,
+    group,
+    step,
+    task,
+)
+from streamq.errors import TaskFailedError
 from streamq.middleware import Context, MiddlewareChain
 from streamq.middleware.chain import CallNext
+from streamq.retry import Uniform
 from streamq.tasks import AsyncTask, SyncTask
+from streamq.workflows import Chain, Group
 
 
 @task
@@ -45,6 +73,13 @@ async def sending(broker: RedisBroker) -> None:
     assert_type(await handle.status(), Status)
     assert_type(await handle.cancel(), bool)
     assert_type(await (await broker.enqueue(resize, "x", width=1)).result(), bytes)
+    assert_type(await gather(handle, handle, timeout=5), list[dict[str, int]])
+    assert_type(await gather(handle, return_exceptions=True), list[dict[str, int] | TaskFailedError])
+    async for ended in as_completed(handle, timeout=5):
+        assert_type(ended, Handle[dict[str, int]])
+    assert_type(await handle.progress(), Progress | None)
+    async for progress in handle.watch(timeout=5):
+        assert_type(progress.fraction, float | None)
     await broker.enqueue(send)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await broker.enqueue(send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await broker.enqueue(send, "a", m=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -74,6 +109,36 @@ async def sending_many(broker: RedisBroker) -> None:
     assert_type(handles, list[Handle[Any]])
     send.call(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await broker.enqueue_many([send])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+@task
+async def report(sent: Mapping[str, int], title: str = "") -> str:
+    return title
+
+
+@task
+async def summary(reports: list[str], *, limit: int = 3) -> int:
+    return len(reports[:limit])
+
+
+async def workflows(broker: RedisBroker) -> None:
+    assert_type(send.call("a").then(report, title="x"), Chain[str])
+    assert_type(send.call("a").then(report).then(resize, width=3), Chain[bytes])
+    assert_type(send.call("a").then(report.options(retries=1)), Chain[str])
+    assert_type(send.call("a").then(resize.call("x", width=1)), Chain[bytes])
+    assert_type(send.call("a").then("report", 1), Chain[Any])
+    assert_type(send.call("a").then(TaskRef("report"), 1), Chain[Any])
+    assert_type(group(send.call("a").then(report), send.call("b").then(report)), Group[list[str]])
+    assert_type(group(send.call("a").then(report)).then(summary, limit=5), Chain[int])
+    assert_type(send.call("a").then(group(step(report), step(report, title="x"))), Chain[list[str]])
+    assert_type(await broker.start(send.call("a").then(report), workflow_id="x"), Workflow[str])
+    assert_type(await (await broker.start(group(send.call("a")))).result(timeout=5), list[dict[str, int]])
+    send.call("a").then(resize, width=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    send.call("a").then(report, titel="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    send.call("a").then(report, title=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    group(send.call("a")).then(summary)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    step(resize, widht=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await broker.start(send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def taking(broker: RedisBroker) -> None:
@@ -115,3 +180,102 @@ def declaring() -> None:
     task(retries="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     task(run_in="fork")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     task(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# --- retries ----------------------------------------------------------------------------------------
+
+
+class Fibonacci:
+    def delay(self, attempt: int, random: Uniform, /) -> float:
+        return random.uniform(0, attempt)
+
+
+async def tell(exhausted: Exhausted) -> None:
+    assert_type(exhausted.delivery, Delivery)
+    assert_type(exhausted.failure.error, str)
+
+
+def retrying() -> None:
+    task(backoff=Linear(5))
+    task(backoff=5)
+    task(backoff=[1, 5, 30.5])
+    task(backoff=lambda attempt, error: attempt * 2.5)
+    task(backoff=Fibonacci())
+    task(backoff={TimeoutError: Fixed(1), ConnectionError: Delays([1, 2]), Exception: 5, OSError: [1, 2]})
+    task(retries={TimeoutError: 5, OSError: 2}, max_backoff=3600)
+    task(on_exhausted=tell)
+    task(on_exhausted=lambda exhausted: print(exhausted.reason))
+    task(on_exhausted=send)
+    task(backoff="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    task(backoff={"TimeoutError": 5})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    task(retries={TimeoutError: "5"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    task(on_exhausted=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    Linear("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+@batch_task(size=100, wait=0.5, retries=5)
+async def insert(rows: list[str]) -> None:
+    assert_type(current_batch(), tuple[Delivery, ...])
+
+
+@batch_task(result_ttl=60)
+async def count(rows: list[str]) -> list[int | Exception]:
+    return [len(row) if row else ValueError("empty") for row in rows]
+
+
+@batch_task(result_ttl=60)
+def measure(rows: list[str]) -> list[float]:
+    return [float(row) for row in rows]
+
+
+@batch_task()
+def drop(rows: list[int]) -> None: ...
+
+
+async def batching(broker: RedisBroker) -> None:
+    assert_type(await broker.enqueue(insert, "a"), Handle[None])
+    assert_type(await (await broker.enqueue(count, "a")).result(), int)
+    assert_type(await (await broker.enqueue(measure, "a")).result(), float)
+    assert_type(await broker.enqueue(drop, 5), Handle[None])
+    assert_type(await broker.enqueue(count.options(delay=5), "a"), Handle[int])
+    await broker.enqueue_many([count.call("a"), insert.call("b")])
+    await insert(["a", "b"])
+    assert_type(measure(["1"]), Sequence[float | Exception] | None)
+    Worker(broker, tasks=[insert, count, measure, send])
+    await broker.enqueue(insert, ["a"])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await broker.enqueue(insert, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await broker.enqueue(insert)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await broker.enqueue(insert, rows="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await insert("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def wrong_batches() -> None:
+    @batch_task()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    async def no_list(row: str) -> None: ...
+
+    batch_task(sizes=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch_task(cron="0 * * * *")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+@task(cron=["@hourly", Cron("0 3 * * *", tz="Europe/Berlin", missed="skip", args=("x",))])
+async def recurs(what: str) -> None:
+    """A declared schedule."""
+
+
+@task(cron=5)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+async def recurs_wrongly() -> None:
+    """A schedule is a cron expression, or a Cron."""
+
+
+async def schedules(broker: RedisBroker) -> None:
+    """What recurs, stored."""
+    await broker.schedule("nightly", Cron("@daily"), recurs.call("x"))
+    await broker.schedule("by name", "@daily", "recurs")
+    await broker.schedule("wrong", "@daily", 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Cron("@daily", missed="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    for one in await broker.schedules():
+        assert_type(one.next, datetime | None)
+    assert_type(await broker.unschedule("nightly"), bool)

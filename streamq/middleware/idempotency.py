@@ -1,0 +1,66 @@
+"""`Idempotency`: a task whose run succeeded is not run again; whoever comes later gets the recorded result."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+
+from streamq.arguments import encode_extra
+from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
+from streamq.idempotency import LEASE, TTL, Effect, once
+from streamq.middleware.chain import CallNext, Context
+from streamq.middleware.naming import Key, check_key, keyed
+
+log = logging.getLogger("streamq")
+
+
+class Idempotency:
+    """Run a task once per key: a success is recorded for `ttl` seconds, and later runs return its result.
+
+    `key` is a text with the task's arguments in braces (`"payment:{payment_id}"`), or a function of the context;
+    without one it is the group and the task's id, so that a delivery that comes twice runs once. A run that fails
+    is not recorded. While one is in progress it is leased for `lease` seconds and renewed; a rival waits up
+    to `wait` seconds for its end, in its slot, and then goes to the delayed set until that lease is over.
+
+    Raises ConfigurationError for a value that cannot be used.
+    """
+
+    def __init__(self, key: Key = None, *, ttl: float = TTL, lease: float = LEASE, wait: float = 0.0) -> None:
+        self._key = check_key(key)
+        self._ttl = check_number("ttl", ttl, 0.1)
+        self._lease = check_number("lease", lease, 0.1)
+        self._wait = check_number("wait", wait, 0.0)
+
+    def __repr__(self) -> str:
+        return f"<Idempotency key={self._key or 'task_id'} ttl={self._ttl:g} lease={self._lease:g}>"
+
+    async def __call__(self, context: Context, call_next: CallNext) -> Any:
+        """Run the task, or return what was recorded. Raises what `once` raises."""
+        key = self._key_of(context)
+        async with once(key, ttl=self._ttl, lease=self._lease, wait=self._wait, broker=context) as effect:
+            if effect.done:
+                return effect.result
+            try:
+                result = await call_next(context)
+            except (TaskTimeoutError, anyio.get_cancelled_exc_class()):
+                # A thread cannot be ended: it may still be at it. Others come when the lease is over.
+                effect.abandoned = context.task.run_in == "thread"
+                raise
+            _record(effect, result, context)
+            return result
+
+    def _key_of(self, context: Context) -> str:
+        if self._key is None:
+            # Each group runs each task once.
+            return f"{context.store.keys.group}:{context.delivery.task_id}"
+        return keyed(self._key, context)
+
+
+def _record(effect: Effect, result: Any, context: Context) -> None:
+    """Record a result; one that is not JSON fails no run that succeeded, but every later one that asks for it."""
+    try:
+        effect.record(result, encode_extra if context.task.arguments.converter is not None else None)
+    except UnrecordableError as error:
+        log.error("task %s %s: %s", context.task.name, context.delivery.task_id, error)  # noqa: TRY400

@@ -1,0 +1,158 @@
+"""From a task to the one call that runs a delivery of it: its handler, its limits, its middleware.
+
+Put together once per task and not once per message. Waiting in middleware, for others' threads and for
+a batch is not timed: a timeout is the handler's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_process
+
+from streamq.arguments import encode_extra
+from streamq.batch_tasks import BatchTask
+from streamq.batches import Batches
+from streamq.consequences import DEDUP_UNTIL
+from streamq.delivery import Delivery
+from streamq.errors import TaskTimeoutError
+from streamq.middleware import Context, MiddlewareChain
+from streamq.store import Store
+from streamq.tasks import Task
+from streamq.threads import Threads
+
+Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
+
+
+class Prepared:
+    """A task made ready to run: its handler, its limits and its middleware in one call."""
+
+    __slots__ = ("_bare", "_store", "_threads", "batches", "call", "default", "task")
+
+    def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, store: Store) -> None:
+        self.task = task
+        self._store = store
+        self.default = encode_extra if task.arguments.converter is not None else None
+        self._threads = threads
+        self.batches: Batches | None = None
+        if isinstance(task, BatchTask):
+            ready = threads.room if task.run_in == "thread" else None
+            self.batches = Batches(task, self._handle(), store, ready=ready)
+        self._bare = self._alone() if self.batches is None else self._together(self.batches)
+        self.call: Runnable = self._wrapped(chain) if chain.wraps_runs else self._bare
+
+    def _alone(self) -> Runnable:
+        """Return the shortest way: no middleware, so no context either."""
+        task, store, invoke = self.task, self._store, self._invoke()
+        timeout = task.timeout
+        threads = self._threads if task.run_in == "thread" else None
+
+        async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+            limit = timeout
+            if DEDUP_UNTIL in delivery.fields:
+                await store.started(delivery)
+            if b"timeout" in delivery.fields:
+                limit = delivery.timeout or None
+            if threads is not None:
+                await threads.room()  # not timed: others' threads that do not end are not its fault
+            if limit is None:
+                return await invoke(args, kwargs)
+            with anyio.move_on_after(limit) as scope:
+                return await invoke(args, kwargs)
+            if scope.cancelled_caught:
+                raise TaskTimeoutError(task.name, limit)
+            return None
+
+        return call
+
+    def _together(self, batches: Batches) -> Runnable:
+        """Return the way into a batch: the timeout is that of its handler, and no one's who waits for more."""
+        task, store = self.task, self._store
+        timeout, arguments, converter = task.timeout, task.arguments, task.arguments.converter
+
+        async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+            if DEDUP_UNTIL in delivery.fields:
+                await store.started(delivery)
+            limit = delivery.timeout or None if b"timeout" in delivery.fields else timeout
+            if converter is not None:
+                args, _ = converter(args, kwargs)
+            else:
+                arguments.bind(args, kwargs)
+            return await batches.run(delivery, args[0], limit)
+
+        return call
+
+    def _handle(self) -> Callable[[list[Any]], Awaitable[Any]]:
+        """Return what runs the handler of a batch, with its items."""
+        function, threads = self.task.function, self._threads
+
+        async def in_thread(items: list[Any]) -> Any:
+            return await threads.run(partial(function, items))
+
+        async def in_process(items: list[Any]) -> Any:
+            call = partial(_call_by_name, function.__module__, function.__qualname__, (items,), {})
+            return await anyio.to_process.run_sync(call, cancellable=True)
+
+        ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
+            "loop": function, "thread": in_thread, "process": in_process
+        }  # fmt: skip
+        return ways[self.task.run_in]
+
+    def _wrapped(self, chain: MiddlewareChain) -> Runnable:
+        """Return the handler, with its timeout, inside the chain: waiting in middleware is not timed."""
+        bare, task, store = self._bare, self.task, self._store
+
+        def innermost(context: Context) -> Awaitable[Any]:
+            return bare(context.delivery, context.args, context.kwargs)
+
+        whole = chain.around(innermost)
+
+        def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            return whole(Context(task, delivery, args, kwargs, store))
+
+        return call
+
+    def _invoke(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
+        task = self.task
+        function, arguments, converter = task.function, task.arguments, task.arguments.converter
+        threads = self._threads
+
+        def fit(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+            if converter is not None:
+                return converter(args, kwargs)
+            arguments.bind(args, kwargs)
+            return args, kwargs
+
+        def in_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
+            if converter is not None:
+                args, kwargs = converter(args, kwargs)
+            try:
+                return function(*args, **kwargs)  # type: ignore[no-any-return]
+            except TypeError:  # calling an async function runs nothing of it: the arguments are wrong
+                arguments.bind(args, kwargs)
+                raise
+
+        async def in_thread(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            args, kwargs = fit(args, kwargs)
+            call = partial(function, *args, **kwargs)
+            return await threads.run(call)
+
+        async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            args, kwargs = fit(args, kwargs)
+            call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
+            return await anyio.to_process.run_sync(call, cancellable=True)
+
+        return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+
+
+def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a task's function in a process of its own: the child looks it up, no code is sent."""
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    function = found.function if isinstance(found, Task) else found
+    return function(*args, **kwargs)

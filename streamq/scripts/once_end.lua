@@ -1,0 +1,12 @@
+-- once_end: end an effect: record its result, or give it up so that another may begin it; wakes who waits.
+-- KEYS: once
+-- ARGV: token ttl_ms [result]
+-- Returns 1, also when it is said twice, or 0: another has taken it over, and nothing was done.
+local token, recorded = unpack(call('HMGET', KEYS[1], 'token', 'result'))
+if token and token ~= ARGV[1] then return 0 end
+if recorded then return recorded == ARGV[3] and 1 or 0 end
+call('HDEL', KEYS[1], 'until')
+if ARGV[3] then call('HSET', KEYS[1], 'token', ARGV[1], 'result', ARGV[3]) end
+call('PEXPIRE', KEYS[1], ARGV[2])
+call('PUBLISH', KEYS[1], ARGV[3] and 'done' or 'free')
+return 1

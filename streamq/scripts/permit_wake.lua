@@ -1,0 +1,16 @@
+-- permit_wake: one that was called comes now, from a delayed set that the caller of the others did not know.
+-- KEYS: delayed
+-- ARGV: channel member member... (names it may be delayed by)
+-- Returns 1, or 0 if it is not delayed.
+local now = clock()
+for i = 2, #ARGV do
+  local due = call('ZSCORE', KEYS[1], ARGV[i])
+  if due then
+    if tonumber(due) > now then
+      call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i])
+      call('PUBLISH', ARGV[1], 'due')
+    end
+    return 1
+  end
+end
+return 0

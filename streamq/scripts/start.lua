@@ -1,0 +1,11 @@
+-- start: the first steps of a workflow are sent, all or none, once for each guard key.
+-- KEYS: guard... consequence...
+-- ARGV: id guards ttl_ms consequence...
+-- Returns {accepted, id, '', the server's time in ms}.
+local guards, now = tonumber(ARGV[2]), string.format('%.0f', clock())
+for g = 1, guards do
+  if call('GET', KEYS[g]) then return {0, ARGV[1], '', now} end
+end
+for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', ARGV[3]) end
+carry_out(guards + 1, 4)
+return {1, ARGV[1], '', now}

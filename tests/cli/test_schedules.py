@@ -1,0 +1,44 @@
+"""`streamq schedules`: what recurs, as operators see it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def valkey(shared_server):
+    return shared_server("valkey")
+
+
+def put(server, name, due, **changes):
+    values = {"cron": "0 3 * * *", "tz": "Europe/Berlin", "task": "send", "stream": "queue:bulk"}
+    values |= {"fields": ["task", "send", "args", '["a@b.c"]'], **changes}
+    server.command("HSET", "queue:schedules", name, json.dumps(values))
+    server.command("ZADD", "queue:ticks", due, name)
+
+
+def test_listed_and_removed(streamq, valkey):
+    """The soonest first, with what is overdue; as JSON too; removed by name, and 1 if one is not there."""
+    put(valkey, "far", 4_000_000_000_000)
+    put(valkey, "late", 1_767_225_600_000, declared=True, cron="bad\x1b[31m")
+    code, output = streamq("schedules", "ls", "--url", valkey.url)
+    lines = output.splitlines()
+    assert code == 0
+    assert lines[0].startswith("NEXT (UTC)")
+    assert lines[1].split()[:6] == ["2026-01-01", "00:00:00", "never", "late", "send", "code"]
+    assert lines[1].endswith("  bad\\x1b[31m Europe/Berlin, overdue")
+    assert lines[2].split()[:5] == ["2096-10-02", "07:06:40", "never", "far", "send"]
+    assert lines[3] == "queue:schedules holds 2 schedules, 1 overdue: no worker runs that ticks them"
+
+    code, output = streamq("schedules", "ls", "--json", "--url", valkey.url)
+    late, far = map(json.loads, output.splitlines())
+    assert (late["name"], late["overdue"], late["declared"]) == ("late", True, True)
+    assert (far["args"], far["next"], far["tz"]) == (["a@b.c"], "2096-10-02T07:06:40+00:00", "Europe/Berlin")
+
+    assert streamq("schedules", "rm", "far", "nobody", "--url", valkey.url) == (1, "far: removed\nnobody: not found")
+    code, output = streamq("schedules", "rm", "late", "--json", "--url", valkey.url)
+    assert (code, json.loads(output)) == (0, {"name": "late", "removed": True})
+    assert streamq("schedules", "ls", "--url", valkey.url) == (0, "queue:schedules holds 0 schedules")
+    assert not set(valkey.keys()) & {"queue:schedules", "queue:ticks", "queue:ticked"}

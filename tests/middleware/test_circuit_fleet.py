@@ -1,0 +1,545 @@
+"""A circuit that a fleet shares: its scripts against the pure circuit, and with several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import time
+from types import SimpleNamespace
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamq import RedisBroker, current_delivery, task
+from streamq.embedded import MemoryServer
+from streamq.errors import BrokerUnavailableError, CircuitOpenError, ConfigurationError
+from streamq.keys import Keys
+from streamq.middleware import CircuitBreaker, MiddlewareChain, RemoteFailureError
+from streamq.middleware.circuit import NEW, PASSING, Circuit, Ended, Pass, Terms
+from streamq.monitoring import QueueMonitor
+from streamq.scripts import step
+from tests.at_work import assert_nothing_left, burst, dead, until, working
+from tests.crew import Crew, say
+
+KEEP = 3_600_000
+_numbers = itertools.count(1)
+
+
+class Scripted:
+    """The circuit of the scripts, with the methods of the pure one; times in ms."""
+
+    def __init__(self, command, terms):
+        self.command = command
+        self.terms = terms
+        self.name = f"c{next(_numbers)}"
+        self.keys = [f"queue:circuit:{self.name}", "queue:circuits"]
+
+    def run(self, name, keys, *arguments):
+        reply = self.command("EVAL", step(name).source, len(keys), *keys, *arguments)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def field(self, name):
+        value = self.command("HGET", self.keys[0], name)
+        return "" if value is None else value.decode()
+
+    def enter(self, number):
+        """Return (now, state, period, failures), the number, when the probe began, and the wait."""
+        terms, born = self.terms, self.field("born")
+        now, state, period, failures, *_, number, began, base, due = self.run(
+            "circuit_enter", self.keys, self.name, terms.reset_timeout, terms.half_open_max, repr(terms.interval), KEEP,
+            born, number,
+        )  # fmt: skip
+        wait = None
+        if due or (base and number == PASSING):
+            wait = float(due or base) - now
+        elif base:
+            number, _, due = self.run("circuit_hold", self.keys[:1], repr(terms.interval), KEEP, number, now, base)
+            wait = float(due) - now
+        return (now, state.decode(), period, failures), number, began.decode(), wait
+
+    def leave(self, period, began, ended):
+        terms = self.terms
+        now, state, period, failures, *_ = self.run(
+            "circuit_leave", self.keys, self.name, terms.failure_threshold, repr(terms.failure_rate), terms.window,
+            terms.min_calls, KEEP, 1000, period, began, int(ended is Ended.WELL), int(ended is Ended.FAILED), "E", "e",
+            repr(terms.interval),
+        )  # fmt: skip
+        return now, state.decode(), period, failures
+
+
+WHAT = (
+    *(("enter", who) for who in ("new", "new", "back", "back", "passing")),
+    *(("run", ended) for ended in (Ended.WELL, Ended.FAILED, Ended.FAILED)),
+    *(("return", ended) for ended in (Ended.WELL, Ended.FAILED)),  # with a number, and run at once
+    *(("leave", ended) for ended in Ended),
+)
+PAUSES = (0, 0, 0, 1, 1, 2, 5, 10, 20, 40)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(WHAT), st.integers(0, 99), st.sampled_from(PAUSES)), min_size=10, max_size=60
+)  # fmt: skip
+TERMS = st.builds(
+    Terms, failure_threshold=st.integers(1, 3), reset_timeout=st.just(20), half_open_max=st.integers(1, 2),
+    interval=st.sampled_from([1.0, 2.5, 10.0]), failure_rate=st.sampled_from([0.0, 0.5]), window=st.just(40),
+    min_calls=st.integers(1, 4),
+)  # fmt: skip
+
+
+class Compared:
+    """Does the same to both, at the times of the server, and compares all that can be seen."""
+
+    def __init__(self, command, terms):
+        self.command = command
+        self.scripted, self.pure = Scripted(command, terms), Circuit(terms)
+        self.inside, self.numbers = [], []
+
+    def enter(self, number):
+        (now, *seen), drawn, began, held = self.scripted.enter(number)
+        answer = self.pure.enter(now, number)
+        self.same(seen)
+        if isinstance(answer, Pass):
+            assert held is None
+            assert began == ("" if answer.probe is None else str(answer.probe))
+            self.inside.append((answer, seen[1], began))
+        else:
+            assert held == answer.after
+            if number != PASSING:
+                assert drawn == answer.number
+                self.numbers.append(drawn)
+
+    def leave(self, which, ended):
+        if self.inside:
+            passed, period, began = self.inside.pop(which % len(self.inside))
+            now, *seen = self.scripted.leave(period, began, ended)
+            self.pure.leave(now, passed, ended)
+            self.same(seen)
+
+    def same(self, seen):
+        pure = self.pure
+        assert seen == [pure._state, pure.period, pure.failures]
+        named = self.command("ZSCORE", "queue:circuits", self.scripted.name)
+        assert (named is None) == (pure._state == "closed")
+
+    def step(self, what, how, which):
+        number = PASSING if how == "passing" else NEW
+        if (how == "back" or what == "return") and self.numbers:
+            number = self.numbers[which % len(self.numbers)]
+        inside = len(self.inside)
+        if what != "leave":
+            self.enter(number)
+        if what == "leave" or (what != "enter" and len(self.inside) > inside):
+            self.leave(which if what == "leave" else -1, how)
+
+
+def compare(command, terms, steps, wait):
+    both = Compared(command, terms)
+    for (what, how), which, pause in steps:
+        wait(pause)
+        both.step(what, how, which)
+
+
+class TestScripts:
+    """The scripts are the pure circuit."""
+
+    @settings(max_examples=50)
+    @given(TERMS, STEPS)
+    def test_same_as_pure_when_wound(self, terms, steps):
+        """On the embedded server, whose clock is wound: as many steps as one likes, all timeouts included."""
+        name, now = f"circuit-{next(_numbers)}", [1_767_225_600.0]
+        server = MemoryServer.named(name, clock=lambda: now[0])
+
+        def wait(milliseconds):
+            now[0] += milliseconds / 1000
+
+        try:
+            compare(server.execute, terms, steps, wait)
+        finally:
+            MemoryServer.discard(name)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_same_line_as_pure(self, seed):
+        """Many wait, it closes, they come back early, late, together, with newcomers among them; and once more."""
+        chance, now = random.Random(seed), [1_767_225_600.0]
+        name = f"circuit-{next(_numbers)}"
+        server = MemoryServer.named(name, clock=lambda: now[0])
+        terms = Terms(failure_threshold=1, reset_timeout=1000, interval=10.0, failure_rate=0.5, window=400, min_calls=3)
+        both = Compared(server.execute, terms)
+        try:
+            for _ in range(2):
+                both.step("run", Ended.FAILED, 0)
+                for _ in range(60):
+                    both.enter(NEW)
+                now[0] += chance.choice([1.0, 3.0])
+                both.step("run", Ended.WELL, 0)
+                now[0] += 0.6  # nobody was there: all are late
+                for late in (False, True):
+                    for _ in range(40):
+                        both.enter(chance.randrange(both.pure._head) if late else both.pure._head)
+                        now[0] += chance.choice([0.0, 0.0, 0.0, 0.004])
+                for _ in range(80):
+                    now[0] += chance.choice([0.0, 0.0, 0.001, 0.004, 0.0085, 0.07])
+                    head = both.pure._head
+                    both.enter(chance.choice([chance.randrange(200), head, head + 1, NEW, PASSING]))
+                now[0] += 2.0
+                while both.inside:
+                    both.leave(0, chance.choice([Ended.WELL, Ended.OTHERWISE]))
+        finally:
+            MemoryServer.discard(name)
+
+    def test_same_rate_as_pure(self):
+        """Calls that end well and badly, all over the window."""
+        chance, now = random.Random(1), [1_767_225_600.0]
+        name = f"circuit-{next(_numbers)}"
+        server = MemoryServer.named(name, clock=lambda: now[0])
+        terms = Terms(failure_threshold=10**9, reset_timeout=100, failure_rate=0.5, window=400, min_calls=4)
+        both, opened = Compared(server.execute, terms), 0
+        try:
+            for _ in range(400):
+                now[0] += chance.choice([0.0, 0.01, 0.04, 0.04, 0.1, 0.36, 0.4])
+                both.step("run", chance.choice([Ended.WELL, Ended.WELL, Ended.FAILED]), 0)
+                opened += both.pure._state == "open"
+        finally:
+            MemoryServer.discard(name)
+        assert opened > 20
+
+    def test_same_as_pure_on_real_servers(self, real_server):
+        """On servers whose clock cannot be wound: timeouts of milliseconds, and the server's word for the time."""
+
+        @settings(max_examples=10, derandomize=True)
+        @given(TERMS, STEPS)
+        def same(terms, steps):
+            compare(real_server.command, terms, steps, lambda milliseconds: time.sleep(milliseconds / 4000))
+
+        same()
+
+
+def fleet(threshold=2, reset=60.0, **options):
+    """Return a breaker of the fleet; every worker of a test has its own."""
+    return CircuitBreaker(threshold, reset, scope="fleet", **options)
+
+
+@contextlib.contextmanager
+def counted(broker):
+    """Count the commands that are sent meanwhile."""
+    client = broker.store.client
+    call, sent = client.call, []
+
+    async def spy(commands):
+        sent.extend(commands)
+        return await call(commands)
+
+    client.call = spy
+    try:
+        yield sent
+    finally:
+        client.call = call
+
+
+class TestFleet:
+    async def test_one_workers_failures_open_it_for_all(self, server):
+        """What one worker met holds back the tasks of another; they wait in Redis and spend no attempt."""
+        ran = []
+
+        @task(retries=0)
+        async def call(number):
+            ran.append(number)
+            raise ConnectionError("down")
+
+        one, other = fleet(), fleet()
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue_many([call.call(number) for number in range(2)])
+            await burst(broker, call, middleware=MiddlewareChain(one), concurrency=1)
+            await broker.enqueue_many([call.call(number) for number in range(2, 5)])
+            async with working(broker, call, middleware=MiddlewareChain(other)):
+                await until(lambda: server.command("ZCARD", "queue:standard:delayed") == 3)
+            snapshot = await QueueMonitor(broker=broker).snapshot()
+        assert ran == [0, 1]
+        assert (one.state, other.state, other.failures) == ("open", "open", 2)
+        assert isinstance(one.last_failure, ConnectionError)
+        assert isinstance(other.last_failure, RemoteFailureError)
+        assert (other.last_failure.error_type, other.last_failure.error) == ("ConnectionError", "down")
+        (circuit,) = snapshot.circuits
+        assert (circuit.name, circuit.scope, circuit.worker, circuit.state) == ("call", "fleet", None, "open")
+        assert (circuit.failures, circuit.error_type, circuit.error) == (2, "ConnectionError", "down")
+        assert abs((snapshot.taken_at - circuit.since).total_seconds()) < 30
+        assert len(dead(server)) == 2
+        assert server.command("PTTL", "queue:circuit:call") > 0
+        assert server.command("PTTL", "queue:circuits") > 0
+
+    async def test_several_workers_close_it_together(self, server):
+        """Tasks that two workers were given wait, one probes, and all of them succeed, each once."""
+        ran = []
+
+        @task(retries=0)
+        async def call(number):
+            ran.append(number)
+            if number < 0:
+                raise ConnectionError("down")
+
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue(call, -1)
+            await burst(broker, call, middleware=MiddlewareChain(fleet(1, 0.5)))
+            breakers = [fleet(1, 0.5, release_rate=100) for _ in range(2)]
+            await broker.enqueue_many([call.call(number) for number in range(20)])
+            async with (
+                working(broker, call, middleware=MiddlewareChain(breakers[0]), concurrency=3),
+                working(broker, call, middleware=MiddlewareChain(breakers[1]), concurrency=3),
+            ):
+                await until(lambda: len(ran) == 21, 20)
+            assert sorted(ran) == list(range(-1, 20))
+            view = await fleet(name="", broker=broker).refresh("call")
+            assert (view.state, view.failures) == ("closed", 0)
+            assert not (await QueueMonitor(broker=broker).snapshot()).circuits
+        server.command("DEL", "queue:circuit:call")
+        assert_nothing_left(server)
+
+    async def test_costs(self, server):
+        """One command per call of a closed circuit; two for one that fails, and for a success after it."""
+        async with RedisBroker(server.url) as broker:
+            guard = fleet(3, name="db", broker=broker)
+            with counted(broker) as sent:
+                for _ in range(5):
+                    async with guard:
+                        pass
+            assert len(sent) == 5
+            with counted(broker) as sent, contextlib.suppress(OSError):
+                async with guard:
+                    raise OSError
+            assert len(sent) == 2
+            for expected in (2, 1):
+                with counted(broker) as sent:
+                    async with guard:
+                        pass
+                assert len(sent) == expected
+            assert guard.failures == 0
+
+    async def test_a_rate_counts_successes_for_many_at_once(self, server):
+        """Successes are told together, and yet the share of failures is that of all calls."""
+        async with RedisBroker(server.url) as broker:
+            guard = fleet(None, name="db", broker=broker, failure_rate=0.5, window=600.0, min_calls=10)
+
+            async def well():
+                async with guard:
+                    await anyio.sleep(0.01)
+
+            with counted(broker) as sent:
+                async with anyio.create_task_group() as group:
+                    for _ in range(50):
+                        group.start_soon(well)
+            assert 51 <= len(sent) <= 60
+            failures = 0
+            with contextlib.suppress(CircuitOpenError):
+                while failures < 200:
+                    with contextlib.suppress(OSError):
+                        async with guard:
+                            failures += 1
+                            raise OSError
+            assert failures == 50
+
+    async def test_outside_a_worker(self, server):
+        """With a broker the decorator asks the fleet; `refresh` tells of a circuit that nobody here has used."""
+        async with RedisBroker(server.url) as broker:
+            guard, watcher = fleet(1, name="db", broker=broker), fleet(1, name="db", broker=broker)
+
+            @guard
+            async def query():
+                raise OSError("gone")
+
+            with pytest.raises(OSError, match="gone"):
+                await query()
+            with pytest.raises(CircuitOpenError, match="'db' is open"):
+                await query()
+            assert watcher.state == "closed"
+            view = await watcher.refresh()
+            assert (view.state, view.failures, watcher.state) == ("open", 1, "open")
+            assert repr(watcher) == "<CircuitBreaker db fleet open failures=1/1 not closed: (own)>"
+            assert "gone" in str(watcher.last_failure)
+
+    async def test_mistakes_are_told(self):
+        """No name, no broker, no such scope."""
+        async with RedisBroker("memory://") as broker:
+            with pytest.raises(ConfigurationError, match="needs a name"):
+                async with fleet(broker=broker):
+                    pass
+            with pytest.raises(ConfigurationError, match="broker=broker"):
+                async with fleet(name="db"):
+                    pass
+            with pytest.raises(ConfigurationError, match="scope='fleet'"):
+                CircuitBreaker(broker=broker)
+            with pytest.raises(ConfigurationError, match="scope='world'"):
+                CircuitBreaker(scope="world")
+
+    async def test_in_a_handler_it_needs_no_broker(self, server):
+        """The decorator asks the queue whose worker runs the handler."""
+        guard = fleet(1, name="db")
+
+        @guard
+        async def query():
+            raise OSError("gone")
+
+        @task(retries=0)
+        async def call():
+            await query()
+
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue(call)
+            await burst(broker, call)
+            view = await fleet(1, name="db", broker=broker).refresh()
+            assert view.state == "open"
+
+    async def test_a_cancelled_probe_gives_its_place_back(self, server):
+        """At once, although the call is being cancelled."""
+        async with RedisBroker(server.url) as broker:
+            guard = fleet(1, 0.2, name="db", broker=broker)
+            with contextlib.suppress(OSError):
+                async with guard:
+                    raise OSError
+            await anyio.sleep(0.25)
+            with anyio.CancelScope() as scope:
+                async with guard:
+                    scope.cancel()
+                    await anyio.sleep(1)
+            assert server.command("HGET", "queue:circuit:db", "probes").split() == []
+
+
+class Away:
+    """A queue whose server cannot be used."""
+
+    keys = Keys.of("queue", "workers", [])
+    clock = SimpleNamespace(elapsed=time.monotonic)
+    asked = 0
+
+    async def call(self, commands):
+        self.asked += 1
+        raise BrokerUnavailableError("nobody there")
+
+    async def one(self, command):
+        await self.call([command])
+
+
+class TestWithoutServer:
+    async def test_calls_go_through_and_what_is_seen_here_decides(self, caplog):
+        """Not every call waits for a server that is away; the local circuit opens by itself; one line is logged."""
+        away = Away()
+        guard = fleet(2, name="db", broker=SimpleNamespace(store=away))
+        for _ in range(2):
+            with pytest.raises(OSError):  # noqa: PT011 - any
+                async with guard:
+                    raise OSError
+        with pytest.raises(CircuitOpenError):
+            async with guard:
+                pass
+        assert (guard.state, guard.failures) == ("open", 2)
+        assert away.asked <= 2
+        assert len([record for record in caplog.records if "cannot ask the fleet" in record.message]) == 1
+
+    async def test_an_end_that_cannot_be_told_counts_here(self, server):
+        """The server goes between the two ends of a call: nothing is raised but what the call raised."""
+        async with RedisBroker(server.url) as broker:
+            away = Away()
+            place = SimpleNamespace(store=broker.store)
+            guard = fleet(1, name="db", broker=place)
+            call = broker.store.client.call
+
+            @guard
+            async def query():
+                broker.store.client.call = away.call
+                raise OSError("gone")
+
+            with pytest.raises(OSError, match="gone"):
+                await query()
+            broker.store.client.call = call
+            assert guard.state == "open"
+
+
+class TestMonitor:
+    async def test_a_circuit_of_a_process_is_shown_while_it_is_not_closed(self, server):
+        """With its worker; it goes with the end of the worker, and leaves no key."""
+
+        @task(retries=0)
+        async def call():
+            raise ValueError("no")
+
+        guard = CircuitBreaker(1, 60.0, name="api")
+        async with RedisBroker(server.url) as broker:
+            monitor = QueueMonitor(broker=broker)
+            async with working(broker, call, middleware=MiddlewareChain(guard)):
+                await broker.enqueue(call)
+                with anyio.fail_after(20):
+                    while not (circuits := (await monitor.snapshot()).circuits):
+                        await anyio.sleep(0.01)
+            (circuit,) = circuits
+            assert (circuit.name, circuit.scope, circuit.state) == ("api:call", "process", "open")
+            assert (circuit.failures, circuit.error_type, circuit.error) == (1, "ValueError", "no")
+            assert circuit.worker is not None
+            assert not (await monitor.snapshot()).circuits
+        assert_nothing_left(server)
+
+    async def test_it_goes_when_it_closes(self, server):
+        """By a decorator in a handler, too: the change is told where it happens."""
+        guard = CircuitBreaker(1, 0.2, name="api")
+
+        @task(retries=0)
+        async def call(*, fail):
+            async with guard:
+                if fail:
+                    raise ValueError("no")
+
+        async with RedisBroker(server.url) as broker:
+            monitor = QueueMonitor(broker=broker)
+            await broker.enqueue(call, fail=True)
+            await burst(broker, call)
+            assert [circuit.state for circuit in (await monitor.snapshot()).circuits] == ["open"]
+            await broker.enqueue(call, fail=False)
+            await burst(broker, call)
+            assert not (await monitor.snapshot()).circuits
+        assert_nothing_left(server)
+
+
+# --- a crew, run by the command line --------------------------------------------------------------
+
+RESET = 1.5
+shared = CircuitBreaker(1, RESET, name="crew", scope="fleet", release_rate=50)
+
+
+@task(retries=0, middleware=[shared])
+async def crew_call(number):
+    say(f"run {number} {time.time()} {os.getpid()}")
+    if number == 0:
+        raise ConnectionError("down")
+    if number == 1 and not current_delivery().redelivered:
+        await anyio.sleep(600)
+
+
+TASKS = [crew_call]
+
+
+async def test_a_worker_that_is_killed_with_a_probe_does_not_keep_it_shut(anyio_backend, shared_server, tmp_path):
+    """Nobody else tries while its lease lasts; after `reset_timeout` the others do, and all tasks are done."""
+    server = shared_server("valkey" if anyio_backend == "asyncio" else "redis")
+    async with RedisBroker(server.url) as broker:
+        with Crew("tests.middleware.test_circuit_fleet", server, tmp_path, backend=anyio_backend) as crew:
+            workers = {worker.pid: worker for worker in (crew.start("one"), crew.start("other"))}
+            await until(lambda: server.command("ZCARD", "queue:standard:alive:workers") == 2, 30)
+            await broker.enqueue(crew_call, 0)
+            await anyio.to_thread.run_sync(crew.until, "run 0")
+            await broker.enqueue(crew_call, 1)
+            (line,) = await anyio.to_thread.run_sync(crew.until, "run 1 ")
+            probed, victim = float(line.split()[2]), workers[int(line.split()[3])]
+            victim.kill()
+            victim.wait()
+            await broker.enqueue_many([crew_call.call(number) for number in range(2, 8)])
+
+            def all_ran():
+                return {line.split()[1] for line in crew.lines("run")} == {str(number) for number in range(8)}
+
+            await until(all_ran, 40)
+            others = [float(line.split()[2]) for line in crew.lines("run") if line.split()[1] not in "01"]
+            assert min(others) >= probed + RESET - 0.2
+            view = await CircuitBreaker(1, RESET, name="crew", scope="fleet", broker=broker).refresh("crew_call")
+            assert view.state == "closed"
