@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streamq.broker import RedisBroker
     from streamq.context import Cancellation, cancel_requested, current_cancellation, current_delivery
     from streamq.cron import Cron
+    from streamq.delayed import Scheduled
     from streamq.delivery import Delivery
     from streamq.errors import Reject, RetryLater, StreamqError
     from streamq.exhausted import Exhausted
@@ -49,6 +50,7 @@ _HOMES = {
     "RedisBroker": "broker",
     "Reject": "errors",
     "RetryLater": "errors",
+    "Scheduled": "delayed",
     "Status": "results",
     "StreamqError": "errors",
     "Task": "tasks",
@@ -89,6 +91,7 @@ __all__ = [
     "RedisBroker",
     "Reject",
     "RetryLater",
+    "Scheduled",
     "Status",
     "StreamqError",
     "Task",
