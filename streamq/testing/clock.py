@@ -33,6 +33,7 @@ from streamq.errors import ConfigurationError
 START = 1_767_225_600.0  # 2026-01-01T00:00:00Z: a whole number of seconds, minutes, hours and days
 
 R = TypeVar("R")
+_RESOLUTION = 1e-8  # seconds; holds for two years and a half
 
 
 class VirtualTime:
@@ -100,6 +101,9 @@ class _LeapingSelector(selectors.DefaultSelector):
         # Imported here and by name: nothing in streamq imports a backend, and this is for one of them alone.
         loop = import_module("asyncio").SelectorEventLoop(self)
         loop.time = self.time
+        # It looks this much ahead for what is due. Its own nanosecond is, after half a year, less than a float can
+        # add to the time: a timer for right now would then never be due.
+        loop._clock_resolution = _RESOLUTION  # noqa: SLF001
         return loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:

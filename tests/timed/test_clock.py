@@ -73,6 +73,21 @@ class TestRun:
         assert virtual.run(main, 5, backend=backend) == pytest.approx(1065)
         assert virtual.elapsed() == pytest.approx(65)
 
+    def test_short_waits_end_late_in_a_long_history(self, backend):
+        """After a year and more a wait that is less than a float can add still ends."""
+        virtual = VirtualTime()
+
+        async def main() -> int:
+            await anyio.sleep(3e7)
+            turns = 0
+            for _ in range(200):
+                await anyio.sleep(1.7e-9)
+                turns += 1
+            return turns
+
+        assert virtual.run(main, backend=backend) == 200
+        assert virtual.elapsed() >= 3e7
+
     def test_patience_waits_for_a_thread(self, backend):
         """With patience, what lives in real time has a chance before each leap."""
         virtual = VirtualTime(patience=0.5)
