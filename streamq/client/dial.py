@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 from anyio.abc import SocketAttribute
 
+from streamq.client.unix import UnixStream
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class _UnixDial:
         self._path = path
 
     async def __call__(self) -> ByteStream:
-        return await anyio.connect_unix(self._path)
+        return await UnixStream.connect(self._path)
 
 
 class _TcpDial:

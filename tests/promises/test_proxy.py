@@ -10,6 +10,7 @@ import anyio.abc
 import pytest
 
 from streamq import RedisBroker, Worker, task
+from streamq.client.unix import UnixStream
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 from tests.servers import RealServer
 
@@ -34,12 +35,12 @@ class Proxy:
 
     async def serve(self, client: anyio.abc.SocketStream) -> None:
         """Carry one connection until either side, or a fault, ends it."""
-        async with client, await anyio.connect_unix(self._path) as server, anyio.create_task_group() as pumps:
+        async with client, await UnixStream.connect(self._path) as server, anyio.create_task_group() as pumps:
             pumps.start_soon(self._pump, client, server)
             pumps.start_soon(self._pump, server, client)
 
     async def _pump(self, source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream) -> None:
-        replies = isinstance(source, anyio.abc.UNIXSocketStream)
+        replies = isinstance(source, UnixStream)
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             while not (replies and self.loses_replies):
                 data = await source.receive()
