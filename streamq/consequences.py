@@ -83,6 +83,8 @@ def follows(delivery: Delivery, *, done: bool) -> bool:
 
     The success of a task does not free a deduplication key that is held for a time; everything else does.
     """
+    if delivery.plain:
+        return False
     fields = delivery.fields
     return (DEDUP_UNTIL if done else DEDUP) in fields or THEN in fields
 

@@ -23,7 +23,7 @@ class Delivery:
     """
 
     __slots__ = (
-        "_fields", "alone", "convicted", "crashes", "entry_id", "flat", "orphaned", "redelivered",
+        "_fields", "alone", "convicted", "crashes", "entry_id", "flat", "orphaned", "plain", "redelivered",
         "state", "tier", "tier_name",
     )  # fmt: skip
 
@@ -40,6 +40,7 @@ class Delivery:
         self.alone = False
         self.convicted = False
         self.orphaned = False
+        self.plain = False  # known to have no field but its task, arguments and id
         self.state: Any = None  # what the worker's lifespan yielded
         self._fields: dict[bytes, bytes] | None = None
 

@@ -53,10 +53,11 @@ class Prepared:
 
         async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             limit = timeout
-            if DEDUP_UNTIL in delivery.fields:
-                await store.started(delivery)
-            if b"timeout" in delivery.fields:
-                limit = delivery.timeout or None
+            if not delivery.plain:
+                if DEDUP_UNTIL in delivery.fields:
+                    await store.started(delivery)
+                if b"timeout" in delivery.fields:
+                    limit = delivery.timeout or None
             if threads is not None:
                 await threads.room()  # not timed: others' threads that do not end are not its fault
             if limit is None:

@@ -221,6 +221,7 @@ class Runners:
         """Return what becomes of a delivery that must not start, None for all others."""
         fields = delivery.fields
         if prepared is not None and fields.keys() <= _PLAIN:
+            delivery.plain = True
             return None
         if fields.get(b"group", self._group) != self._group:
             return Skip()
@@ -297,6 +298,8 @@ class Runners:
 
 def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
     """Return for how long (s) the result is wanted, None for not at all: nobody waits for what is no message."""
+    if delivery.plain and prepared is not None and prepared.task.result_ttl is None:
+        return None
     try:
         wanted, _ = delivery.result_ttl, delivery.task_id
     except UndecodableError:
@@ -308,7 +311,7 @@ def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
 
 def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) -> Outcome:
     """Return the outcome of a run that returned; it is dead if the next step cannot be given the result."""
-    if THEN in delivery.fields:
+    if not delivery.plain and THEN in delivery.fields:
         try:
             stages = delivery.then or []
             passed = encoded_result(stages, prepared.task.name, result, default=prepared.default, limit=limit)

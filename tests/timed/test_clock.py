@@ -78,7 +78,7 @@ class TestRun:
         virtual = VirtualTime()
 
         async def main() -> int:
-            await anyio.sleep(3e7)
+            await anyio.sleep(3e7)  # noqa: ASYNC116 - of virtual time
             turns = 0
             for _ in range(200):
                 await anyio.sleep(1.7e-9)
