@@ -60,22 +60,40 @@ class Message:
         EncodingError naming the argument that cannot be sent, PayloadTooLargeError beyond
         `limit` bytes.
         """
-        flat: list[Field] = ["task", self.task]
-        if self.task_id:
-            flat += ("id", self.task_id)
-        if self.args:
-            flat += ("args", _dump(self.task, "args", self.args, default))
-        if self.kwargs:
-            flat += ("kwargs", _dump(self.task, "kwargs", self.kwargs, default))
+        flat = _first_fields(self.task, self.task_id, self.args, self.kwargs, default)
         for name, written in _OPTIONAL:
             if (value := getattr(self, name)) is not None:
                 flat += (name, written(value))
         if self.headers:
             flat += ("headers", _dump(self.task, "headers", self.headers, default))
-        size = sum(map(len, flat))
-        if size > limit:
-            raise PayloadTooLargeError(self.task, size, limit)
-        return flat
+        return _bounded(flat, self.task, limit)
+
+
+def plain_fields(
+    task: str, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, limit: int, default: Default | None
+) -> list[Field]:
+    """Return the flat fields of a message that has nothing else: what `Message.fields` would, at half the cost."""
+    return _bounded(_first_fields(task, task_id, args, kwargs, default), task, limit)
+
+
+def _first_fields(
+    task: str, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], default: Default | None
+) -> list[Field]:
+    flat: list[Field] = ["task", task]
+    if task_id:
+        flat += ("id", task_id)
+    if args:
+        flat += ("args", _dump(task, "args", args, default))
+    if kwargs:
+        flat += ("kwargs", _dump(task, "kwargs", kwargs, default))
+    return flat
+
+
+def _bounded(flat: list[Field], task: str, limit: int) -> list[Field]:
+    size = sum(map(len, flat))
+    if size > limit:
+        raise PayloadTooLargeError(task, size, limit)
+    return flat
 
 
 def milliseconds(seconds: float) -> int:

@@ -15,7 +15,7 @@ from streamq.client import Command
 from streamq.continuation import Next
 from streamq.errors import ConfigurationError
 from streamq.keys import Keys
-from streamq.message import Message, as_text, pack_flat
+from streamq.message import Message, as_text, pack_flat, plain_fields
 from streamq.store import Store
 from streamq.tasks import NO_OPTIONS, OPTION_NAMES, Call, Options, Task, TaskRef
 from streamq.tiers import Priority, Tier, pick_tier
@@ -90,17 +90,20 @@ class Sender:
             extra = encode_extra if task.arguments.converter is not None else None
             priority = task.priority if priority is None else priority
         tier = self._tier(options, priority)
-        plain = options is NO_OPTIONS
-        guarded = not plain and not (
+        if options is NO_OPTIONS and priority is None:
+            task_id = new_task_id()
+            plain = plain_fields(task.name, task_id, call.args, call.kwargs, limit=self.limit, default=extra)
+            return Outgoing(call, tier, task_id, store.add(tier, plain))
+        guarded = not (
             options.task_id is None and options.dedup_key is None and not options.delay and options.at is None
         )
         task_id = options.task_id or new_task_id()
-        newest = not plain and options.dedup_mode in ("debounce", "keep_last")
+        newest = options.dedup_mode in ("debounce", "keep_last")
         message = Message(
             task=task.name, args=call.args, kwargs=call.kwargs, task_id="" if newest else task_id, priority=priority,
             retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl,
             expires=self._expiry(options.expires), headers=options.headers,
-            dedup=options.dedup_key, dedup_until=None if plain else _until(options),
+            dedup=options.dedup_key, dedup_until=_until(options),
         )  # fmt: skip
         fields = message.fields(limit=self.limit, default=extra)
         if newest:
