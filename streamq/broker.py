@@ -20,7 +20,7 @@ import anyio
 import anyio.abc
 
 from streamq.admission import Accepted
-from streamq.client import Address, Client, Shelter
+from streamq.client import Address, Client, Command, Shelter
 from streamq.clock import SYSTEM, Clock
 from streamq.cron import Cron
 from streamq.delayed import Scheduled, scheduled
@@ -75,7 +75,7 @@ class RedisBroker:
         self.url = url
         self.clock = clock
         self.middleware = middleware if middleware is not None else MiddlewareChain()
-        self._joined: dict[int, tuple[tuple[Any, ...], MiddlewareChain]] = {}
+        self._wrapped: dict[tuple[int, int], tuple[tuple[Any, ...], MiddlewareChain, SendNext]] = {}
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
         self.keys = Keys.of(namespace or "queue", group, self.tiers)
         self.dead_letters = dead_letters or DeadLetterBound()
@@ -192,8 +192,9 @@ class RedisBroker:
         the server has it and what `durable` asks for was not confirmed.
         """
         call = self._sender.called(task, args, kwargs)
-        send = self._sending(call)
-        return await (self._send(call) if send is None else send(call))
+        if not (self.middleware.wraps_enqueues or call.task.middleware):
+            return await self._send(call)
+        return await self._around(call)[2](call)
 
     async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
         """Send many tasks in one round trip, and return their handles in the same order.
@@ -208,7 +209,7 @@ class RedisBroker:
             return await send_all(calls)
         together = Together(send_all, len(calls))
         return await together.run([
-            partial(self._links(call).around_enqueue(partial(together.send, place)), call)
+            partial(self._around(call)[1].around_enqueue(partial(together.send, place)), call)
             for place, call in enumerate(calls)
         ])  # fmt: skip
 
@@ -235,10 +236,7 @@ class RedisBroker:
         store = self.store
         ready = plan.ready(self._sender, store, calls, workflow_id, guarded=guarded)
         try:
-            if ready.durable:
-                (accepted,) = await store.enqueue_durably([ready.command], ready.durable)
-            else:
-                (accepted,) = await store.enqueue([ready.command])
+            (accepted,) = await self._sent([ready.command], ready.durable)
         except OutcomeUnknownError as error:
             error.task_id = workflow_id
             raise
@@ -247,26 +245,22 @@ class RedisBroker:
             for call, tier, task_id in ready.steps
         ]
 
-    def _links(self, call: Call[Any]) -> MiddlewareChain:
-        """Return what wraps the enqueue of a call; a task's chain is joined to ours once."""
+    def _around(self, call: Call[Any]) -> tuple[tuple[Any, ...], MiddlewareChain, SendNext]:
+        """Return a task's own middleware, that joined to ours, and what sends through all of it: made once per task."""
         own = call.task.middleware
-        if not own:
-            return self.middleware
         # By identity: what options are given to a task makes another one of it, with the same middleware.
-        known = self._joined.get(id(own))
+        key = (id(own), len(self.middleware))
+        known = self._wrapped.get(key)
         if known is None:
-            known = self._joined[id(own)] = (own, self.middleware.joined(own))
-        return known[1]
-
-    def _sending(self, call: Call[Any]) -> SendNext | None:
-        """Return what sends a call through its middleware, None if there is none."""
-        links = self._links(call)
-        return links.around_enqueue(self._send) if links.wraps_enqueues else None
+            links = self.middleware.joined(own)
+            known = self._wrapped[key] = (own, links, links.around_enqueue(self._send))
+        return known
 
     async def _send(self, call: Call[Any]) -> Handle[Any]:
         outgoing = self._sender.prepare(self.store, call)
         try:
-            (accepted,) = await self._sent([outgoing])
+            wish: Durable | None = call.task.sending.durable
+            (accepted,) = await self._sent([outgoing.command], [] if wish is None else [wish])
         except OutcomeUnknownError as error:
             error.task_id = outgoing.call.task.sending.task_id
             raise
@@ -277,13 +271,11 @@ class RedisBroker:
         outgoing = [self._sender.prepare(store, call) for call in calls]
         if not outgoing:
             return []
-        accepted = await self._sent(outgoing)
+        durable: list[Durable] = [wish for call in calls if (wish := call.task.sending.durable) is not None]
+        accepted = await self._sent([one.command for one in outgoing], durable)
         return [self._handle(one, done) for one, done in zip(outgoing, accepted, strict=True)]
 
-    async def _sent(self, outgoing: Sequence[Outgoing]) -> list[Accepted]:
-        commands = [one.command for one in outgoing]
-        wishes: list[Durable | None] = [one.call.task.sending.durable for one in outgoing]
-        durable: list[Durable] = [wish for wish in wishes if wish is not None]
+    async def _sent(self, commands: Sequence[Command], durable: Sequence[Durable]) -> list[Accepted]:
         if durable:
             return await self.store.enqueue_durably(commands, durable)
         return await self.store.enqueue(commands)

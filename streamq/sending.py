@@ -15,7 +15,7 @@ from streamq.client import Command
 from streamq.continuation import Next
 from streamq.errors import ConfigurationError
 from streamq.keys import Keys
-from streamq.message import Message, as_text, pack_flat, plain_fields
+from streamq.message import Default, Message, as_text, pack_flat, plain_fields
 from streamq.store import Store
 from streamq.tasks import NO_OPTIONS, OPTION_NAMES, Call, Options, Task, TaskRef
 from streamq.tiers import Priority, Tier, pick_tier
@@ -83,13 +83,7 @@ class Sender:
         Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
         """
         task, options = call.task, call.task.sending
-        extra = None
-        priority = options.priority
-        if isinstance(task, Task):
-            task.arguments.check(call.args, call.kwargs)
-            extra = encode_extra if task.arguments.converter is not None else None
-            priority = task.priority if priority is None else priority
-        tier = self._tier(options, priority)
+        tier, priority, extra = self._checked(call)
         if options is NO_OPTIONS and priority is None:
             task_id = new_task_id()
             plain = plain_fields(task.name, task_id, call.args, call.kwargs, limit=self.limit, default=extra)
@@ -124,19 +118,10 @@ class Sender:
             raise ConfigurationError(
                 f"dedup_key={options.dedup_key!r} of a step of a workflow: start(flow, workflow_id=...) starts it once"
             )
-        extra = None
-        priority, keep = options.priority, options.result_ttl
-        if isinstance(task, Task):
-            if fed:  # what it will be given is not known yet
-                task.arguments.bind((None, *call.args), call.kwargs)
-            else:
-                task.arguments.check(call.args, call.kwargs)
-            extra = encode_extra if task.arguments.converter is not None else None
-            priority = task.priority if priority is None else priority
-            keep = task.result_ttl if keep is None else keep
-        elif keep is None:
-            keep = RESULT_KEPT
-        tier = self._tier(options, priority)
+        tier, priority, extra = self._checked(call, fed=fed)
+        keep = options.result_ttl
+        if keep is None:
+            keep = task.result_ttl if isinstance(task, Task) else RESULT_KEPT
         expires = options.expires
         absolute = expires if isinstance(expires, datetime) else None
         message = Message(
@@ -161,19 +146,27 @@ class Sender:
                 raise ConfigurationError(f"{name}={value!r} cannot be used in a schedule: leave it out")
         if isinstance(options.expires, datetime):
             raise ConfigurationError(f"expires={options.expires!r} in a schedule: give seconds after each tick")
-        extra = None
-        priority = options.priority
-        if isinstance(task, Task):
-            task.arguments.check(call.args, call.kwargs)
-            extra = encode_extra if task.arguments.converter is not None else None
-            priority = task.priority if priority is None else priority
+        tier, priority, extra = self._checked(call)
         message = Message(
             task=task.name, args=call.args, kwargs=call.kwargs, priority=priority, retries=options.retries,
             timeout=options.timeout, result_ttl=options.result_ttl, dedup=key, dedup_until=key and "done",
         )  # fmt: skip
         fields = as_text(message.fields(limit=self.limit, default=extra))
         expires = options.expires.total_seconds() if isinstance(options.expires, timedelta) else options.expires
-        return Repeated(self._tier(options, priority), fields, dict(options.headers or {}), expires)
+        return Repeated(tier, fields, dict(options.headers or {}), expires)
+
+    def _checked(self, call: Call[Any], *, fed: bool = False) -> tuple[int, int | None, Default | None]:
+        """Check a call's arguments; return its tier, its priority and what encodes what JSON lacks."""
+        task, options = call.task, call.task.sending
+        priority = options.priority
+        if not isinstance(task, Task):
+            return self._tier(options, priority), priority, None
+        if fed:  # what it will be given is not known yet
+            task.arguments.bind((None, *call.args), call.kwargs)
+        else:
+            task.arguments.check(call.args, call.kwargs)
+        priority = task.priority if priority is None else priority
+        return self._tier(options, priority), priority, encode_extra if task.arguments.converter is not None else None
 
     def _guarded(self, tier: int, task_id: str, options: Options, fields: list[str]) -> Guarded:
         delay, due = _when(options)

@@ -15,7 +15,7 @@ open again keeps his number. So the k-th reset timeout's worth of numbers is hel
 reopening, and of N that wait at most 1 + ln(N * interval / reset_timeout) times the release rate comes back.
 
 When it closes, number n may go at `origin` + n intervals: the line, in order. Who comes before that waits for it, once.
-Two gates (GCRA, as in `rate_limit.py`) are for those who come late, because no worker ran or their tier was
+Two gates (GCRA, as in `bucket.py`) are for those who come late, because no worker ran or their tier was
 busy: they let `SLACK` through at once, and then one per interval. If those at the head are late, the line is moved, and
 everybody keeps his place in it; who is late alone, behind the head, has the other gate.
 

@@ -95,6 +95,28 @@ async def test_enqueue_many_is_one_round_trip_with_middleware_too(server):
         assert await broker.enqueue_many([]) == []
 
 
+async def test_a_chain_around_an_enqueue_is_put_together_once(server, monkeypatch):
+    """Once per task and not once per message, whatever options it is sent with; a link that is added later counts."""
+    wrapped, plain = tasks()
+    around = MiddlewareChain.around_enqueue
+    made = []
+
+    def counted(chain, send):
+        made.append(chain)
+        return around(chain, send)
+
+    monkeypatch.setattr(MiddlewareChain, "around_enqueue", counted)
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
+        for number in range(3):
+            await broker.enqueue(wrapped.options(priority=number), number)
+            await broker.enqueue(plain, number)
+        assert len(made) == 2
+        broker.middleware.add(Named("late"))
+        seen.clear()
+        await broker.enqueue(plain, 4)
+        assert seen == ["broker sends 4", "late sends 4", "late sent 4", "broker sent 4"]
+
+
 async def test_one_that_refuses_its_call_keeps_all_from_being_sent(server):
     """Nothing is sent if one of them cannot be; the error is the middleware's own, in no group."""
 
