@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -241,7 +240,7 @@ class RedisBroker:
             error.task_id = workflow_id
             raise
         return [
-            self._handle(Outgoing(call, tier, task_id, ()), replace(accepted, task_id=task_id))
+            self._handle(Outgoing(call, tier, task_id, ()), accepted._replace(task_id=task_id))
             for call, tier, task_id in ready.steps
         ]
 
@@ -268,14 +267,14 @@ class RedisBroker:
 
     async def _send_all(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         store = self.store
-        outgoing = [self._sender.prepare(store, call) for call in calls]
+        outgoing = self._sender.prepare_all(store, calls)
         if not outgoing:
             return []
         durable: list[Durable] = [wish for call in calls if (wish := call.task.sending.durable) is not None]
         accepted = await self._sent([one.command for one in outgoing], durable)
         return [self._handle(one, done) for one, done in zip(outgoing, accepted, strict=True)]
 
-    async def _sent(self, commands: Sequence[Command], durable: Sequence[Durable]) -> list[Accepted]:
+    async def _sent(self, commands: Sequence[Command], durable: Sequence[Durable]) -> Iterator[Accepted]:
         if durable:
             return await self.store.enqueue_durably(commands, durable)
         return await self.store.enqueue(commands)
@@ -287,7 +286,7 @@ class RedisBroker:
         keeps = isinstance(task, TaskRef) or task.result_ttl is not None or task.sending.result_ttl is not None
         return Handle(
             accepted.task_id or outgoing.task_id, task.name, outgoing.tier, accepted.entry_id, accepted.fresh, keeps,
-            self.store, self._waiters, replaced=accepted.replaced, _since=accepted.since,
+            self.store, self._waiters, None, accepted.replaced, accepted.since,
         )  # fmt: skip
 
     # --- what was sent ---------------------------------------------------------------------------

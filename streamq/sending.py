@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-from base64 import b32encode
+from binascii import b2a_base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from os import urandom
+from typing import Any, NamedTuple
 
 from streamq.admission import Guarded, Newest
 from streamq.arguments import encode_extra
@@ -15,7 +15,7 @@ from streamq.client import Command
 from streamq.continuation import Next
 from streamq.errors import ConfigurationError
 from streamq.keys import Keys
-from streamq.message import Default, Message, as_text, pack_flat, plain_fields
+from streamq.message import Default, Message, as_text, bounded, pack_flat, plain_fields
 from streamq.store import Store
 from streamq.tasks import NO_OPTIONS, OPTION_NAMES, Call, Options, Task, TaskRef
 from streamq.tiers import Priority, Tier, pick_tier
@@ -25,11 +25,11 @@ RESULT_KEPT = 3600.0  # seconds for which a failure is told of a step that is kn
 DEDUP_TTL = 3600.0  # seconds of a deduplication key for which no `dedup_ttl` is given
 DEDUP_BOUND = 24 * 3600.0  # seconds after which one that is held until the task has started or ended frees itself
 _NOT_REPEATED = ("delay", "at", "task_id", "dedup_key", "durable")
+_ALPHABET = bytes(range(256)).lower().translate(bytes.maketrans(b"+/", b"89"))
 PUT_OFF = 60.0  # seconds for which newer ones may send a waiting task to the end of its stream
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):  # as Accepted
     """A message on its way."""
 
     call: Call[Any]
@@ -77,21 +77,24 @@ class Sender:
                 task = task.options(**options)  # type: ignore[union-attr]
         return Call(task, tuple(args), kwargs)
 
-    def prepare(self, store: Store, call: Call[Any]) -> Outgoing:
-        """Return the message of a call, ready to go.
+    def prepare(self, store: Store, call: Call[Any], new_id: str = "") -> Outgoing:
+        """Return the message of a call, ready to go. `new_id` is its id if it has none of its own.
 
         Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
         """
         task, options = call.task, call.task.sending
         tier, priority, extra = self._checked(call)
         if options is NO_OPTIONS and priority is None:
-            task_id = new_task_id()
-            plain = plain_fields(task.name, task_id, call.args, call.kwargs, limit=self.limit, default=extra)
-            return Outgoing(call, tier, task_id, store.add(tier, plain))
+            task_id = new_id or new_task_id()
+            plain = plain_fields(task.name, task_id, call.args, call.kwargs, extra)
+            command = store.add(tier, plain)
+            if len(command) > self.limit:  # or nearly
+                bounded(plain, task.name, self.limit)
+            return Outgoing(call, tier, task_id, command)
         guarded = not (
             options.task_id is None and options.dedup_key is None and not options.delay and options.at is None
         )
-        task_id = options.task_id or new_task_id()
+        task_id = options.task_id or new_id or new_task_id()
         newest = options.dedup_mode in ("debounce", "keep_last")
         message = Message(
             task=task.name, args=call.args, kwargs=call.kwargs, task_id="" if newest else task_id, priority=priority,
@@ -101,12 +104,16 @@ class Sender:
         )  # fmt: skip
         fields = message.fields(limit=self.limit, default=extra)
         if newest:
-            command = store.add_newest(self._newest(tier, task_id, options, as_text(fields)))
+            wanted: Command = store.add_newest(self._newest(tier, task_id, options, as_text(fields)))
         elif guarded:
-            command = store.add_guarded(self._guarded(tier, task_id, options, as_text(fields)))
+            wanted = store.add_guarded(self._guarded(tier, task_id, options, as_text(fields)))
         else:
-            command = store.add(tier, fields)
-        return Outgoing(call, tier, task_id, command)
+            wanted = store.add(tier, fields)
+        return Outgoing(call, tier, task_id, wanted)
+
+    def prepare_all(self, store: Store, calls: Sequence[Call[Any]]) -> list[Outgoing]:
+        """Return the messages of calls. Raises as `prepare`."""
+        return [self.prepare(store, call, new_id) for call, new_id in zip(calls, _new_ids(len(calls)), strict=True)]
 
     def step(self, call: Call[Any], task_id: str, *, fed: bool) -> tuple[int, Next]:
         """Return the tier and the message of a step of a workflow. `fed`: it is given a result as its first argument.
@@ -212,8 +219,16 @@ class Sender:
 
 
 def new_task_id() -> str:
-    """Return 80 random bits as 16 letters and digits: an entry's id is unique in its stream only."""
-    return b32encode(secrets.token_bytes(10)).decode().lower()
+    """Return 16 random letters and digits: an entry's id is unique in its stream only.
+
+    Two are the same with a probability of 2^-82: base 64 in lower case, in which a letter stands twice.
+    """
+    return _new_ids(1)[0]
+
+
+def _new_ids(count: int) -> list[str]:
+    text = b2a_base64(urandom(12 * count), newline=False).translate(_ALPHABET).decode()
+    return [text[at : at + 16] for at in range(0, 16 * count, 16)]
 
 
 def _when(options: Options) -> tuple[float, float | None]:

@@ -7,7 +7,7 @@ awaited. Errors of the connection and of the server are translated at this edge.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -15,7 +15,7 @@ from typing import Any, assert_never
 import redis.exceptions
 
 from streamq.admission import Accepted, Guarded, Newest, accepted_of
-from streamq.client import BlockingConnection, Client, Command
+from streamq.client import BlockingConnection, Client, Command, pack_one
 from streamq.clock import SYSTEM, Clock
 from streamq.consequences import Consequence, Free, Join, Later, Send, Tell, of_start
 from streamq.delivery import Delivery
@@ -64,9 +64,9 @@ class Store:
 
     # --- producing ---------------------------------------------------------------------------
 
-    def add(self, tier: int, fields: Sequence[Field]) -> Command:
-        """Return the command that appends a message to its stream."""
-        return ("XADD", self.keys.tiers[tier].stream, "*", *fields)
+    def add(self, tier: int, fields: Sequence[Field]) -> bytes:
+        """Return the command that appends a message to its stream, packed."""
+        return pack_one(("XADD", self.keys.tiers[tier].stream, "*", *fields))
 
     def add_guarded(self, wanted: Guarded) -> Command:
         """Return the command that accepts a task once, now or at its time."""
@@ -103,8 +103,8 @@ class Store:
         names, values = self._consequences(also)
         return step("start")([*guards, *names], workflow_id, len(guards), _ms(accepted), *values)
 
-    async def enqueue(self, commands: Sequence[Command]) -> list[Accepted]:
-        """Carry out enqueue commands in one round trip, and return one answer for each.
+    async def enqueue(self, commands: Sequence[Command]) -> Iterator[Accepted]:
+        """Carry out enqueue commands in one round trip, and return one answer for each, as they are asked for.
 
         The answer of `add` has no task id: the sender knows it.
 
@@ -113,7 +113,7 @@ class Store:
         """
         return _all_accepted(await self._send(commands))
 
-    async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> list[Accepted]:
+    async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> Iterator[Accepted]:
         """As `enqueue`, and wait until what was accepted is on a replica, in the append-only file, or both.
 
         Raises NotDurableError if that was not confirmed within 4/5 of the reply timeout, and
@@ -466,11 +466,11 @@ class Store:
             raise translated(error) from error
 
 
-def _all_accepted(replies: list[Any]) -> list[Accepted]:
-    """Return what the replies to an enqueue say; raises the first error of any, translated."""
+def _all_accepted(replies: list[Any]) -> Iterator[Accepted]:
+    """Return what the replies to an enqueue say, one by one; raises the first error of any, translated."""
     errors = [translated(reply) for reply in replies if isinstance(reply, Exception)]
     if not errors:
-        return [accepted_of(reply) for reply in replies]
+        return map(accepted_of, replies)
     if len(errors) < len(replies) and isinstance(errors[0], BrokerUnavailableError):
         raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {errors[0]}")
     raise errors[0]

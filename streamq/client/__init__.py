@@ -9,7 +9,7 @@ from streamq.client.client import Client
 from streamq.client.dial import Dial
 from streamq.client.facts import ServerFacts
 from streamq.client.pipeline import Pipeline
-from streamq.client.replies import Command, OutcomeUnknown
+from streamq.client.replies import Command, OutcomeUnknown, pack_one
 from streamq.client.scripts import Script
 from streamq.client.shelter import Shelter
 from streamq.client.subscriber import Subscriber
@@ -26,4 +26,5 @@ __all__ = [
     "ServerFacts",
     "Shelter",
     "Subscriber",
+    "pack_one",
 ]

@@ -41,7 +41,6 @@ class BlockingConnection:
         self._client = client
         self._connector = client.connector()
         self._link: Link | None = None
-        self._outbox: Outbox | None = None
         self._slot: Slot | None = None
         self._reading = anyio.ResourceGuard("reading from")
         self._unblocking = anyio.Lock()
@@ -76,13 +75,13 @@ class BlockingConnection:
         """
         with self._reading:
             self._ended_early = False
-            link, outbox = await self._connected()
+            link = await self._connected()
             async with self._unblocking:
                 if self._ended_early:
                     return None
                 if not link.usable:
                     raise exceptions.ConnectionError(f"the connection to {link.wire.place} was lost; nothing was sent")
-                slot = self._slot = outbox.submit(pack_greeting((command,)), 1, patience=block)
+                slot = self._slot = link.submit(pack_greeting((command,)), 1, patience=block)
             try:
                 await slot.wait()
             except BaseException:
@@ -108,16 +107,15 @@ class BlockingConnection:
         else:
             self._ended_early = True  # a read that is dialing returns None instead of starting
 
-    async def _connected(self) -> tuple[Link, Outbox]:
-        if self._link is not None and self._outbox is not None and self._link.usable:
-            return self._link, self._outbox
+    async def _connected(self) -> Link:
+        if self._link is not None and self._link.usable:
+            return self._link
         await self._give_up("the connection was given up")
         wire = await self._connector.connect()
-        outbox = Outbox(anyio.Event)
-        link = Link(wire, outbox, reply_timeout=self._client.reply_timeout, last=True)
+        link = Link(wire, Outbox(anyio.Event), reply_timeout=self._client.reply_timeout, last=True)
         self._client.start(link)
-        self._link, self._outbox = link, outbox
-        return link, outbox
+        self._link = link
+        return link
 
     async def _rescue(self, link: Link, slot: Slot, on_stranded: Callable[[Any], None]) -> None:
         """Get the reply of a read whose caller is cancelled; close the connection if that fails."""
@@ -164,7 +162,7 @@ class BlockingConnection:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _give_up(self, reason: str) -> None:
-        link, self._link, self._outbox = self._link, None, None
+        link, self._link = self._link, None
         if link is not None:
             if link.completed:
                 self._connector.succeeded()

@@ -6,25 +6,19 @@ that returns an end of an in-memory pipe.
 
 from __future__ import annotations
 
-import socket
 import ssl
-from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute
 
-from streamq.client.unix import UnixStream
+from streamq.client.sockets import SocketStream, keep_alive
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
 
     from streamq.client.address import Address
-
-_KEEPALIVE_IDLE = 30  # seconds of silence before the kernel probes the peer
-_KEEPALIVE_INTERVAL = 10
-_KEEPALIVE_PROBES = 3
 
 
 class Dial(Protocol):
@@ -57,7 +51,7 @@ class _UnixDial:
         self._path = path
 
     async def __call__(self) -> ByteStream:
-        return await UnixStream.connect(self._path)
+        return await SocketStream.to_path(self._path)
 
 
 class _TcpDial:
@@ -66,9 +60,7 @@ class _TcpDial:
         self._port = port
 
     async def __call__(self) -> ByteStream:
-        stream = await anyio.connect_tcp(self._host, self._port)
-        _keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
-        return stream
+        return await SocketStream.to_host(self._host, self._port)
 
 
 class _TlsDial:
@@ -85,22 +77,8 @@ class _TlsDial:
             tls_hostname=self._host,
             tls_standard_compatible=False,
         )
-        _keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
+        keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
         return stream
-
-
-def _keep_alive(raw: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished. TCP_NODELAY is anyio's default already."""
-    with suppress(OSError):
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", _KEEPALIVE_IDLE),
-            ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
-            ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-        ):
-            option = getattr(socket, name, None)  # not every platform has each of them
-            if option is not None:
-                raw.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _tls_context(address: Address) -> ssl.SSLContext:

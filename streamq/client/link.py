@@ -11,8 +11,12 @@ order is the only thing that ties a reply to its caller. So whatever goes wrong 
 are outstanding ends the link and fails every noted slot; slots that are still in the outbox
 were certainly not sent and wait for the next link.
 
+A caller who is alone need not wait for the writer: with nothing on its way, and no more than one slot in what
+last came back, `submit` sends at once, from where the caller stands. Many callers at once would
+pay a system call each for that, so they are gathered.
+
 Cost per call: one slot and a share of an event; no task, no cancel scope, no timer. A watchdog
-per link looks at the oldest slot alone.
+per link looks at the oldest slot alone. Where the event loop has callbacks no task reads, either.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import anyio
 from redis import exceptions
 
 from streamq.client.replies import OutcomeUnknown
+from streamq.client.sockets import SocketStream
 
 if TYPE_CHECKING:
     from streamq.client.wire import Wire
@@ -99,6 +104,10 @@ class Outbox:
 
     def __repr__(self) -> str:
         return f"<Outbox slots={len(self.slots)} bytes={self.size}>"
+
+    def apart(self, wanted: int, patience: float) -> Slot:
+        """Return a slot whose commands the caller sends itself, at once."""
+        return Slot(self._event(), b"", wanted, patience)
 
     def submit(self, data: bytes, wanted: int, patience: float = 0.0) -> Slot:
         """Queue packed commands that will get `wanted` replies, and return their slot."""
@@ -195,6 +204,8 @@ class Link:
         self._reply_timeout = reply_timeout
         self._last = last
         self._sent: deque[Slot] = deque()
+        self._unsent: bytes | memoryview = b""  # the rest of what a lone caller sent: the kernel's buffer was full
+        self._alone = True  # what last came back was for one caller at most
         self._heard = -math.inf  # when bytes last arrived
         self._retired = False
         self._scope = anyio.CancelScope()
@@ -215,16 +226,33 @@ class Link:
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._guarded, self._read)
+                    if not self.wire.follow(self._replied, self._broken):
+                        tasks.start_soon(self._guarded, self._read)
                     tasks.start_soon(self._guarded, self._watch)
-                    try:
-                        await self._guarded(self._write)
-                    finally:
-                        self.wire.interrupt()
+                    await self._guarded(self._write)
         finally:
             self.close("the client was closed")
             await self.wire.aclose()
             self.ended.set()
+
+    def submit(self, data: bytes, wanted: int, patience: float = 0.0) -> Slot:
+        """Send packed commands that will get `wanted` replies, or queue them, and return their slot."""
+        outbox, stream = self._outbox, self.wire.stream
+        if not self._alone or self._sent or outbox.slots or not self.usable or not isinstance(stream, SocketStream):
+            return outbox.submit(data, wanted, patience)
+        try:
+            done = stream.send_now(data)
+        except Exception as error:  # noqa: BLE001 - nothing of it was sent: it waits for the next link, if there will be one
+            slot = outbox.submit(data, wanted, patience)
+            self._broken(error)
+            return slot
+        slot = outbox.apart(wanted, patience)
+        slot.since = anyio.current_time()
+        self._sent.append(slot)
+        if done < len(data):
+            self._unsent = memoryview(data)[done:]
+            outbox.poke()
+        return slot
 
     def retire(self) -> None:
         """Send nothing more; end as soon as no reply is outstanding."""
@@ -256,7 +284,11 @@ class Link:
     async def _write(self) -> None:
         outbox, sent, send = self._outbox, self._sent, self.wire.stream.send
         while True:
-            await outbox.filled()
+            if not self._unsent:
+                await outbox.filled()
+            if self._unsent:
+                rest, self._unsent = self._unsent, b""
+                await send(bytes(rest))
             if not self.usable:  # cancellation may be under way: what is queued belongs to the next link
                 return
             data = outbox.take(sent, anyio.current_time())
@@ -264,27 +296,39 @@ class Link:
                 await send(data)
 
     async def _read(self) -> None:
-        wire, sent, gets = self.wire, self._sent, self.wire.reader.gets
         while True:
-            await wire.listen()
-            self._heard = anyio.current_time()
+            await self.wire.feed()
+            self._replied(anyio.current_time())
+
+    def _replied(self, now: float) -> None:
+        """Give the replies that are whole to their slots."""
+        if self._reason is not None:
+            return
+        sent, gets = self._sent, self.wire.reader.gets
+        self._heard = now
+        completed = 0
+        reply = gets()
+        while reply is not False:
+            if not sent:
+                self.close("the server sent a reply that nobody asked for")
+                return
+            slot = sent[0]
+            slot.replies.append(reply)
+            if len(slot.replies) == slot.wanted:
+                sent.popleft()
+                completed += 1
+                if not sent or sent[0].done is not slot.done:
+                    slot.done.set()
             reply = gets()
-            while reply is not False:
-                if not sent:
-                    self.close("the server sent a reply that nobody asked for")
-                    return
-                slot = sent[0]
-                slot.replies.append(reply)
-                if len(slot.replies) == slot.wanted:
-                    sent.popleft()
-                    self.completed += 1
-                    if not sent or sent[0].done is not slot.done:
-                        slot.done.set()
-                reply = gets()
-            if wire.distrusted and not self._retired:
-                self.retire()
-            if self._retired and not sent:
-                self.close("the connection was given up")
+        self.completed += completed
+        self._alone = completed <= 1
+        if self.wire.distrusted and not self._retired:
+            self.retire()
+        if self._retired and not sent:
+            self.close("the connection was given up")
+
+    def _broken(self, error: Exception) -> None:
+        self.close(_reason_of(error), error)
 
     async def _watch(self) -> None:
         """End the link when the server owes a reply and has been silent for too long.

@@ -53,7 +53,7 @@ class Multiplexer:
         outbox = self._outbox
         if outbox.full or self._closed:
             await self._admission()
-        slot = outbox.submit(data, wanted)
+        slot = outbox.submit(data, wanted) if self.link is None else self.link.submit(data, wanted)
         try:
             await slot.done.wait()
             if len(slot.replies) != wanted:

@@ -14,8 +14,8 @@ import redis
 from hiredis import pack_command
 from redis import exceptions
 
-Command = Sequence[bytes | str | int | float]
-"""One command: its name and arguments, as `("XADD", "stream", "*", "field", b"value")`."""
+Command = Sequence[bytes | str | int | float] | bytes
+"""One command: its name and arguments, as `("XADD", "stream", "*", "field", b"value")`, or that from `pack_one`."""
 
 ResponseCallback = Callable[..., Any]
 
@@ -110,16 +110,21 @@ def pack(commands: Sequence[Command]) -> bytes:
     Raises DataError for an argument that is not bytes, str, int or float, and for a command
     that would change what later replies on a shared connection mean.
     """
+    if len(commands) == 1:
+        return pack_one(commands[0])
+    return b"".join(map(pack_one, commands))
+
+
+def pack_one(command: Command) -> bytes:
+    """Return a command as RESP bytes, which stand for it wherever a command may. Raises as `pack`."""
+    if isinstance(command, bytes):
+        return command
     try:
-        if len(commands) == 1:
-            command = commands[0]
-            if command[0] not in _DESYNC:
-                return _pack(command if command.__class__ is tuple else tuple(command))
-        elif not any(command[0] in _DESYNC for command in commands):
-            return b"".join([_pack(command if command.__class__ is tuple else tuple(command)) for command in commands])
+        if command[0] not in _DESYNC:
+            return _pack(command if command.__class__ is tuple else tuple(command))
     except (TypeError, IndexError):
-        raise exceptions.DataError(_misfit(commands)) from None
-    word = next(command[0] for command in commands if command[0] in _DESYNC)
+        raise exceptions.DataError(_misfit(command)) from None
+    word = command[0]
     raise refusal(word.decode() if isinstance(word, bytes) else str(word))
 
 
@@ -128,16 +133,13 @@ def pack_greeting(commands: Sequence[Command]) -> bytes:
     return b"".join([_pack(tuple(command)) for command in commands])
 
 
-def _misfit(commands: Sequence[Command]) -> str:
-    for command in commands:
-        if not command:
-            return "a command is empty; its first element is its name"
-        for position, item in enumerate(command):
-            if isinstance(item, bool) or not isinstance(item, bytes | str | int | float | memoryview):
-                return (
-                    f"argument {position} of {command[0]!r} is a {type(item).__name__}; pass bytes, str, int or float"
-                )
-    return "a command cannot be packed; pass tuples of bytes, str, int or float"
+def _misfit(command: Sequence[Any]) -> str:
+    if not command:
+        return "a command is empty; its first element is its name"
+    for position, item in enumerate(command):
+        if isinstance(item, bool) or not isinstance(item, bytes | str | int | float | memoryview):
+            return f"argument {position} of {command[0]!r} is a {type(item).__name__}; pass bytes, str, int or float"
+    return "a command cannot be packed; pass a tuple of bytes, str, int or float"
 
 
 @lru_cache(maxsize=1)

@@ -207,19 +207,17 @@ class Subscriber:
 
     async def _probe(self, wire: Wire, scope: anyio.CancelScope) -> None:
         """Send PING into silence; end the connection when that is not answered."""
-        try:
-            await self._ping(wire, scope)
-        finally:
-            wire.interrupt()
-
-    async def _ping(self, wire: Wire, scope: anyio.CancelScope) -> None:
-        interval = self._client.reply_timeout / 2
+        silence, patience = self._client.reply_timeout, self._client.reply_timeout / 2
         while True:
-            await anyio.sleep(interval)
-            if anyio.current_time() - self._heard < interval or len(self._backlog) >= _BACKLOG:
+            heard = self._heard
+            await anyio.sleep(max(0.0, heard + silence - anyio.current_time()))
+            if self._heard != heard:
+                continue
+            if len(self._backlog) >= _BACKLOG:  # a slow reader: nobody listens
+                await anyio.sleep(patience)
                 continue
             try:
-                with anyio.fail_after(interval):
+                with anyio.fail_after(patience):
                     asked = anyio.current_time()
                     async with self._sending:
                         await wire.stream.send(pack_greeting([("PING",)]))
@@ -232,7 +230,7 @@ class Subscriber:
     async def _read(self, wire: Wire) -> None:
         gets = wire.reader.gets
         while True:
-            await wire.listen()
+            await wire.feed()
             self._heard = anyio.current_time()
             reply = gets()
             while reply is not False:

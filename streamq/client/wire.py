@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import hiredis
-from anyio.abc import SocketAttribute
 from redis import exceptions
 
 from streamq.client.replies import Command, pack_greeting, reply_error
+from streamq.client.sockets import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamq.client.address import Address
     from streamq.client.dial import Dial
 
-_CHUNK: Final = 1 << 17  # bytes asked of the stream at once
+_CHUNK: Final = 1 << 16  # bytes asked of the stream at once
 _CLOSE_WITHIN: Final = 2.0  # seconds
 _FAILURES_COUNTED: Final = 64  # redis-py's backoff is a power of it, which soon is no float any more
 
@@ -47,7 +47,6 @@ class Wire:
         self.reader = hiredis.Reader(replyError=self._reply_error)
         self.client_id: int | None = None  # as CLIENT ID said; None where the server does not tell
         self.distrusted = False
-        self._unix = _unix_socket(stream)
 
     def __repr__(self) -> str:
         return f"<Wire to {self.place} id={self.client_id}>"
@@ -61,21 +60,22 @@ class Wire:
         """Wait for bytes and give them to the parser; raises what the stream raises."""
         self.reader.feed(await self.stream.receive(_CHUNK))
 
-    async def listen(self) -> None:
-        """As `feed`, for a task beside which another one calls `interrupt` when both are cancelled.
+    def follow(self, arrived: Callable[[float], None], ended: Callable[[Exception], None]) -> bool:
+        """From now on feed the parser without a task: `arrived` hears the loop's time (s) then, `ended` of the end.
 
-        Over a unix socket on asyncio, anyio 4.16 cannot cancel a receive in the very turn in
-        which bytes arrive: the loop then logs an InvalidStateError. There a receive is left
-        alone until `interrupt` has ended it.
+        Returns False where that cannot be: have a task `feed` there.
         """
-        with anyio.CancelScope(shield=self._unix is not None):
-            await self.feed()
+        if not isinstance(self.stream, SocketStream):
+            return False
 
-    def interrupt(self) -> None:
-        """End a `listen`, now or to come: it finds that the stream has ended."""
-        if self._unix is not None:
-            with suppress(OSError):
-                self._unix.shutdown(socket.SHUT_RDWR)
+        def take(data: bytes, now: float) -> None:
+            try:
+                self.reader.feed(data)
+                arrived(now)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must end the wire and not the event loop
+                ended(error)
+
+        return self.stream.follow(take, ended)
 
     async def aclose(self) -> None:
         """Close the stream at once, whatever state it is in; raises nothing."""
@@ -86,19 +86,9 @@ class Wire:
         """Send `commands` and append their replies to `replies` as they arrive."""
         await self.stream.send(pack_greeting(commands))
         while len(replies) < len(commands):
-            if self._unix is not None:  # see `listen`: this waits without a receive that could be cancelled
-                await anyio.wait_readable(self._unix)
-            with anyio.CancelScope(shield=self._unix is not None):
-                await self.feed()
+            await self.feed()
             while len(replies) < len(commands) and (reply := self.reader.gets()) is not False:
                 replies.append(reply)
-
-
-def _unix_socket(stream: ByteStream) -> socket.socket | None:
-    """Return the socket below a stream, if it is a unix socket."""
-    if stream.extra(SocketAttribute.family, None) != socket.AF_UNIX:  # noqa: S610 - no Django here
-        return None
-    return stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610
 
 
 class Connector:

@@ -152,8 +152,13 @@ async def test_killed_connection_comes_back(client):
     """A cut read is OutcomeUnknown; the next one dials again."""
     async with client.blocking() as blocking:
         await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never)
+
+        async def kill():
+            await anyio.wait_all_tasks_blocked()  # the read is on its way
+            await client.client_kill_filter(skipme=True)  # not ourselves: the other one
+
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.client_kill_filter, None, None, None, True)  # not ourselves: the other one
+            tasks.start_soon(kill)
             with pytest.raises(OutcomeUnknown):
                 await blocking.read(read_new("s"), block=10, on_stranded=never)
         assert await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never) is None

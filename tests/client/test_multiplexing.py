@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from redis import exceptions
 
 from streamq.client import OutcomeUnknown
+from tests.client.over_sockets import Cut, PairServer
 from tests.client.scripted import Faults, Server, bulk, echo
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +83,62 @@ async def test_no_reply_reaches_another_caller(callers, faults):
                 await client.reset()
             await client.reset()
             assert await client.call([("ECHO", "last")]) == [b"last"]
+
+
+CUTS = st.builds(
+    Cut,
+    received=st.none() | st.integers(95, 600),  # the greeting has 94 bytes
+    replied=st.none() | st.integers(17, 200),  # and its replies 16
+    pause=st.integers(0, 4),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(callers=CALLERS, cuts=st.lists(CUTS, max_size=3))
+async def test_no_reply_reaches_another_caller_over_sockets(callers, cuts):
+    """The same over sockets, where lone callers send from where they stand, and no task reads under asyncio."""
+    tally = Tally()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as serving, PairServer(serving, cuts).client() as client:
+            async with anyio.create_task_group() as tasks:
+                for number, (size, turns) in enumerate(callers):
+                    tasks.start_soon(cancellable_caller, client, b"%d" % number, size, turns, tally)
+            for _ in range(len(cuts) + 1):
+                await one_caller(client, b"breaking", 9, tally, rounds=1)
+                await client.reset()
+            assert await client.call([("ECHO", "last")]) == [b"last"]
+
+
+async def test_more_than_the_kernel_takes():
+    """A lone caller whose command is larger than what the kernel holds: the writer sends the rest, and others go on."""
+    async with anyio.create_task_group() as serving, PairServer(serving).client() as client:
+        large = b"x" * 300_000
+        assert await client.call([("ECHO", "small")]) == [b"small"]
+        replies = {}
+
+        async def echoed(name, value):
+            replies[name] = await client.call([("ECHO", value)])
+
+        async with anyio.create_task_group() as tasks:
+            for number, value in enumerate((large, b"after", large)):
+                tasks.start_soon(echoed, number, value)
+        assert replies == {0: [large], 1: [b"after"], 2: [large]}
+
+
+async def test_a_lone_caller_sends_at_once_and_many_share_a_write():
+    """One read of the server for each call of one caller; for a hundred at once two: the first, and all the others."""
+    async with anyio.create_task_group() as serving:
+        server = PairServer(serving)
+        async with server.client() as client:
+            await client.call([("ECHO", "up")])
+            server.reads.clear()
+            for number in range(5):
+                await client.call([("ECHO", str(number))])
+            assert server.reads == [1] * 5
+            async with anyio.create_task_group() as tasks:
+                for number in range(100):
+                    tasks.start_soon(client.call, [("ECHO", str(number))])
+            assert server.reads[5:] in ([1, 99], [100])
 
 
 async def test_cut_at_every_byte_received():

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker
-from streamq.client.unix import UnixStream
+from streamq.client.sockets import SocketStream
 from streamq.clock import Clock
 from streamq.doctor import Severity, examine
 from tests.at_work import until
@@ -83,7 +83,7 @@ async def delayed_line(path, seconds):
     async with await anyio.create_unix_listener(door) as listener, anyio.create_task_group() as group:
 
         async def serve(client):
-            async with client, await UnixStream.connect(path) as there, anyio.create_task_group() as pumps:
+            async with client, await SocketStream.to_path(path) as there, anyio.create_task_group() as pumps:
                 pumps.start_soon(pump, client, there, 0)
                 pumps.start_soon(pump, there, client, seconds)
 

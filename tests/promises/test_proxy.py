@@ -10,7 +10,7 @@ import anyio.abc
 import pytest
 
 from streamq import RedisBroker, Worker, task
-from streamq.client.unix import UnixStream
+from streamq.client.sockets import SocketStream
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 from tests.servers import RealServer
 
@@ -35,12 +35,12 @@ class Proxy:
 
     async def serve(self, client: anyio.abc.SocketStream) -> None:
         """Carry one connection until either side, or a fault, ends it."""
-        async with client, await UnixStream.connect(self._path) as server, anyio.create_task_group() as pumps:
+        async with client, await SocketStream.to_path(self._path) as server, anyio.create_task_group() as pumps:
             pumps.start_soon(self._pump, client, server)
             pumps.start_soon(self._pump, server, client)
 
     async def _pump(self, source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream) -> None:
-        replies = isinstance(source, UnixStream)
+        replies = isinstance(source, SocketStream)
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             while not (replies and self.loses_replies):
                 data = await source.receive()

@@ -46,6 +46,9 @@ def determined(seed: int) -> Iterator[None]:
     def token_bytes(size: int | None = None) -> bytes:
         return dice.randbytes(size or 32)
 
+    def urandom(size: int) -> bytes:
+        return dice.randbytes(size)
+
     random.seed(seed)
     scheduler._r.seed(seed)
     collecting, level = gc.isenabled(), logging.root.manager.disable
@@ -56,6 +59,7 @@ def determined(seed: int) -> Iterator[None]:
         patch.object(Watchdog, "watch_forever", _nobody_watches),
         patch.object(sending, "new_task_id", new_task_id),
         patch("secrets.token_bytes", token_bytes),
+        patch.object(sending, "urandom", urandom),
     ]
     for each in patches:
         each.start()
