@@ -10,7 +10,6 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any
 
@@ -134,6 +133,8 @@ def encode_extra(value: Any) -> Any:
 
     Raises TypeError for anything else.
     """
+    from decimal import Decimal  # noqa: PLC0415 - a third of a MiB; pydantic has loaded it
+
     if isinstance(value, Decimal):
         return str(value)
     from pydantic_core import PydanticSerializationError, to_jsonable_python  # noqa: PLC0415

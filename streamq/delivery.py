@@ -40,7 +40,7 @@ class Delivery:
         self.alone = False
         self.convicted = False
         self.orphaned = False
-        self.plain = False  # known to have no field but its task, arguments and id
+        self.plain = False  # known to have no field but its task, arguments, id and priority
         self.state: Any = None  # what the worker's lifespan yielded
         self._fields: dict[bytes, bytes] | None = None
 
@@ -72,17 +72,21 @@ class Delivery:
         given = self.fields.get(b"id")
         return text(given, "id") if given else self.entry_id.decode()
 
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return the positional and the keyword arguments."""
+        fields = self.fields
+        args, kwargs = fields.get(b"args"), fields.get(b"kwargs")
+        return load(args, "args", list) if args else [], load(kwargs, "kwargs", dict) if kwargs else {}
+
     @property
     def args(self) -> list[Any]:
         """The positional arguments."""
-        raw = self.fields.get(b"args")
-        return load(raw, "args", list) if raw else []
+        return self.arguments()[0]
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """The keyword arguments."""
-        raw = self.fields.get(b"kwargs")
-        return load(raw, "kwargs", dict) if raw else {}
+        return self.arguments()[1]
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -1,22 +1,25 @@
 """What one consumer has in its hands: prefetched, set apart, running. Pure state, no I/O.
 
 Decides what starts next (fair over tiers, suspects alone), how much to read, and what to hand
-back. The prefetch follows Little's law: hold what will start within `HORIZON` seconds at the
-rate at which tasks lately finished, so fast tasks are read by the hundred and a worker whose
-tasks take minutes holds nothing that an idle one could run.
+back. The prefetch follows Little's law: hold what will start within `HORIZON` seconds, as many as
+lately finished within one. Tasks that start together end together, and an average would not see that:
+so it is the busiest horizon that counts, or rather the second of them, for one alone may be the end of
+tasks that took minutes. Fast tasks are thus read by the hundred, and a worker whose tasks take minutes
+holds nothing that an idle one could run.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import ceil
 
 from streamq.delivery import Delivery
 from streamq.tiers import FairChooser
 
 HORIZON = 0.02  # seconds of work to hold beyond the free slots; some ten round trips
 STUCK = 1.0  # seconds without a start after which prefetched deliveries are handed back
-_SAMPLE = 0.01  # seconds between two looks at the rate
+_LATELY = 0.25  # seconds that a horizon counts: what is held for the next of two starts within half of it
 
 
 class Intake:
@@ -47,14 +50,15 @@ class Intake:
         self._suspects: deque[Delivery] = deque()
         self._solo: Delivery | None = None
         self._gate_since = 0.0
-        self._last_take = clock()
-        self._rate = 0.0
-        self._sampled = self._last_take
+        self.last_take = clock()
+        self._begun = self.last_take  # the horizon that `finished` counts
+        # Those before it: when one began, how many finished. No more of them fit into `_LATELY`.
+        self._horizons: deque[tuple[float, int]] = deque(maxlen=ceil(_LATELY / HORIZON))
 
     def __repr__(self) -> str:
         return (
             f"<Intake running={self.running}/{self.slots} buffered={self._buffered} "
-            f"suspects={len(self._suspects)} rate={self._rate:.0f}/s>"
+            f"suspects={len(self._suspects)} prefetch={self.prefetch()}>"
         )
 
     # --- in ----------------------------------------------------------------------------------
@@ -66,16 +70,17 @@ class Intake:
         if held:
             deliveries = [delivery for delivery in deliveries if delivery.entry_id not in held]
         if not self._buffered:
-            self._last_take = self._clock()
+            self.last_take = self._clock()
+        before = len(buffer)
         for delivery in deliveries:
             held[delivery.entry_id] = delivery
-            if len(delivery.crashes) >= self.suspect_after:
+            if delivery.crashes and len(delivery.crashes) >= self.suspect_after:
                 if not self._suspects:
                     self._gate_since = self._clock()
                 self._suspects.append(delivery)
                 continue
             buffer.append(delivery)
-            self._buffered += 1
+        self._buffered += len(buffer) - before
         if buffer:
             self._chooser.ready(tier)
         return list(deliveries)
@@ -90,8 +95,12 @@ class Intake:
 
     def take(self) -> Delivery | None:
         """Return the delivery to start now, or None; its run ends with `done`."""
+        now = self._clock()
+        if now >= self._begun + HORIZON:
+            self._horizons.append((self._begun, self.finished))
+            self._begun, self.finished = now, 0
         if self._suspects or self._solo is not None:
-            return self._take_suspect()
+            return self._take_suspect(now)
         tier = self._chooser.choose() if self._buffered and not self.closed else None
         if tier is None:
             return None
@@ -101,27 +110,24 @@ class Intake:
             self._chooser.dry(tier)
         self._buffered -= 1
         self.running += 1
-        return self._taken(delivery)
+        self.last_take = now
+        return delivery
 
-    def _take_suspect(self) -> Delivery | None:
+    def _take_suspect(self, now: float) -> Delivery | None:
         if not self._gate_open():
             return None
         delivery = self._suspects.popleft()
         delivery.alone = not self.running
         self._solo = delivery
-        self._gate_since = self._clock()
+        self._gate_since = self.last_take = now
         self.running += 1
-        return self._taken(delivery)
+        return delivery
 
     def _gate_open(self) -> bool:
         """May a suspect start? Once nothing runs beside it, or what runs has taken too long."""
         if self.closed or self._solo is not None or not self._suspects:
             return False
         return not self.running or self._clock() >= self._gate_since + self.patience
-
-    def _taken(self, delivery: Delivery) -> Delivery:
-        self._last_take = self._clock()
-        return delivery
 
     def done(self, delivery: Delivery) -> None:
         """The run of this delivery ended; it stays held until it is settled."""
@@ -134,6 +140,12 @@ class Intake:
     def forget(self, tier: int, entry_id: bytes) -> None:
         """This delivery is settled, handed back or lost."""
         self.held[tier].pop(entry_id, None)
+
+    def settled(self, tier: int, deliveries: Iterable[Delivery]) -> None:
+        """These deliveries of a tier are settled."""
+        pop = self.held[tier].pop
+        for delivery in deliveries:
+            pop(delivery.entry_id, None)
 
     def drop(self, delivery: Delivery) -> bool:
         """Take back a delivery that has not started; False if it has."""
@@ -162,13 +174,14 @@ class Intake:
 
     def stuck(self) -> list[Delivery]:
         """Take back what was prefetched and could not start for a while (see STUCK)."""
-        if not self._buffered or self._clock() < self._last_take + STUCK:
+        if not self._buffered or self._clock() < self.last_take + STUCK:
             return []
         waiting = list(self._suspects)
         self._suspects.clear()
         found = self.unstarted()
         self._suspects.extend(waiting)
-        self._rate, self.finished, self._sampled = 0.0, 0, self._clock()  # or there would be room to take it back
+        self._horizons.clear()  # or there would be room to take it back
+        self.finished = 0
         return found
 
     @property
@@ -178,7 +191,7 @@ class Intake:
 
     def overdue(self) -> float | None:
         """Return when to look again: what is prefetched is stuck, or a suspect has waited enough."""
-        times = [self._last_take + STUCK] if self._buffered else []
+        times = [self.last_take + STUCK] if self._buffered else []
         gate = self._gate_since + self.patience
         if self._suspects and self._solo is None and gate > self._clock():
             times.append(gate)
@@ -205,13 +218,17 @@ class Intake:
 
     def prefetch(self) -> int:
         """Return how many deliveries to hold beyond the free slots."""
-        now = self._clock()
-        elapsed = now - self._sampled
-        if elapsed >= _SAMPLE:
-            self._rate += (self.finished / elapsed - self._rate) / 2
-            self.finished = 0
-            self._sampled = now
-        return min(self.max_prefetch, int(self._rate * HORIZON))
+        since, horizons = self._clock() - _LATELY, self._horizons
+        while horizons and horizons[0][0] < since:
+            horizons.popleft()
+        most = self.finished if self._begun >= since else 0
+        second = 0
+        for _, finished in horizons:
+            if finished > most:
+                most, second = finished, most
+            elif finished > second:
+                second = finished
+        return min(self.max_prefetch, second)
 
     def room(self) -> int:
         """Return how many more deliveries are worth having."""

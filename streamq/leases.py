@@ -3,13 +3,15 @@
 Two timers, neither gated by traffic. *Renew* runs every third of the visibility timeout and
 covers everything in hand, prefetched deliveries included. *Sweep* takes over what was handed
 back, what dead consumers held and what went stale; it is bounded per step, keeps its cursor,
-and takes no more than there is room for. Both also learn the server's clock and remove dead
-consumers that hold nothing.
+and takes no more than there is room for. It surveys first, in one round trip of plain commands: where nothing
+is pending there is nothing to take over, and an idle worker has no more to do. Both also learn the server's
+clock and remove dead consumers that hold nothing.
 """
 
 from __future__ import annotations
 
 import random
+from itertools import cycle
 
 import anyio
 
@@ -20,6 +22,7 @@ from streamq.outage import LONGEST_PAUSE
 SWEEP_STEP = 100  # entries that one step of a sweep takes at most
 _NO_ROOM = 0.25  # seconds until a sweep that found no room looks again
 _NEXT_SUSPECT = 0.02  # the same, when a suspect has all the room: others may wait for their turn
+_IN_FULL = 3600.0  # seconds after which a tier is told again what hardly changes (see renew.lua)
 _START = b"0-0"
 _NEVER = 365 * 24 * 3600.0  # seconds: idle for so long is nobody
 
@@ -35,6 +38,9 @@ class Leases:
         self._cursors = [_START for _ in consumer.store.tiers]
         self._wake = anyio.Event()
         self._renewed = self._clock.elapsed()
+        self._in_full_at = [float("-inf") for _ in consumer.store.tiers]
+        self._turns = cycle(range(len(consumer.store.tiers)))  # whose consumers the next survey asks after
+        self._surveyed = float("-inf")
         self._others_until = 0.0  # until when the others may still be on their way back
         self.sweeping = True
 
@@ -64,13 +70,21 @@ class Leases:
         """Renew every lease once; deliveries that turn out to be lost are given up."""
         consumer = self._consumer
         held = [list(by_id) for by_id in consumer.intake.held]
+        in_full = [tier for tier, at in enumerate(self._in_full_at) if at <= self._clock.elapsed()]
         sent = self._clock.now()
-        now, lost = await self._store.renew(consumer.name, consumer.visibility_timeout, held)
+        now, lost = await self._store.renew(consumer.name, consumer.visibility_timeout, held, in_full=in_full)
+        self._note_in_full(in_full)
         self._note_gap()
         consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
         for tier, ids in enumerate(lost):
             for entry_id in ids:
                 consumer.lost(tier, entry_id)
+
+    def _note_in_full(self, told: list[int]) -> None:
+        """Set when these tiers are told in full again: not all of them at once."""
+        now, tiers = self._clock.elapsed(), len(self._in_full_at)
+        for place, tier in enumerate(told):
+            self._in_full_at[tier] = now + _IN_FULL * (1 - place / tiers)
 
     def _note_gap(self) -> None:
         """Notice that nothing could be renewed for long: then the others could not either.
@@ -91,54 +105,72 @@ class Leases:
 
     async def sweep_forever(self) -> None:
         """Sweep in time, or when told, until cancelled."""
-        departed = 0.0
+        part = self._random.random()  # of the first interval: who starts with others does not sweep with them
         while True:
             self._wake = anyio.Event()
-            pause = self.interval * self._random.uniform(0.9, 1.0)
+            started = self._clock.elapsed()
             try:
-                if self._clock.elapsed() - self._renewed > self.interval * 2:
+                if started - self._renewed > self.interval * 2:
                     await self.renew()
                 complete = await self._sweep()
-                if not complete:
-                    pause = min(pause, _NEXT_SUSPECT if self._consumer.intake.isolating else _NO_ROOM)
-                if complete or self._clock.elapsed() >= departed + self.interval:
-                    departed = self._clock.elapsed()
-                    await self._store.depart(forgotten=3 * self._consumer.visibility_timeout)
             except BrokerError as error:
                 await self._consumer.recover("sweep", error)
+                part = self._random.random()
                 continue
             self._consumer.outage.over("sweep")
-            with anyio.move_on_after(pause):
+            pause = started + self.interval * part - self._clock.elapsed()
+            if not complete:
+                pause = min(self.interval, _NEXT_SUSPECT if self._consumer.intake.isolating else _NO_ROOM)
+            with anyio.move_on_after(pause) as timer:
                 await self._wake.wait()
+            if timer.cancelled_caught and complete:
+                part = 1.0
 
     async def _sweep(self) -> bool:
-        """Sweep every tier to its end; False if room ran out before."""
+        """Sweep every tier where anything is pending to its end; False if room ran out before."""
+        consumer = self._consumer
+        if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
+            return False
+        forgotten = 2 * consumer.visibility_timeout
+        pending, gone = await self._store.survey(next(self._turns), now=consumer.now(), forgotten=forgotten)
+        self._surveyed = self._clock.elapsed()
+        complete = True
+        for tier, number in enumerate(pending):
+            if not number:
+                self._cursors[tier] = _START
+                continue
+            to_the_end, died = await self._sweep_tier(tier)
+            complete, gone = complete and to_the_end, gone or died
+        if gone:
+            await self._store.depart(forgotten=forgotten)
+        return complete
+
+    async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
+        """Sweep one tier. Returns False if room ran out before its end, and whether owners were found dead."""
         consumer = self._consumer
         patient = self._clock.elapsed() < self._others_until
-        complete = True
-        for tier in range(len(self._store.tiers)):
-            while True:
-                room = consumer.intake.room() if self.sweeping else 0
-                if room <= 0:
-                    complete = False
-                    break
-                count = min(SWEEP_STEP, room)
-                cursor, found, more_suspects = await self._store.reclaim(
-                    consumer.name,
-                    tier,
-                    idle=_NEVER if patient else consumer.visibility_timeout,
-                    margin=self.interval,
-                    cursor=self._cursors[tier],
-                    count=count,
-                    max_crashes=consumer.max_crashes,
-                    suspect_after=consumer.intake.suspect_after,
-                    deadline=consumer.now() + self.interval,
-                )
-                self._cursors[tier] = cursor
-                consumer.reclaimed(found)
-                if more_suspects:
-                    complete = False
-                    break
-                if cursor == _START and len(found) < count:
-                    break
-        return complete
+        died = False
+        while (room := self._room()) > 0:
+            count = min(SWEEP_STEP, room)
+            cursor, found, more_suspects = await self._store.reclaim(
+                consumer.name,
+                tier,
+                idle=_NEVER if patient else consumer.visibility_timeout,
+                margin=self.interval,
+                cursor=self._cursors[tier],
+                count=count,
+                max_crashes=consumer.max_crashes,
+                suspect_after=consumer.intake.suspect_after,
+                deadline=consumer.now() + self.interval,
+            )
+            self._cursors[tier] = cursor
+            died = died or any(delivery.orphaned for delivery in found)
+            consumer.reclaimed(found)
+            if more_suspects:
+                return False, died
+            if cursor == _START and len(found) < count:
+                return True, died
+        return False, died
+
+    def _room(self) -> int:
+        return self._consumer.intake.room() if self.sweeping else 0

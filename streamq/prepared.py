@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_process
 
 from streamq.arguments import encode_extra
 from streamq.batch_tasks import BatchTask
@@ -51,6 +50,9 @@ class Prepared:
         timeout = task.timeout
         threads = self._threads if task.run_in == "thread" else None
 
+        def plainly(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            return invoke(args, kwargs) if delivery.plain else call(delivery, args, kwargs)
+
         async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             limit = timeout
             if not delivery.plain:
@@ -68,7 +70,7 @@ class Prepared:
                 raise TaskTimeoutError(task.name, limit)
             return None
 
-        return call
+        return plainly if timeout is None and threads is None else call
 
     def _together(self, batches: Batches) -> Runnable:
         """Return the way into a batch: the timeout is that of its handler, and no one's who waits for more."""
@@ -95,8 +97,7 @@ class Prepared:
             return await threads.run(partial(function, items))
 
         async def in_process(items: list[Any]) -> Any:
-            call = partial(_call_by_name, function.__module__, function.__qualname__, (items,), {})
-            return await anyio.to_process.run_sync(call, cancellable=True)
+            return await _in_process(function, (items,), {})
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process
@@ -144,10 +145,16 @@ class Prepared:
 
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)
-            call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
-            return await anyio.to_process.run_sync(call, cancellable=True)
+            return await _in_process(function, args, kwargs)
 
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+
+
+async def _in_process(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
+
+    call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
+    return await to_process.run_sync(call, cancellable=True)
 
 
 def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

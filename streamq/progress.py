@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-import anyio.from_thread
 import anyio.lowlevel
 import orjson
 
@@ -119,8 +117,10 @@ def report_progress_sync(done: float, total: float | None = None, note: str = ""
     if cancel_requested():  # in this instant, and the run is closed already
         reports.forget(delivery)
     elif must_wake:
+        from anyio import from_thread  # noqa: PLC0415 - few handlers need it
+
         with suppress(RuntimeError):  # the event loop has ended, and its worker with it
-            anyio.from_thread.run_sync(reports.wake)
+            from_thread.run_sync(reports.wake)
 
 
 def _reporter() -> Any:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
-import anyio.to_process
 
 from streamq.consequences import THEN
 from streamq.consumer import Consumer
@@ -26,15 +24,18 @@ from streamq.delivery import Delivery, Failure
 from streamq.errors import BrokerError, MessageError, UndecodableError
 from streamq.events import Started
 from streamq.message import dumps
-from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Release, Skip, decide, failure_of
+from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
 from streamq.prepared import Prepared
 from streamq.reporting import Reporter
 
 log = logging.getLogger("streamq")
 
-STREAK = 32  # runs that one runner makes before others get their turn
+STREAK = 16  # runs that one runner makes, at least, before others get their turn:
+SLICE = 0.005  # once it has been at it for so many seconds
 _UNKNOWN_PAUSE = 2.0  # seconds between two looks at a task that no one here knows
 _PLAIN = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
+_PRIORITISED = _PLAIN | {b"priority"}
+_DONE = Ack()
 _CANCELLED = dumps(
     {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
 )
@@ -63,6 +64,7 @@ class Runners:
         uniform: random.Random, listening: bool,
     ) -> None:  # fmt: skip
         self._consumer = consumer
+        self._settler = consumer.settler
         self._intake = consumer.intake
         self._elapsed = consumer.store.clock.elapsed
         self._tasks = {prepared.task.name.encode(): prepared for prepared in tasks}
@@ -73,7 +75,8 @@ class Runners:
         self._random = uniform
         self._reporter = reporter
         self._listening = listening
-        self._idle: deque[anyio.Event] = deque()
+        self._idle: list[anyio.Event] = []
+        self._woken = 0  # of those that were idle: not yet at work
         self._running: dict[Delivery, _Slot] = {}
         self._warned: set[bytes] = set()
         self._ended: anyio.Event | None = None  # while somebody waits for the last run to end
@@ -84,9 +87,15 @@ class Runners:
     # --- from outside ------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something can start; one runner wakes, and it wakes the next."""
+        """Something can start: as many runners are on their way as there are runs, one at least, and each wakes others.
+
+        Where handlers do not wait, so that no run is under way, one runner thus hands on to the next; where they do,
+        twice as many wake each time.
+        """
         if self._idle and self._intake.startable:
-            self._idle.popleft().set()
+            while self._idle and (not self._woken or self._woken < self._intake.running):
+                self._woken += 1
+                self._idle.pop().set()
         elif self.batches and self._intake.isolating:  # a suspect waits for what runs, so that must not wait for more
             for batches in self.batches:
                 batches.hurry()
@@ -127,12 +136,13 @@ class Runners:
 
     async def _runs(self, slot: _Slot) -> None:
         intake, running_now = self._intake, self._running
-        streak = 0
+        streak, since = 0, self._elapsed()
         while True:
             delivery = intake.take()
             if delivery is None:
+                self._consumer.kick()  # there is room; and if all others wait as well, what was settled may go
                 await self._park()
-                streak = 0
+                streak, since = 0, self._elapsed()
                 continue
             if self._idle:
                 self.wake()
@@ -146,41 +156,38 @@ class Runners:
             finally:
                 del running_now[delivery]
                 intake.done(delivery)
-                if not intake.running:
-                    self._all_ended()
+                if self._ended is not None and not intake.running:
+                    self._ended.set()
             if slot.reason:  # this scope is cancelled: the next run needs another
                 return
             streak += 1
-            if streak >= STREAK:
-                streak = 0
-                await anyio.lowlevel.checkpoint()
+            if streak >= STREAK and intake.last_take >= since + SLICE:
+                await (self._park() if self._woken else anyio.lowlevel.checkpoint())
+                streak, since = 0, self._elapsed()
 
     async def _park(self) -> None:
-        """Wait until something can start."""
+        """Wait to be woken."""
         event = anyio.Event()
         self._idle.append(event)
-        self._consumer.kick()
         try:
             await event.wait()
         finally:
-            if not event.is_set():
+            if event.is_set():
+                self._woken -= 1
+            else:
                 self._idle.remove(event)
-
-    def _all_ended(self) -> None:
-        if self._ended is not None:
-            self._ended.set()
-        if self._intake.quiet:  # no company is to be expected: what waits may go
-            self._consumer.kick()
-        self.wake()  # a suspect may have waited for this
 
     async def _run(self, delivery: Delivery, slot: _Slot) -> None:
         """Run one delivery: decode, call, decide, settle."""
-        prepared = self._tasks.get(delivery.fields.get(b"task", b""))
-        early = self._refused(delivery, prepared)
-        if early is None and prepared is None:
-            early = self._unknown(delivery)
-        if early is not None or prepared is None:
-            self._settle(delivery, early or Release(), prepared, 0.0)
+        fields = delivery.fields
+        prepared = self._tasks.get(fields.get(b"task", b""))
+        if prepared is None:
+            self._settle(delivery, self._refused(delivery) or self._unknown(delivery), None, 0.0)
+            return
+        if fields.keys() <= _PLAIN or (fields.keys() <= _PRIORITISED and _is_small(fields[b"priority"])):
+            delivery.plain = True
+        elif (early := self._refused(delivery)) is not None:
+            self._settle(delivery, early, prepared, 0.0)
             return
         if delivery.alone and not await self._alone(delivery):
             return
@@ -189,7 +196,7 @@ class Runners:
             self._consumer.emit(Started(delivery))
         started = self._elapsed()
         try:
-            args, kwargs = delivery.args, delivery.kwargs
+            args, kwargs = delivery.arguments()
             token = running.set(delivery)
             try:
                 result = await prepared.call(delivery, args, kwargs)
@@ -197,8 +204,6 @@ class Runners:
                 running.reset(token)
                 if self._reporter.open:  # some run reports progress
                     await self._reporter.close(delivery)
-        except Exception as error:  # noqa: BLE001 - every failure of a handler is decided on
-            outcome = self._decide(delivery, prepared, error)
         except BaseException as error:
             if not self._is_failure(error):
                 self._interrupted(delivery, slot, error)
@@ -210,20 +215,16 @@ class Runners:
 
     def _settle(self, delivery: Delivery, outcome: Outcome, prepared: Prepared | None, duration: float) -> None:
         try:
-            self._consumer.settle(delivery, outcome, duration=duration, keep=_keep(delivery, prepared))
+            self._settler.settle(delivery, outcome, duration=duration, keep=_keep(delivery, prepared))
         except Exception as error:  # a message that cannot be settled as it wants must not cost the worker
             log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
-            self._consumer.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
+            self._settler.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
 
     # --- before the run ------------------------------------------------------------------------
 
-    def _refused(self, delivery: Delivery, prepared: Prepared | None) -> Outcome | None:
+    def _refused(self, delivery: Delivery) -> Outcome | None:
         """Return what becomes of a delivery that must not start, None for all others."""
-        fields = delivery.fields
-        if prepared is not None and fields.keys() <= _PLAIN:
-            delivery.plain = True
-            return None
-        if fields.get(b"group", self._group) != self._group:
+        if delivery.fields.get(b"group", self._group) != self._group:
             return Skip()
         try:
             delivery.check()
@@ -271,7 +272,9 @@ class Runners:
         return outcome
 
     def _is_failure(self, error: BaseException) -> bool:
-        """Is this BaseException the handler's own, and not somebody ending the run or the program?"""
+        """Is this the handler's own, and not somebody ending the run or the program?"""
+        if isinstance(error, Exception):
+            return True
         if isinstance(error, KeyboardInterrupt | GeneratorExit):
             return False
         if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
@@ -296,6 +299,11 @@ class Runners:
         return _keep(delivery, self._tasks.get(delivery.fields.get(b"task", b"")))
 
 
+def _is_small(priority: bytes) -> bool:
+    """Is this a number beyond doubt? All others are looked at more closely."""
+    return priority.isdigit() and len(priority) < 10
+
+
 def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
     """Return for how long (s) the result is wanted, None for not at all: nobody waits for what is no message."""
     if delivery.plain and prepared is not None and prepared.task.result_ttl is None:
@@ -311,7 +319,9 @@ def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
 
 def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) -> Outcome:
     """Return the outcome of a run that returned; it is dead if the next step cannot be given the result."""
-    if not delivery.plain and THEN in delivery.fields:
+    if delivery.plain:
+        return _DONE if prepared.task.result_ttl is None else Ack(_encoded(prepared, delivery, result))
+    if THEN in delivery.fields:
         try:
             stages = delivery.then or []
             passed = encoded_result(stages, prepared.task.name, result, default=prepared.default, limit=limit)

@@ -1,8 +1,9 @@
 """The scheduler: moves delayed messages to their streams when they are due.
 
 It sleeps until the next is due. What changes that from outside, a message due earlier, comes
-over a pub/sub channel, so nothing is polled; a tick every `TICK` seconds covers what a lost
-connection may have missed. Every worker has one and any may act: the step is atomic.
+over a pub/sub channel, so nothing is polled; a look every `TICK` seconds covers what nobody said, as
+of a message that was written by hand, and leaps of the server's clock. A look asks for the first of each
+tier and the time, and no more. Every worker has one and any may act: the step is atomic.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from streamq.consumer import Consumer
 from streamq.errors import BrokerError
 from streamq.translation import translated
 
-TICK = 5.0
+TICK = 10.0
+_DEAF = 5.0  # seconds: the same, while the channel cannot be heard
 _BATCH = 100  # messages of each tier that one step moves
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 
@@ -34,6 +36,7 @@ class Scheduler:
         self._on_cancel = on_cancel
         self._on_schedules = on_schedules
         self._wake = anyio.Event()
+        self._deaf = True
         self.next_due: float | None = None  # seconds, as of the last look
 
     def __repr__(self) -> str:
@@ -41,10 +44,15 @@ class Scheduler:
 
     async def promote_forever(self) -> None:
         """Promote what is due, when it is due, until cancelled."""
+        expected = True  # that something is due: it was known, or somebody said so
         while True:
             self._wake = anyio.Event()
+            moved, more = 0, False
             try:
-                moved, self.next_due, more = await self._store.promote(_BATCH)
+                if expected:
+                    moved, self.next_due, more = await self._store.promote(_BATCH)
+                else:
+                    self.next_due = await self._store.next_due()
             except BrokerError as error:
                 await self._consumer.recover("promote", error)
                 continue
@@ -53,9 +61,11 @@ class Scheduler:
                 self._consumer.promoted()
             if more:
                 continue
-            pause = TICK if self.next_due is None else min(TICK, self.next_due + _MARGIN)
-            with anyio.move_on_after(pause):
+            tick = _DEAF if self._deaf else TICK
+            pause = tick if self.next_due is None else min(tick, self.next_due + _MARGIN)
+            with anyio.move_on_after(pause) as timer:
                 await self._wake.wait()
+            expected = pause < tick or not timer.cancelled_caught
 
     async def listen_forever(self) -> None:
         """Hear what other processes tell sleeping workers, until cancelled."""
@@ -63,12 +73,14 @@ class Scheduler:
             try:
                 async with self._store.client.subscriber() as subscriber:
                     await subscriber.subscribe(self._store.keys.wake)
+                    self._deaf = False
                     self._consumer.outage.over("listen")
                     self._hear(b"")  # before now nobody listened
                     while True:
                         _, payload = await subscriber.receive()
                         self._hear(payload)
             except redis.exceptions.RedisError as error:
+                self._deaf = True
                 await self._consumer.recover("listen", translated(error))
 
     def _hear(self, payload: bytes) -> None:

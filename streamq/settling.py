@@ -1,14 +1,14 @@
 """Settling: what became of deliveries waits here until the next round trip carries it out.
 
 `settle` is synchronous and never fails for want of a server: what could not be said is said
-again with the next turn. Acknowledgements of a tier travel together; everything else is one
+again with the next turn. Acknowledgements travel together, those of all tiers in one script; everything else is one
 script each, which acts only if this consumer still holds the delivery.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -21,7 +21,7 @@ from streamq.events import Event, Listener, Settled, Superseded
 from streamq.intake import Intake
 from streamq.message import dumps, milliseconds, pack_flat
 from streamq.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
-from streamq.store import Store
+from streamq.store import MOST_ACKS, Store
 from streamq.tally import Tally, pack
 
 log = logging.getLogger("streamq")
@@ -32,6 +32,7 @@ _TOLD = 4000  # characters of a traceback that a waiter gets
 
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
 Kept = tuple[bytes, str, float, bytes]  # entry id, task id, TTL in s, result
+_Entries = tuple[int, list[Delivery]]  # of one tier
 
 
 class Heirs(Protocol):
@@ -109,7 +110,7 @@ class Settler:
     ) -> None:  # fmt: skip
         self.clock_offset = 0.0  # the server's clock minus ours, in seconds
         self.superseded = 0
-        self.tallies: dict[tuple[str, str], Tally] = {}
+        self.tallies: dict[tuple[str, bytes], Tally] = {}
         self.waiting_since: float | None = None  # since when the oldest acknowledgement waits
         self.heirs: Heirs | None = None  # set by a worker whose tasks have any
         self._store = store
@@ -137,8 +138,8 @@ class Settler:
         `duration` is the run's, `keep` how long its result is wanted (None: not at all); seconds.
         """
         match outcome:
-            case Ack(result, cancelled):
-                self._ack(delivery, result, duration, keep, done=not cancelled)
+            case Ack():
+                self._ack(delivery, outcome, duration, keep)
             case Skip():
                 self._acks[delivery.tier].plain.append(delivery)
                 self._linger()
@@ -164,18 +165,21 @@ class Settler:
             for command in self._store.release(self._name, tier, ids, self._visibility_timeout):
                 self._step(some[0], Release(), 0.0, partial(_same, command))
 
-    def _ack(self, delivery: Delivery, result: bytes, duration: float, keep: float | None, *, done: bool) -> None:
-        acks = self._acks[delivery.tier]
-        if follows(delivery, done=done):
-            also = of_end(delivery, told=result, keep=keep, done=done, now=self.now(), group=self._store.keys.group)
+    def _ack(self, delivery: Delivery, outcome: Ack, duration: float, keep: float | None) -> None:
+        acks, result, now = self._acks[delivery.tier], outcome.result, self.now()
+        if not delivery.plain and follows(delivery, done=not outcome.cancelled):
+            also = of_end(
+                delivery, told=result, keep=keep, done=not outcome.cancelled, now=now, group=self._store.keys.group
+            )
             acks.finished.append((delivery, self._store.finish(delivery.tier, delivery.entry_id, also)))
         elif keep:
             acks.kept.append((delivery, (delivery.entry_id, delivery.task_id, keep, result)))
         else:
             acks.plain.append(delivery)
-        self._linger()
-        latency = self.now() - int(delivery.entry_id.partition(b"-")[0]) / 1000
-        self.tally(delivery).succeeded(latency, duration)
+        if self.waiting_since is None:
+            self._linger()
+        sent, _, _ = delivery.entry_id.partition(b"-")
+        self.tally(delivery).succeeded(now - int(sent) / 1000, duration)
         if self._listeners:
             self._told[delivery] = Settled(delivery, Ack(result), duration)
 
@@ -255,10 +259,15 @@ class Settler:
 
     def load(self, turn: Turn, *, all_counters: bool = False) -> None:
         """Put everything that waits on a turn."""
+        plain: list[_Entries] = []
         for tier, acks in enumerate(self._acks):
             if acks:
                 self._acks[tier] = _Acks()
+                plain += ((tier, acks.plain[at : at + MOST_ACKS]) for at in range(0, len(acks.plain), MOST_ACKS))
                 self._load_acks(turn, tier, acks)
+        for some in self._together(plain):
+            ids = [(tier, [delivery.entry_id for delivery in deliveries]) for tier, deliveries in some]
+            turn.add(self._store.ack(ids, each=bool(self._listeners)), self._acked_together, some)
         self.waiting_since = None
         settlements, self._settlements = self._settlements, []
         for settlement in settlements:
@@ -269,13 +278,21 @@ class Settler:
             turn.add(self._store.count(self.now(), pack(tallies)), self._count_written, tallies)
             self._counted = now
 
+    def _together(self, entries: Iterable[_Entries]) -> Iterator[list[_Entries]]:
+        """Group what one command acknowledges: all tiers, but each alone after a failure, which may be one tier's."""
+        some: list[_Entries] = []
+        size = 0
+        for one in entries:
+            if some and (self._repeating or size + len(one[1]) > MOST_ACKS):
+                yield some
+                some, size = [], 0
+            some.append(one)
+            size += len(one[1])
+        if some:
+            yield some
+
     def _load_acks(self, turn: Turn, tier: int, acks: _Acks) -> None:
-        if acks.plain:
-            ids = [delivery.entry_id for delivery in acks.plain]
-            commands = self._store.ack(tier, ids, each=bool(self._listeners))
-            size = -(-len(acks.plain) // len(commands))
-            for at, command in enumerate(commands):
-                turn.add(command, self._acked, (tier, _Acks(plain=acks.plain[at * size : (at + 1) * size])))
+        """Put those on a turn that keep a result, or have consequences."""
         if acks.kept:
             commands = self._store.ack_result(tier, [kept for _, kept in acks.kept])
             size = -(-len(acks.kept) // len(commands))
@@ -290,21 +307,33 @@ class Settler:
 
     # --- replies -------------------------------------------------------------------------------
 
+    def _acked_together(self, what: list[_Entries], reply: Any) -> bool:
+        if isinstance(reply, BrokerError):  # to be said again: acknowledging twice does no harm
+            for tier, deliveries in what:
+                self._acks[tier].plain += deliveries
+            self._linger()
+            return True
+        for (tier, deliveries), before in zip(what, reply, strict=True):
+            self._gone(tier, deliveries, before)
+        return False
+
     def _acked(self, what: tuple[int, _Acks], reply: Any) -> bool:
         tier, acks = what
-        if isinstance(reply, BrokerError):  # to be said again: acknowledging twice does no harm
+        if isinstance(reply, BrokerError):
             self._acks[tier].add(acks)
             self._linger()
             return True
-        deliveries = acks.deliveries()
-        for delivery in deliveries:
-            self._intake.forget(tier, delivery.entry_id)
-        late = () if self._repeating else reply
+        self._gone(tier, acks.deliveries(), reply)
+        return False
+
+    def _gone(self, tier: int, deliveries: list[Delivery], before: Collection[bytes]) -> None:
+        """Forget what the server has acknowledged; some of it somebody settled `before`."""
+        self._intake.settled(tier, deliveries)
+        late = () if self._repeating else before
         if self._listeners:
-            self._tell(deliveries, reply, late)
+            self._tell(deliveries, before, late)
         elif late:
             self.count_superseded(deliveries[0], len(late))
-        return False
 
     def _tell(self, deliveries: Sequence[Delivery], before: Collection[bytes], late: Collection[bytes]) -> None:
         """Tell the listeners which acknowledgements counted, and which came late.
@@ -349,7 +378,7 @@ class Settler:
             self.emit(Settled(delivery, outcome, settlement.duration))
         return False
 
-    def _count_written(self, tallies: Mapping[tuple[str, str], Tally], reply: Any) -> bool:
+    def _count_written(self, tallies: Mapping[tuple[str, bytes], Tally], reply: Any) -> bool:
         if isinstance(reply, BrokerError):  # counted later: a server out of memory must not slow the work
             for key, tally in tallies.items():
                 self.tallies.setdefault(key, Tally()).add(tally)
@@ -367,8 +396,7 @@ class Settler:
 
     def tally(self, delivery: Delivery) -> Tally:
         """Return the counters of a delivery's tier and task."""
-        name = delivery.fields.get(b"task", b"?")
-        key = (delivery.tier_name, name.decode(errors="replace"))
+        key = (delivery.tier_name, delivery.fields.get(b"task", b"?"))
         tally = self.tallies.get(key)
         if tally is None:
             tally = self.tallies[key] = Tally()

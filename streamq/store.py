@@ -30,6 +30,7 @@ from streamq.translation import translated
 CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes outlives the last crash
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before we give it up
 _WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
+MOST_ACKS = 1000  # entries that one `ack` acknowledges: a script holds up all others
 _SCRIPT_ENTRIES = 500  # ids for one script: Lua's unpack allows some thousands
 
 
@@ -58,6 +59,7 @@ class Store:
         self.clock = clock
         self.max_payload = max_payload
         self._bound = bound
+        self._by_stream = {keys.stream.encode(): tier for tier, keys in enumerate(keys.tiers)}
 
     def __repr__(self) -> str:
         return f"<Store {self.keys.namespace} group={self.keys.group} on {self.client!r}>"
@@ -183,38 +185,33 @@ class Store:
         """Return what an XREADGROUP gave, by tier."""
         found: dict[int, list[Delivery]] = {}
         for name, entries in reply or ():
-            tier = self._tier_of(name)
+            tier = self._by_stream.get(name)
+            if tier is None:
+                raise BrokerError(f"the server answered with the stream {name!r}, which was not asked for")
             label = self.tiers[tier].name
             # An entry that was deleted while it was delivered comes as [id, nil].
             found[tier] = [Delivery(tier, label, entry[0], entry[1]) for entry in entries if entry[1] is not None]
         return found
 
-    def _tier_of(self, stream: bytes) -> int:
-        name = stream.decode()
-        for tier, keys in enumerate(self.keys.tiers):
-            if keys.stream == name:
-                return tier
-        raise BrokerError(f"the server answered with the stream {name!r}, which was not asked for")
-
     # --- settling ----------------------------------------------------------------------------
 
-    def ack(self, tier: int, ids: Sequence[bytes], *, each: bool = False) -> list[Command]:
-        """Return the commands that acknowledge these entries; each answers those that came late.
+    def ack(self, entries: Sequence[tuple[int, Sequence[bytes]]], *, each: bool = False) -> Command:
+        """Return the command that acknowledges entries of some tiers, `MOST_ACKS` of them at most.
 
-        Which these are it says only if `each`; else there is one b"" for each of them.
+        Answers for each tier those that came late. Which these are it says only if `each`; else there is one b"" for
+        each of them.
         """
-        keys = self.keys.tiers[tier]
-        names = [keys.stream, keys.crashes]
-        flag = "1" if each else "0"
-        return [
-            step("ack")(names, self.keys.group, flag, *ids[at : at + _SCRIPT_ENTRIES])
-            for at in range(0, len(ids), _SCRIPT_ENTRIES)
-        ]
+        tiers = self.keys.tiers
+        names = [name for tier, _ in entries for name in (tiers[tier].stream, tiers[tier].crashes)]
+        flat: list[Field | int] = []
+        for _, ids in entries:
+            flat += (len(ids), *ids)
+        return step("ack")(names, self.keys.group, "1" if each else "0", *flat)
 
     def ack_result(self, tier: int, results: Sequence[tuple[bytes, str, float, bytes]]) -> list[Command]:
         """Return the commands that acknowledge entries and keep their results.
 
-        Each is (entry id, task id, TTL in s, JSON). The answers are as those of `ack` with `each`.
+        Each is (entry id, task id, TTL in s, JSON). The answer names those that came late.
         """
         keys = self.keys.tiers[tier]
         commands = []
@@ -226,7 +223,7 @@ class Store:
         return commands
 
     def finish(self, tier: int, entry_id: bytes, also: Sequence[Consequence]) -> Command:
-        """Return the command that acknowledges one entry and carries out what follows; answers as `ack` with `each`."""
+        """Return the command that acknowledges one entry and carries out what follows; answers as `ack_result`."""
         keys = self.keys.tiers[tier]
         names, values = self._consequences(also)
         return step("finish")([keys.stream, keys.crashes, *names], self.keys.group, entry_id, *values)
@@ -326,17 +323,38 @@ class Store:
     # --- leases ------------------------------------------------------------------------------
 
     async def renew(
-        self, consumer: str, lease: float, held: Sequence[Sequence[bytes]]
+        self, consumer: str, lease: float, held: Sequence[Sequence[bytes]], *, in_full: Collection[int] | None = None
     ) -> tuple[float, list[list[bytes]]]:
         """Keep what is held, by tier, and say that this consumer lives for `lease` seconds.
 
+        In the tiers `in_full` (None: in all), and where the server does not know this consumer, it is also said what
+        its lease is, and the keys' time to live begins anew.
         Returns the server's Unix time and, by tier, the entries that are not held any more.
         """
         flat: list[bytes | int] = []
-        for ids in held:
-            flat += (len(ids), *ids)
+        for tier, ids in enumerate(held):
+            flat += (int(in_full is None or tier in in_full), len(ids), *ids)
         reply = await self.one(step("renew")(self._liveness, self.keys.group, consumer, _ms(lease), *flat))
         return int(reply[0]) / 1000, list(reply[1:])
+
+    async def survey(self, tier: int, *, now: float, forgotten: float) -> tuple[list[int], bool]:
+        """Ask, in one round trip, how much is pending in each tier, and after the consumers of one of them.
+
+        Returns the number of entries by tier, and whether `depart` would find anybody in `tier`: a consumer that
+        holds nothing and whose time was up at `now` (Unix seconds, the server's), or one of whom nothing is known and
+        that did nothing for `forgotten` seconds.
+        """
+        group, asked = self.keys.group, self.keys.tiers[tier]
+        *pending, alive, consumers = await self.call([
+            *(("XPENDING", keys.stream, group) for keys in self.keys.tiers),
+            ("ZRANGE", asked.alive, 0, -1, "WITHSCORES"), ("XINFO", "CONSUMERS", asked.stream, group),
+        ])  # fmt: skip
+        until = dict(zip(alive[::2], map(float, alive[1::2]), strict=True))
+        rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
+        holding = {row[b"name"] for row in rows if row[b"pending"]}
+        gone = {name for name, ms in until.items() if ms <= now * 1000}
+        gone |= {row[b"name"] for row in rows if row[b"name"] not in until and row[b"idle"] > forgotten * 1000}
+        return [row[0] for row in pending], bool(gone - holding)
 
     async def reclaim(
         self,
@@ -393,6 +411,14 @@ class Store:
         return [name for keys in self.keys.tiers for name in (keys.stream, keys.alive, keys.leases)]
 
     # --- the delayed -------------------------------------------------------------------------
+
+    async def next_due(self) -> float | None:
+        """Return the seconds until the next of the delayed is due, 0 or less if it is; None if there is none."""
+        # The time last: who is kept waiting between the two believes it due too early, never too late.
+        commands = [("ZRANGE", keys.delayed, 0, 0, "WITHSCORES") for keys in self.keys.tiers]
+        *firsts, (seconds, microseconds) = await self.call([*commands, ("TIME",)])
+        dues = [float(first[1]) for first in firsts if first]
+        return min(dues) / 1000 - int(seconds) - int(microseconds) / 1e6 if dues else None
 
     async def promote(self, limit: int = 100) -> tuple[int, float | None, bool]:
         """Move what is due to its stream, at most `limit` of each tier.

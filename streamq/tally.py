@@ -6,6 +6,7 @@ acknowledgement, at most ten times a second. Field names: `tier|task|what`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -59,16 +60,16 @@ class Tally:
 COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "latency_us", "run_us")
 
 
-def pack(tallies: Mapping[tuple[str, str], Tally]) -> dict[str, int]:
+def pack(tallies: Mapping[tuple[str, bytes], Tally]) -> Counter[str]:
     """Return the fields to add for tallies by (tier, task); zeros are left out."""
-    fields: dict[str, int] = {}
+    fields: Counter[str] = Counter()
     for (tier, task), tally in tallies.items():
-        prefix = f"{tier}|{task}|"
+        prefix = f"{tier}|{task.decode(errors='replace')}|"  # two names may become one
         for name in COUNTS:
             if value := getattr(tally, name):
-                fields[prefix + name] = value
+                fields[prefix + name] += value
         for bucket, count in tally.latencies.items():
-            fields[f"{prefix}l{bucket}"] = count
+            fields[f"{prefix}l{bucket}"] += count
     return fields
 
 

@@ -91,7 +91,7 @@ class Worker:
         self, broker: RedisBroker, tasks: Iterable[Task[Any, Any]], *, middleware: MiddlewareChain | None = None,
         concurrency: int = 100, visibility_timeout: float = 30.0, grace_period: float = 25.0,
         tiers: Mapping[str, int] | None = None, max_crashes: int = 3, unknown_wait: float = 300.0,
-        max_prefetch: int = 1000, lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
+        max_prefetch: int = 500, lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
         name: str | None = None, burst: bool = False, seed: int | None = None,
     ) -> None:  # fmt: skip
         self.broker = broker

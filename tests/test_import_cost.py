@@ -39,6 +39,13 @@ def test_a_broker_and_a_worker_load_no_extra_and_no_backend():
     assert loaded & {"trio", "pydantic", "fakeredis", "rich", "uvloop", "click"} == set()
 
 
+def test_a_worker_loads_nothing_that_few_tasks_need():
+    """What processes and pydantic's types need is most of a MiB, and waits until a task asks for it."""
+    others = modules_after("import anyio, orjson, redis.commands")
+    loaded = modules_after("from streamq import RedisBroker, Worker") - others
+    assert loaded & {"decimal", "pickle", "anyio.from_thread", "anyio.to_process", "multiprocessing"} == set()
+
+
 def test_every_public_name_is_there():
     """Each loads from its home, and `dir` knows them."""
     import streamq

@@ -63,6 +63,29 @@ def test_the_prefetch_follows_the_rate():
     assert intake.prefetch() == 0
 
 
+def test_the_prefetch_is_enough_for_tasks_that_end_together():
+    """Two bursts within a quarter of a second foretell a third; one alone, after minutes say, foretells nothing."""
+    clock = Clock()
+    intake = an_intake(clock, slots=50)
+    running = [intake.take() for _ in intake.accept(0, some(50))]
+    held = []
+    for _ in range(3):
+        clock.move(0.1)
+        intake.accept(0, some(50))
+        for delivery in running:
+            intake.done(delivery)
+        running = [intake.take() for _ in running]
+        held.append(intake.prefetch())
+    assert held == [0, 50, 50]
+    clock.move(0.3)
+    assert intake.prefetch() == 0
+    intake.accept(0, some(50))
+    for delivery in running:
+        intake.done(delivery)
+        intake.take()
+    assert intake.prefetch() == 0
+
+
 def test_the_prefetch_has_a_limit():
     """However fast tasks finish, no more than max_prefetch is held beyond the slots."""
     clock = Clock()

@@ -63,7 +63,8 @@ def length(server, key=STREAM):
 
 def ack(server, *ids, group="g"):
     """Acknowledge, and return how many counted."""
-    return len(ids) - len(run(server, "ack", [STREAM, CRASHES], group, "0", *ids))
+    (late,) = run(server, "ack", [STREAM, CRASHES], group, "0", len(ids), *ids)
+    return len(ids) - len(late)
 
 
 def postpone(server, entry, consumer="me", group="g", delay=HOUR, member="g:x", message='["task","t"]'):
@@ -99,8 +100,8 @@ def reclaim(
     return cursor, [(row[0], row[2].decode(), row[3]) for row in rows]
 
 
-def renew(server, *ids, consumer="me", group="g", alive=30_000):
-    return run(server, "renew", [STREAM, ALIVE, LEASES], group, consumer, alive, len(ids), *ids)
+def renew(server, *ids, consumer="me", group="g", alive=30_000, in_full=False):
+    return run(server, "renew", [STREAM, ALIVE, LEASES], group, consumer, alive, int(in_full), len(ids), *ids)
 
 
 def alone(server, entry, consumer="me", group="g"):
@@ -195,8 +196,8 @@ def test_an_acknowledgement_says_which_came_late_if_it_is_asked(server):
     one, two, three = sent(server, 3)
     taken(server)
     ack(server, two)
-    assert run(server, "ack", [STREAM, CRASHES], "g", "1", one, two, three) == [two]
-    assert run(server, "ack", [STREAM, CRASHES], "g", "0", one, two) == [b"", b""]
+    assert run(server, "ack", [STREAM, CRASHES], "g", "1", 3, one, two, three) == [[two]]
+    assert run(server, "ack", [STREAM, CRASHES], "g", "0", 2, one, two) == [[b"", b""]]
     assert length(server) == 0
 
 
@@ -425,6 +426,39 @@ def test_renewal_says_for_how_long_the_consumer_lives(server):
     assert float(server.command("ZSCORE", ALIVE, "me")) == int(now) + 5000
 
 
+def test_a_renewal_tells_in_full_what_the_server_does_not_know(server):
+    """The lease, and the keys' time to live: with the first one and when it is asked for."""
+    prepare(server)
+    renew(server, alive=5000)
+    for key in (ALIVE, LEASES):
+        assert server.command("TTL", key) == 86_400
+        server.command("EXPIRE", key, 100)
+    renew(server, alive=7000)
+    assert server.command("HGET", LEASES, "me") == b"5000"
+    assert max(server.command("TTL", key) for key in (ALIVE, LEASES)) <= 100
+    renew(server, alive=7000, in_full=True)
+    assert server.command("HGET", LEASES, "me") == b"7000"
+    assert [server.command("TTL", key) for key in (ALIVE, LEASES)] == [86_400] * 2
+
+
+def test_no_key_of_the_living_is_without_a_time_to_live(server):
+    """P10: not when the last of those who were known has gone, nor when the server forgot everything."""
+    prepare(server)
+    renew(server)
+    for forget in (lambda: depart(server, "me"), lambda: server.command("DEL", ALIVE, LEASES)):
+        forget()
+        assert server.command("EXISTS", ALIVE, LEASES) == 0
+        renew(server)
+        assert [server.command("TTL", key) for key in (ALIVE, LEASES)] == [86_400] * 2
+
+
+def test_a_lease_of_days_is_kept_for_as_long(server):
+    """P3: a renewal comes every third of it, and finds its keys."""
+    prepare(server)
+    renew(server, alive=30 * 86_400_000)
+    assert [server.command("TTL", key) for key in (ALIVE, LEASES)] == [30 * 86_400] * 2
+
+
 def test_a_server_that_takes_no_writes_has_renewed_nothing(anyio_backend):
     """P3: else a worker would not know that it was away, and would take what others hold once the server is well."""
     with fresh_server("valkey") as server:
@@ -445,6 +479,19 @@ def test_a_server_out_of_memory_renews_what_is_held(anyio_backend):
         make_idle(server, entry, "me")
         assert renew(server, entry)[1] == []
         assert server.command("XPENDING", STREAM, "g", "-", "+", 1)[0][2] < 50_000
+
+
+def test_who_could_not_be_noted_is_noted_once_there_is_room(anyio_backend):
+    """P9: with the next renewal, of whatever kind."""
+    with fresh_server("valkey") as server:
+        prepare(server)
+        server.command("CONFIG", "SET", "maxmemory", "1mb")
+        renew(server, in_full=True)
+        assert server.command("EXISTS", ALIVE, LEASES) == 0
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        renew(server)
+        assert server.command("HGET", LEASES, "me") == b"30000"
+        assert [server.command("TTL", key) for key in (ALIVE, LEASES)] == [86_400] * 2
 
 
 def test_many_leases_are_renewed_at_once(real_server):

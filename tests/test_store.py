@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 import redis.exceptions
 
@@ -86,6 +87,47 @@ async def test_a_script_that_the_server_forgot_is_sent_again(server, store):
         await store.promote()
         server.command("SCRIPT", "FLUSH")
     assert await store.promote() == (0, None, False)
+
+
+async def test_a_survey_tells_what_is_pending_and_whether_anybody_is_gone(server, store):
+    """Of all tiers and of one; who holds something is not gone, nor who is in time."""
+    await store.ensure_groups()
+    now, _ = await store.renew("me", 30, [[], [], []])
+
+    async def survey(tier, **options):
+        return await store.survey(tier, **{"now": now, "forgotten": 60.0, **options})
+
+    server.command("XADD", "queue:standard", "*", "task", "t")
+    assert await survey(1) == ([0, 0, 0], False)
+    server.command("XREADGROUP", "GROUP", "workers", "me", "STREAMS", "queue:standard", ">")
+    assert await survey(1) == ([0, 1, 0], False)
+    assert await survey(1, now=now + 31) == ([0, 1, 0], False)  # its time is up, and it holds something
+    assert await survey(0, now=now + 31) == ([0, 1, 0], True)
+    server.command("XGROUP", "CREATECONSUMER", "queue:bulk", "workers", "stranger")
+    assert await survey(2) == ([0, 1, 0], False)
+    await anyio.sleep(0.02)
+    assert await survey(2, forgotten=0.01) == ([0, 1, 0], True)
+    assert await survey(1, forgotten=0.01) == ([0, 1, 0], False)
+
+
+async def test_a_survey_without_a_group_says_so(server, store):
+    """P9: a server that lost its data is noticed by those who sweep."""
+    for prepared in (lambda: None, lambda: server.command("XADD", "queue:standard", "*", "task", "t")):
+        prepared()
+        with pytest.raises(BrokerError) as caught:
+            await store.survey(1, now=0.0, forgotten=60.0)
+        assert caught.value.code == "NOGROUP"
+
+
+async def test_when_the_next_of_the_delayed_is_due(server, store):
+    """By the server's clock, the first of all tiers; below zero once its time has come."""
+    assert await store.next_due() is None
+    seconds = int(server.command("TIME")[0])
+    for tier, after in (("bulk", 90), ("standard", 60), ("bulk", 600)):
+        server.command("ZADD", f"queue:{tier}:delayed", (seconds + after) * 1000, str(after))
+    assert 50 < await store.next_due() <= 60
+    server.command("ZADD", "queue:critical:delayed", "-inf", "at once")
+    assert await store.next_due() < 0
 
 
 async def test_drained_means_settled_and_nothing_due_soon(server, store):

@@ -355,6 +355,27 @@ async def test_a_process_that_hangs_or_dies_is_a_failure_of_its_task_alone(broke
     assert errors == ["BrokenWorkerProcess", "TaskTimeoutError"]
 
 
+async def test_handlers_that_do_not_wait_need_few_runners(broker):
+    """One runner goes on and hands on; those that wait each have their own."""
+    quick, slow = set(), set()
+
+    @task
+    async def at_once() -> None:
+        quick.add(anyio.get_current_task().id)
+
+    @task
+    async def waits() -> None:
+        slow.add(anyio.get_current_task().id)
+        await until(lambda: len(slow) == 50)
+
+    await broker.enqueue_many([at_once.call()] * 500)
+    await burst(broker, at_once, concurrency=50)
+    assert 0 < len(quick) < 25
+    await broker.enqueue_many([waits.call()] * 50)
+    await burst(broker, waits, concurrency=50)
+    assert len(slow) == 50
+
+
 async def test_the_running_delivery_is_at_hand(server, broker):
     """`current_delivery()` in async handlers and in threads, each its own; outside there is none."""
     seen = {}

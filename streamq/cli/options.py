@@ -1,4 +1,4 @@
-"""Options that commands share, and the kinds of values that people type: durations, moments, weights, JSON."""
+"""Options that commands share, and the kinds of values that people type: times, processes, weights, JSON."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def moment(text: str) -> datetime:
     except (ValueError, OverflowError):
         known = "2030-01-31T12:00, 2030-01-31T12:00Z or Unix seconds"
         raise click.BadParameter(f"{text!r} is no time: write {known}") from None
+
+
+def processes(text: str) -> int:
+    """Return how many processes are meant: a whole number, or `auto` for one per usable core. For click's `type`."""
+    word = text.strip().lower()
+    if word == "auto":
+        from streamq.cli.cores import usable_cores  # noqa: PLC0415 - read only when asked for
+
+        return usable_cores()
+    if not (word.isdecimal() and int(word) > 0):
+        raise click.BadParameter(f"{text!r} is no number of processes: write 1 or more, or auto")
+    return int(word)
 
 
 def weights(text: str) -> dict[str, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -14,6 +15,11 @@ from streamq.errors import StreamqError
 from streamq.translation import translated
 
 R = TypeVar("R")
+
+
+def uvloop_installed() -> bool:
+    """Can asyncio run on uvloop here?"""
+    return importlib.util.find_spec("uvloop") is not None
 
 
 def run(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import Where, duration, weights, where_options
+from streamq.cli.options import Where, duration, processes, weights, where_options
 from streamq.cli.problems import Problem
 
 _SERVER_OPTIONS = ("url", "namespace", "group", "queue")
@@ -24,8 +24,8 @@ _SERVER_OPTIONS = ("url", "namespace", "group", "queue")
               show_envvar=True, help="The event loop.")  # fmt: skip
 @click.option("--uvloop/--no-uvloop", "uvloop", default=None, show_envvar=True,
               help="asyncio on uvloop. [default: where it is installed]")  # fmt: skip
-@click.option("--processes", "-p", type=click.IntRange(min=1), default=1, show_default=True, show_envvar=True,
-              help="Worker processes; one that dies is replaced.")  # fmt: skip
+@click.option("--processes", "-p", type=processes, metavar="N|auto", default="1", show_default=True, show_envvar=True,
+              help="Worker processes; one that dies is replaced. auto: one for each usable core.")  # fmt: skip
 @click.option("--burst", is_flag=True, show_envvar=True, help="End once the queue is empty.")
 @click.option("--grace", type=duration, default="25s", show_default=True, show_envvar=True,
               help="How long running tasks may take to finish after the first SIGTERM or Ctrl-C.")  # fmt: skip

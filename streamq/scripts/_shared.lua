@@ -76,11 +76,26 @@ local function blame(evidence, id, crashes, owner, ttl, max)
   return crashes, convicted and 1 or 0
 end
 
+-- What is settled needs no evidence any more; there is some only while somebody has died.
+local function forgive(evidence, settled)
+  if call('EXISTS', unpack(evidence)) == 0 then return end
+  for k, ids in ipairs(settled) do
+    for _, id in ipairs(ids) do call('HDEL', evidence[k], id, id .. ':alone') end
+  end
+end
+
+-- Who holds anything, and until when (ms) each is known to live; one command, however many they are.
+local function holders(stream, group, alive)
+  local names = {}
+  for k, pair in ipairs(call('XPENDING', stream, group)[4] or {}) do names[k] = pair[1] end
+  return names, #names > 0 and call('ZMSCORE', alive, unpack(names)) or {}
+end
+
 -- The longest lease (ms) of the consumers that live.
 local function longest(alive, leases, now)
-  local most = 0
-  for _, name in ipairs(call('ZRANGEBYSCORE', alive, string.format('%.0f', now), '+inf')) do
-    most = math.max(most, tonumber(call('HGET', leases, name) or 0))
+  local names, most = call('ZRANGEBYSCORE', alive, string.format('%.0f', now), '+inf'), 0
+  for _, lease in ipairs(#names > 0 and call('HMGET', leases, unpack(names)) or {}) do
+    most = math.max(most, tonumber(lease or 0))
   end
   return most
 end

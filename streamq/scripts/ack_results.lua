@@ -13,7 +13,7 @@ for i = 3, #KEYS do
     late[#late + 1] = id
   end
   ids[#ids + 1] = id
-  call('HDEL', KEYS[2], id, id .. ':alone')
 end
 leave(KEYS[1], ids)
+forgive({KEYS[2]}, {ids})
 return late

@@ -14,12 +14,11 @@ local function strangers(stream, k, names)
 end
 
 for k = 1, #KEYS, 3 do
-  local names = {ARGV[4]}
+  local names = {ARGV[4], ARGV[2]}
   if ARGV[4] == '' then
     names = call('ZRANGEBYSCORE', KEYS[k + 1], '-inf', now, 'LIMIT', 0, ARGV[3])
     strangers(KEYS[k], k, names)
   end
-  names[#names + 1] = ARGV[2]
   for _, name in ipairs(names) do
     if #call('XPENDING', KEYS[k], ARGV[1], '-', '+', 1, name) == 0 then
       call('XGROUP', 'DELCONSUMER', KEYS[k], ARGV[1], name)

@@ -12,7 +12,10 @@ end
 
 local now, moved, next_due, more = clock(), 0, nil, 0
 for k = 1, #KEYS, 3 do
-  local due = call('ZRANGEBYSCORE', KEYS[k + 1], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])
+  local first, due = call('ZRANGE', KEYS[k + 1], 0, 0, 'WITHSCORES'), {}
+  if first[2] and tonumber(first[2]) <= now then
+    due = call('ZRANGEBYSCORE', KEYS[k + 1], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])
+  end
   for _, id in ipairs(due) do
     local message = call('HGET', KEYS[k + 2], id)
     call('ZREM', KEYS[k + 1], id)
@@ -25,7 +28,7 @@ for k = 1, #KEYS, 3 do
     moved = moved + 1
   end
   if #due == tonumber(ARGV[1]) then more = 1 end
-  local first = call('ZRANGE', KEYS[k + 1], 0, 0, 'WITHSCORES')
+  if #due > 0 then first = call('ZRANGE', KEYS[k + 1], 0, 0, 'WITHSCORES') end
   if first[2] then next_due = math.min(next_due or math.huge, tonumber(first[2])) end
 end
 return {moved, next_due and math.max(0, math.ceil(next_due - now)) or -1, more}

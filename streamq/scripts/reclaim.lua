@@ -22,9 +22,9 @@ local function take(id, owner, idle, died)
   end
 end
 
-for _, pair in ipairs(call('XPENDING', stream, group)[4] or {}) do
-  local owner, some = pair[1], room - #taken + 100 -- suspects must not hide what is behind them
-  local alive = tonumber(call('ZSCORE', KEYS[2], owner) or now)
+local owners, times = holders(stream, group, KEYS[2])
+for k, owner in ipairs(owners) do
+  local some, alive = room - #taken + 100, tonumber(times[k] or now) -- suspects must not hide what is behind them
   if #taken < room and owner == parked then
     for _, row in ipairs(call('XPENDING', stream, group, '-', '+', some, owner)) do take(row[1], owner, 0, 0) end
   elseif #taken < room and owner ~= me and alive < now then

@@ -14,8 +14,9 @@ leaps instead of waiting, and a loop that takes its time from it; uvloop cannot 
     virtual.run(main, backend="trio")          # or anyio.run(main, backend_options=virtual.options("trio"))
 
 To let time pass in a test, wait: `await anyio.sleep(3600)`. Whoever does something meanwhile does
-it at his time. Threads, processes and sockets live in real time, and a loop that leaps does not
-wait for them: use `memory://`, and tasks that run in the loop. `patience` lessens that.
+it at his time. To have work take time, as that of a handler which computes: `virtual.advance(0.02)`.
+Threads, processes and sockets live in real time, and a loop that leaps does not wait for them: use
+`memory://`, and tasks that run in the loop. `patience` lessens that.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class VirtualTime:
         self._patience = patience
         self._before = 0.0  # what passed in earlier runs
         self._reading: Callable[[], float] = float  # of the present run; 0.0 before the first
+        self._jump: Callable[[float], None] | None = None  # of the present run
 
     def __repr__(self) -> str:
         return f"<VirtualTime {self.elapsed():.6f} s after {self._start:.3f}>"
@@ -61,6 +63,15 @@ class VirtualTime:
         """Return the Unix time in seconds."""
         return self._start + self.elapsed()
 
+    def advance(self, seconds: float) -> None:
+        """Have time pass while something runs: what is due by then goes on when that lets it.
+
+        Raises ConfigurationError before the first run.
+        """
+        if self._jump is None:
+            raise ConfigurationError(f"{self!r}: there is no run in which time could pass")
+        self._jump(seconds)
+
     def options(self, backend: str) -> dict[str, Any]:
         """Return the `backend_options` with which one `anyio.run` goes by this time.
 
@@ -70,12 +81,12 @@ class VirtualTime:
         match backend:
             case "asyncio":
                 leaping = _LeapingSelector(self._patience)
-                self._reading = leaping.time
+                self._reading, self._jump = leaping.time, leaping.advance
                 return {"loop_factory": leaping.loop}
             case "trio":
                 # Not imported above: streamq depends on neither backend, and this one may not be installed.
                 mock = import_module("trio.testing").MockClock(autojump_threshold=self._patience)
-                self._reading = mock.current_time
+                self._reading, self._jump = mock.current_time, mock.jump
                 return {"clock": mock}
         raise ConfigurationError(f"backend={backend!r}: virtual time is for asyncio and trio")
 
@@ -95,6 +106,10 @@ class _LeapingSelector(selectors.DefaultSelector):
     def time(self) -> float:
         """Return the seconds that have passed."""
         return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        """Let seconds pass."""
+        self._elapsed += seconds
 
     def loop(self) -> Any:
         """Return an event loop of asyncio that takes its time from here."""

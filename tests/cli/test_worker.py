@@ -159,6 +159,37 @@ async def hello():
     assert "Loud" in output
 
 
+LOOK = """
+import gc, typing
+import anyio
+import redis.commands
+from streamq import task
+
+@typing.overload
+def f(x: int) -> int: ...
+@typing.overload
+def f(x: str) -> str: ...
+def f(x): return x
+
+@task
+async def look():
+    while not gc.get_freeze_count():
+        await anyio.sleep(0.01)
+    kept = len(typing.get_overloads(f))
+    dropped = len(typing.get_overloads(redis.commands.AsyncCoreCommands.ping))
+    print(f"frozen: {gc.get_freeze_count() > 10_000}, overloads: {kept} {dropped}", flush=True)
+"""
+
+
+def test_a_process_spares_what_is_there_to_stay(start, valkey, app, anyio_backend):
+    """The collector does not look at it again. Overloads are freed, but not those of the tasks' modules."""
+    (app / "looking.py").write_text(LOOK)
+    enqueue(valkey, "look")
+    worker = start("worker", "looking", "--url", valkey.url, "--burst", "--backend", anyio_backend)
+    worker.expect("frozen: True, overloads: 2 0")
+    assert worker.ended() == 0
+
+
 # --- several processes -------------------------------------------------------------------------
 
 

@@ -78,7 +78,7 @@ async def test_an_idle_worker_hardly_asks(kind: Kind, anyio_backend: str) -> Non
                     before = calls(server)
                     await anyio.sleep(0.7)
                 await anyio.sleep(3.0)
-                assert calls(server) - before <= 15  # one look at the delayed (10 commands in a script), one read
+                assert calls(server) - before <= 15  # one survey of 5 commands, one read
                 worker.stop()
 
 

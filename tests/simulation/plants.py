@@ -196,8 +196,8 @@ def prefetched_not_renewed(stack: ExitStack) -> None:
     """P3: only the first delivery of a tier is renewed."""
     renew = Store.renew
 
-    async def few(store: Any, consumer: str, lease: float, held: Any) -> Any:
-        return await renew(store, consumer, lease, [ids[:1] for ids in held])
+    async def few(store: Any, consumer: str, lease: float, held: Any, **rest: Any) -> Any:
+        return await renew(store, consumer, lease, [ids[:1] for ids in held], **rest)
 
     stack.enter_context(patch.object(Store, "renew", few))
 

@@ -10,12 +10,12 @@ from tests.simulation.plants import PLANTS
 # Within how many histories each is found, and by which questions of the checker.
 WITHIN = {
     "acknowledge-before-run": (5, "P2 acknowledged before the effect"),
-    "renew-without-owner": (60, "P4"),
+    "renew-without-owner": (150, "P4"),
     "sweep-from-the-start": (20, "P1 left in Redis"),
     "retry-in-two-steps": (60, ""),
     "leave-with-pending": (30, ""),
     "group-at-the-end": (60, "P1"),
-    "retry-without-owner": (60, "P4"),
+    "retry-without-owner": (150, "P4"),
     "bury-without-owner": (150, "P1 P4"),
     "prefetched-not-renewed": (100, "P3 live redeliveries"),
     "replies-to-the-wrong": (60, ""),

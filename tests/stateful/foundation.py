@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -215,13 +217,14 @@ class Foundation(RuleBasedStateMachine):
 
     # --- living ----------------------------------------------------------------------------------
 
-    @rule(who=picks)
-    def renew(self, who: int) -> None:
+    @rule(who=picks, in_full=st.sets(st.integers(0, 1)))
+    def renew(self, who: int, in_full: Collection[int] = ()) -> None:
         member = self._member(who)
         held = [[one.entry_id for one in member.hands if one.tier == at] for at in range(len(TIERS))]
-        now, lost = self.server.run(self.stores[member.group].renew, member.name, member.lease / 1000, held)
+        store = self.stores[member.group]
+        now, lost = self.server.run(partial(store.renew, in_full=in_full), member.name, member.lease / 1000, held)
         entries = [[entry_of(one) for one in member.hands if one.tier == at] for at in range(len(TIERS))]
-        wanted = self.model.renew(member.group, member.name, member.lease, entries)
+        wanted = self.model.renew(member.group, member.name, member.lease, entries, in_full)
         assert lost == [[spelt(entry).encode() for entry in some] for some in wanted]
         if self.server.exact:
             assert now == self.model.now / 1000

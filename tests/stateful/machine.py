@@ -6,6 +6,7 @@ operator, and time. After each step the answer is that of the model, and so is a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from tests.stateful.driver import TIERS
 from tests.stateful.foundation import LEASES, SLOT, Foundation, Member, entry_of, picks, slots
 from tests.stateful.model import spelt_id as spelt
 
+FOR_EVER = 1e9  # seconds
 words = st.sampled_from(["nothing", "ack", "result", "postpone", "bury", "release", "alone", "renew"])
 
 
@@ -33,8 +35,7 @@ class QueueMachine(Foundation):
         member = self._busy(who)
         first = self._held(member, which[0])
         some = {one.entry_id: one for one in (self._held(member, pick) for pick in which) if one.tier == first.tier}
-        (command,) = self.stores[member.group].ack(first.tier, list(some), each=each)
-        late = self._one(command)
+        (late,) = self._one(self.stores[member.group].ack([(first.tier, list(some))], each=each))
         wanted = self.model.ack(first.tier, member.group, [entry_of(one) for one in some.values()])
         assert late == ([spelt(entry).encode() for entry in wanted] if each else [b""] * len(wanted))
         for delivery in some.values():
@@ -175,6 +176,16 @@ class QueueMachine(Foundation):
         self.server.run(self.stores[group].depart)
         self.model.depart(group, "")
 
+    @rule(who=picks, at=st.integers(0, 1))
+    def survey(self, who: int, at: int) -> None:
+        """What an idle worker looks at before it sweeps. Nothing is said here of those that are unknown."""
+        group = self._member(who).group
+        survey = partial(self.stores[group].survey, now=self.server.unix(self.model.now), forgotten=FOR_EVER)
+        pending, gone = self.server.run(survey, at)
+        wanted_pending, wanted_gone = self.model.survey(group, at)
+        assert pending == wanted_pending
+        assert gone == wanted_gone or not self.server.exact
+
     @precondition(lambda self: any(member.hands for member in self.members))
     @rule(
         who=picks, count=st.integers(1, 3), alone=st.booleans(), dies=st.booleans(), then=words,
@@ -246,10 +257,15 @@ class QueueMachine(Foundation):
 
     @rule(limit=st.sampled_from([1, 2, 100]))
     def promote(self, limit: int) -> None:
+        due = self.server.run(self.store.next_due)
         moved, left, more = self.server.run(self.store.promote, limit)
         wanted_moved, wanted_left, wanted_more = self.model.promote(limit)
         assert (moved, more) == (wanted_moved, wanted_more)
         assert (left is None) == (wanted_left is None)
+        assert due is None if left is None and not moved else due is not None
+        if left is not None and not moved:
+            assert due > 0
+            assert abs(due - left) < 0.002 or not self.server.exact
         if self.server.exact and left is not None:
             assert round(left * 1000) == wanted_left
 

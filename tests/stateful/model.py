@@ -7,7 +7,7 @@ order in which the model says that they are written. `docs/architecture.md` has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 PARKED = "released"
@@ -217,7 +217,9 @@ class Model:
         held = self.tiers[at].groups[name].pending.get(entry)
         return held is not None and held.owner == consumer
 
-    def renew(self, name: str, consumer: str, lease: int, held: Sequence[Sequence[EntryId]]) -> list[list[EntryId]]:
+    def renew(
+        self, name: str, consumer: str, lease: int, held: Sequence[Sequence[EntryId]], in_full: Collection[int]
+    ) -> list[list[EntryId]]:
         """Keep what is held and live on. Returns, by tier, what is not held any more."""
         lost = []
         for at, entries in enumerate(held):
@@ -226,9 +228,10 @@ class Model:
             for entry in entries:
                 if entry not in lost[-1]:
                     group.pending[entry] = Held(consumer, self.now)
+            if at in in_full or consumer not in group.alive:
+                group.leases[consumer] = lease
+                group.liveness_ends = self.now + DAY
             group.alive[consumer] = self.now + lease
-            group.leases[consumer] = lease
-            group.liveness_ends = self.now + DAY
         return lost
 
     def reclaim(
@@ -286,6 +289,13 @@ class Model:
         group.alone[entry] = consumer
         group.evidence_ends = self.now + DAY
         return True
+
+    def survey(self, name: str, at: int) -> tuple[list[int], bool]:
+        """Return what is pending in each tier, and whether a consumer of one is dead and holds nothing."""
+        group = self.tiers[at].groups[name]
+        holding = {held.owner for held in group.pending.values()}
+        gone = any(until <= self.now and who not in holding for who, until in group.alive.items())
+        return [len(tier.groups[name].pending) for tier in self.tiers], gone
 
     def depart(self, name: str, consumer: str) -> None:
         """Remove a consumer, or ('') those whose time is up, where they hold nothing."""

@@ -39,6 +39,29 @@ async def test_time_stands_still_while_something_runs(virtual):
     assert virtual.elapsed() == begun
 
 
+async def test_time_passes_while_something_runs_if_that_says_so(virtual):
+    """What is due by then goes on when it may."""
+    begun, woken = virtual.elapsed(), []
+
+    async def wake() -> None:
+        await anyio.sleep(1)
+        woken.append(virtual.elapsed() - begun)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wake)
+        await anyio.wait_all_tasks_blocked()
+        virtual.advance(2.5)
+        assert virtual.elapsed() - begun == 2.5
+        assert woken == []
+    assert woken == [2.5]
+
+
+def test_time_cannot_pass_before_the_first_run():
+    """There is nobody for whom it could."""
+    with pytest.raises(ConfigurationError, match="no run"):
+        VirtualTime().advance(1)
+
+
 async def test_the_clock_runs_as_the_event_loop_does(virtual):
     """`elapsed` may be compared with deadlines of anyio."""
     before = virtual.elapsed() - anyio.current_time()

@@ -21,7 +21,7 @@ from streamq.cli.demo.ledger import Ledger
 from streamq.cli.demo.summary import Outcome, as_json, print_summary
 from streamq.cli.letters import Wanted, newest_first
 from streamq.cli.problems import Problem
-from streamq.cli.running import run
+from streamq.cli.running import run, uvloop_installed
 
 try:
     from rich.console import Console
@@ -115,7 +115,7 @@ def show(
     console = Console(stderr=as_json)
     drawn = (console.is_terminal if live is None else live) and not as_json
     options = _Options(url, backend, kill_worker, limit, keep, drawn, as_json)
-    if not run(lambda: _show(console, options), backend=backend):
+    if not run(lambda: _show(console, options), backend=backend, use_uvloop=uvloop_installed()):
         sys.exit(1)
 
 
