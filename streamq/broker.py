@@ -259,7 +259,7 @@ class RedisBroker:
         outgoing = self._sender.prepare(self.store, call)
         try:
             wish: Durable | None = call.task.sending.durable
-            (accepted,) = await self._sent([outgoing.command], [] if wish is None else [wish])
+            (accepted,) = await self._sent((outgoing.command,), () if wish is None else (wish,))
         except OutcomeUnknownError as error:
             error.task_id = outgoing.call.task.sending.task_id
             raise

@@ -173,6 +173,7 @@ class Consumer:
         self.settler.load(turn, all_counters=self._ended)
         if self._may_read():
             for count, tiers in self.intake.plan().items():
+                self.intake.read_on()
                 turn.add(self.store.read(self.name, tiers, count), self._read, (tiers, count))
         return turn
 

@@ -52,6 +52,8 @@ class Intake:
         self._gate_since = 0.0
         self.last_take = clock()
         self._begun = self.last_take  # the horizon that `finished` counts
+        self._mark = 0  # deliveries that are left when it is time to read on
+        self.passed = False  # that mark, and nobody has looked since: the rest is to run while the server works
         # Those before it: when one began, how many finished. No more of them fit into `_LATELY`.
         self._horizons: deque[tuple[float, int]] = deque(maxlen=ceil(_LATELY / HORIZON))
 
@@ -81,6 +83,7 @@ class Intake:
                 continue
             buffer.append(delivery)
         self._buffered += len(buffer) - before
+        self._mark = self._buffered * 2 // 5  # less than half, or `plan` would find it too early
         if buffer:
             self._chooser.ready(tier)
         return list(deliveries)
@@ -109,6 +112,8 @@ class Intake:
         if not buffer:
             self._chooser.dry(tier)
         self._buffered -= 1
+        if self._buffered == self._mark:
+            self.passed = True
         self.running += 1
         self.last_take = now
         return delivery
@@ -236,12 +241,17 @@ class Intake:
             return 0
         return max(0, self.slots - self.running) + self.prefetch() - self._buffered
 
+    def read_on(self) -> None:
+        """What comes next is on its way: nobody need say that it is time for it."""
+        self._mark, self.passed = -1, False
+
     def plan(self) -> dict[int, list[int]]:
         """Return what to read: for each COUNT the tiers to read with it, in one command.
 
         Empty while there is more than half of what is wanted. Tiers with a backlog share what
         is wanted by weight; the others are asked for what would be theirs, at least one.
         """
+        self.passed = False
         room = self.room()
         wanted = room + self._buffered
         known = [tier for tier, more in enumerate(self.backlog) if more]

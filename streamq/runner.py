@@ -161,7 +161,10 @@ class Runners:
             if slot.reason:  # this scope is cancelled: the next run needs another
                 return
             streak += 1
-            if streak >= STREAK and intake.last_take >= since + SLICE:
+            if intake.passed:  # let the loop of turns have the server bring the next, while the rest runs
+                self._consumer.kick()
+                await anyio.lowlevel.checkpoint()
+            elif streak >= STREAK and intake.last_take >= since + SLICE:
                 await (self._park() if self._woken else anyio.lowlevel.checkpoint())
                 streak, since = 0, self._elapsed()
 
@@ -306,21 +309,20 @@ def _is_small(priority: bytes) -> bool:
 
 def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
     """Return for how long (s) the result is wanted, None for not at all: nobody waits for what is no message."""
-    if delivery.plain and prepared is not None and prepared.task.result_ttl is None:
+    keep = prepared.task.result_ttl if prepared is not None else None
+    if delivery.plain and keep is None:
         return None
     try:
-        wanted, _ = delivery.result_ttl, delivery.task_id
+        wanted, _ = None if delivery.plain else delivery.result_ttl, delivery.task_id
     except UndecodableError:
         return None
-    if wanted is not None:
-        return wanted or None
-    return prepared.task.result_ttl if prepared is not None else None
+    return keep if wanted is None else wanted or None
 
 
 def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) -> Outcome:
     """Return the outcome of a run that returned; it is dead if the next step cannot be given the result."""
     if delivery.plain:
-        return _DONE if prepared.task.result_ttl is None else Ack(_encoded(prepared, delivery, result))
+        return _DONE if prepared.task.result_ttl is None else Ack(_encoded(prepared, result))
     if THEN in delivery.fields:
         try:
             stages = delivery.then or []
@@ -330,13 +332,11 @@ def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) ->
             return DeadLetter(Reason.REJECTED, failure_of(error))
         if passed:
             return Ack(b'{"ok":' + passed + b"}")
-    return Ack(_encoded(prepared, delivery, result))
+    return Ack(_encoded(prepared, result)) if _keep(delivery, prepared) else _DONE
 
 
-def _encoded(prepared: Prepared, delivery: Delivery, result: Any) -> bytes:
+def _encoded(prepared: Prepared, result: Any) -> bytes:
     """Return a result as waiters get it; one that is not JSON becomes an error for them."""
-    if not _keep(delivery, prepared):
-        return b""
     try:
         return dumps({"ok": result}, prepared.default)
     except (TypeError, RecursionError) as error:

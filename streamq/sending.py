@@ -223,7 +223,7 @@ def new_task_id() -> str:
 
     Two are the same with a probability of 2^-82: base 64 in lower case, in which a letter stands twice.
     """
-    return _new_ids(1)[0]
+    return b2a_base64(urandom(12), newline=False).translate(_ALPHABET).decode()
 
 
 def _new_ids(count: int) -> list[str]:
