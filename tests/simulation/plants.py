@@ -87,8 +87,8 @@ def sweep_from_the_start(stack: ExitStack) -> None:
 
     async def forgetful(store: Any, *args: Any, **rest: Any) -> Any:
         rest |= {"cursor": b"0-0"}
-        _, found = await reclaim(store, *args, **rest)
-        return b"0-0", found
+        _, found, left = await reclaim(store, *args, **rest)
+        return b"0-0", found, left
 
     stack.enter_context(patch.object(Store, "reclaim", forgetful))
     _rewritten(
