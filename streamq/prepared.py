@@ -30,10 +30,11 @@ Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
 class Prepared:
     """A task made ready to run: its handler, its limits and its middleware in one call."""
 
-    __slots__ = ("_bare", "_store", "_threads", "batches", "call", "default", "task")
+    __slots__ = ("_bare", "_store", "_threads", "batches", "call", "default", "limit", "result_ttl", "task")
 
     def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, store: Store) -> None:
         self.task = task
+        self.result_ttl = task.result_ttl
         self._store = store
         self.default = encode_extra if task.arguments.converter is not None else None
         self._threads = threads
@@ -41,6 +42,9 @@ class Prepared:
         if isinstance(task, BatchTask):
             ready = threads.room if task.run_in == "thread" else None
             self.batches = Batches(task, self._handle(), store, ready=ready)
+        # The timeout (s) that the runner itself keeps: of a handler with nothing around it. None where it does not.
+        in_loop = self.batches is None and task.run_in == "loop"
+        self.limit = task.timeout if in_loop and not chain.wraps_runs else None
         self._bare = self._alone() if self.batches is None else self._together(self.batches)
         self.call: Runnable = self._wrapped(chain) if chain.wraps_runs else self._bare
 
@@ -53,6 +57,10 @@ class Prepared:
         def plainly(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
             return invoke(args, kwargs) if delivery.plain else call(delivery, args, kwargs)
 
+        def timed_outside(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            # What runs alone is waited for before its settlement goes, in a scope that must not be cancelled.
+            return invoke(args, kwargs) if delivery.plain and not delivery.alone else call(delivery, args, kwargs)
+
         async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             limit = timeout
             if not delivery.plain:
@@ -62,14 +70,10 @@ class Prepared:
                     limit = delivery.timeout or None
             if threads is not None:
                 await threads.room()  # not timed: others' threads that do not end are not its fault
-            if limit is None:
-                return await invoke(args, kwargs)
-            with anyio.move_on_after(limit) as scope:
-                return await invoke(args, kwargs)
-            if scope.cancelled_caught:
-                raise TaskTimeoutError(task.name, limit)
-            return None
+            return await (invoke(args, kwargs) if limit is None else _within(limit, task.name, invoke(args, kwargs)))
 
+        if self.limit is not None:
+            return timed_outside
         return plainly if timeout is None and threads is None else call
 
     def _together(self, batches: Batches) -> Runnable:
@@ -148,6 +152,27 @@ class Prepared:
             return await _in_process(function, args, kwargs)
 
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+
+
+async def _within(limit: float, name: str, running: Awaitable[Any]) -> Any:
+    """Wait for a run of a task for `limit` seconds. Raises TaskTimeoutError if it was ended then."""
+    ended: BaseException | None = None
+    with anyio.move_on_after(limit) as scope:
+        try:
+            return await running
+        except BaseException as error:
+            ended = error
+            raise
+    if scope.cancelled_caught:
+        raise timed_out(name, limit, ended)
+    return None
+
+
+def timed_out(name: str, limit: float, ended: BaseException | None) -> TaskTimeoutError:
+    """Return the error of a task that was `ended` for its timeout; the cause says where it was."""
+    error = TaskTimeoutError(name, limit)
+    error.__cause__ = ended
+    return error
 
 
 async def _in_process(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -1,9 +1,9 @@
 """Runners: a fixed pool of loops, each of which takes a delivery, runs it, and says what became of it.
 
 A run is a straight line: take, decode, call (middleware around the handler), decide, settle.
-No task is spawned and no cancel scope entered per run, unless the task has a timeout: a run
-that must end (its lease was lost, it was cancelled) ends with its runner's own scope, and the
-runner opens the next.
+No task is spawned and no cancel scope entered per run: a run that must end (its time is over,
+its lease was lost, it was cancelled) ends with its runner's own scope, and the runner opens the next.
+Only a run that middleware, a thread or a batch has a part in has a scope for its timeout.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import anyio
@@ -25,8 +26,9 @@ from streamq.errors import BrokerError, MessageError, UndecodableError
 from streamq.events import Started
 from streamq.message import dumps
 from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
-from streamq.prepared import Prepared
+from streamq.prepared import Prepared, timed_out
 from streamq.reporting import Reporter
+from streamq.timeouts import Slot, Timeouts
 
 log = logging.getLogger("streamq")
 
@@ -36,19 +38,10 @@ _UNKNOWN_PAUSE = 2.0  # seconds between two looks at a task that no one here kno
 _PLAIN = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
 _PRIORITISED = _PLAIN | {b"priority"}
 _DONE = Ack()
+_DONE_WITH_NONE = Ack(b'{"ok":null}')
 _CANCELLED = dumps(
     {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
 )
-
-
-class _Slot:
-    """One runner: its scope, and why that was cancelled."""
-
-    __slots__ = ("reason", "scope")
-
-    def __init__(self, scope: anyio.CancelScope) -> None:
-        self.scope = scope
-        self.reason = ""
 
 
 class Runners:
@@ -77,7 +70,9 @@ class Runners:
         self._listening = listening
         self._idle: list[anyio.Event] = []
         self._woken = 0  # of those that were idle: not yet at work
-        self._running: dict[Delivery, _Slot] = {}
+        self._running: dict[Delivery, Slot] = {}
+        limits = [one.limit for one in self._tasks.values() if one.limit is not None]
+        self.timeouts = Timeouts(consumer.store.clock, self._running.values, shortest=min(limits, default=inf))
         self._warned: set[bytes] = set()
         self._ended: anyio.Event | None = None  # while somebody waits for the last run to end
 
@@ -109,9 +104,8 @@ class Runners:
     def give_up(self, delivery: Delivery, reason: str = "lost") -> None:
         """End the run of a delivery: it was lost, or it was cancelled."""
         slot = self._running.get(delivery)
-        if slot is not None and not slot.reason:
-            slot.reason = reason
-            slot.scope.cancel()
+        if slot is not None:
+            slot.give_up(reason)
 
     def cancel(self, entry_id: bytes) -> None:
         """End the run of the delivery with this entry id, if it is here, as its sender wishes."""
@@ -132,9 +126,9 @@ class Runners:
         reporter.set(self._reporter)
         while True:
             with anyio.CancelScope() as scope:
-                await self._runs(_Slot(scope))
+                await self._runs(Slot(scope))
 
-    async def _runs(self, slot: _Slot) -> None:
+    async def _runs(self, slot: Slot) -> None:
         intake, running_now = self._intake, self._running
         streak, since = 0, self._elapsed()
         while True:
@@ -158,7 +152,7 @@ class Runners:
                 intake.done(delivery)
                 if self._ended is not None and not intake.running:
                     self._ended.set()
-            if slot.reason:  # this scope is cancelled: the next run needs another
+            if slot.spent:
                 return
             streak += 1
             if intake.passed:  # let the loop of turns have the server bring the next, while the rest runs
@@ -180,17 +174,15 @@ class Runners:
             else:
                 self._idle.remove(event)
 
-    async def _run(self, delivery: Delivery, slot: _Slot) -> None:
+    async def _run(self, delivery: Delivery, slot: Slot) -> None:
         """Run one delivery: decode, call, decide, settle."""
         fields = delivery.fields
         prepared = self._tasks.get(fields.get(b"task", b""))
-        if prepared is None:
-            self._settle(delivery, self._refused(delivery) or self._unknown(delivery), None, 0.0)
-            return
-        if fields.keys() <= _PLAIN or (fields.keys() <= _PRIORITISED and _is_small(fields[b"priority"])):
+        if prepared is not None and (
+            fields.keys() <= _PLAIN or (fields.keys() <= _PRIORITISED and _is_small(fields[b"priority"]))
+        ):
             delivery.plain = True
-        elif (early := self._refused(delivery)) is not None:
-            self._settle(delivery, early, prepared, 0.0)
+        elif (prepared := self._admitted(delivery, prepared)) is None:
             return
         if delivery.alone and not await self._alone(delivery):
             return
@@ -200,18 +192,19 @@ class Runners:
         started = self._elapsed()
         try:
             args, kwargs = delivery.arguments()
+            if prepared.limit is not None and delivery.plain and not delivery.alone:
+                self.timeouts.begin(slot, started + prepared.limit)
             token = running.set(delivery)
             try:
                 result = await prepared.call(delivery, args, kwargs)
             finally:
                 running.reset(token)
+                if slot.due != inf:
+                    slot.over()
                 if self._reporter.open:  # some run reports progress
                     await self._reporter.close(delivery)
-        except BaseException as error:
-            if not self._is_failure(error):
-                self._interrupted(delivery, slot, error)
-                raise
-            outcome = self._decide(delivery, prepared, error)
+        except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
+            outcome = self._failed(delivery, prepared, slot, error, started)
         else:
             outcome = _success(prepared, delivery, result, self._consumer.store.max_payload)
         self._settle(delivery, outcome, prepared, self._elapsed() - started)
@@ -224,6 +217,15 @@ class Runners:
             self._settler.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
 
     # --- before the run ------------------------------------------------------------------------
+
+    def _admitted(self, delivery: Delivery, prepared: Prepared | None) -> Prepared | None:
+        """Return the task of a delivery that may start; say what becomes of any other."""
+        if (early := self._refused(delivery)) is None:
+            if prepared is not None:
+                return prepared
+            early = self._unknown(delivery)
+        self._settle(delivery, early, prepared, 0.0)
+        return None
 
     def _refused(self, delivery: Delivery) -> Outcome | None:
         """Return what becomes of a delivery that must not start, None for all others."""
@@ -285,14 +287,31 @@ class Runners:
         # A cancellation that no scope around us asked for was raised by the handler itself.
         return anyio.current_effective_deadline() != float("-inf")
 
-    def _interrupted(self, delivery: Delivery, slot: _Slot, error: BaseException) -> None:
-        if not isinstance(error, anyio.get_cancelled_exc_class()):
+    def _failed(
+        self, delivery: Delivery, prepared: Prepared, slot: Slot, error: BaseException, started: float
+    ) -> Outcome:
+        """Return what becomes of a run that raised.
+
+        Raises what ended it before its time. What the handler raised as it was cancelled (a nursery of trio's puts
+        both into one group) would end the worker, and is left out.
+        """
+        if self._is_failure(error):
+            return self._decide(delivery, prepared, error)
+        cancelled, rest = _cancelled_and_rest(error)
+        if cancelled is None or not (rest is None or isinstance(rest, Exception)):
             # It ends the worker. Its lease is left to end, so that a loop of these is seen as one.
             self._consumer.fatal.add(delivery.entry_id)
+            cancelled = error
+        elif slot.spent and not slot.reason and prepared.limit is not None:
+            failure = rest or timed_out(prepared.task.name, prepared.limit, cancelled)
+            self._settle(delivery, self._decide(delivery, prepared, failure), prepared, self._elapsed() - started)
+        elif rest is not None:
+            log.warning("task %s %s was cancelled, and raised %r", delivery.task, delivery.task_id, rest)
         if slot.reason == "lost":
             self._consumer.settler.count_superseded(delivery)
         elif slot.reason == "cancelled":
             self._settle_cancelled(delivery)
+        raise cancelled
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
         self._settle(delivery, Ack(_CANCELLED, cancelled=True), self._tasks.get(delivery.fields.get(b"task", b"")), 0.0)
@@ -302,6 +321,14 @@ class Runners:
         return _keep(delivery, self._tasks.get(delivery.fields.get(b"task", b"")))
 
 
+def _cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Split what a cancelled run raised into its cancellation and all else."""
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)
+    return (error, None) if isinstance(error, cancelled) else (None, error)
+
+
 def _is_small(priority: bytes) -> bool:
     """Is this a number beyond doubt? All others are looked at more closely."""
     return priority.isdigit() and len(priority) < 10
@@ -309,11 +336,11 @@ def _is_small(priority: bytes) -> bool:
 
 def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
     """Return for how long (s) the result is wanted, None for not at all: nobody waits for what is no message."""
-    keep = prepared.task.result_ttl if prepared is not None else None
-    if delivery.plain and keep is None:
-        return None
+    keep = prepared.result_ttl if prepared is not None else None
+    if delivery.plain:
+        return keep
     try:
-        wanted, _ = None if delivery.plain else delivery.result_ttl, delivery.task_id
+        wanted = delivery.result_ttl
     except UndecodableError:
         return None
     return keep if wanted is None else wanted or None
@@ -322,7 +349,9 @@ def _keep(delivery: Delivery, prepared: Prepared | None) -> float | None:
 def _success(prepared: Prepared, delivery: Delivery, result: Any, limit: int) -> Outcome:
     """Return the outcome of a run that returned; it is dead if the next step cannot be given the result."""
     if delivery.plain:
-        return _DONE if prepared.task.result_ttl is None else Ack(_encoded(prepared, result))
+        if prepared.result_ttl is None:
+            return _DONE
+        return _DONE_WITH_NONE if result is None else Ack(_encoded(prepared, result))
     if THEN in delivery.fields:
         try:
             stages = delivery.then or []

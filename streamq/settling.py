@@ -21,7 +21,7 @@ from streamq.events import Event, Listener, Settled, Superseded
 from streamq.intake import Intake
 from streamq.message import dumps, milliseconds, pack_flat
 from streamq.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
-from streamq.store import MOST_ACKS, Store
+from streamq.store import MOST_ACKS, MOST_RESULTS, Store
 from streamq.tally import Tally, pack
 
 log = logging.getLogger("streamq")
@@ -31,7 +31,7 @@ COUNT_EVERY = 0.1  # seconds between two writes of counters
 _TOLD = 4000  # characters of a traceback that a waiter gets
 
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
-Kept = tuple[bytes, str, float, bytes]  # entry id, task id, TTL in s, result
+_Kept = tuple[Delivery, bytes, float, bytes]  # with its result: the key, the TTL in s, and the JSON
 _Entries = tuple[int, list[Delivery]]  # of one tier
 
 
@@ -81,7 +81,7 @@ class _Acks:
     """Acknowledgements of one tier that wait for their round trip."""
 
     plain: list[Delivery] = field(default_factory=list)
-    kept: list[tuple[Delivery, Kept]] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     finished: list[tuple[Delivery, Command]] = field(default_factory=list)  # with consequences: one command each
 
     def __bool__(self) -> bool:
@@ -95,7 +95,7 @@ class _Acks:
 
     def deliveries(self) -> list[Delivery]:
         """Return all of them."""
-        return [*self.plain, *(one for one, _ in self.kept), *(one for one, _ in self.finished)]
+        return [*self.plain, *[one[0] for one in self.kept], *[one[0] for one in self.finished]]
 
 
 class Settler:
@@ -173,7 +173,7 @@ class Settler:
             )
             acks.finished.append((delivery, self._store.finish(delivery.tier, delivery.entry_id, also)))
         elif keep:
-            acks.kept.append((delivery, (delivery.entry_id, delivery.task_id, keep, result)))
+            acks.kept.append((delivery, self._store.result_key(delivery), keep, result))
         else:
             acks.plain.append(delivery)
         if self.waiting_since is None:
@@ -293,11 +293,11 @@ class Settler:
 
     def _load_acks(self, turn: Turn, tier: int, acks: _Acks) -> None:
         """Put those on a turn that keep a result, or have consequences."""
-        if acks.kept:
-            commands = self._store.ack_result(tier, [kept for _, kept in acks.kept])
-            size = -(-len(acks.kept) // len(commands))
-            for at, command in enumerate(commands):
-                turn.add(command, self._acked, (tier, _Acks(kept=acks.kept[at * size : (at + 1) * size])))
+        for at in range(0, len(acks.kept), MOST_RESULTS):
+            kept = acks.kept[at : at + MOST_RESULTS]
+            deliveries, keys, ttls, results = zip(*kept, strict=True)
+            ids = [delivery.entry_id for delivery in deliveries]
+            turn.add(self._store.ack_results(tier, ids, keys, ttls, results), self._acked, (tier, _Acks(kept=kept)))
         for delivery, command in acks.finished:
             turn.add(command, self._acked, (tier, _Acks(finished=[(delivery, command)])))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, assert_never
 
 import redis.exceptions
@@ -31,6 +32,7 @@ CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes outlives the 
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before we give it up
 _WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
 MOST_ACKS = 1000  # entries that one `ack` acknowledges: a script holds up all others
+MOST_RESULTS = 500  # and results that one `ack_results` keeps
 _SCRIPT_ENTRIES = 500  # ids for one script: Lua's unpack allows some thousands
 
 
@@ -59,6 +61,7 @@ class Store:
         self.clock = clock
         self.max_payload = max_payload
         self._bound = bound
+        self._results = keys.result("").encode()
         self._by_stream = {keys.stream.encode(): tier for tier, keys in enumerate(keys.tiers)}
 
     def __repr__(self) -> str:
@@ -162,12 +165,32 @@ class Store:
     # --- reading -----------------------------------------------------------------------------
 
     async def ensure_groups(self) -> None:
-        """Make every stream and its consumer group, from the beginning, where they are missing."""
-        group = self.keys.group
-        commands = [("XGROUP", "CREATE", keys.stream, group, "0", "MKSTREAM") for keys in self.keys.tiers]
-        for reply in await self._send(commands):
-            if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
-                raise translated(reply)
+        """Make every stream and its consumer group, from the beginning, where they are missing.
+
+        Raises BrokerError (WRONGTYPE) if one of them, or a key into which a settlement moves what it takes from them,
+        holds something of somebody else's.
+        """
+        group, dead = self.keys.group, self.keys.dead
+        asked: list[tuple[str, str, Command]] = [
+            (keys.stream, "stream", ("XGROUP", "CREATE", keys.stream, group, "0", "MKSTREAM"))
+            for keys in self.keys.tiers
+        ]
+        made = len(asked)
+        # By commands that are used anyway: the server keeps 25 KB for each that was ever.
+        asked.append((dead, "stream", ("XINFO", "GROUPS", dead)))
+        for keys in self.keys.tiers:
+            asked.append((keys.delayed, "sorted set", ("ZRANGE", keys.delayed, 0, 0)))
+            asked += ((name, "hash", ("HMGET", name, "")) for name in (keys.messages, keys.crashes))
+        replies = await self._send([command for _, _, command in asked])
+        for place, ((name, kind, _), reply) in enumerate(zip(asked, replies, strict=True)):
+            if not isinstance(reply, Exception):
+                continue
+            error = translated(reply)
+            if error.code == "WRONGTYPE":
+                why = f"the key {name!r} is no {kind}; rename what is there, or choose another namespace"
+                raise BrokerError(f"WRONGTYPE: {why}", code="WRONGTYPE")
+            if place < made and error.code != "BUSYGROUP":
+                raise error
 
     def read(self, consumer: str, tiers: Iterable[int], count: int, block: float | None = None) -> Command:
         """Return the command that reads up to `count` new entries of each tier.
@@ -208,22 +231,29 @@ class Store:
             flat += (len(ids), *ids)
         return step("ack")(names, self.keys.group, "1" if each else "0", *flat)
 
-    def ack_result(self, tier: int, results: Sequence[tuple[bytes, str, float, bytes]]) -> list[Command]:
-        """Return the commands that acknowledge entries and keep their results.
+    def ack_results(
+        self, tier: int, ids: Sequence[bytes], keys: Sequence[bytes], ttls: Sequence[float], results: Sequence[bytes]
+    ) -> Command:
+        """Return the command that acknowledges entries, `MOST_RESULTS` of them at most, and keeps their results.
 
-        Each is (entry id, task id, TTL in s, JSON). The answer names those that came late.
+        Of each its id, the key of its result (see `result_key`), the TTL of that in seconds, and the result (JSON).
+        The answer names those that came late.
         """
-        keys = self.keys.tiers[tier]
-        commands = []
-        for at in range(0, len(results), _SCRIPT_ENTRIES):
-            some = results[at : at + _SCRIPT_ENTRIES]
-            names = [keys.stream, keys.crashes, *(self.keys.result(task_id) for _, task_id, _, _ in some)]
-            flat = [part for entry, _, ttl, payload in some for part in (entry, max(1, _ms(ttl)), payload)]
-            commands.append(step("ack_results")(names, self.keys.group, *flat))
-        return commands
+        of_tier = self.keys.tiers[tier]
+        runs = [(ttls[0], len(ids))]  # of neighbours with the same TTL; most often there is one
+        if ttls.count(ttls[0]) < len(ids):
+            runs = [(ttl, len(list(some))) for ttl, some in groupby(ttls)]
+        flat = [part for ttl, count in runs for part in (max(1, _ms(ttl)), count)]
+        return step("ack_results")(
+            [of_tier.stream, of_tier.crashes, *keys], self.keys.group, len(flat), *flat, *ids, *results
+        )
+
+    def result_key(self, delivery: Delivery) -> bytes:
+        """Return the key, and the channel, of the result of a delivery."""
+        return self._results + (delivery.fields.get(b"id") or delivery.entry_id)
 
     def finish(self, tier: int, entry_id: bytes, also: Sequence[Consequence]) -> Command:
-        """Return the command that acknowledges one entry and carries out what follows; answers as `ack_result`."""
+        """Return the command that acknowledges one entry and carries out what follows; answers as `ack_results`."""
         keys = self.keys.tiers[tier]
         names, values = self._consequences(also)
         return step("finish")([keys.stream, keys.crashes, *names], self.keys.group, entry_id, *values)

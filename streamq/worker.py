@@ -189,7 +189,7 @@ class Worker:
                 for loop in (
                     consumer.turns, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
                     scheduler.promote_forever, scheduler.listen_forever, watchdog.watch_forever, recurring.tick_forever,
-                    threads.look_after_forever, reporter.report_forever,
+                    threads.look_after_forever, reporter.report_forever, runners.timeouts.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
                 if aftermath:

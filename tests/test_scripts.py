@@ -232,11 +232,11 @@ def test_results_are_kept_and_told_with_the_acknowledgement(server):
     one, two = sent(server, 2)
     taken(server)
     names = [STREAM, CRASHES, "r1", "r2"]
-    assert run(server, "ack_results", names, "g", one, 5000, "first", two, 9000, "other") == []
+    assert run(server, "ack_results", names, "g", 4, 5000, 1, 9000, 1, one, two, "first", "other") == []
     assert server.command("GET", "r1") == b"first"
     assert 0 < server.command("PTTL", "r1") <= 5000
     assert server.command("GET", "r2") == b"other"
-    assert run(server, "ack_results", names[:3], "g", one, 5000, "late") == [one]
+    assert run(server, "ack_results", names[:3], "g", 2, 5000, 1, one, "late") == [one]
     assert server.command("GET", "r1") == b"first"
     assert length(server) == 0
 
@@ -820,6 +820,41 @@ def test_a_delayed_message_of_too_many_fields_is_not_lost(server):
     server.command("HSET", MESSAGES, "big", orjson.dumps(["f", "v"] * 10_000))
     promote(server)
     assert length(server) == 1
+
+
+def test_nothing_is_taken_from_the_delayed_if_the_stream_cannot_have_it(server):
+    """Somebody wrote something else under its name: what is due stays where it is."""
+    server.command("SET", STREAM, "no stream")
+    for number in range(3):
+        server.command("ZADD", DELAYED, 1, str(number))
+        server.command("HSET", MESSAGES, str(number), orjson.dumps(["task", "t"]))
+    with pytest.raises(Exception, match="WRONGTYPE"):
+        promote(server)
+    assert (server.command("ZCARD", DELAYED), server.command("HLEN", MESSAGES)) == (3, 3)
+    server.command("DEL", STREAM)
+    assert promote(server)[0] == 3
+    assert length(server) == 3
+
+
+@pytest.mark.parametrize("broken", ["dead", "delayed", "messages", "crashes"])
+def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
+    """What cannot be moved stays with its holder; once the other's key is gone it goes where it should."""
+    prepare(server)
+    (entry,) = sent(server, 1)
+    taken(server)
+    names = {"dead": DEAD, "delayed": DELAYED, "messages": MESSAGES, "crashes": CRASHES}
+    bury = ("dead", [STREAM, CRASHES, DEAD], "g", "me", entry, 100, 0, 2, "task", "t")
+    postpone = ("postpone", [STREAM, CRASHES, DELAYED, MESSAGES], "g", "me", entry, 10, "x", b'["task","t"]', WAKE)
+    steps = {"dead": [bury], "delayed": [postpone], "messages": [postpone], "crashes": [bury, postpone]}[broken]
+    server.command("LPUSH", names[broken], "theirs")
+    for name, *rest in steps:
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            run(server, name, *rest)
+        assert server.command("XPENDING", STREAM, "g")[0] == 1
+        assert length(server) == 1
+    server.command("DEL", names[broken])
+    assert run(server, *steps[0]) == 1
+    assert length(server) == 0
 
 
 def cancel(server, task_id, entry="", ttl=0, members=None):

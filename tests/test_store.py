@@ -71,6 +71,26 @@ async def test_a_stream_of_another_type_is_an_error(server, store):
     assert caught.value.code == "WRONGTYPE"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("queue:bulk", "no stream"),
+        ("queue:dead", "no stream"),
+        ("queue:bulk:delayed", "no sorted set"),
+        ("queue:critical:messages", "no hash"),
+        ("queue:standard:crashes:workers", "no hash"),
+    ],
+)
+async def test_a_key_of_somebody_else_is_named_before_any_work(server, store, name, kind):
+    """What would fail in the middle of a settlement fails at the start, with the remedy."""
+    server.command("LPUSH", name, "x")
+    with pytest.raises(BrokerError, match=rf"{name}.* is {kind}; rename .* another namespace") as caught:
+        await store.ensure_groups()
+    assert caught.value.code == "WRONGTYPE"
+    server.command("DEL", name)
+    await store.ensure_groups()
+
+
 async def test_attempt_gives_errors_in_their_places(server, store):
     """One that fails harms no other of its round trip; `call` raises the first."""
     server.command("SET", "text", "x")

@@ -45,7 +45,7 @@ class Step:
     def __repr__(self) -> str:
         return f"<Step {self.name} KEYS: {self.keys}>"
 
-    def __call__(self, keys: Sequence[str], *arguments: str | bytes | float) -> Command:
+    def __call__(self, keys: Sequence[str | bytes], *arguments: str | bytes | float) -> Command:
         """Return the command that runs this step. Raises ValueError for a wrong number of keys."""
         if len(keys) != self._least and not (self._open and len(keys) >= min(self._least, 1)):
             raise ValueError(f"{self!r} was given {len(keys)} keys")

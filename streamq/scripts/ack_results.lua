@@ -1,18 +1,19 @@
 -- ack_results: like ack, and each result is kept if its delivery had not been settled before.
 -- KEYS: stream crashes result...
--- ARGV: group, then for each result: id ttl_ms payload
+-- ARGV: group, twice the number of runs with the same TTL, for each run: ttl_ms count, then id... payload...
 -- Returns those that had been settled before.
-local ids, late = {}, {}
-for i = 3, #KEYS do
-  local at = 2 + (i - 3) * 3
-  local id, ttl, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+local late, at, n = {}, 2 + ARGV[2], #KEYS - 2
+local ids = {unpack(ARGV, at + 1, at + n)}
+local run, left = 1, 0
+for i, id in ipairs(ids) do
+  if left == 0 then run, left = run + 2, tonumber(ARGV[run + 3]) end
+  left = left - 1
   if call('XACK', KEYS[1], ARGV[1], id) == 1 then
-    call('SET', KEYS[i], payload, 'PX', ttl)
-    call('PUBLISH', KEYS[i], payload)
+    call('SET', KEYS[i + 2], ARGV[at + n + i], 'PX', ARGV[run])
+    call('PUBLISH', KEYS[i + 2], ARGV[at + n + i])
   else
     late[#late + 1] = id
   end
-  ids[#ids + 1] = id
 end
 leave(KEYS[1], ids)
 forgive({KEYS[2]}, {ids})

@@ -3,9 +3,10 @@
 -- ARGV: group consumer id max_entries max_age_ms parts field value... (so many parts) consequence...
 -- Returns 1, or 0 if this consumer does not hold the delivery (any more).
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+call('XLEN', KEYS[3]) -- what is of another type refuses before anything is taken away, and so does the next
+call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
 call('XACK', KEYS[1], ARGV[1], ARGV[3])
 leave(KEYS[1], {ARGV[3]})
-call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
 call('XADD', KEYS[3], 'MAXLEN', '=', ARGV[4], '*', unpack(ARGV, 7, 6 + ARGV[6]))
 if ARGV[5] ~= '0' then -- not XTRIM MINID: that of Redis 6.2.5 removes everything
   local oldest = string.format('%.0f', clock() - ARGV[5])

@@ -3,10 +3,11 @@
 -- ARGV: group consumer id delay_ms member message channel
 -- Returns 1, or 0 if this consumer does not hold the delivery (any more).
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-call('XACK', KEYS[1], ARGV[1], ARGV[3])
-leave(KEYS[1], {ARGV[3]})
-call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
 local member = ARGV[5]
 if call('ZSCORE', KEYS[3], member) then member = member .. ':' .. ARGV[3] end -- the same id, sent twice
+call('HLEN', KEYS[4]) -- what is of another type refuses, here and above and below, before anything is taken away
+call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
+call('XACK', KEYS[1], ARGV[1], ARGV[3])
+leave(KEYS[1], {ARGV[3]})
 delay(KEYS[3], KEYS[4], ARGV[7], clock() + ARGV[4], member, ARGV[6])
 return 1

@@ -16,6 +16,7 @@ for k = 1, #KEYS, 3 do
   if first[2] and tonumber(first[2]) <= now then
     due = call('ZRANGEBYSCORE', KEYS[k + 1], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])
   end
+  if #due > 0 then call('XLEN', KEYS[k]) end -- what is of another type refuses before anything is taken away
   for _, id in ipairs(due) do
     local message = call('HGET', KEYS[k + 2], id)
     call('ZREM', KEYS[k + 1], id)
