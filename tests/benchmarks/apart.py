@@ -1,6 +1,7 @@
 """The cost of one no-op task taken apart: where the microseconds go, and which commands Redis carries out.
 
     python -m tests.benchmarks.apart                                       one run of a worker over a backlog
+    python -m tests.benchmarks.apart --what kept                           the same, and each result is kept
     python -m tests.benchmarks.apart --what one --tasks 50000              one enqueue, awaited by one caller
     python -m tests.benchmarks.apart --what callers                        one enqueue, by 100 callers at once
     python -m tests.benchmarks.apart --what many                           one of 1,000 in an enqueue_many
@@ -29,7 +30,7 @@ from pathlib import Path
 import anyio
 
 import streamq
-from streamq import RedisBroker, Worker, task
+from streamq import RedisBroker, Task, Worker, task
 from tests.servers import RealServer, available
 
 _BATCH = 1000
@@ -67,12 +68,17 @@ async def noop() -> None:
     """Do nothing."""
 
 
+@task(result_ttl=3600)
+async def answer() -> None:
+    """Do nothing, and have that kept."""
+
+
 # --- the process that is measured --------------------------------------------------------------------
 
 
 async def run(broker: RedisBroker, _: int) -> None:
-    """Run all that waits."""
-    await Worker(broker, [noop], concurrency=100, burst=True).run()
+    """Run all that waits, with its results kept or without."""
+    await Worker(broker, [noop, answer], concurrency=100, burst=True).run()
 
 
 async def one(broker: RedisBroker, tasks: int) -> None:
@@ -88,13 +94,16 @@ async def callers(broker: RedisBroker, tasks: int) -> None:
             group.start_soon(one, broker, tasks // _CALLERS)
 
 
-async def many(broker: RedisBroker, tasks: int) -> None:
+async def many(broker: RedisBroker, tasks: int, wanted: Task[[], None] = noop) -> None:
     """Enqueue by thousands."""
     for _ in range(tasks // _BATCH):
-        await broker.enqueue_many([noop.call() for _ in range(_BATCH)])
+        await broker.enqueue_many([wanted.call() for _ in range(_BATCH)])
 
 
-WHAT = {"run": run, "one": one, "callers": callers, "many": many}
+WHAT = {
+    "run": run, "kept": run, "one": one, "callers": callers, "many": many, "answers": partial(many, wanted=answer)
+}  # fmt: skip
+BACKLOG = {"run": "many", "kept": "answers"}  # what waits before it is measured
 
 
 async def act(url: str, what: str, tasks: int) -> float:
@@ -119,8 +128,8 @@ def part_of(stack: str) -> str | None:
         return None
     for found in reversed(list(_FRAME.finditer(stack))):
         file, function = found["file"], found["function"]
-        if file == __file__ and (function in WHAT or function == "noop"):
-            return "handler" if function == "noop" else "caller"
+        if file == __file__ and (function in WHAT or function in {"noop", "answer"}):
+            return "handler" if function in {"noop", "answer"} else "caller"
         if file.startswith(_OURS):
             name = f"{file.removeprefix(_OURS)}:{function}"
             return next(part for part, places in PARTS.items() if any(_fits(name, place) for place in places))
@@ -178,8 +187,8 @@ def main() -> None:
 def _prepare(server: RealServer, given: argparse.Namespace) -> None:
     """Have an empty server, or one with what a worker is to run."""
     server.flush()
-    if given.what == "run":
-        anyio.run(partial(act, server.url, "many", given.tasks))
+    if given.what in BACKLOG:
+        anyio.run(partial(act, server.url, BACKLOG[given.what], given.tasks))
 
 
 def _shared_out(samples: str, cost: float) -> str:

@@ -28,6 +28,7 @@ import hiredis
 import trio._core._run as scheduler
 
 import streamq
+from streamq import RedisBroker, Worker, task
 from streamq.client.sockets import SocketStream
 from streamq.clock import Clock
 from streamq.testing.clock import VirtualTime
@@ -39,6 +40,9 @@ _TIME = str(Path(streamq.__file__).parent / "testing" / "clock.py")
 _ANYIO = str(Path(anyio.__file__).parent)
 _DAY = 86_400.0
 _STREAMS = ("queue:critical", "queue:standard", "queue:bulk")
+FIRST = 6000  # the run from which on it is counted: by then everything has happened once
+SPARE = 3000  # tasks that wait beyond those that are counted
+EACH = 20e-6  # seconds of virtual time that a handler takes
 _INLINED = ("<listcomp>", "<setcomp>", "<dictcomp>")  # calls of their own before Python 3.12
 
 
@@ -256,6 +260,32 @@ class Work:
             self._meter.stop()
             self._meter.runs += self.done
             self.over.set()
+
+
+def plain(work: Work) -> Any:
+    @task
+    async def noop() -> None:
+        work.run()
+
+    return noop
+
+
+def as_it_is(task: Any, _: int) -> Any:
+    return task
+
+
+async def work_off(
+    meter: Meter, work: Work, noop: Any, *, concurrency: int, sent: Any = as_it_is, arguments=()
+) -> None:
+    """Send what is to be counted and more, and have it counted."""
+    async with RedisBroker(meter.server.url, clock=work.clock) as broker:
+        for _ in range((work.last + SPARE) // 1000):
+            await broker.enqueue_many([sent(noop, number).call(*arguments) for number in range(1000)])
+        worker = Worker(broker, [noop], concurrency=concurrency, visibility_timeout=600, seed=1)
+        async with anyio.create_task_group() as group:
+            await group.start(worker.run)
+            await work.over.wait()
+            group.cancel_scope.cancel()
 
 
 def _answers(request: list[bytes]) -> int:

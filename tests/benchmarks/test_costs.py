@@ -12,6 +12,7 @@ printed, the most frequent ones first, and how often the server read.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from contextvars import copy_context
 from importlib.metadata import version
@@ -22,19 +23,15 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from streamq import Priority, RedisBroker, Worker, batch_task, task
+from streamq import Priority, RedisBroker, batch_task, task
 from streamq.testing.clock import VirtualTime
-from tests.benchmarks.counting import Meter, Work, determined
+from tests.benchmarks.counting import EACH, FIRST, Meter, Work, as_it_is, determined, plain, work_off
 from tests.docs.pages import ROOT, table_under
 
 PAGE = ROOT / "docs" / "performance.md"
 HEADING = "### What a task costs, counted"
 COUNTED = 5000  # tasks, and what is settled with the last of them
-FIRST = 6000  # the run from which on it is counted: by then everything has happened once
 ALLOCATED = "### What a task allocates"
-WEIGHED = 1000  # tasks, for allocations: counting them is slow
-SPARE = 3000  # tasks that wait beyond those that are counted
-EACH = 20e-6  # seconds of virtual time that a handler takes
 VERSIONS = f"Python {sys.version_info[0]}.{sys.version_info[1]}, " + ", ".join(
     f"{name} {'.'.join(version(name).split('.')[:2])}" for name in ("anyio", "trio")
 )  # the page's figures are theirs, too
@@ -58,14 +55,6 @@ def meter(shared_server):
     meter = Meter(shared_server("valkey"))
     with determined(meter), patch("anyio.to_thread.run_sync", at_once):
         yield meter
-
-
-def plain(work: Work) -> Any:
-    @task
-    async def noop() -> None:
-        work.run()
-
-    return noop
 
 
 def with_result(work: Work) -> Any:
@@ -129,10 +118,6 @@ def in_three_tiers(task: Any, number: int) -> Any:
     return task.options(priority=(Priority.CRITICAL, Priority.NORMAL, Priority.LOW)[number % 3])
 
 
-def as_it_is(task: Any, _: int) -> Any:
-    return task
-
-
 RUNS: dict[str, tuple[Any, int, Any, tuple[Any, ...]]] = {  # make, concurrency, how it is sent, arguments
     "a run, concurrency 32": (plain, 32, as_it_is, ()),
     "a run, concurrency 100": (plain, 100, as_it_is, ()),
@@ -146,20 +131,6 @@ RUNS: dict[str, tuple[Any, int, Any, tuple[Any, ...]]] = {  # make, concurrency,
 }
 
 
-async def work_off(
-    meter: Meter, work: Work, noop: Any, *, concurrency: int, sent: Any = as_it_is, arguments=()
-) -> None:
-    """Send what is to be counted and more, and have it counted."""
-    async with RedisBroker(meter.server.url, clock=work.clock) as broker:
-        for _ in range((work.last + SPARE) // 1000):
-            await broker.enqueue_many([sent(noop, number).call(*arguments) for number in range(1000)])
-        worker = Worker(broker, [noop], concurrency=concurrency, visibility_timeout=600, seed=1)
-        async with anyio.create_task_group() as group:
-            await group.start(worker.run)
-            await work.over.wait()
-            group.cancel_scope.cancel()
-
-
 @pytest.mark.parametrize("what", RUNS)
 async def test_what_a_run_costs(what, meter, virtual, anyio_backend):
     """A worker over a backlog, from one turn to another."""
@@ -170,17 +141,26 @@ async def test_what_a_run_costs(what, meter, virtual, anyio_backend):
 
 
 @pytest.mark.skipif(VERSIONS not in PAGE.read_text(), reason=f"the page was not counted with {VERSIONS}")
-async def test_what_a_run_allocates(meter, virtual, anyio_backend):
-    """Half a block more or less: what the very first of its kind allocates, in this process, is not told apart."""
-    meter.weighs = True
-    work = Work(virtual, meter, each=EACH, first=FIRST, last=FIRST + WEIGHED)
-    await work_off(meter, work, plain(work), concurrency=100)
-    blocks = meter.cost.blocks / meter.runs
-    (shown,) = [cells for cells in table_under(PAGE, ALLOCATED) if cells[0] == anyio_backend[0]]
-    if os.environ.get("STREAMQ_WRITE_COSTS"):
-        write(shown, [anyio_backend[0], f"{blocks:.1f}"])
-    else:
-        assert blocks == pytest.approx(float(shown[1]), abs=0.5), UPDATE
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_a_run_allocates(backend):
+    """Counted in a process of its own: what was specialised and kept for reuse before would show, by a block or so.
+
+    How that process starts is real time's, and now and then it shows as well: once more, then.
+    """
+    (shown,) = [cells for cells in table_under(PAGE, ALLOCATED) if cells[0] == backend]
+    counted = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.weighing", backend], cwd=ROOT, check=True, capture_output=True,
+            text=True, timeout=100, env={**os.environ, "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        counted.append(float(done.stdout))
+        if os.environ.get("STREAMQ_WRITE_COSTS"):
+            write(shown, [backend, f"{counted[0]:.1f}"])
+            return
+        if counted[-1] == pytest.approx(float(shown[1]), abs=0.1):
+            return
+    pytest.fail(f"{backend}: {counted}, and not {shown[1]}: {UPDATE}")
 
 
 async def one_by_one(broker: RedisBroker, noop: Any) -> None:
