@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.simulation.histories import play_seed
 
-SEEDS = range(500, 530)
+SEEDS = range(500, 512)
 ROOT = Path(__file__).parents[2]
 _PRINT_DIGESTS = """
 import sys, zlib

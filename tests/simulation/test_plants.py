@@ -24,20 +24,37 @@ WITHIN = {
 }
 
 
+# Histories that found those that take long: tried first. They stay so only while nothing changes what is played.
+KNOWN = {
+    "group-at-the-end": 34, "renew-without-owner": 38, "retry-without-owner": 38, "bury-without-owner": 102,
+    "prefetched-not-renewed": 52, "replies-to-the-wrong": 17,
+}  # fmt: skip
+
+
+def found_by(name: str, seeds: range, question: str) -> int | None:
+    """Return the first of these histories in which a planted bug is found by the right question."""
+    while seeds:
+        failed = run(seeds, name, until_failed=True).failed
+        if not failed:
+            break
+        seed, violations = failed[0]
+        if any(line.startswith(question) for line in violations):
+            return seed
+        seeds = range(seed + 1, seeds.stop)
+    return None
+
+
 @pytest.mark.parametrize("name", WITHIN)
 def test_a_planted_bug_is_found(name: str) -> None:
     """And the history that found it is well without it."""
     within, question = WITHIN[name]
-    first = 1
-    while first <= within:
-        found = run(range(first, within + 1), name, until_failed=True).failed
-        assert found, f"{name} was not found in {within} histories"
-        seed, violations = found[0]
-        if any(line.startswith(question) for line in violations):
-            assert play_seed(seed).ok
-            return
-        first = seed + 1
-    pytest.fail(f"{name}: no history asked the right question")
+    known = KNOWN.get(name, 0)
+    seed = found_by(name, range(known, known + 1), question) if known else None
+    if seed is None:
+        seed = found_by(name, range(1, within + 1), question)
+    assert seed is not None, f"{name} was not found in {within} histories by {question or 'any question'}"
+    print(f"{name}: found by history {seed}")
+    assert play_seed(seed).ok
 
 
 def test_every_plant_is_tried() -> None:

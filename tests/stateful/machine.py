@@ -52,9 +52,8 @@ class QueueMachine(Foundation):
             self.ack(who, [pick], each=True, keep=keep)
             return
         payload = dumps({"ok": self._id("result")})
-        (command,) = self.stores[member.group].ack_result(
-            one.tier, [(one.entry_id, one.task_id, 2 * SLOT / 1000, payload)]
-        )
+        store = self.stores[member.group]
+        command = store.ack_results(one.tier, [one.entry_id], [store.result_key(one)], [2 * SLOT / 1000], [payload])
         late = self._one(command)
         result = (self.store.keys.result(one.task_id), payload.decode(), 2 * SLOT)
         wanted = self.model.ack_results(one.tier, member.group, [(entry_of(one), result)])
