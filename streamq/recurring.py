@@ -6,7 +6,8 @@ goes by the server's clock; who comes too early is told how long to wait.
 
 Cost: nothing while no schedule is known. It looks when the worker starts, when the wake channel says that schedules
 changed or its connection was lost, and, where it has something to tick, every `LOOK` seconds, which covers
-leaps of clocks and a server that lost its data: what tasks declare is then registered again. A tick
+leaps of clocks and a server that lost its data: what tasks declare is then registered again. Whoever remembers of
+it a tick that is over asks the others first, one of which may have sent it and know the next. A tick
 costs each such worker one command.
 """
 
@@ -22,7 +23,7 @@ import anyio
 from streamq.consumer import Consumer
 from streamq.cron import due_ticks
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
-from streamq.schedules import Definition, Row, as_ms, first_after, look, register, tick
+from streamq.schedules import Definition, Row, as_ms, ask, first_after, look, register, tick
 
 log = logging.getLogger("streamq")
 
@@ -30,6 +31,7 @@ LOOK = 60.0  # seconds
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 _ASIDE = 2.0  # seconds after which a message that the server refused is tried again
 _ITS_OWN = frozenset({"ERR", "WRONGTYPE"})  # errors that are of one schedule
+_ASKED = 1.0  # seconds that the others have to answer: each that reaches the server is told at once
 _BATCH = 100  # ticks of one schedule that one step sends
 
 
@@ -54,6 +56,7 @@ class Recurring:
         self._declared = {one.name: one for one in declared}
         self._unusable: set[tuple[str, str]] = set()  # name and revision
         self._running: dict[str, _Clockwork] = {}
+        self._lost: dict[str, tuple[_Clockwork, float]] = {}  # what the others are asked for, and until when
         self._offset = 0.0  # what the server's time is ahead of `elapsed`
         self._wake = anyio.Event()
         self._stale = True
@@ -73,7 +76,7 @@ class Recurring:
         while True:
             self._wake = anyio.Event()
             try:
-                if self._stale or (self._running and self._elapsed() >= self._look_at):
+                if self._stale or (self._knows() and self._elapsed() >= self._look_at):
                     await self._look()
                 await self._tick()
             except BrokerError as error:
@@ -93,10 +96,13 @@ class Recurring:
 
     def _pause(self) -> float | None:
         """Return for how long nothing is due; None where there is nothing to tick."""
-        if not self._running:
+        if not self._knows():
             return None
-        soonest = min(one.at for one in self._running.values())
+        soonest = min((one.at for one in self._running.values()), default=self._look_at)
         return max(0.0, min(soonest, self._look_at) - self._elapsed())
+
+    def _knows(self) -> bool:
+        return bool(self._running or self._lost)
 
     # --- what is known -------------------------------------------------------------------------
 
@@ -106,7 +112,7 @@ class Recurring:
         if await self._register(now, {row.name: row for row in rows}):
             now, rows = await look(self._store)
         self._synchronize(now)
-        self._look_at = self._elapsed() + LOOK
+        self._look_at = min([self._elapsed() + LOOK, *(until for _, until in self._lost.values())])
         before, self._running = self._running, {}
         for row in rows:
             one = row.definition
@@ -124,14 +130,18 @@ class Recurring:
     async def _register(self, now: int, rows: dict[str, Row]) -> bool:
         """Define what is declared here: all that differs at the start, later what is gone. Was there anything?"""
         done = False
+        lost = {}
         for name, one in self._declared.items():
             row = rows.get(name)
             gone = row is None or row.due is None
             if not (gone or (self._first and row is not None and row.packed != one.packed())):
                 continue
             # A server that lost its data lost what was declared by newer code, and the next tick; we remember both.
-            known = self._running.get(name)
+            known, until = self._lost.get(name, (self._running.get(name), None))
             if known is not None and known.definition.declared:
+                if known.due <= now and (until is None or self._elapsed() < until):
+                    lost[name] = known, self._elapsed() + _ASKED if until is None else until
+                    continue
                 await register(self._store, known.definition, known.due)
             elif await register(self._store, one, first_after(one, now / 1000)) is None:
                 log.warning(
@@ -139,6 +149,9 @@ class Recurring:
                     "remove that with: streamq schedules rm %s", name, name,
                 )  # fmt: skip
             done = True
+        if lost.keys() - self._lost.keys():
+            await ask(self._store)
+        self._lost = lost
         self._first = False
         return done
 

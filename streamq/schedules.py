@@ -171,9 +171,14 @@ def declared_by(sender: Sender, streams: Sequence[str], tasks: Iterable[Task[Any
 
 async def look(store: Store) -> tuple[int, list[Row]]:
     """Return the server's time (ms) and all schedules."""
+    now, rows, _ = await _look(store)
+    return now, rows
+
+
+async def _look(store: Store, *more: Command) -> tuple[int, list[Row], list[Any]]:
     keys = store.keys
-    time, flat, ticks = await store.call(
-        [("TIME",), ("HGETALL", keys.schedules), ("ZRANGE", keys.ticks, 0, -1, "WITHSCORES")]
+    time, flat, ticks, *others = await store.call(
+        [("TIME",), ("HGETALL", keys.schedules), ("ZRANGE", keys.ticks, 0, -1, "WITHSCORES"), *more]
     )
     due = {name: int(max(0.0, min(float(score), NEVER))) for name, score in _pairs(ticks)}
     packed = dict(_pairs(flat))
@@ -181,7 +186,7 @@ async def look(store: Store) -> tuple[int, list[Row]]:
         Row(name.decode(errors="replace"), raw, Definition.of(name.decode(errors="replace"), raw), due.get(name))
         for name, raw in packed.items()
     ]
-    return int(time[0]) * 1000 + int(time[1]) // 1000, rows
+    return int(time[0]) * 1000 + int(time[1]) // 1000, rows, others
 
 
 async def register(store: Store, definition: Definition, due: int) -> int | None:
@@ -199,6 +204,11 @@ async def unregister(store: Store, name: str) -> bool:
     """Forget a schedule; returns whether there was one."""
     keys = [store.keys.schedules, store.keys.ticks, store.keys.ticked]
     return bool(await store.one(step("unregister")(keys, name, store.keys.wake)))
+
+
+async def ask(store: Store) -> None:
+    """Have all workers look, and register again what they remember and is gone."""
+    await store.one(("PUBLISH", store.keys.wake, "schedules"))
 
 
 def tick(store: Store, definition: Definition, expected: int, ticks: Sequence[float], following: int) -> Command:
@@ -245,8 +255,8 @@ def shown(tick: float) -> str:
 
 async def listed(store: Store) -> list[Schedule]:
     """Return all schedules, by the time of their next ticks."""
-    now, rows = await look(store)
-    last = dict(_pairs(await store.one(("HGETALL", store.keys.ticked))))
+    now, rows, (ticked,) = await _look(store, ("HGETALL", store.keys.ticked))
+    last = dict(_pairs(ticked))
     found = [_listed(row, now, last.get(row.name.encode())) for row in rows]
     return sorted(found, key=lambda one: (one.next is None, one.next or 0, one.name))
 

@@ -324,6 +324,36 @@ class TestDefinitions:
             tick("stored", 60), tick("stored", 120), tick("run", 180), tick("run", 360),
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("mend", [0.5, 30.0])
+    async def test_a_tick_that_was_sent_before_the_data_was_lost(self, stage, mend):
+        """A worker that did not hear of it asks the others before it sends what it remembers."""
+        run = declared(stage, "*/3 * * * *", "run")
+        async with stage.mortal(run) as deaf, stage.broker() as broker, stage.working(broker, run):
+            await anyio.sleep(170)
+            deaf.cut()
+            await anyio.sleep(11)
+            stage.command("FLUSHALL")
+            await anyio.sleep(mend)
+            deaf.mend()
+            await anyio.sleep(3 * MINUTE)
+        assert [name for name, _ in stage.starts] == [tick("run", 180), tick("run", 360)]
+
+    async def test_a_tick_that_nobody_sent_before_the_data_was_lost(self, stage):
+        """Where no other knows better, what a worker remembers is sent: a second later."""
+        run = declared(stage, "*/3 * * * *", "run")
+        async with stage.mortal(run) as one, stage.mortal(run) as other:
+            await anyio.sleep(170)
+            one.cut()
+            other.cut()
+            await anyio.sleep(11)
+            stage.command("FLUSHALL")
+            one.mend()
+            other.mend()
+            await anyio.sleep(4)
+            assert [name for name, _ in stage.starts] == [tick("run", 180)]
+            await anyio.sleep(176)
+        assert [name for name, _ in stage.starts] == [tick("run", 180), tick("run", 360)]
+
 
 class TestMessages:
     async def test_runs_that_must_not_overlap(self, stage):
