@@ -17,6 +17,7 @@ from streamq.continuation import Fan, Joined, Member, Next, Sent, awaited, decod
 from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import (
     ArgumentsError,
+    BrokerError,
     ConfigurationError,
     EncodingError,
     NotDurableError,
@@ -632,10 +633,9 @@ def test_what_cannot_be_written_down():
             make()
 
 
-async def test_an_unreachable_server_starts_nothing(real_server):
+async def test_a_server_that_refuses_starts_nothing(real_server):
     """One script: all first steps or none, so the error of the server leaves nothing half-started."""
     async with RedisBroker(real_server.url) as broker:
-        real_server.command("SET", "queue:bulk", "no stream")
         flow = group(number.call(1), number.options(tier="critical").call(2), double.options(tier="bulk").call(3))
         real_server.command("CONFIG", "SET", "maxmemory", "1")
         try:
@@ -643,9 +643,32 @@ async def test_an_unreachable_server_starts_nothing(real_server):
                 await broker.start(flow, workflow_id="w")
         finally:
             real_server.command("CONFIG", "SET", "maxmemory", "0")
+        assert real_server.keys() == []
+        real_server.command("SET", "queue:bulk", "no stream")
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            await broker.start(flow, workflow_id="w")
         assert real_server.keys() == ["queue:bulk"]
         real_server.command("DEL", "queue:bulk")
         assert (await broker.start(flow, workflow_id="w")).fresh
+
+
+async def test_a_next_step_is_not_lost_to_a_key_of_somebody_else(real_server):
+    """The stream that it is for is overwritten while the step before runs: it is sent once that is mended."""
+
+    @task
+    async def overwrite() -> int:
+        real_server.command("DEL", "queue:bulk")
+        real_server.command("SET", "queue:bulk", "theirs")
+        return 4
+
+    async with RedisBroker(real_server.url) as broker, working(broker, overwrite, double):
+        handle = await broker.start(overwrite.call().then(double.options(tier="bulk", result_ttl=60)))
+        await until(lambda: real_server.command("GET", "queue:bulk") == b"theirs")
+        await anyio.sleep(0.3)
+        assert real_server.command("XLEN", "queue:standard") == 1
+        real_server.command("DEL", "queue:bulk")
+        assert await handle.result(timeout=20) == 8
+    assert_nothing_left(real_server)
 
 
 # --- the field ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
--- Prepended to the scripts that call carry_out. What a settlement brings with it, in the same step.
+-- Prepended to the scripts that call carry_out; look_over comes before their first change. What a settlement brings with it, in the same step.
 local means = {}
 
 -- tell: a result is kept, and who waits for it is told. KEYS: result. ARGV: ttl_ms payload
@@ -43,6 +43,24 @@ function means.later(keys, args)
     member = args[1] .. ':' .. copy
   end
   delay(keys[1], keys[2], args[3], clock() + args[2], member, args[4])
+end
+
+-- What reads each of their keys and changes nothing; another type refuses it. A result may replace anything.
+local reads = {
+  tell = {}, free = {'GET', 'HLEN', rest = 'ZCARD'}, send = {'XLEN'}, later = {'ZCARD', 'HLEN'},
+  join = {'HLEN', 'XLEN', 'ZCARD', 'HLEN'},
+}
+
+-- Fail before anything is done, if something of what carry_out will do would be refused.
+local function look_over(key, at)
+  while at <= #ARGV do
+    local names, keys = reads[ARGV[at]], tonumber(ARGV[at + 1])
+    for k = 1, keys do
+      local read = names[k] or names.rest
+      if read then call(read, KEYS[key + k - 1]) end
+    end
+    key, at = key + keys, at + 3 + ARGV[at + 2]
+  end
 end
 
 -- Carry out what stands in KEYS from `key` on and in ARGV from `at` on: name, number of keys, number of arguments, the arguments.

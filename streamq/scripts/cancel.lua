@@ -4,6 +4,8 @@
 -- Returns 'delayed' or 'queued' (withdrawn), 'running' (its worker has been told), or 'unknown'.
 local entry, members = ARGV[1], tonumber(ARGV[3])
 local found = 'unknown'
+look_over(4, 4 + members)
+call('HLEN', KEYS[3]) -- what is of another type refuses before anything is taken away
 for i = 4, 3 + members do
   if call('ZREM', KEYS[2], ARGV[i]) == 1 then
     call('HDEL', KEYS[3], ARGV[i])

@@ -4,6 +4,7 @@
 -- Returns 1, or 0 if this consumer does not hold the delivery (any more).
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 call('XLEN', KEYS[3]) -- what is of another type refuses before anything is taken away, and so does the next
+look_over(4, 7 + ARGV[6])
 call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
 call('XACK', KEYS[1], ARGV[1], ARGV[3])
 leave(KEYS[1], {ARGV[3]})

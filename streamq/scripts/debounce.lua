@@ -7,6 +7,10 @@ local place = holder and delayed(holder)
 local id, since = place and holder or own, place and tonumber(notes.since) or now
 if bound >= 0 then due = math.min(due, since + bound) end
 if place then
+  call('XLEN', KEYS[mine]) -- what is of another type refuses before anything is taken away, and so do the next
+  call('ZCARD', KEYS[mine + 1])
+  call('HLEN', KEYS[mine + 2])
+  call('HLEN', KEYS[place + 2])
   call('ZREM', KEYS[place + 1], id)
   call('HDEL', KEYS[place + 2], id)
 end

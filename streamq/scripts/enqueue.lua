@@ -9,12 +9,12 @@ for g = 1, guards do
   if winner then return {0, winner, ''} end
 end
 if call('HEXISTS', KEYS[3], id) == 1 then return {0, id, ''} end
-for g = 1, guards do call('SET', KEYS[3 + g], id, 'PX', ARGV[5 + g]) end
-local now = clock()
+local now, entry = clock(), ''
 if due == 0 then due = now + ARGV[2] end
-if due > 0 then
+if due > 0 then -- before the guards: if it is refused, nobody holds them
   delay(KEYS[2], KEYS[3], ARGV[4], due, id, ARGV[5])
-  return {1, id, '', string.format('%.0f', now)}
+else
+  entry = call('XADD', KEYS[1], '*', unpack(ARGV, 6 + guards))
 end
-local entry = call('XADD', KEYS[1], '*', unpack(ARGV, 6 + guards))
-return {1, id, entry}
+for g = 1, guards do call('SET', KEYS[3 + g], id, 'PX', ARGV[5 + g]) end
+return {1, id, entry, due > 0 and string.format('%.0f', now) or nil}

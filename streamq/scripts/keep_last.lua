@@ -15,8 +15,8 @@ if place then -- it keeps its time
 end
 for k = 4, #KEYS, 3 do -- nothing can be changed in a stream: it goes to the end, unless it has waited for too long
   if KEYS[k] == notes.stream and notes.entry ~= '' and now < notes.since + bound and whereabouts(KEYS[k], notes.entry) == 'queued' then
+    local entry = call('XADD', KEYS[mine], '*', 'id', holder, unpack(ARGV, 10)) -- first: if it is refused, the other stays
     call('XDEL', KEYS[k], notes.entry)
-    local entry = call('XADD', KEYS[mine], '*', 'id', holder, unpack(ARGV, 10))
     call('HSET', KEYS[2], 'entry', entry, 'stream', KEYS[mine])
     return answer(0, holder, entry, 1)
   end

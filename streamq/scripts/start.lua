@@ -6,6 +6,7 @@ local guards, now = tonumber(ARGV[2]), string.format('%.0f', clock())
 for g = 1, guards do
   if call('GET', KEYS[g]) then return {0, ARGV[1], '', now} end
 end
+look_over(guards + 1, 4)
 for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', ARGV[3]) end
 carry_out(guards + 1, 4)
 return {1, ARGV[1], '', now}
