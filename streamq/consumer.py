@@ -20,6 +20,7 @@ from streamq.delivery import Delivery, Failure
 from streamq.errors import BrokerError
 from streamq.events import Event, Listener, Reclaimed
 from streamq.intake import Intake
+from streamq.liveness import depart
 from streamq.outage import LONGEST_PAUSE, Outage
 from streamq.outcome import DeadLetter, Outcome, Reason
 from streamq.settling import Settler, Turn
@@ -307,7 +308,7 @@ class Consumer:
             if not self.unsettled:
                 break
         await self.store.release_all(self.name, self.visibility_timeout, but=self.fatal)
-        await self.store.depart(self.name)
+        await depart(self.store, self.name)
 
     # --- trouble ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Lists what is delayed: tasks that wait for their time, and retries that wait for theirs."""
+"""What is delayed: tasks that wait for their time, and retries that wait for theirs. Lists them, and has them go on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from streamq.delivery import Delivery
 from streamq.errors import UndecodableError
+from streamq.scripts import step
 from streamq.store import Store
 from streamq.whereabouts import flat_of
 
@@ -89,6 +90,26 @@ async def scheduled(store: Store, tiers: Iterable[int], limit: int | None) -> As
         if found is not None:
             yield found
             left = None if left is None else left - 1
+
+
+async def next_due(store: Store) -> float | None:
+    """Return the seconds until the next of the delayed is due, 0 or less if it is; None if there is none."""
+    # The time last: who is kept waiting between the two believes it due too early, never too late.
+    commands = [("ZRANGE", keys.delayed, 0, 0, "WITHSCORES") for keys in store.keys.tiers]
+    *firsts, (seconds, microseconds) = await store.call([*commands, ("TIME",)])
+    dues = [float(first[1]) for first in firsts if first]
+    return min(dues) / 1000 - int(seconds) - int(microseconds) / 1e6 if dues else None
+
+
+async def promote(store: Store, limit: int = 100) -> tuple[int, float | None, bool]:
+    """Move what is due to its stream, at most `limit` of each tier.
+
+    Returns how many moved, the seconds until the next (None if there is none), and whether
+    more are due already.
+    """
+    names = [name for keys in store.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)]
+    moved, left, more = await store.one(step("promote")(names, limit))
+    return moved, None if left < 0 else left / 1000, bool(more)
 
 
 def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:

@@ -14,6 +14,7 @@ from streamq.delivery import Delivery
 from streamq.errors import UndecodableError
 from streamq.intake import Intake
 from streamq.leases import Leases
+from streamq.liveness import alone
 from streamq.outcome import EXPIRED, Ack, DeadLetter, Reason, Release, Skip, failure_of
 from streamq.scheduler import Scheduler
 from streamq.store import Store
@@ -87,7 +88,7 @@ class Hands:
                 continue
             if delivery.alone:
                 await self.consumer.flushed()  # see Runners
-                if not await self._store.alone(self.consumer.name, delivery):
+                if not await alone(self._store, self.consumer.name, delivery):
                     self.intake.done(delivery)
                     self.intake.forget(delivery.tier, delivery.entry_id)
                     continue

@@ -17,6 +17,7 @@ import anyio
 
 from streamq.consumer import Consumer
 from streamq.errors import BrokerError
+from streamq.liveness import depart, reclaim, renew, survey
 from streamq.outage import LONGEST_PAUSE
 
 SWEEP_STEP = 100  # entries that one step of a sweep takes at most
@@ -72,7 +73,7 @@ class Leases:
         held = [list(by_id) for by_id in consumer.intake.held]
         in_full = [tier for tier, at in enumerate(self._in_full_at) if at <= self._clock.elapsed()]
         sent = self._clock.now()
-        now, lost = await self._store.renew(consumer.name, consumer.visibility_timeout, held, in_full=in_full)
+        now, lost = await renew(self._store, consumer.name, consumer.visibility_timeout, held, in_full=in_full)
         self._note_in_full(in_full)
         self._note_gap()
         consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
@@ -132,7 +133,7 @@ class Leases:
         if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
             return False
         forgotten = 2 * consumer.visibility_timeout
-        pending, gone = await self._store.survey(next(self._turns), now=consumer.now(), forgotten=forgotten)
+        pending, gone = await survey(self._store, next(self._turns), now=consumer.now(), forgotten=forgotten)
         self._surveyed = self._clock.elapsed()
         complete = True
         for tier, number in enumerate(pending):
@@ -142,7 +143,7 @@ class Leases:
             to_the_end, died = await self._sweep_tier(tier)
             complete, gone = complete and to_the_end, gone or died
         if gone:
-            await self._store.depart(forgotten=forgotten)
+            await depart(self._store, forgotten=forgotten)
         return complete
 
     async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
@@ -152,7 +153,8 @@ class Leases:
         died = False
         while (room := self._room()) > 0:
             count = min(SWEEP_STEP, room)
-            cursor, found, more_suspects = await self._store.reclaim(
+            cursor, found, more_suspects = await reclaim(
+                self._store,
                 consumer.name,
                 tier,
                 idle=_NEVER if patient else consumer.visibility_timeout,

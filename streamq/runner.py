@@ -24,6 +24,7 @@ from streamq.continuation import encoded_result
 from streamq.delivery import Delivery, Failure
 from streamq.errors import BrokerError, MessageError, UndecodableError
 from streamq.events import Started
+from streamq.liveness import alone
 from streamq.message import dumps
 from streamq.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
 from streamq.prepared import Prepared, timed_out
@@ -259,7 +260,7 @@ class Runners:
         # What is known of others, that one of them is dead say, must not be lost with this worker.
         await self._consumer.flushed()
         try:
-            held = await self._consumer.store.alone(self._consumer.name, delivery)
+            held = await alone(self._consumer.store, self._consumer.name, delivery)
         except BrokerError as error:
             log.warning("%r runs alone, but that could not be noted: %s", delivery, error)
             return True

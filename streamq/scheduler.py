@@ -14,6 +14,7 @@ import anyio
 import redis.exceptions
 
 from streamq.consumer import Consumer
+from streamq.delayed import next_due, promote
 from streamq.errors import BrokerError
 from streamq.translation import translated
 
@@ -50,9 +51,9 @@ class Scheduler:
             moved, more = 0, False
             try:
                 if expected:
-                    moved, self.next_due, more = await self._store.promote(_BATCH)
+                    moved, self.next_due, more = await promote(self._store, _BATCH)
                 else:
-                    self.next_due = await self._store.next_due()
+                    self.next_due = await next_due(self._store)
             except BrokerError as error:
                 await self._consumer.recover("promote", error)
                 continue

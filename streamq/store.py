@@ -1,7 +1,7 @@
 """The queue's Redis commands: the only module that speaks them.
 
 Two kinds of doors. *Commands* (`read`, `ack`, `postpone`, ...) are built here and carried out
-by the consumer, many in one round trip. *Calls* (`enqueue`, `renew`, `reclaim`, ...) are
+by the consumer, many in one round trip. *Calls* (`enqueue`, `cancel`, `drained`, ...) are
 awaited. Errors of the connection and of the server are translated at this edge.
 """
 
@@ -23,12 +23,12 @@ from streamq.delivery import Delivery
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.keys import PARKED, STATS_KEPT, Keys, TierKeys
 from streamq.message import MAX_PAYLOAD, Field, as_text, pack_flat
+from streamq.message import milliseconds as _ms
 from streamq.scripts import step
 from streamq.tasks import Durable
 from streamq.tiers import Tier
 from streamq.translation import translated
 
-CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes outlives the last crash
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before we give it up
 _WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
 MOST_ACKS = 1000  # entries that one `ack` acknowledges: a script holds up all others
@@ -330,7 +330,13 @@ class Store:
         stream = self.keys.tiers[tier].stream
         return [
             step("release")(
-                [stream], self.keys.group, consumer, PARKED, _ms(idle), self.keys.wake, *ids[at : at + _SCRIPT_ENTRIES]
+                [stream],
+                self.keys.group,
+                consumer,
+                PARKED,
+                _ms(idle),
+                self.keys.wake,
+                *ids[at : at + _SCRIPT_ENTRIES],
             )
             for at in range(0, len(ids), _SCRIPT_ENTRIES)
         ]
@@ -350,115 +356,7 @@ class Store:
         flat = [part for pair in counters.items() for part in pair]
         return step("count")([self.keys.stats(at)], STATS_KEPT, *flat)
 
-    # --- leases ------------------------------------------------------------------------------
-
-    async def renew(
-        self, consumer: str, lease: float, held: Sequence[Sequence[bytes]], *, in_full: Collection[int] | None = None
-    ) -> tuple[float, list[list[bytes]]]:
-        """Keep what is held, by tier, and say that this consumer lives for `lease` seconds.
-
-        In the tiers `in_full` (None: in all), and where the server does not know this consumer, it is also said what
-        its lease is, and the keys' time to live begins anew.
-        Returns the server's Unix time and, by tier, the entries that are not held any more.
-        """
-        flat: list[bytes | int] = []
-        for tier, ids in enumerate(held):
-            flat += (int(in_full is None or tier in in_full), len(ids), *ids)
-        reply = await self.one(step("renew")(self._liveness, self.keys.group, consumer, _ms(lease), *flat))
-        return int(reply[0]) / 1000, list(reply[1:])
-
-    async def survey(self, tier: int, *, now: float, forgotten: float) -> tuple[list[int], bool]:
-        """Ask, in one round trip, how much is pending in each tier, and after the consumers of one of them.
-
-        Returns the number of entries by tier, and whether `depart` would find anybody in `tier`: a consumer that
-        holds nothing and whose time was up at `now` (Unix seconds, the server's), or one of whom nothing is known and
-        that did nothing for `forgotten` seconds.
-        """
-        group, asked = self.keys.group, self.keys.tiers[tier]
-        *pending, alive, consumers = await self.call([
-            *(("XPENDING", keys.stream, group) for keys in self.keys.tiers),
-            ("ZRANGE", asked.alive, 0, -1, "WITHSCORES"), ("XINFO", "CONSUMERS", asked.stream, group),
-        ])  # fmt: skip
-        until = dict(zip(alive[::2], map(float, alive[1::2]), strict=True))
-        rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
-        holding = {row[b"name"] for row in rows if row[b"pending"]}
-        gone = {name for name, ms in until.items() if ms <= now * 1000}
-        gone |= {row[b"name"] for row in rows if row[b"name"] not in until and row[b"idle"] > forgotten * 1000}
-        return [row[0] for row in pending], bool(gone - holding)
-
-    async def reclaim(
-        self,
-        consumer: str,
-        tier: int,
-        *,
-        idle: float,
-        margin: float,
-        cursor: bytes,
-        count: int,
-        max_crashes: int,
-        suspect_after: int,
-        deadline: float,
-    ) -> tuple[bytes, list[Delivery], bool]:
-        """Take over entries of one tier that nobody alive holds, one suspect at most.
-
-        Nothing is taken after `deadline` (Unix seconds, the server's). Returns the next cursor,
-        what was taken, and whether suspects were left.
-
-        Those of dead consumers once they are `idle` for so long; those of others `margin` after
-        the longest lease of all that live. Seconds.
-        """
-        keys = self.keys.tiers[tier]
-        cursor, rows, left = await self.one(step("reclaim")(
-            [keys.stream, keys.alive, keys.leases, keys.crashes],
-            self.keys.group, consumer, PARKED, _ms(idle), _ms(margin), cursor, count, _ms(CRASHES_KEPT),
-            max_crashes, suspect_after, _ms(deadline),
-        ))  # fmt: skip
-        label = self.tiers[tier].name
-        found = []
-        for entry, flat, crashes, alone, orphaned in rows:
-            delivery = Delivery(tier, label, entry, flat, redelivered=True, crashes=tuple(crashes.decode().split()))
-            delivery.convicted, delivery.orphaned = alone == 1, orphaned == 1
-            found.append(delivery)
-        return cursor, found, left > 0
-
-    async def alone(self, consumer: str, delivery: Delivery) -> bool:
-        """Note that a suspect runs with nothing beside it; False if it is not held any more."""
-        keys = self.keys.tiers[delivery.tier]
-        return bool(await self.one(step("alone")(
-            [keys.stream, keys.crashes], self.keys.group, consumer, delivery.entry_id, _ms(CRASHES_KEPT)
-        )))  # fmt: skip
-
-    async def depart(self, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10) -> None:
-        """Remove this consumer, or those whose time is up, from each tier where they hold nothing.
-
-        Those of whom nothing is known count as dead once they did nothing for `forgotten` seconds.
-        """
-        wanted = (self.keys.group, PARKED, limit, consumer, _ms(forgotten))
-        await self.one(step("depart")(self._liveness, *wanted))
-
-    @property
-    def _liveness(self) -> list[str]:
-        return [name for keys in self.keys.tiers for name in (keys.stream, keys.alive, keys.leases)]
-
-    # --- the delayed -------------------------------------------------------------------------
-
-    async def next_due(self) -> float | None:
-        """Return the seconds until the next of the delayed is due, 0 or less if it is; None if there is none."""
-        # The time last: who is kept waiting between the two believes it due too early, never too late.
-        commands = [("ZRANGE", keys.delayed, 0, 0, "WITHSCORES") for keys in self.keys.tiers]
-        *firsts, (seconds, microseconds) = await self.call([*commands, ("TIME",)])
-        dues = [float(first[1]) for first in firsts if first]
-        return min(dues) / 1000 - int(seconds) - int(microseconds) / 1e6 if dues else None
-
-    async def promote(self, limit: int = 100) -> tuple[int, float | None, bool]:
-        """Move what is due to its stream, at most `limit` of each tier.
-
-        Returns how many moved, the seconds until the next (None if there is none), and whether
-        more are due already.
-        """
-        names = [name for keys in self.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)]
-        moved, left, more = await self.one(step("promote")(names, limit))
-        return moved, None if left < 0 else left / 1000, bool(more)
+    # --- the end -----------------------------------------------------------------------------
 
     async def drained(self, horizon: float) -> bool:
         """Is everything settled by this group, and nothing delayed by less than `horizon` seconds?"""
@@ -530,7 +428,3 @@ def _all_accepted(replies: list[Any]) -> Iterator[Accepted]:
     if len(errors) < len(replies) and isinstance(errors[0], BrokerUnavailableError):
         raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {errors[0]}")
     raise errors[0]
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from streamq import Backoff, RedisBroker, task
+from streamq.delayed import promote
 from streamq.errors import ConfigurationError, NotOpenError, TaskFailedError
 from streamq.results import Status
 from streamq.whereabouts import PAGE, Search
@@ -32,7 +33,7 @@ async def promoted(broker, server, stream="queue:standard"):
     """Have what is due moved to its stream."""
 
     async def moved():
-        await broker.store.promote()
+        await promote(broker.store)
         return not server.command("ZCARD", f"{stream}:delayed")
 
     with anyio.fail_after(8):
@@ -186,7 +187,7 @@ async def test_one_that_moves_while_it_is_looked_for_is_found(server, broker):
     async def to_stream():
         if server.command("HEXISTS", "queue:standard:messages", handle.task_id):
             server.command("ZADD", "queue:standard:delayed", 1, handle.task_id)
-            await broker.store.promote()
+            await promote(broker.store)
 
     async def to_delayed():
         for entry, _ in server.command("XRANGE", "queue:standard", "-", "+"):

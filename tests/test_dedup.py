@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamq import Backoff, RedisBroker, Reject, RetryLater, task
 from streamq.consequences import of_end
+from streamq.delayed import promote
 from streamq.errors import ConfigurationError
 from streamq.tasks import TaskRef
 from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, until, working
@@ -541,7 +542,7 @@ class _Course:
             await self.enqueue(0.001 if "late" in one else None)
         elif one == "promote":
             await anyio.sleep(0.002)
-            await self.store.promote()
+            await promote(self.store)
         elif one == "start":
             reply = await self.store.one(self.store.read("me", range(3), 1))
             for deliveries in self.store.deliveries(reply).values():

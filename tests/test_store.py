@@ -8,7 +8,9 @@ import redis.exceptions
 
 from streamq import RedisBroker, task
 from streamq.client import OutcomeUnknown
+from streamq.delayed import next_due, promote
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
+from streamq.liveness import renew, survey
 from streamq.translation import translated
 
 
@@ -104,30 +106,30 @@ async def test_attempt_gives_errors_in_their_places(server, store):
 async def test_a_script_that_the_server_forgot_is_sent_again(server, store):
     """SCRIPT FLUSH, a restart or a failover: NOSCRIPT is nobody's error."""
     for _ in range(2):
-        await store.promote()
+        await promote(store)
         server.command("SCRIPT", "FLUSH")
-    assert await store.promote() == (0, None, False)
+    assert await promote(store) == (0, None, False)
 
 
 async def test_a_survey_tells_what_is_pending_and_whether_anybody_is_gone(server, store):
     """Of all tiers and of one; who holds something is not gone, nor who is in time."""
     await store.ensure_groups()
-    now, _ = await store.renew("me", 30, [[], [], []])
+    now, _ = await renew(store, "me", 30, [[], [], []])
 
-    async def survey(tier, **options):
-        return await store.survey(tier, **{"now": now, "forgotten": 60.0, **options})
+    async def asked(tier, **options):
+        return await survey(store, tier, **{"now": now, "forgotten": 60.0, **options})
 
     server.command("XADD", "queue:standard", "*", "task", "t")
-    assert await survey(1) == ([0, 0, 0], False)
+    assert await asked(1) == ([0, 0, 0], False)
     server.command("XREADGROUP", "GROUP", "workers", "me", "STREAMS", "queue:standard", ">")
-    assert await survey(1) == ([0, 1, 0], False)
-    assert await survey(1, now=now + 31) == ([0, 1, 0], False)  # its time is up, and it holds something
-    assert await survey(0, now=now + 31) == ([0, 1, 0], True)
+    assert await asked(1) == ([0, 1, 0], False)
+    assert await asked(1, now=now + 31) == ([0, 1, 0], False)  # its time is up, and it holds something
+    assert await asked(0, now=now + 31) == ([0, 1, 0], True)
     server.command("XGROUP", "CREATECONSUMER", "queue:bulk", "workers", "stranger")
-    assert await survey(2) == ([0, 1, 0], False)
+    assert await asked(2) == ([0, 1, 0], False)
     await anyio.sleep(0.02)
-    assert await survey(2, forgotten=0.01) == ([0, 1, 0], True)
-    assert await survey(1, forgotten=0.01) == ([0, 1, 0], False)
+    assert await asked(2, forgotten=0.01) == ([0, 1, 0], True)
+    assert await asked(1, forgotten=0.01) == ([0, 1, 0], False)
 
 
 async def test_a_survey_without_a_group_says_so(server, store):
@@ -135,19 +137,19 @@ async def test_a_survey_without_a_group_says_so(server, store):
     for prepared in (lambda: None, lambda: server.command("XADD", "queue:standard", "*", "task", "t")):
         prepared()
         with pytest.raises(BrokerError) as caught:
-            await store.survey(1, now=0.0, forgotten=60.0)
+            await survey(store, 1, now=0.0, forgotten=60.0)
         assert caught.value.code == "NOGROUP"
 
 
 async def test_when_the_next_of_the_delayed_is_due(server, store):
     """By the server's clock, the first of all tiers; below zero once its time has come."""
-    assert await store.next_due() is None
+    assert await next_due(store) is None
     seconds = int(server.command("TIME")[0])
     for tier, after in (("bulk", 90), ("standard", 60), ("bulk", 600)):
         server.command("ZADD", f"queue:{tier}:delayed", (seconds + after) * 1000, str(after))
-    assert 50 < await store.next_due() <= 60
+    assert 50 < await next_due(store) <= 60
     server.command("ZADD", "queue:critical:delayed", "-inf", "at once")
-    assert await store.next_due() < 0
+    assert await next_due(store) < 0
 
 
 async def test_drained_means_settled_and_nothing_due_soon(server, store):
@@ -170,7 +172,7 @@ async def test_drained_means_settled_and_nothing_due_soon(server, store):
 async def test_the_server_has_the_last_word_on_time(server, store):
     """Renewing a lease tells the server's clock."""
     await store.ensure_groups()
-    now, lost = await store.renew("me", 5, [[], [], []])
+    now, lost = await renew(store, "me", 5, [[], [], []])
     assert abs(now - int(server.command("TIME")[0])) < 3
     assert lost == [[], [], []]
     assert "queue" in repr(store)

@@ -13,11 +13,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, task
+from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, liveness, task
+from streamq import consumer as consumers
 from streamq.errors import BrokerUnavailableError, ConfigurationError, TaskNameError
 from streamq.events import Recovered, Settled, Started, Superseded, Trouble
 from streamq.outcome import Ack, DeadLetter, Postpone, Retry
-from streamq.store import Store
 from streamq.worker import State
 from tests import deferred
 from tests.at_work import assert_nothing_left, burst, dead, entries, pending, until, working
@@ -552,14 +552,14 @@ async def test_a_task_may_run_for_longer_than_the_visibility_timeout(real_server
 
 async def test_a_cut_connection_is_no_reason_to_leave_without_a_word(server, broker, monkeypatch):
     """P8: the last words are said once more."""
-    depart, cuts = Store.depart, [BrokerUnavailableError("cut")]
+    depart, cuts = liveness.depart, [BrokerUnavailableError("cut")]
 
-    async def cut(self, consumer="", **options):
-        if consumer and cuts:
+    async def cut(store, name="", **options):
+        if name and cuts:
             raise cuts.pop()
-        await depart(self, consumer, **options)
+        await depart(store, name, **options)
 
-    monkeypatch.setattr(Store, "depart", cut)
+    monkeypatch.setattr(consumers, "depart", cut)
     async with working(broker, send):
         await (await broker.enqueue(send.options(result_ttl=5), "a")).result(timeout=5)
     assert not cuts

@@ -547,7 +547,7 @@ async def test_two_delayed_steps_of_one_id_are_both_kept(server, broker):
 
 async def test_a_start_can_be_durable(real_server):
     """The wish of any step holds for the start; what was not confirmed was started all the same, and is named."""
-    async with RedisBroker(real_server.url, reply_timeout=0.5) as broker:
+    async with RedisBroker(real_server.url, reply_timeout=3) as broker:
         flow = number.call(1).then(double.options(durable="replica"))
         with pytest.raises(NotDurableError) as caught:
             await broker.start(flow, workflow_id="w")

@@ -252,13 +252,13 @@ async def test_kill_and_restart(launch, kind):
 async def test_stopped_server(launch, kind):
     """A server that hangs is noticed after the reply timeout, by every caller."""
     process = launch(kind)
-    async with Client.from_url(process.unix, reply_timeout=0.2, connect_timeout=0.3) as client:
+    async with Client.from_url(process.unix, reply_timeout=0.6, connect_timeout=0.6) as client:
         await client.ping()
         process.signal(signal.SIGSTOP)
         try:
-            with anyio.fail_after(1), pytest.raises(OutcomeUnknown, match=r"no reply within 0\.2 s"):
+            with anyio.fail_after(5), pytest.raises(OutcomeUnknown, match=r"no reply within 0\.6 s"):
                 await client.ping()
-            with anyio.fail_after(2), pytest.raises(exceptions.ConnectionError) as caught:
+            with anyio.fail_after(5), pytest.raises(exceptions.ConnectionError) as caught:
                 await client.ping()  # the kernel accepts, nobody greets
             assert not isinstance(caught.value, OutcomeUnknown)
         finally:

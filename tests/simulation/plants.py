@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import orjson
 
+from streamq import consumer, leases
 from streamq.client import Script
 from streamq.client.multiplexer import Multiplexer
 from streamq.consumer import Consumer
@@ -61,9 +62,9 @@ def acknowledge_before_run(stack: ExitStack) -> None:
         runners._consumer.settler.settle(delivery, Ack())
         await run(runners, delivery, slot)
 
-    def late(consumer: Any, delivery: Any, outcome: Any, **rest: Any) -> None:
+    def late(holder: Any, delivery: Any, outcome: Any, **rest: Any) -> None:
         if not isinstance(outcome, Ack):
-            settle(consumer, delivery, outcome, **rest)
+            settle(holder, delivery, outcome, **rest)
 
     stack.enter_context(patch.object(Runners, "_run", early))
     stack.enter_context(patch.object(Consumer, "settle", late))
@@ -83,14 +84,14 @@ def sweep_from_the_start(stack: ExitStack) -> None:
     at the first two pending entries alone, and dead consumers are not asked for.
     """
     _rewritten(stack, "reclaim", "alive < now then", "false then")
-    reclaim = Store.reclaim
+    reclaim = leases.reclaim
 
     async def forgetful(store: Any, *args: Any, **rest: Any) -> Any:
         rest |= {"cursor": b"0-0"}
         _, found, left = await reclaim(store, *args, **rest)
         return b"0-0", found, left
 
-    stack.enter_context(patch.object(Store, "reclaim", forgetful))
+    stack.enter_context(patch.object(leases, "reclaim", forgetful))
     _rewritten(
         stack, "reclaim", "local swept = call('XAUTOCLAIM', stream, group, me, idle, cursor, 'COUNT', room - #taken)",
         "local swept = {'0-0', {}}\n"
@@ -148,15 +149,16 @@ def leave_with_pending(stack: ExitStack) -> None:
     async def release_all(*_: Any, **__: Any) -> None:
         return None
 
-    async def depart(store: Any, consumer: str = "", **_: Any) -> int:
-        if not consumer:
+    async def depart(store: Any, name: str = "", **_: Any) -> int:
+        if not name:
             return 0
         for keys in store.keys.tiers:
-            await store.one(("XGROUP", "DELCONSUMER", keys.stream, store.keys.group, consumer))
+            await store.one(("XGROUP", "DELCONSUMER", keys.stream, store.keys.group, name))
         return 1
 
     stack.enter_context(patch.object(Store, "release_all", release_all))
-    stack.enter_context(patch.object(Store, "depart", depart))
+    stack.enter_context(patch.object(consumer, "depart", depart))
+    stack.enter_context(patch.object(leases, "depart", depart))
 
 
 @plant
@@ -164,14 +166,14 @@ def group_at_the_end(stack: ExitStack) -> None:
     """P9, P1: after NOGROUP the group is made again at `$`, so what came before it is never read."""
     recover = Consumer.recover
 
-    async def at_the_end(consumer: Any, loop: str, error: Any, **rest: Any) -> None:
+    async def at_the_end(holder: Any, loop: str, error: Any, **rest: Any) -> None:
         if error.code == "NOGROUP":
-            store = consumer.store
+            store = holder.store
             commands = [
                 ("XGROUP", "CREATE", keys.stream, store.keys.group, "$", "MKSTREAM") for keys in store.keys.tiers
             ]
             await store.attempt(commands)
-        await recover(consumer, loop, error, **rest)
+        await recover(holder, loop, error, **rest)
 
     stack.enter_context(patch.object(Consumer, "recover", at_the_end))
 
@@ -194,12 +196,12 @@ def bury_without_owner(stack: ExitStack) -> None:
 @plant
 def prefetched_not_renewed(stack: ExitStack) -> None:
     """P3: only the first delivery of a tier is renewed."""
-    renew = Store.renew
+    renew = leases.renew
 
     async def few(store: Any, consumer: str, lease: float, held: Any, **rest: Any) -> Any:
         return await renew(store, consumer, lease, [ids[:1] for ids in held], **rest)
 
-    stack.enter_context(patch.object(Store, "renew", few))
+    stack.enter_context(patch.object(leases, "renew", few))
 
 
 @plant
@@ -247,9 +249,9 @@ def retries_are_free(stack: ExitStack) -> None:
 @plant
 def sweep_takes_the_living(stack: ExitStack) -> None:
     """P3: a sweep takes what has been idle for a fifth of a lease, from whoever is alive."""
-    reclaim = Store.reclaim
+    reclaim = leases.reclaim
 
     async def greedy(store: Any, *args: Any, **rest: Any) -> Any:
         return await reclaim(store, *args, **(rest | {"margin": -0.8 * rest["idle"]}))
 
-    stack.enter_context(patch.object(Store, "reclaim", greedy))
+    stack.enter_context(patch.object(leases, "reclaim", greedy))

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streamq.admission import Guarded
 from streamq.consequences import Tell
 from streamq.delivery import Delivery
+from streamq.liveness import reclaim, renew
 from streamq.message import pack_flat
 from tests.stateful.driver import GROUPS, MAX_DEAD, TIERS, Server, adopt, compare, expected, look, spelt
 from tests.stateful.ledger import Ledger
@@ -210,7 +211,8 @@ class Foundation(RuleBasedStateMachine):
         member.hands = [one for one in member.hands if (one.tier, one.entry_id) not in known] + found
 
     async def _reclaim(self, member: Member, at: int, count: int, cursor: EntryId, deadline: int) -> Any:
-        return await self.stores[member.group].reclaim(
+        return await reclaim(
+            self.stores[member.group],
             member.name, at, idle=member.lease / 1000, margin=SLOT / 1000, cursor=spelt(cursor).encode(), count=count,
             max_crashes=MAX_CRASHES, suspect_after=SUSPECT_AFTER, deadline=self.server.unix(deadline),
         )  # fmt: skip
@@ -222,7 +224,7 @@ class Foundation(RuleBasedStateMachine):
         member = self._member(who)
         held = [[one.entry_id for one in member.hands if one.tier == at] for at in range(len(TIERS))]
         store = self.stores[member.group]
-        now, lost = self.server.run(partial(store.renew, in_full=in_full), member.name, member.lease / 1000, held)
+        now, lost = self.server.run(partial(renew, store, in_full=in_full), member.name, member.lease / 1000, held)
         entries = [[entry_of(one) for one in member.hands if one.tier == at] for at in range(len(TIERS))]
         wanted = self.model.renew(member.group, member.name, member.lease, entries, in_full)
         assert lost == [[spelt(entry).encode() for entry in some] for some in wanted]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from streamq.consequences import Tell
+from streamq.delayed import next_due, promote
 from streamq.delivery import Delivery, Failure, dead_letter
+from streamq.liveness import alone, depart, survey
 from streamq.message import dumps, pack_flat
 from streamq.scripts import step
 from tests.stateful.driver import TIERS
@@ -119,7 +121,7 @@ class QueueMachine(Foundation):
     def run_alone(self, who: int, pick: int) -> None:
         member = self._busy(who)
         one = self._held(member, pick)
-        found = self.server.run(self.stores[member.group].alone, member.name, one)
+        found = self.server.run(alone, self.stores[member.group], member.name, one)
         assert found == self.model.run_alone(one.tier, member.group, member.name, entry_of(one))
 
     @staticmethod
@@ -159,7 +161,7 @@ class QueueMachine(Foundation):
             pending = tier.groups[member.group].pending
             mine = sorted(entry for entry, held in pending.items() if held.owner == member.name)
             self.model.release(at, member.group, member.name, mine, member.lease)
-        self.server.run(store.depart, member.name)
+        self.server.run(depart, store, member.name)
         self.model.depart(member.group, member.name)
         for at, keys in enumerate(store.keys.tiers):
             assert member.name not in self._consumers(keys.stream, member.group), at
@@ -172,15 +174,15 @@ class QueueMachine(Foundation):
     @rule(who=picks)
     def remove_the_dead(self, who: int) -> None:
         group = self._member(who).group
-        self.server.run(self.stores[group].depart)
+        self.server.run(depart, self.stores[group])
         self.model.depart(group, "")
 
     @rule(who=picks, at=st.integers(0, 1))
     def survey(self, who: int, at: int) -> None:
         """What an idle worker looks at before it sweeps. Nothing is said here of those that are unknown."""
         group = self._member(who).group
-        survey = partial(self.stores[group].survey, now=self.server.unix(self.model.now), forgotten=FOR_EVER)
-        pending, gone = self.server.run(survey, at)
+        asked = partial(survey, self.stores[group], now=self.server.unix(self.model.now), forgotten=FOR_EVER)
+        pending, gone = self.server.run(asked, at)
         wanted_pending, wanted_gone = self.model.survey(group, at)
         assert pending == wanted_pending
         assert gone == wanted_gone or not self.server.exact
@@ -256,8 +258,8 @@ class QueueMachine(Foundation):
 
     @rule(limit=st.sampled_from([1, 2, 100]))
     def promote(self, limit: int) -> None:
-        due = self.server.run(self.store.next_due)
-        moved, left, more = self.server.run(self.store.promote, limit)
+        due = self.server.run(next_due, self.store)
+        moved, left, more = self.server.run(promote, self.store, limit)
         wanted_moved, wanted_left, wanted_more = self.model.promote(limit)
         assert (moved, more) == (wanted_moved, wanted_more)
         assert (left is None) == (wanted_left is None)

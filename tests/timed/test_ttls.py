@@ -8,9 +8,9 @@ import pytest
 from streamq import task
 from streamq.errors import ResultTimeoutError, TaskFailedError
 from streamq.keys import STATS_KEPT, STATS_WINDOW
+from streamq.liveness import CRASHES_KEPT, reclaim, renew
 from streamq.monitoring import QueueMonitor
 from streamq.sending import ACCEPTED_KEPT, DEDUP_TTL
-from streamq.store import CRASHES_KEPT
 from streamq.testing.clock import START
 from tests.timed.stage import OnTime
 
@@ -129,16 +129,17 @@ class TestEvidence:
             store = broker.store
             await store.ensure_groups()
             await broker.enqueue(add)
-            await store.renew("w0", 30, [[], [], []])
+            await renew(store, "w0", 30, [[], [], []])
             (reply,) = await store.call([store.read("w0", [1], 1)])
             assert reply
             crashes = []
             for number, pause in enumerate((60, 20 * HOUR, 20 * HOUR, 24 * HOUR + MOMENT), 1):
                 await anyio.sleep(pause / 2)
-                await store.renew("keeper", 30, [[], [], []])  # while somebody lives it is known who died
+                await renew(store, "keeper", 30, [[], [], []])  # while somebody lives it is known who died
                 await anyio.sleep(pause / 2)
-                await store.renew(f"w{number}", 30, [[], [], []])
-                _, (delivery,), _ = await store.reclaim(
+                await renew(store, f"w{number}", 30, [[], [], []])
+                _, (delivery,), _ = await reclaim(
+                    store,
                     f"w{number}",
                     1,
                     idle=30,
@@ -156,7 +157,7 @@ class TestEvidence:
     async def test_who_lived_is_known_for_a_day(self, stage):
         """Nothing of a group that is gone stays for ever."""
         async with stage.broker() as broker:
-            await broker.store.renew("gone", 30, [[], [], []])
+            await renew(broker.store, "gone", 30, [[], [], []])
             for name in ("alive", "leases"):
                 assert stage.ttl(f"queue:bulk:{name}:workers") == 86_400
             await anyio.sleep(86_400 + MOMENT)
