@@ -61,7 +61,8 @@ async def _to_a_worker(world: World, fault: Fault) -> None:
         world.tell_to_stop(process)
     if fault.back_after is not None:
         await anyio.sleep(fault.back_after)
-        world.hire()
+        if not world.closing:
+            world.hire()
 
 
 # --- the network ---------------------------------------------------------------------------------------

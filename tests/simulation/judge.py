@@ -51,15 +51,24 @@ class History:
 
 
 def _withdrawn_unheard(records: Iterable[Record]) -> list[Record]:
-    """Return what its sender would have recorded of a task that it withdrew, had the answer reached it.
+    """Return what would have been recorded of a task that was withdrawn, had the answer reached who asked for it.
 
-    Such a task may be gone, and then nobody else has ended it. That it was lost instead cannot be seen.
+    Its sender; or the worker that ended its run, as it was told, and then died, or did not hear whether its settlement
+    was the first. Such a task may be gone, and then nobody else has ended it. That it was lost instead cannot be seen.
     """
     unheard: dict[str, Record] = {}
     ended = set()
+    runs: dict[str, str] = {}
+    told: dict[str, list[Record]] = {}  # of those that ran, by worker
     for record in records:
         if record.what == "cancel-unknown":
             unheard[record.task] = record
+        elif record.what == "start":
+            runs[record.task] = record.who
+        elif record.what == "told" and record.task in runs:
+            told.setdefault(runs[record.task], []).append(record)
+        elif record.what in ("trouble", "died"):
+            unheard |= {one.task: one for one in told.pop(record.who, ())}
         elif record.what == "withdrawn" or record.details.get("outcome") in ("ack", "dead", "cancelled"):
             ended.add(record.task)
     return [record._replace(what="withdrawn") for task_id, record in unheard.items() if task_id not in ended]

@@ -114,9 +114,9 @@ class Cable(ByteStream):
             self._kept.append(bytes(item))
             await anyio.lowlevel.checkpoint()
             return
-        if conditions.split:
-            while len(item) > conditions.split:
-                size = self._dice.randint(1, conditions.split)
+        if split := conditions.split:  # which may be over before the last part is sent
+            while len(item) > split:
+                size = self._dice.randint(1, split)
                 self._hand_on(item[:size])
                 item = item[size:]
                 await anyio.lowlevel.checkpoint()

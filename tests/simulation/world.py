@@ -55,6 +55,7 @@ class World:
         self.downs = 0
         self.nursery: trio.Nursery
         self._made = 0
+        self.closing = False  # told to stop, all of them: nobody is hired any more
         self._conditions: dict[Process, Conditions] = {}
         self._running: dict[Process, Worker] = {}
         self._recorders: dict[Process, Recorder] = {}
@@ -239,6 +240,7 @@ class World:
 
     async def _stopped(self) -> None:
         """Tell all workers to stop; they must."""
+        self.closing = True
         for process in self.workers:
             if process.running:
                 self.tell_to_stop(process)
