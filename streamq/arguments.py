@@ -40,6 +40,12 @@ class Arguments:
         return frozenset(self.signature.parameters)
 
     @functools.cached_property
+    def _needed(self) -> frozenset[str]:
+        """The names of the positional-only parameters that have no default."""
+        parameters = self.signature.parameters.values()
+        return frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty)
+
+    @functools.cached_property
     def _plain(self) -> tuple[int, int]:
         """The least and most positional arguments that need no closer look."""
         parameters = self.signature.parameters.values()
@@ -55,9 +61,11 @@ class Arguments:
         if not kwargs and least <= len(args) <= most:
             return
         try:
-            self.signature.bind(*args, **kwargs)
+            bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ArgumentsError(self._name, f"{error}; its parameters are {self.signature}") from None
+        if missing := self._needed - bound.arguments.keys():  # Python 3.13.0 takes a keyword for a positional-only one
+            raise ArgumentsError(self._name, f"missing {sorted(missing)}; its parameters are {self.signature}")
 
     @functools.cached_property
     def converter(self) -> Converter | None:
