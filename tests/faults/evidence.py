@@ -37,7 +37,9 @@ def expect_some(scene: Scene, what: str) -> None:
 def expect_handed_over(scene: Scene, who: str, within: float) -> None:
     """Expect that what a worker ran when it left was started elsewhere, soon after."""
     records = scene.journal.records("start", "settled", "stopped")
-    left = min(record["at"] for record in records if record["what"] == "stopped" and record["who"] == who)
+    # One that did not say when it left has handed over nothing in time: then all of its waits are for ever.
+    times = (record["at"] for record in records if record["what"] == "stopped" and record["who"] == who)
+    left = min(times, default=float("-inf"))
     mine = {r["task"] for r in records if r["what"] == "start" and r["who"] == who}
     mine -= {r["task"] for r in records if r["what"] == "settled" and r["who"] == who}
     waits = {task: float("inf") for task in mine}

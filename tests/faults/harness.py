@@ -126,14 +126,49 @@ class Scene:
         for _ in range(count - len(self.members)):
             self.start(wait=False, **setting)
 
-    def pick(self) -> Process:
-        """Draw one of the workers that are well."""
-        return self.random.choice(self.well())
+    def pick(self, seconds: float = START) -> Process:
+        """Draw one of the workers that are well; while there is none, wait for one.
+
+        After kills all that are left may be still starting: they read soon. Raises Stuck, which says how each worker
+        is, if none is well within `seconds`, or at once if none can become so.
+        """
+        with contextlib.suppress(Stuck):  # below it is said better
+            self.until(lambda: bool(self.well()) or not self._promising(), seconds, "worker that is well")
+        if (worker := self.pick_at_once()) is None:
+            raise Stuck(f"none of the workers is well: {self._states()}")
+        return worker
+
+    def pick_at_once(self) -> Process | None:
+        """Draw one of the workers that are well, None if just now there is none."""
+        # Asked once: between two looks the last one may have died.
+        return self.random.choice(well) if (well := self.well()) else None
+
+    def oldest(self) -> Process:
+        """Return the worker that has lived longest. Raises Stuck if none lives."""
+        if not (living := self.members):
+            raise Stuck(f"none of the workers lives: {self._states()}")
+        return living[0]
 
     def well(self) -> list[Process]:
         """Return the workers that read, are not frozen and were not told to stop."""
         living = [worker for worker in self.members if not worker.frozen and not worker.told]
         return [worker for worker in living if self.journal.seen("up", worker.who)]
+
+    def _promising(self) -> bool:
+        """Can a worker become well by itself? One that is frozen, or told to stop, or dead cannot."""
+        return any(not worker.frozen and not worker.told for worker in self.members)
+
+    def _states(self) -> str:
+        return ", ".join(map(self._state, self.workers)) or "none was ever started"
+
+    def _state(self, worker: Process) -> str:
+        if not worker.alive:
+            return f"{worker.who} ended with {worker.code}"
+        if worker.frozen:
+            return f"{worker.who} is frozen"
+        if worker.told:
+            return f"{worker.who} was told to stop"
+        return f"{worker.who} {'reads' if self.journal.seen('up', worker.who) else 'does not read yet'}"
 
     def kill(self, worker: Process) -> None:
         """SIGKILL a worker."""

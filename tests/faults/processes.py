@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -105,5 +106,6 @@ class Process:
         """Return the ids of its child processes."""
         found: list[int] = []
         for thread in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            found += map(int, thread.read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
+                found += map(int, thread.read_text().split())
         return found

@@ -58,8 +58,8 @@ def workers_killed_often(scene: Scene) -> None:
     scene.until_underway()
     for _ in range(kills):
         scene.sleep(scene.random.uniform(0.2, 1.2))
-        if scene.well():
-            scene.kill(scene.pick())
+        if (worker := scene.pick_at_once()) is not None:  # often all of them are starting: the next round, then
+            scene.kill(worker)
         scene.replace_dead(CREW, **spared)
     scene.drain()
 
@@ -132,7 +132,7 @@ def crash_loops(scene: Scene) -> None:
 
 def _crash_loop(scene: Scene, *, culprits: int) -> None:
     innocent = Kind(task="work", kwargs={"seconds": [0.05, 0.25]})
-    before = scene.random.randrange(scene.tasks // 2)
+    before = scene.random.randrange(max(1, scene.tasks // 2))
     scene.send(scene.load(innocent, total=before, tiers=["standard"]))
     for number in range(culprits):
         scene.send(scene.load(Kind(task="deadly", kwargs={"seconds": 0.02 * number}), total=1, tiers=["standard"]))
@@ -176,8 +176,8 @@ def kill_child(scene: Scene) -> None:
 @injector("kill", group="workers", weight=3, excuses="what the worker had in its hands runs again")
 def kill(scene: Scene) -> None:
     """SIGKILL a worker; the soak starts another."""
-    if scene.well():
-        scene.kill(scene.pick())
+    if (worker := scene.pick_at_once()) is not None:
+        scene.kill(worker)
 
 
 @injector(
@@ -186,27 +186,24 @@ def kill(scene: Scene) -> None:
 )  # fmt: skip
 def freeze(scene: Scene) -> object:
     """SIGSTOP a worker for a while."""
-    if not scene.well():
-        return None
-    worker = scene.pick()
-    scene.freeze(worker)
+    if (worker := scene.pick_at_once()) is not None:
+        scene.freeze(worker)
     return worker
 
 
 @injector("restart", group="workers", weight=2, excuses="nothing")
 def restart(scene: Scene) -> None:
     """SIGTERM a worker; the soak starts another."""
-    if scene.well():
+    if (worker := scene.pick_at_once()) is not None:
         scene.fault("restart")
-        scene.pick().terminate()
+        worker.terminate()
 
 
 @injector("hurry", group="workers", excuses="what it ran runs again, elsewhere and at once")
 def hurry(scene: Scene) -> None:
     """SIGTERM a worker twice."""
-    if scene.well():
+    if (worker := scene.pick_at_once()) is not None:
         scene.fault("hurry")
-        worker = scene.pick()
         worker.terminate()
         time.sleep(0.1)
         worker.terminate()
