@@ -393,7 +393,7 @@ SCENARIOS: Final[dict[str, list[Step]]] = {
         do("RENAME a aa"),
         do("HGET b f"),
         do("ZADD b 1 m"),
-        do("NOSUCH x y"),
+        do("STREAMQ-NO-SUCH x y"),
         do("GET"),
     ],
     "hashes": [
@@ -511,7 +511,7 @@ SCRIPTS: Final[dict[str, str]] = {
     "raised error": "error('boom')",
     "call raises": "redis.call('XREADGROUP', 'GROUP', 'g', 'a', 'STREAMS', 'nope', '>')",
     "call of the wrong type": "redis.call('SET', 's', 1) return redis.call('XLEN', 's')",
-    "unknown command": "return redis.call('NOSUCH')",
+    "unknown command": "return redis.call('STREAMQ-NO-SUCH')",
     "wrong arity": "return redis.call('GET')",
     "pcall gives a table": "return type(redis.pcall('XPENDING', 'nope', 'g'))",
     "pcall's error is a string": "return type(redis.pcall('XPENDING', 'nope', 'g').err)",
