@@ -30,7 +30,7 @@ class OutcomeUnknown(exceptions.ConnectionError):
     """
 
 
-_CLASSES: Final[Mapping[str, Callable[..., Exception]]] = {
+_CLASSES: Final[Mapping[str, Callable[..., exceptions.RedisError]]] = {
     "ASK": exceptions.AskError,
     "CLUSTERDOWN": exceptions.ClusterDownError,
     "CROSSSLOT": exceptions.ClusterCrossSlotError,
@@ -47,7 +47,10 @@ _CLASSES: Final[Mapping[str, Callable[..., Exception]]] = {
     "WRONGPASS": exceptions.AuthenticationError,
 }
 
-_CLASSES_OF_ERR: Final[Mapping[str, Callable[..., Exception]]] = {
+CODES: Final[Mapping[Callable[..., Exception], str]] = {found: code for code, found in _CLASSES.items()}
+"""What redis-py cuts off the text of an error, by the error's class."""
+
+_CLASSES_OF_ERR: Final[Mapping[str, Callable[..., exceptions.RedisError]]] = {
     "max number of clients reached": exceptions.ConnectionError,
     "invalid password": exceptions.AuthenticationError,
     "Client sent AUTH, but no password is set": exceptions.AuthenticationError,
@@ -66,11 +69,13 @@ def reply_error(text: str) -> Exception:
     """
     code, _, message = text.partition(" ")
     if code == "ERR":
-        return _CLASSES_OF_ERR.get(message, exceptions.ResponseError)(message, status_code=code)
-    found = _CLASSES.get(code)
-    if found is None:
-        return exceptions.ResponseError(text, status_code=code)
-    return found(message, status_code=code)
+        error = _CLASSES_OF_ERR.get(message, exceptions.ResponseError)(message)
+    elif (found := _CLASSES.get(code)) is not None:
+        error = found(message)
+    else:
+        error = exceptions.ResponseError(text)
+    error.status_code = code  # set here: before 7.4 redis-py's classes have no such argument
+    return error
 
 
 # Commands that would break a connection shared by many callers, each with what to use instead.
@@ -145,8 +150,11 @@ def _misfit(command: Sequence[Any]) -> str:
 @lru_cache(maxsize=1)
 def response_callbacks() -> dict[str, ResponseCallback]:
     """Return redis-py's reply shapers by upper-case command name; opens no socket."""
-    callbacks = redis.Redis(protocol=2, legacy_responses=False).response_callbacks
-    return {str(name): callback for name, callback in callbacks.items()}
+    try:
+        client = redis.Redis(protocol=2, legacy_responses=False)
+    except TypeError:  # before 8.0 redis-py has one shape only, the legacy one
+        client = redis.Redis(protocol=2)
+    return {str(name): callback for name, callback in client.response_callbacks.items()}
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import hiredis
 
+from streamq.client.replies import CODES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -107,13 +109,14 @@ def _encode_scalar(reply: Reply) -> bytes:
 def error_text(error: Exception) -> str:
     """The line of an error reply, code first.
 
-    redis-py cuts the codes it knows off the text and keeps them as `status_code`.
+    redis-py cuts the codes it knows off the text and keeps them as `status_code`; before 7.4 only
+    the class says which it was.
     """
     value = getattr(error, "value", None)
     if isinstance(value, str):
         return value
     text = str(error)
-    code = getattr(error, "status_code", None)
+    code = getattr(error, "status_code", None) or CODES.get(type(error))
     return f"{code} {text}" if code else text or f"ERR {type(error).__name__}"
 
 
