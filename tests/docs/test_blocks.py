@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMANDS = (  # the README's, as they are
-    "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/streamq demo",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest",
+    "python3 -m venv .venv && .venv/bin/pip install -c tests/constraints.txt '.[demo]' && .venv/bin/streamq demo",
+    "python3 -m venv .venv && .venv/bin/pip install -c tests/constraints.txt -e '.[dev]' && .venv/bin/pytest",
 )
 MARKS = {
     "python": ("", "continues"),
