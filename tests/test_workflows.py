@@ -639,8 +639,9 @@ async def test_a_server_that_refuses_starts_nothing(real_server):
         flow = group(number.call(1), number.options(tier="critical").call(2), double.options(tier="bulk").call(3))
         real_server.command("CONFIG", "SET", "maxmemory", "1")
         try:
-            with pytest.raises(Exception, match="memory"):
+            with pytest.raises(BrokerError) as caught:
                 await broker.start(flow, workflow_id="w")
+            assert caught.value.code == "OOM"
         finally:
             real_server.command("CONFIG", "SET", "maxmemory", "0")
         assert real_server.keys() == []

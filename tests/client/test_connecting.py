@@ -127,7 +127,7 @@ async def test_loading_for_too_long():
         (answering(CLIENT=b"-NOAUTH Authentication required.\r\n"), exceptions.AuthenticationError, "wants a password"),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),
-        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "Protocol error"),
+        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "no connection to memory"),
     ],
 )
 async def test_refused_greeting(handler, kind, text):
