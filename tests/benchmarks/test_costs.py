@@ -29,6 +29,8 @@ from streamq.testing.clock import VirtualTime
 from tests.benchmarks.counting import EACH, FIRST, Meter, Work, as_it_is, determined, plain, work_off
 from tests.docs.pages import ROOT, table_under
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "performance.md"
 HEADING = "### What a task costs, counted"
 COUNTED = 5000  # tasks, and what is settled with the last of them

@@ -56,6 +56,7 @@ def test_first_sigterm_drains(start, valkey, app, anyio_backend):
     assert [row for row in consumers if b"released" not in row] == []
 
 
+@pytest.mark.slow
 def test_second_sigterm_hands_back_and_exits_now(start, valkey, app, anyio_backend):
     """P8: the second signal releases what runs; nothing is lost and nobody waits for the grace period."""
     worker = start("worker", "app", "--url", valkey.url, "--backend", anyio_backend, "--grace", "60s")

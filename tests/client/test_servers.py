@@ -99,6 +99,7 @@ def certificate(directory):
     return key, crt
 
 
+@pytest.mark.slow
 async def test_tls(launch, tmp_path):
     """TLS is verified unless the address says otherwise; a plain client is told."""
     key, crt = certificate(tmp_path)
@@ -260,6 +261,7 @@ async def test_kill_and_restart(launch, kind):
         assert outcomes == [OutcomeUnknown, b"x"]
 
 
+@pytest.mark.slow
 async def test_stopped_server(launch, kind):
     """A server that hangs is noticed after the reply timeout, by every caller."""
     process = launch(kind)

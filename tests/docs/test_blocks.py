@@ -117,6 +117,8 @@ def test_console(line: str) -> None:
             subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
         case ["python", "-m", module, *arguments]:
             check_module(module, arguments)
+        case ["pytest", *arguments]:
+            check_marks(arguments)
         case ["python", script]:
             assert (ROOT / script).is_file()
         case ["pip", "install", *wanted]:
@@ -148,6 +150,18 @@ def check_module(module: str, arguments: list[str]) -> None:
     ended = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     for option in (word for word in arguments if word.startswith("--")):
         assert option in ended.stdout
+
+
+def check_marks(arguments: list[str]) -> None:
+    """What `-m` chooses is a mark of ours."""
+    marks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    match arguments:
+        case []:
+            pass
+        case ["-m", mark]:
+            assert mark in {declared.partition(":")[0] for declared in marks}
+        case _:
+            pytest.fail(f"nothing checks {arguments}")
 
 
 def check_extras(requirement: str) -> None:

@@ -383,6 +383,7 @@ async def test_the_clock_can_be_set() -> None:
     assert abs(int(MemoryServer().execute("TIME")[0]) - time.time()) < 5
 
 
+@pytest.mark.slow
 async def test_idle_costs_nothing() -> None:
     """Blocked readers and silent connections do not wake up."""
     async with site(MemoryServer()) as here:
