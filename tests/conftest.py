@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +16,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+BACKENDS = ("asyncio", "trio")
+
 # Examples take as long as a busy machine makes them take.
 settings.register_profile("streamq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("streamq")
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick half: what does not say that it is slow, each test under one backend.
+
+    So a new test is in it unless it says otherwise. Which backend is drawn by the name of the test: half of them, under
+    each kind of server, run under asyncio, and the others under trio.
+    """
+    variants: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            variants.setdefault(_without_backend(item), []).append(item)
+    for name, alike in variants.items():
+        alike[zlib.crc32(name.encode()) % len(alike)].add_marker(pytest.mark.quick)  # the same in every process
+
+
+def _without_backend(item: pytest.Item) -> str:
+    """Return the id of a test without the backend that it is run under, if it is given one."""
+    place, bracket, rest = item.nodeid.partition("[")
+    parameters = rest.removesuffix("]").split("-")
+    if bracket and (backend := next((one for one in parameters if one in BACKENDS), None)) is not None:
+        parameters.remove(backend)
+    return f"{place}[{'-'.join(parameters)}]"
+
+
+@pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every async test runs under asyncio and under trio."""
     return str(request.param)

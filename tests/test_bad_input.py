@@ -176,6 +176,7 @@ async def test_a_retry_that_belongs_to_another_group_is_passed_over(server):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

@@ -62,6 +62,7 @@ async def test_a_handler_gets_many_messages_at_once(server, broker):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_an_incomplete_batch_runs_when_the_first_has_waited(memory):
     """`wait` counts from the first, and the items keep the order they came in."""
     got = []
@@ -143,6 +144,7 @@ async def test_the_batch_at_hand(memory):
         current_batch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_in", ["thread", "process"])
 async def test_functions_that_are_not_async(memory, run_in):
     """In a thread, or in a process, once for the whole batch."""
@@ -207,6 +209,7 @@ async def test_each_message_ends_as_the_handler_says_of_its_item(server, broker)
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_if_the_handler_raises_all_fail_with_that(server, broker):
     """Each by its own policy and attempt, and each dead letter has the whole traceback, once."""
     sizes = []
@@ -286,6 +289,7 @@ async def test_middleware_wraps_each_message(memory):
 # --- time ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_timeout_is_the_handlers_and_not_the_waiting(memory):
     """Waiting for company for longer than the timeout is no failure."""
     got = []
@@ -446,6 +450,7 @@ async def test_a_worker_that_stops_runs_an_incomplete_batch_at_once(server, brok
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_after_the_grace_period_the_handler_is_cancelled_and_all_are_handed_back(server, broker):
     """P8: each message runs again elsewhere, no attempt poorer."""
     insert, inside, go, got = held(3, wait=5)
@@ -471,6 +476,7 @@ async def suspected(server, broker, *tasks, **options):
         yield worker
 
 
+@pytest.mark.slow
 async def test_a_suspect_is_a_batch_of_one(server, broker):
     """P5: what may have taken two workers down runs alone, so that only it pays."""
     got = []
@@ -488,6 +494,7 @@ async def test_a_suspect_is_a_batch_of_one(server, broker):
     assert [rows for rows in got if rows[0] < 10] == [[0], [1], [2]]
 
 
+@pytest.mark.slow
 async def test_a_batch_that_waits_does_not_hold_a_suspect_up(server, broker):
     """A suspect starts when nothing runs beside it: what waits for company runs with what there is."""
     got = []
@@ -527,6 +534,7 @@ async def crew_insert(rows: list[int]) -> None:
 crew_tasks = [crew_insert]
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_in_the_middle_of_a_batch_loses_none(real_server, anyio_backend, tmp_path):
     """P1: each message of the batch is handled again, by whoever takes over, and acknowledged."""
     if (anyio_backend, real_server.kind) not in {("asyncio", "redis"), ("trio", "valkey")}:

@@ -245,6 +245,7 @@ async def test_a_running_task_is_told_to_stop(server, broker):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_cancelling_one_task_harms_no_other(server, broker):
     """A handler that ignores its cancellation must not hand it on to the next delivery."""
     inside, ran = anyio.Event(), []
@@ -534,6 +535,7 @@ async def test_a_broker_on_an_embedded_server():
         assert await handle.result(timeout=5) == {"to": "x", "n": 1}
 
 
+@pytest.mark.slow
 async def test_brokers_of_one_memory_name_share_a_queue(anyio_backend):
     """One process can be producer, worker and monitor on the same memory://name."""
     from streamq.embedded import MemoryServer

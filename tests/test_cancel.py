@@ -325,6 +325,7 @@ async def crew_stuck(n: int) -> None:
 TASKS = [crew_stuck]
 
 
+@pytest.mark.slow
 async def test_a_task_whose_worker_was_killed_can_still_be_cancelled(anyio_backend, shared_server, tmp_path):
     """It is pending for the dead; whoever takes it over is told, and its key is free."""
     server = shared_server("valkey" if anyio_backend == "trio" else "redis")

@@ -128,6 +128,7 @@ async def test_a_run_that_ended_is_told_too(server, broker):
     assert not dead(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["memory"], indirect=True)
 async def test_threads_that_do_not_stop_do_not_pile_up(server, broker):
     """A worker of two slots has two threads, however many runs were given up; async tasks go on beside them."""
@@ -203,6 +204,7 @@ async def test_a_run_that_ended_before_its_thread_began_never_begins(anyio_backe
     assert not ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["memory"], indirect=True)
 async def test_a_thread_that_goes_on_is_named_with_its_stack(server, broker, caplog, monkeypatch):
     """Once, some seconds after it was told."""
@@ -267,6 +269,7 @@ async def test_a_handler_that_returns_although_its_time_is_over_has_succeeded(se
     assert await handle.result(timeout=10) == "done all the same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_a_process_is_killed_with_its_run(server, broker, tmp_path):
     """Its sender cancelled it; the worker goes on with the next."""

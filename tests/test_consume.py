@@ -148,6 +148,7 @@ async def test_what_is_no_message_goes_to_the_dead_letters(server, broker):
     assert [letter["reason"] for letter in dead(server)] == ["undecodable"] * 3
 
 
+@pytest.mark.slow
 async def test_a_message_that_is_held_for_long_stays_ours(real_server):
     """P3: its lease is renewed in the background, past the visibility timeout."""
     async with RedisBroker(real_server.url) as broker:

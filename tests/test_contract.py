@@ -38,6 +38,7 @@ def test_the_three_ways_to_make_a_broker():
     assert "memory://" in repr(RedisBroker("memory://"))
 
 
+@pytest.mark.slow
 async def test_enqueue_in_every_form(server):
     """By the task, by its name, with options, and many at once."""
     async with RedisBroker(server.url) as broker:
@@ -54,6 +55,7 @@ async def test_enqueue_in_every_form(server):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_a_worker_runs_until_it_is_cancelled_or_drained(server):
     """`Worker(broker, tasks=[send], middleware=chain, concurrency=100)`; `worker.stop()`."""
     from streamq.middleware import MiddlewareChain

@@ -206,6 +206,7 @@ class TestWhatIsMissed:
         assert found == [found[0] + number * step for number in range(len(found))]
         assert now - step < found[-1] <= now < following == found[-1] + step
 
+    @pytest.mark.slow
     @given(st.sampled_from(["last", "skip", "all"]), st.integers(0, 30 * DAY), expressions, zones)
     def test_nothing_twice_and_nothing_early(self, missed, later, expression, tz):
         """What is sent lies between what was expected and now; what follows is later than now."""
@@ -240,6 +241,7 @@ class TestInput:
         with pytest.raises(ConfigurationError, match="cron expression"):
             Cron(expression)
 
+    @pytest.mark.slow
     @given(st.text("0123456789*/,-#LW MONJAN@", max_size=30) | st.text(max_size=20))
     def test_any_text(self, text):
         """A cron expression, or an error that says so."""

@@ -142,6 +142,7 @@ class TestPeek:
 
 
 class TestReplay:
+    @pytest.mark.slow
     async def test_runs_again_as_new(self, server):
         """A replay is a first attempt in the same tier, under a new id, that names the old one."""
         global healthy  # noqa: PLW0603

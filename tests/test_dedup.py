@@ -259,6 +259,7 @@ async def test_debounce_lets_the_last_win_and_wait_anew(server, broker):
     assert (gate.ran, third.task_id) == ([3], first.task_id)
 
 
+@pytest.mark.slow
 async def test_debounce_cannot_be_put_off_for_ever_where_a_bound_is_given(server, broker):
     """`dedup_max_delay` counts from the first."""
     gate = Gate()
@@ -369,6 +370,7 @@ async def test_what_waits_behind_another_has_its_own_time_too(server, broker):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_what_waits_behind_another_is_not_lost_with_the_key(server, broker):
     """P1: should nobody say that the other one has ended, it runs when the key's time is over."""
     gate = Gate()
@@ -497,6 +499,7 @@ _STEPS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["throttle", "keep_last"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=_STEPS)
@@ -617,6 +620,7 @@ def any_real(anyio_backend, shared_server):
     return shared_server("valkey" if anyio_backend == "asyncio" else "redis")
 
 
+@pytest.mark.slow
 async def test_the_key_of_a_task_whose_worker_was_killed_stays_held_until_it_is_done(any_real, anyio_backend, tmp_path):
     """SIGKILL in the middle of the run: it is delivered again, and the key is its own until then."""
     async with RedisBroker(any_real.url) as broker:
@@ -637,6 +641,7 @@ async def test_the_key_of_a_task_whose_worker_was_killed_stays_held_until_it_is_
             assert crew.lines("done") == ["done 1", "done 3"]
 
 
+@pytest.mark.slow
 async def test_a_crash_loop_frees_the_key(any_real, anyio_backend, tmp_path):
     """The task that takes its workers down is dead in the end, and may be sent again."""
     async with RedisBroker(any_real.url) as broker:

@@ -139,6 +139,7 @@ async def test_one_that_fails_is_named_in_the_log_and_harms_nobody(server, broke
     assert len(dead(server)) == 2
 
 
+@pytest.mark.slow
 async def test_one_that_takes_too_long_is_given_up(broker, told, caplog, monkeypatch):
     """After a time limit; others are called meanwhile, and the settling waits for neither."""
     monkeypatch.setattr("streamq.aftermath.LIMIT", 0.2)
@@ -376,6 +377,7 @@ async def crew_crashes_too(n: int) -> None:
 crew_tasks = [crew_clean_up, crew_crashes, crew_crashes_too]
 
 
+@pytest.mark.slow
 async def test_a_crash_loop_calls_and_sends_as_well(real_server, anyio_backend, tmp_path):
     """P5: the culprit's workers are dead; the one that convicts it, by its sweep, calls or sends."""
     if (anyio_backend, real_server.kind) not in {("asyncio", "redis"), ("trio", "valkey")}:

@@ -88,6 +88,7 @@ class Rival:
 # --- one after the other -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_claim_is_told_what_was_recorded(inbox, connect):
     """The first has the effect; once it is committed, every other gets its result."""
     connection = connect()
@@ -312,6 +313,7 @@ def hang(delivery, where):
 TASKS = [pay]
 
 
+@pytest.mark.slow
 async def test_rival_runs_have_one_effect_and_one_result(inbox, postgres, server, anyio_backend):
     """Twenty tasks of one key at once: one row of effect, and all of them get the same result."""
     async with RedisBroker(server.url) as broker:
@@ -325,6 +327,7 @@ async def test_rival_runs_have_one_effect_and_one_result(inbox, postgres, server
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["effect", "committed"])
 async def test_a_worker_killed_around_the_commit(
     inbox, postgres, anyio_backend, shared_server, tmp_path, monkeypatch, where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -254,6 +255,7 @@ def test_a_delivery_that_has_not_started_can_be_dropped():
     assert intake.take() is None
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.integers(1, 50),

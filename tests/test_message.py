@@ -51,6 +51,7 @@ def an_entry(entry=b"1700000000000-0", **fields):
     return Delivery(1, "standard", entry, flat)
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         Message,

@@ -121,6 +121,7 @@ class TestSnapshot:
         assert list(metrics.tiers) == ["critical"]
         assert (metrics.done, metrics.tasks["work"].done) == (2, 2)
 
+    @pytest.mark.slow
     async def test_of_several_groups(self, server):
         """What this group is done with does not wait, though it lies there for another group."""
         async with RedisBroker(server.url) as one, RedisBroker(server.url, group="others") as two:

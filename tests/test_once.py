@@ -240,6 +240,7 @@ async def test_a_rival_waits_no_longer_than_it_wants(broker):
                 pytest.fail("it is in progress")
 
 
+@pytest.mark.slow
 async def test_a_rival_takes_over_from_one_that_died(broker, server):
     """Nobody says anything; the end of the lease ends the wait."""
     token = begun_by_another(server, 300)
@@ -310,6 +311,7 @@ class Unreachable:
         return await self._one(command)
 
 
+@pytest.mark.slow
 async def test_what_happened_is_said_again_until_the_server_hears_it(broker, server, monkeypatch):
     """A cut connection at the end of the block does not cost the record."""
     door = Unreachable(broker.store, 3)
@@ -343,6 +345,7 @@ def scripted():
         yield server
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_history_has_one_record_and_growing_tokens(scripted, steps):  # noqa: C901 - a model
@@ -393,6 +396,7 @@ def test_any_history_has_one_record_and_growing_tokens(scripted, steps):  # noqa
 # --- in a fleet ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 10.0], ids=["delayed", "waiting"])
 async def test_rival_runs_have_one_effect_and_one_result(server, anyio_backend, wait):
     """Thirty tasks of one key, three workers: one effect, one result for all, and no attempt is spent."""
@@ -440,6 +444,7 @@ async def crew_pay() -> int:
 TASKS = [crew_pay]
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_inside_the_block(anyio_backend, shared_server, tmp_path):
     """SIGKILL: another run takes over when the lease is over, with a greater token, and records."""
     server = shared_server("valkey" if anyio_backend == "asyncio" else "redis")

@@ -96,6 +96,7 @@ async def test_whoever_watches_sees_each_change_until_the_end(server, broker):
     await until(lambda: server.command("PUBSUB", "CHANNELS", "queue:*:*") == [])
 
 
+@pytest.mark.slow
 async def test_watching_ends_with_a_failure_and_with_its_timeout(server, broker):
     """Quietly: result() says what became of the task. Without a kept result only the timeout ends it."""
 
@@ -123,6 +124,7 @@ async def test_watching_ends_with_a_failure_and_with_its_timeout(server, broker)
     assert repr(broker._waiters) == "<Waiters for 0 results>"
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_reports_cost_next_to_nothing(real_server):
     """At most one write in 0.1 s, and the last report is the one that stays; others are not held up."""
     turns = []
@@ -174,6 +176,7 @@ async def test_reports_of_many_tasks_travel_together(real_server):
         end.set()
 
 
+@pytest.mark.slow
 async def test_threads_and_middleware_report_too(server, broker):
     """A thread by the call that does not await; what is reported after the run was told to stop is ignored."""
     late = []
@@ -240,6 +243,7 @@ async def test_what_cannot_be_reported_is_an_error_of_the_handler(server, broker
             await call(1) if call is report_progress else call()
 
 
+@pytest.mark.slow
 async def test_a_server_that_refuses_costs_reports_and_not_the_task(caplog, anyio_backend):
     """It is logged once, and reporting goes on when it takes them again."""
     with fresh_server("valkey") as server:
@@ -337,6 +341,7 @@ async def climb(n: int) -> int:
 TASKS = [climb]
 
 
+@pytest.mark.slow
 async def test_who_watches_and_who_gathers_outlive_the_worker(anyio_backend, shared_server, tmp_path):
     """The worker is killed while it reports: the next one's reports and results are seen; no key stays for ever."""
     server = shared_server("valkey" if anyio_backend == "trio" else "redis")

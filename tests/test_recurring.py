@@ -129,6 +129,7 @@ TASK = anything
 
 
 class TestWorkers:
+    @pytest.mark.slow
     async def test_every_second_once_also_on_a_server_that_lost_its_data(self, real_server):
         """Three workers in real time: each tick once, in its order. After FLUSHALL they go on."""
         ran = []
@@ -220,6 +221,7 @@ async def crew_tick() -> None:
 TASKS = [crew_tick]
 
 
+@pytest.mark.slow
 async def test_each_tick_once_though_workers_are_killed(anyio_backend, shared_server, tmp_path):
     """Two workers tick every second and are killed by turns: no tick is missing, none is sent twice, each is run."""
     server = shared_server("valkey" if anyio_backend == "asyncio" else "redis")

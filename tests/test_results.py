@@ -72,6 +72,7 @@ def heard(server, handle):
     return server.command("PUBSUB", "NUMSUB", f"queue:result:{handle.task_id}")[1]
 
 
+@pytest.mark.slow
 async def test_waiting_does_not_poll(real_server):
     """While nothing happens nothing is asked: two looks for each waiter, however long it takes, and none at the end."""
     go = anyio.Event()
@@ -294,6 +295,7 @@ async def test_a_thousand_waiters_share_one_connection(real_server):
     assert sorted(got) == [2 * n for n in range(200)]
 
 
+@pytest.mark.slow
 async def test_a_waiter_that_is_cancelled_leaves_nothing_behind(server, broker):
     """No subscription, no ear; the next waiter is served."""
     handle = await broker.enqueue(double, 1)
@@ -306,6 +308,7 @@ async def test_a_waiter_that_is_cancelled_leaves_nothing_behind(server, broker):
     assert await handle.result(timeout=5) == 2
 
 
+@pytest.mark.slow
 async def test_waiters_that_come_together_are_all_told(server, broker):
     """Also those that come while the first is still subscribing."""
     for _ in range(5):

@@ -75,6 +75,7 @@ async def test_a_thousand_results_that_are_there_cost_one_command(real_server):
         assert spent(before, commands(real_server)) == {"mget": 1}
 
 
+@pytest.mark.slow
 async def test_a_thousand_results_that_are_awaited_cost_three_commands(real_server):
     """One looks, one subscribes to all, one looks again; none while nothing happens, none for each result."""
     async with RedisBroker(real_server.url) as broker:

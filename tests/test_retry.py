@@ -116,6 +116,7 @@ def test_exponential(attempt, base, factor, cap):
     assert_jittered(Backoff(base, factor, cap), attempt, min(cap, grown))
 
 
+@pytest.mark.slow
 @given(ATTEMPTS, SECONDS, SECONDS, SECONDS)
 def test_linear(attempt, step, base, cap):
     """Linear: min(cap, base + step * n); exact unless jitter is asked for."""

@@ -105,6 +105,7 @@ async def test_a_dead_letter_says_where_the_run_was(server, broker, how):
     assert letter["traceback"].rstrip().splitlines()[-1].startswith("streamq.errors.TaskTimeoutError")
 
 
+@pytest.mark.slow
 @one_server
 @pytest.mark.parametrize("limit", [None, 0.03])
 async def test_a_handler_that_will_not_be_ended(server, broker, limit):

@@ -7,6 +7,7 @@ import logging
 import time
 
 import anyio
+import pytest
 
 from streamq import RedisBroker, Worker, task
 from streamq.watchdog import Watchdog
@@ -18,6 +19,7 @@ async def block(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - that is the fault
 
 
+@pytest.mark.slow
 async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(anyio_backend, caplog):
     """P3: it is said before the leases are lost, once for each time, with the line that blocks."""
     async with RedisBroker("memory://") as broker:
@@ -29,6 +31,7 @@ async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(anyio_backend
     assert "time.sleep(seconds)" in record.message
 
 
+@pytest.mark.slow
 async def test_a_loop_that_is_well_is_left_alone(anyio_backend, caplog):
     """Nothing is said of handlers that wait as they should."""
     watchdog = Watchdog("w", [block], visibility_timeout=0.3)
@@ -40,6 +43,7 @@ async def test_a_loop_that_is_well_is_left_alone(anyio_backend, caplog):
     assert "w" in repr(watchdog)
 
 
+@pytest.mark.slow
 async def test_what_is_no_task_is_named_as_that(anyio_backend, caplog):
     """Other code of the program may block the loop too; a callable without code does no harm."""
     watchdog = Watchdog("w", [block, task(name="printer")(functools.partial(print))], visibility_timeout=0.3)

@@ -190,6 +190,7 @@ async def test_a_retry_later_that_nobody_can_carry_out_is_a_failure(server, brok
     assert [letter["reason"] for letter in dead(server)] == ["retries_exhausted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["memory"], indirect=True)
 async def test_a_broken_backoff_costs_neither_the_task_nor_the_worker(server, broker):
     """It falls back to the default, here with a second at most."""
@@ -295,6 +296,7 @@ async def test_any_exception_of_a_handler_is_its_own_affair(server, broker, erro
 
 
 # asyncio lets a KeyboardInterrupt out through the loop; tasks that had not begun are dropped by it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 def test_keyboard_interrupt_ends_the_worker_as_itself(server, anyio_backend):
     """Somebody wants the program to end: it is no failure of the task, and no task is lost."""
@@ -334,6 +336,7 @@ async def test_sync_functions_run_in_threads_beside_each_other(server, broker):
     assert threading.main_thread() not in threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["memory", "valkey"], indirect=True)
 async def test_cpu_bound_functions_run_in_processes(broker, server):
     """run_in="process": the function is looked up by name there; arguments and results are plain values."""
@@ -342,6 +345,7 @@ async def test_cpu_bound_functions_run_in_processes(broker, server):
     assert await handle.result(timeout=5) == 49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_a_process_that_hangs_or_dies_is_a_failure_of_its_task_alone(broker, server):
     """It is killed at its timeout; the worker goes on with the next."""
@@ -507,6 +511,7 @@ async def test_a_run_that_lost_its_lease_is_cancelled_as_soon_as_that_is_noticed
         server.command("XACK", "queue:standard", "workers", handle.entry_id)
 
 
+@pytest.mark.slow
 async def test_workers_of_one_group_may_have_different_visibility_timeouts(real_server):
     """P3: who sweeps by a short lease leaves alone what a living worker with a longer one holds."""
     starts = []
@@ -527,6 +532,7 @@ async def test_workers_of_one_group_may_have_different_visibility_timeouts(real_
     assert starts == [1]
 
 
+@pytest.mark.slow
 async def test_a_task_may_run_for_longer_than_the_visibility_timeout(real_server):
     """P3: a lease, not a timeout: it is not delivered twice, though another worker waits for it."""
     runs = []
@@ -767,6 +773,7 @@ def test_tasks_of_one_name_are_an_error_at_start():
 # --- unknown tasks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_unknown_task_is_given_back_and_dies_after_its_wait(server, broker):
     """P1: a rolling deploy costs no attempt; after `unknown_wait` it is a dead letter that says who knew what."""
     await broker.enqueue("unheard_of", 1)
@@ -777,6 +784,7 @@ async def test_an_unknown_task_is_given_back_and_dies_after_its_wait(server, bro
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_knows_it_takes_it(server, broker):
     """Old and new side by side: the task ends up where its code is, in its first attempt."""
     seen = []
@@ -798,6 +806,7 @@ async def test_a_worker_that_knows_it_takes_it(server, broker):
 # --- when -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_delayed_task_starts_on_time_on_an_idle_worker(real_server):
     """SPEC 6: at most 50 ms late, never early; here with a margin for a busy machine."""
     lateness = []
@@ -878,6 +887,7 @@ async def test_starts_follow_the_weights_while_all_tiers_are_backlogged(shared_s
             assert abs(window.count(tier) - share) <= 0.05 * share, (start, [window.count(t) for t in range(3)])
 
 
+@pytest.mark.slow
 async def test_weights_hold_for_slow_handlers_too(shared_server):
     """With handlers that take a while the prefetch is small, and the shares are the same."""
     server = shared_server("valkey")
@@ -1000,6 +1010,7 @@ async def test_what_takes_its_workers_down_alone_is_a_crash_loop(server, broker)
 # --- trouble -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["memory", "redis"], indirect=True)
 async def test_a_server_that_lost_everything_is_gone_on_with(server, broker):
     """P9: NOGROUP is cured, said, and forgotten."""

@@ -14,7 +14,7 @@ import click
 USAGE = 2  # the exit code of every error of use
 INTERRUPTED = 130  # as a shell says it of a program that was ended by Ctrl-C
 
-_DASHED_NUMBER = re.compile(r"No such option:? '?(-[\d.]\S*?)'?\.?")
+_DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
 
 
 class Problem(click.ClickException):
@@ -37,9 +37,9 @@ def as_problem(error: click.ClickException) -> Problem:
         return error
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "streamq"
+    if isinstance(error, click.NoSuchOption) and _DASHED_NUMBER.match(error.option_name):
+        return Problem(f"no such option: {error.option_name}; write -- before arguments that begin with a dash")
     text = " ".join(error.format_message().split())
-    if (dashed := _DASHED_NUMBER.match(text)) is not None:
-        return Problem(f"no such option: {dashed[1]}; write -- before arguments that begin with a dash")
     return Problem(f"{text.rstrip('.')} (see '{path} --help')")
 
 

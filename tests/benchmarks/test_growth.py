@@ -18,6 +18,8 @@ from tests.benchmarks import growth
 from tests.benchmarks.growth_worker import send, tiers_of
 from tests.servers import RealServer, fresh_server
 
+pytestmark = pytest.mark.slow
+
 SLOTS = 64
 FEW = 640
 TURN = 3  # commands of a turn, and 3 more for each tier in it: XREADGROUP, EVALSHA, EXISTS; XACK, XINFO, XDEL

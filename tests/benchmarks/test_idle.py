@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 
 import anyio
+import pytest
 
 from streamq import RedisBroker, task
 from tests.at_work import working
 from tests.policy.measure_delays import counted, fill
 from tests.servers import REAL_KINDS, available, fresh_server
+
+pytestmark = pytest.mark.slow
 
 IDLE = {"xreadgroup", "ping", "evalsha", "time", "zadd", "xpending", "xinfo|consumers", "zrange"}
 _MIDWAY = 5  # a seed with which the sweep is far from the other loops

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 
+@pytest.mark.slow
 def test_on_an_embedded_server(streamq, anyio_backend):
     """Without a server: every file ends with an effect or as a dead letter, and the shares follow the weights."""
     code, output = streamq("demo", "--limit", "120", "--json", "--backend", anyio_backend)
@@ -26,6 +27,7 @@ def test_on_an_embedded_server(streamq, anyio_backend):
     assert said["found"]["lines"] > 1000
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(streamq, shared_server):
     """--kill-worker: counted, not assumed. On a user's server every other key is left alone."""
     server = shared_server("valkey")
@@ -41,6 +43,7 @@ def test_a_killed_worker_loses_nothing(streamq, shared_server):
     assert server.keys() == ["queue:critical"]
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_nothing(start, shared_server):
     """Ctrl-C and SIGTERM end the demo, its worker and its keys."""
     server = shared_server("valkey")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.servers import fresh_server
 
 MONITOR = ("+ping", "+time", "+xlen", "+xinfo", "+zcard", "+zrange", "+hgetall", "+xpending", "+xrange")
@@ -54,6 +56,7 @@ def test_as_json(streamq):
     assert sum(report["counts"].values()) == len(report["findings"])
 
 
+@pytest.mark.slow
 def test_nobody_there(streamq):
     """That is a finding too, in JSON as well; no password is shown."""
     for more in ((), ("--json",)):
@@ -98,6 +101,7 @@ def test_embedded(streamq, tmp_path):
     assert f"embedded://{tmp_path}/data" in output
 
 
+@pytest.mark.slow
 def test_errors_of_use(streamq):
     """One line, exit code 2."""
     for arguments in (("--role", "boss"), ("--scan", "-1"), ("--url", "http://x"), ("--namespace", "a b")):

@@ -32,7 +32,7 @@ WRONG = {
     "no module": (["worker", "nope"], ["no module 'nope' here", "check the name"]),
     "no submodule": (["worker", "app.nope"], ["no module 'app.nope'", "check the name"]),
     "import inside": (["worker", "missing_inside"], [
-        "No module named 'no_such_thing'", "(missing_inside.py:3)", "python -c",
+        "no_such_thing", "(missing_inside.py:3)", "python -c",
     ]),
     "syntax": (["worker", "syntax"], ["SyntaxError", "(syntax.py:2)"]),
     "raises": (["worker", "raises"], ["KeyError: 'boom'", "(raises.py:2)"]),
@@ -59,11 +59,12 @@ WRONG = {
     "queue and tiers": (["worker", "app", "--queue", "q:a", "--tiers", "bulk"], ["--queue and --tiers"]),
     "memory and processes": (["worker", "app", "-p", "2", "--url", "memory://"], ["a server of its own"]),
     "trio and uvloop": (["worker", "app", "--backend", "trio", "--uvloop"], ["--uvloop and --backend trio"]),
-    "option": (["worker", "app", "--concurency", "3"], ["'--concurency'", "--concurrency", "streamq worker --help"]),
-    "command": (["werker"], ["No such command 'werker'", "streamq --help"]),
-    "value": (["worker", "app", "-c", "many"], ["'many'", "streamq worker --help"]),
+    # What is wrong with these three click says, in words of its own; the help to look at is ours.
+    "option": (["worker", "app", "--concurency", "3"], ["--concurency", "(see 'streamq worker --help')"]),
+    "command": (["werker"], ["werker", "(see 'streamq --help')"]),
+    "value": (["worker", "app", "-c", "many"], ["many", "(see 'streamq worker --help')"]),
     "duration": (["worker", "app", "--grace", "soon"], ["'soon' is no duration", "ms, s, m, h or d"]),
-    "dashed argument": (["enqueue", "send", "-5"], ["write -- before arguments"]),
+    "dashed argument": (["enqueue", "send", "-5"], ["no such option: -5; write -- before arguments"]),
     "kwargs": (["enqueue", "send", "--kwargs", "[1]"], ["no JSON object", "-k"]),
     "pair": (["enqueue", "send", "-k", "to"], ["write -k key=value"]),
     "task name": (["enqueue", "a b"], ["'a b' cannot name a task"]),
@@ -121,7 +122,11 @@ def test_a_broker_of_the_module_and_an_option_contradict(start, app, url):
 def test_help_is_quick_and_imports_nothing_heavy():
     """`streamq --help` is for people who wait: no redis, no anyio, no rich is imported for it."""
     code = (
-        "import sys\nfrom streamq.cli import main\ntry:\n    main(['worker', '--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'redis', 'anyio', 'rich', 'orjson', 'asyncio', 'trio'} & set(sys.modules)\nassert not heavy, heavy"
+        "import sys, click\n"
+        "before = set(sys.modules)\n"  # what click loads is for click to say
+        "from streamq.cli import main\ntry:\n    main(['worker', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'redis', 'anyio', 'rich', 'orjson', 'asyncio', 'trio'} & (set(sys.modules) - before)\n"
+        "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

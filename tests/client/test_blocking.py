@@ -65,6 +65,7 @@ async def test_blocking_does_not_delay_others(client):
     assert results == [[entry]]
 
 
+@pytest.mark.slow
 async def test_race_of_xadd_and_cancellation_strands_nothing(client):
     """Each entry is returned by the read or handed to on_stranded, however the race ends."""
     added, returned, stranded = [], [], []
@@ -228,6 +229,7 @@ async def test_one_read_at_a_time(client):
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_silent_server_and_cancellation_are_bounded(launch, monkeypatch):
     """A stopped server ends a read by its client-side bound, and cannot hold a cancelled one."""
     monkeypatch.setattr("streamq.client.blocking._RESCUE_WITHIN", 0.3)

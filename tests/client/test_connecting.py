@@ -61,6 +61,7 @@ async def test_unsent_commands_survive_a_reconnect():
         assert server.dials == 4
 
 
+@pytest.mark.slow
 async def test_waiting_for_a_reconnect_is_bounded():
     """After the connect timeout a caller is told, with the reason of the last attempt."""
     server = Server(faults=[Faults(), *[REFUSED] * 1000])
@@ -74,6 +75,7 @@ async def test_waiting_for_a_reconnect_is_bounded():
         assert 3 <= server.dials <= 12
 
 
+@pytest.mark.slow
 async def test_a_server_that_drops_us_is_not_dialled_in_a_circle():
     """Connections that break before they served anybody are spaced by the backoff."""
     server = Server(faults=[Faults(cut_sent=0)] * 1000)
@@ -127,7 +129,7 @@ async def test_loading_for_too_long():
         (answering(CLIENT=b"-NOAUTH Authentication required.\r\n"), exceptions.AuthenticationError, "wants a password"),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),
-        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "Protocol error"),
+        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "no connection to memory"),
     ],
 )
 async def test_refused_greeting(handler, kind, text):
@@ -195,6 +197,7 @@ async def test_closing_fails_those_who_wait():
     assert server.connections[0].closed
 
 
+@pytest.mark.slow
 async def test_reset_waits_for_replies_and_only_so_long():
     """reset lets replies arrive, for a bounded time."""
     server = Server(lambda command: None if command[0] == b"LATER" else echo(command))

@@ -67,6 +67,7 @@ async def cancellable_caller(client, name, size, turns, tally):
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(callers=CALLERS, faults=st.lists(FAULTS, max_size=3))
 @example(callers=[(1, None), (3, 2), (1, None)], faults=[Faults(chunk=1, cut_received=20)])
@@ -94,6 +95,7 @@ CUTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(callers=CALLERS, cuts=st.lists(CUTS, max_size=3))
 async def test_no_reply_reaches_another_caller_over_sockets(callers, cuts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import ssl
 import subprocess
 
 import anyio
@@ -15,6 +16,8 @@ from streamq.client import Client, OutcomeUnknown, Script
 
 pytestmark = pytest.mark.anyio
 LEGACY = "legacy_responses" not in inspect.signature(redis.Redis).parameters  # redis-py before 8.0
+
+UNKNOWN = "STREAMQ-NO-SUCH"  # a command that no server will ever have
 
 
 async def test_tcp_and_unix_and_db(plain):
@@ -77,6 +80,13 @@ async def test_password_where_none_is_set(plain):
             await client.ping()
 
 
+def causes(error):
+    """Yield an error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def certificate(directory):
     """A self-signed certificate for localhost."""
     key, crt = directory / "key.pem", directory / "crt.pem"
@@ -92,6 +102,7 @@ def certificate(directory):
     return key, crt
 
 
+@pytest.mark.slow
 async def test_tls(launch, tmp_path):
     """TLS is verified unless the address says otherwise; a plain client is told."""
     key, crt = certificate(tmp_path)
@@ -114,14 +125,15 @@ async def test_tls(launch, tmp_path):
             assert await client.get("big") == big
             async with client.blocking() as blocking:
                 assert await blocking.read(("BLPOP", "none", 0.01), block=0.01, on_stranded=print) is None
-    for url, text in (
-        (f"rediss://{place}", "certificate verify failed"),
-        (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}", "IP address mismatch"),
-        (f"redis://{place}", "closed|reset|Protocol error"),
+    for url, cause in (
+        (f"rediss://{place}", ssl.SSLCertVerificationError),
+        (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}", ssl.SSLCertVerificationError),
+        (f"redis://{place}", None),  # an alert of TLS is no reply: what comes of that differs
     ):
         async with Client.from_url(url, connect_timeout=2) as client:
-            with pytest.raises(exceptions.ConnectionError, match=text):
+            with pytest.raises(exceptions.ConnectionError, match=str(process.port)) as caught:
                 await client.ping()
+            assert cause is None or any(isinstance(error, cause) for error in causes(caught.value))
 
 
 async def test_scripts_survive_script_flush(plain):
@@ -132,7 +144,7 @@ async def test_scripts_survive_script_flush(plain):
             await client.script_flush()
             assert await client.command(*script.command(["k"], ["a"])) == [b"k", b"a"]
             await client.script_flush()
-            replies = await client.call([("PING",), script.command(["k"], [1]), script.command(["l"], [2]), ("NO",)])
+            replies = await client.call([("PING",), script.command(["k"], [1]), script.command(["l"], [2]), (UNKNOWN,)])
             assert replies[:3] == [b"PONG", [b"k", b"1"], [b"l", b"2"]]
             assert isinstance(replies[3], exceptions.ResponseError)
             await client.script_flush()
@@ -187,8 +199,8 @@ async def test_pipelines(plain):
                 await client.pipeline(transaction=transaction).lpush("a", "x").execute()
         async with client.pipeline() as pipe:
             await pipe.set("a", "never")
-            await pipe.execute_command("NOPE")
-            with pytest.raises(exceptions.ResponseError, match=r"command 2 \(NOPE\).*unknown"):
+            await pipe.execute_command(UNKNOWN)
+            with pytest.raises(exceptions.ResponseError, match=rf"command 2 \({UNKNOWN}\) of the pipeline"):
                 await pipe.execute()
         assert await client.get("a") == b"2"
         assert await client.call([("MULTI",), ("INCR", "a"), ("EXEC",)]) == [b"OK", b"QUEUED", [3]]
@@ -204,7 +216,7 @@ async def test_facts(plain, kind):
         assert not facts.at_least("other", 1)
         assert facts.has("xautoclaim")
         assert facts.has("XADD")
-        assert not facts.has("NOPE")
+        assert not facts.has(UNKNOWN)
         assert await client.facts() is facts
         await client.reset()
         assert await client.facts() is not facts
@@ -253,6 +265,7 @@ async def test_kill_and_restart(launch, kind):
         assert outcomes == [OutcomeUnknown, b"x"]
 
 
+@pytest.mark.slow
 async def test_stopped_server(launch, kind):
     """A server that hangs is noticed after the reply timeout, by every caller."""
     process = launch(kind)

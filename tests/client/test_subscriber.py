@@ -70,6 +70,7 @@ async def test_reconnects_and_says_so(client):
             assert await subscriber.receive() == (b"b", b"x")
 
 
+@pytest.mark.slow
 async def test_half_open_connection_is_noticed(launch):
     """A server that is silent and does not answer PING is given up and found again."""
     process = launch("valkey")

@@ -61,12 +61,14 @@ class TestReachable:
             assert "permissions_fine" in right.codes()
             assert "s3cret" not in str(right.as_dict())
 
+    @pytest.mark.slow
     async def test_not_ready(self, kind, anyio_backend):
         """A replica that has never had its primary's data, and may not serve without it."""
         with fresh_server(kind, "--replica-serve-stale-data", "no") as server:
             server.command("REPLICAOF", "127.0.0.1", "1")
             assert bad(await examined(server.url)) == ["not_ready"]
 
+    @pytest.mark.slow
     async def test_slow(self, kind, anyio_backend):
         """Every round trip takes long, through a line that delays each reply."""
         with fresh_server(kind) as server:
@@ -151,6 +153,7 @@ class TestSettings:
             report = await examined(server.url)
         assert one(report, "clients_near_limit").evidence["maxclients"] == 12
 
+    @pytest.mark.slow
     async def test_cluster(self, kind, anyio_backend):
         """Keys of one step must be in one slot."""
         with fresh_server(kind, "--cluster-enabled", "yes", "--cluster-port", free_port()) as server:
@@ -202,6 +205,7 @@ class TestPersistence:
     async def test_fsync(self, kind, anyio_backend, how, code):
         assert one(await found_on(kind, *KEPT, "--appendfsync", how), code).evidence["appendfsync"] == how
 
+    @pytest.mark.slow
     async def test_a_snapshot_that_fails(self, kind, anyio_backend):
         """Where the file should be, there is a folder."""
         with fresh_server(kind, "--save", "3600 1") as server:
@@ -216,6 +220,7 @@ class TestPersistence:
         assert one(report, "rdb_save_failed").evidence["rdb_last_bgsave_status"] == "err"
         assert "stream_missing" in report.codes()
 
+    @pytest.mark.slow
     async def test_a_disk_that_is_full(self, kind, anyio_backend):
         """The next append-only file leads to /dev/full."""
         with fresh_server(kind, *KEPT, "--appendfsync", "everysec") as server:
@@ -255,6 +260,7 @@ class TestReplication:
         evidence = one(await found_on(kind, "--min-replicas-to-write", "2"), "replicas_too_few").evidence
         assert (evidence["min_replicas_to_write"], evidence["good_replicas"]) == (2, 0)
 
+    @pytest.mark.slow
     async def test_a_replica_that_does_not_come_online(self, kind, anyio_backend):
         """One that follows is fine; one that hangs while it gets the data is not online."""
         with socket.socket() as probe:

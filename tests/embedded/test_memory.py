@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+UNKNOWN = "STREAMQ-NO-SUCH"  # a command that no server will ever have
+
 
 def failed(reply: Any, code: str) -> bool:
     return isinstance(reply, hiredis.ReplyError) and str(reply).split()[0] == code
@@ -36,7 +38,7 @@ async def test_requests_of_one_write_are_answered_in_order() -> None:
                 ("SET", "a", "1"),
                 ("XADD", "a", "*", "f", "v"),
                 ("GET", "a"),
-                ("STREAMQ-NO-SUCH",),
+                (UNKNOWN,),
                 ("PING",),
             ]
         )
@@ -107,7 +109,7 @@ async def test_clients_have_numbers_names_and_a_list() -> None:
         assert len(lines) == 2
         assert " name=one " in lines[0]
         assert " lib-name=streamq " in lines[0]
-        assert failed(await one("CLIENT", "STREAMQ-NO-SUCH"), "ERR")
+        assert failed(await one("CLIENT", UNKNOWN), "ERR")
 
 
 async def test_a_client_can_be_killed() -> None:
@@ -166,9 +168,9 @@ async def test_command_info_knows_what_there_is() -> None:
     """
     async with site(MemoryServer()) as here:
         client = await here.client()
-        known = await client("COMMAND", "INFO", "XADD", "STREAMQ-NO-SUCH", "INFO", "STREAMQ-NOR-THIS")
+        known = await client("COMMAND", "INFO", "XADD", UNKNOWN, "INFO", "STREAMQ-NOR-THIS")
         assert [entry[0] if entry else None for entry in known] == [b"xadd", None, b"info", None]
-        assert failed(await client("STREAMQ-NO-SUCH", "q", "g", "IDS", 1, "1-1"), "ERR")
+        assert failed(await client(UNKNOWN, "q", "g", "IDS", 1, "1-1"), "ERR")
 
 
 async def test_databases_are_apart() -> None:
@@ -204,7 +206,7 @@ async def test_transactions() -> None:
         assert failed(error, "ERR")
         assert nothing is None
         await one("MULTI")
-        assert failed(await one("STREAMQ-NO-SUCH"), "ERR")
+        assert failed(await one(UNKNOWN), "ERR")
         assert failed(await one("EXEC"), "EXECABORT")
         await one("MULTI")
         assert await one("DISCARD") == b"OK"
@@ -381,6 +383,7 @@ async def test_the_clock_can_be_set() -> None:
     assert abs(int(MemoryServer().execute("TIME")[0]) - time.time()) < 5
 
 
+@pytest.mark.slow
 async def test_idle_costs_nothing() -> None:
     """Blocked readers and silent connections do not wake up."""
     async with site(MemoryServer()) as here:

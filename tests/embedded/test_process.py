@@ -153,6 +153,7 @@ def test_a_name_too_long_for_a_socket(tmp_path: Path) -> None:
     assert not private.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_owner_takes_its_server_along() -> None:
     """SIGKILL leaves the owner no chance; the server ends all the same, and its directory goes."""
     with owner("embedded://") as (process, pid, path):
@@ -171,6 +172,7 @@ def test_ctrl_c_is_for_the_owner() -> None:
     assert within(5, lambda: not alive(pid)) is not None
 
 
+@pytest.mark.slow
 def test_data_is_kept_in_a_directory(tmp_path: Path) -> None:
     """What was written is there after a restart, also after the server was killed."""
     url = f"embedded://{tmp_path}/data"
@@ -184,6 +186,7 @@ def test_data_is_kept_in_a_directory(tmp_path: Path) -> None:
         assert ask(server.socket, "XLEN", "q") == 2
 
 
+@pytest.mark.slow
 def test_processes_share_a_directory(tmp_path: Path) -> None:
     """The second process joins the server of the first; when that ends, it can start its own."""
     server = EmbeddedServer(str(tmp_path))
@@ -231,6 +234,7 @@ def test_many_start_at_once_and_one_wins(tmp_path: Path) -> None:
         assert len({process.stdout.readline() for process in owners}) == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind() -> None:
     """Neither descriptors nor child processes nor temporary directories stay."""
     with EmbeddedServer():
@@ -246,6 +250,7 @@ def test_nothing_is_left_behind() -> None:
     assert not any(alive(pid) for pid in pids if pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_the_servers_of_the_tests_can_fail(kind: str) -> None:
     """`fresh_server`: killed and restarted it has lost all, with an append-only file nothing."""

@@ -86,9 +86,9 @@ async def test_without_a_sender_a_run_is_a_trace_of_its_own(broker, spans):
     await broker.enqueue(send.options(headers={"traceparent": 5, "tracestate": ["x"], "tenant": None}))
     await broker.enqueue(send.options(headers={"traceparent": "nonsense"}))
     with spans.tracer.start_as_current_span("the worker's program"):
-        assert inject_headers().keys() == {"traceparent"}
+        assert "traceparent" in inject_headers()  # by the propagators of this OpenTelemetry, which may add others
         await burst(broker, send, middleware=spans.chain)
-    assert inject_headers() == {}
+    assert "traceparent" not in inject_headers()
     runs = spans.named("send")
     assert [run.parent for run in runs] == [None] * 3
     assert len({run.context.trace_id for run in runs}) == 3

@@ -29,7 +29,7 @@ AT_ONCE = 3
 SOAK_MINUTES = 1 / 3
 SLACK = float(os.environ.get("STREAMQ_FAULTS_SLACK", "0"))  # seconds more, on a machine that is busy with other things
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def kind_of(name: str, backend: str) -> Kind:

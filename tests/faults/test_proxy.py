@@ -162,6 +162,7 @@ def test_cut_in_the_middle_of_a_request(echo, proxy, client):
     assert echo.heard == b"hello0123"
 
 
+@pytest.mark.slow
 def test_delay(proxy, client):
     """Both ways: a round trip takes twice as long, and order is kept."""
     connection = client()

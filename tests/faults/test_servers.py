@@ -64,6 +64,7 @@ def test_restarted_empty(server, sabotage):
     assert server.keys() == ["b"]
 
 
+@pytest.mark.slow
 def test_frozen_and_thawed(server, sabotage):
     """A frozen server takes connections and does not answer; thawed, it does what it was asked."""
     sabotage.freeze()
@@ -91,6 +92,7 @@ def test_full_of_data(server, sabotage):
     assert isinstance(server.command("XADD", "a", "*", "x", "y"), bytes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_writes(kind):
     """MISCONF, with the file synced every second: reads go on, and writes do after room was made."""
     with fresh_server(kind, *AOF_EVERYSEC) as server:
@@ -109,6 +111,7 @@ def test_a_full_disk_refuses_writes(kind):
         assert server.command("LLEN", "list") == accepted + 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_server_that_syncs_always(server, sabotage):
     """It says so and ends; restarted with room on the disk, it has all that it answered for."""
     sabotage.harden()
@@ -124,6 +127,7 @@ def test_a_full_disk_ends_a_server_that_syncs_always(server, sabotage):
     assert 0 < server.command("LLEN", "list") == answered
 
 
+@pytest.mark.slow
 def test_a_replica_is_promoted_and_the_primary_demoted(kind):
     """READONLY on the one, then on the other; the data moves along."""
     with fresh_server(kind) as primary, replica_of(primary) as replica:

@@ -187,6 +187,7 @@ class TestRelease:
         assert [now for now, _ in through] == pytest.approx([60 + at * 0.1 for at in range(2000)])
         assert holds == [1] * 2000
 
+    @pytest.mark.slow
     def test_a_long_outage_makes_no_storm(self):
         """It opens again sixty times: what comes back stays near the release rate, and order is kept."""
         count, outage = 20_000, 3600.0
@@ -242,6 +243,7 @@ class TestRelease:
 class TestRamp:
     terms = Terms(failure_threshold=1, reset_timeout=60.0, interval=0.1)
 
+    @pytest.mark.slow
     def test_new_calls_ramp_up(self):
         """After it closed, new calls go through at 10/s, then 20/s, ..., and after the timeout all of them."""
         through, _ = released(self.terms, 1, 60.0, newcomers=1000, until=200.0)

@@ -236,6 +236,7 @@ def test_the_page_names_every_option():
 
 
 class TestAtWork:
+    @pytest.mark.slow
     async def test_open_means_wait(self, server):
         """While it is open tasks wait in the delayed set and spend no attempt; then one probes, and all succeed."""
         runs = []
@@ -256,6 +257,7 @@ class TestAtWork:
         assert guard.state == "closed"
         assert_nothing_left(server)
 
+    @pytest.mark.slow
     async def test_a_handler_that_meets_an_open_circuit_is_postponed(self, server):
         """CircuitOpenError that a handler does not catch is a request to wait: no attempt is spent."""
         guard = CircuitBreaker(1, 0.2)

@@ -146,6 +146,7 @@ def compare(command, terms, steps, wait):
 class TestScripts:
     """The scripts are the pure circuit."""
 
+    @pytest.mark.slow
     @settings(max_examples=50)
     @given(TERMS, STEPS)
     def test_same_as_pure_when_wound(self, terms, steps):
@@ -161,6 +162,7 @@ class TestScripts:
         finally:
             MemoryServer.discard(name)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_same_line_as_pure(self, seed):
         """Many wait, it closes, they come back early, late, together, with newcomers among them; and once more."""
@@ -191,6 +193,7 @@ class TestScripts:
         finally:
             MemoryServer.discard(name)
 
+    @pytest.mark.slow
     def test_same_rate_as_pure(self):
         """Calls that end well and badly, all over the window."""
         chance, now = random.Random(1), [1_767_225_600.0]
@@ -207,6 +210,7 @@ class TestScripts:
             MemoryServer.discard(name)
         assert opened > 20
 
+    @pytest.mark.slow
     def test_same_as_pure_on_real_servers(self, real_server):
         """On servers whose clock cannot be wound: timeouts of milliseconds, and the server's word for the time."""
 
@@ -271,6 +275,7 @@ class TestFleet:
         assert server.command("PTTL", "queue:circuit:call") > 0
         assert server.command("PTTL", "queue:circuits") > 0
 
+    @pytest.mark.slow
     async def test_several_workers_close_it_together(self, server):
         """Tasks that two workers were given wait, one probes, and all of them succeed, each once."""
         ran = []
@@ -519,6 +524,7 @@ async def crew_call(number):
 TASKS = [crew_call]
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_killed_with_a_probe_does_not_keep_it_shut(anyio_backend, shared_server, tmp_path):
     """Nobody else tries while its lease lasts; after `reset_timeout` the others do, and all tasks are done."""
     server = shared_server("valkey" if anyio_backend == "asyncio" else "redis")

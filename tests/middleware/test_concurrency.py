@@ -427,6 +427,7 @@ class TestMiddleware:
 
 
 class TestAtWork:
+    @pytest.mark.slow
     async def test_four_workers_of_ten_run_no_more_than_the_bound_and_waste_little(self, any_server):
         """The bound holds for all together, and a freed permit is handed on at once."""
         bound, count, length = 5, 50, 0.2
@@ -488,6 +489,7 @@ class TestAtWork:
         assert done == ["free 0", 0, 1, 2]
         assert_nothing_left(server)
 
+    @pytest.mark.slow
     async def test_many_that_wait_are_left_alone(self, any_server):
         """2,000 tasks wait for a permit that is not given back: nobody polls for them."""
         count = 2000
@@ -530,6 +532,7 @@ class TestAtWork:
         assert [(gauge.most, gauge.total) for gauge in gauges.values()] == [(1, 8), (1, 8)]
         assert_nothing_left(server)
 
+    @pytest.mark.slow
     async def test_a_withdrawn_and_an_expired_waiter_do_not_block_the_line(self, any_server):
         done = []
 
@@ -568,6 +571,7 @@ class TestAtWork:
         assert gauge.total >= 12
         assert gauge.most <= 2
 
+    @pytest.mark.slow
     async def test_a_worker_of_other_tiers_wakes_who_waits(self, any_server):
         """The one that ends serves the critical tier only, the one that waits is in bulk."""
         done = []
@@ -605,6 +609,7 @@ async def crew_narrow(n: int, seconds: float) -> None:
 TASKS = [crew_narrow]
 
 
+@pytest.mark.slow
 async def test_the_permits_of_a_worker_that_is_killed_come_back(anyio_backend, any_server, tmp_path):
     """It held all of them: within a lease and a sweep the others have them, and all tasks are done."""
     server = any_server

@@ -34,6 +34,7 @@ def forget(server):
     return found
 
 
+@pytest.mark.slow
 async def test_runs_of_one_key_share_one_result(broker, server):
     """A key of the arguments: one run for each payment, whoever asks for it again, in whatever order."""
     ran = []
@@ -52,6 +53,7 @@ async def test_runs_of_one_key_share_one_result(broker, server):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_a_delivery_that_comes_twice_runs_once(broker, server):
     """Without a key it is the group and the task's id."""
     ran = []
@@ -69,6 +71,7 @@ async def test_a_delivery_that_comes_twice_runs_once(broker, server):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 async def test_each_group_has_its_run(server, anyio_backend):
     """What one group has done is not done for another."""
     ran = []
@@ -106,6 +109,7 @@ async def test_a_failed_run_is_not_recorded(broker, server):
     assert_nothing_left(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 10.0], ids=["delayed", "waiting"])
 async def test_rivals_get_the_result_and_spend_no_attempt(broker, server, wait):
     """Ten tasks of one key at once: one run. Sync handlers are wrapped just so."""
@@ -199,6 +203,7 @@ async def crew_charge(number: int) -> str:
 TASKS = [crew_charge]
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_in_a_run(anyio_backend, shared_server, tmp_path):
     """SIGKILL: the record of a run in progress ends with its lease, and one of the tasks runs again."""
     server = shared_server("valkey" if anyio_backend == "asyncio" else "redis")

@@ -113,6 +113,7 @@ class TestBucket:
         order = [at for _, at in started]
         assert max(abs(at - place) for place, at in enumerate(order)) <= 2
 
+    @pytest.mark.slow
     @settings(max_examples=150)
     @given(
         rate=st.sampled_from([0.5, 3.0, 10.0, 200.0]), size=st.integers(1, 5), count=st.integers(1, 60),
@@ -261,6 +262,7 @@ class TestMiddleware:
 
 
 class TestAtWork:
+    @pytest.mark.slow
     async def test_the_rate_is_right(self, server):
         """Over several seconds the rate is kept, in order, with a concurrency to do much more."""
         rate, size = 40.0, 3
@@ -290,6 +292,7 @@ class TestAtWork:
         assert 1 / slope == pytest.approx(rate, rel=0.2)
         assert max(abs(number - place) for place, (_, number) in enumerate(starts)) <= 2 * SLACK * rate + 1
 
+    @pytest.mark.slow
     async def test_holds_no_slot_and_spends_no_attempt(self, server):
         """With one slot and no retries, others run while a limited task waits."""
         order = []

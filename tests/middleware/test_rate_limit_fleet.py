@@ -74,6 +74,7 @@ async def limited():
 
 
 class TestScripts:
+    @pytest.mark.slow
     @settings(max_examples=60)
     @given(
         rate=st.sampled_from([0.7, 7.3, 171.0]),
@@ -192,6 +193,7 @@ class TestMiddleware:
             with pytest.raises(RetryLater):
                 await limit(context(store=broker.store), wrong)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scope", ["process", "fleet"])
     async def test_retry_after_drains_the_bucket(self, any_server, scope):
         """Nothing of that key starts for so long; who asked comes first; other keys are not concerned."""
@@ -224,6 +226,7 @@ class TestMiddleware:
 
 
 class TestAtWork:
+    @pytest.mark.slow
     async def test_four_workers_have_one_rate(self, any_server):
         """Over several seconds, in turns or not: the whole fleet starts so many a second."""
         rate, size = 50.0, 3
@@ -261,6 +264,7 @@ class TestAtWork:
                     waits.append(held.after)
         assert waits == [pytest.approx(0.1, abs=0.09), pytest.approx(0.2, abs=0.15), pytest.approx(10.2, abs=0.2)]
 
+    @pytest.mark.slow
     async def test_many_that_wait_make_no_storm(self, any_server):
         """20,000 tasks wait for 10 tokens a second: each is held once (those that come late while the others are
         read once more), and then only ten a second move."""
@@ -319,6 +323,7 @@ async def crew_rated(n: int) -> None:
 TASKS = [crew_rated]
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_killed_with_tokens_costs_no_task_and_breaks_no_limit(
     anyio_backend, any_server, tmp_path
 ):
@@ -342,6 +347,7 @@ async def test_a_worker_that_is_killed_with_tokens_costs_no_task_and_breaks_no_l
             assert last - first + 1 <= 1 + 2 + (starts[last] - begin + 0.3) * 20 + 1
 
 
+@pytest.mark.slow
 async def test_nested_limits_give_tokens_back(server):
     """An outer limit of the fleet does not pay for what an inner one holds back."""
     done = []

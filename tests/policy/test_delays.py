@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import statistics
 
+import pytest
+
 from tests.policy.measure_delays import lateness
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_delayed_task_starts_when_it_is_due(real_server, anyio_backend):

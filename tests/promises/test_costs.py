@@ -10,6 +10,8 @@ import pytest
 from streamq import Priority, RedisBroker, Worker, task
 from tests.servers import Kind, RealServer, available, fresh_server
 
+pytestmark = pytest.mark.slow
+
 PRIORITIES = (Priority.CRITICAL, Priority.NORMAL, Priority.LOW)
 done = 0
 

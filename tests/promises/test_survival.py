@@ -12,6 +12,8 @@ from streamq import Priority, RedisBroker, TaskRef
 from tests.promises.fleet import fleet, leftovers
 from tests.servers import RealServer
 
+pytestmark = pytest.mark.slow
+
 TASKS = int(os.environ.get("STREAMQ_TASKS", "100000"))
 PRIORITIES = (Priority.CRITICAL, Priority.NORMAL, Priority.LOW)
 

@@ -8,7 +8,11 @@ import sys
 import zlib
 from pathlib import Path
 
+import pytest
+
 from tests.simulation.histories import play_seed
+
+pytestmark = pytest.mark.slow
 
 SEEDS = range(500, 512)
 ROOT = Path(__file__).parents[2]

@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.histories import play_seed, run
 from tests.simulation.plants import PLANTS
 
+pytestmark = pytest.mark.slow
+
 # Within how many histories each is found, and by which questions of the checker.
 WITHIN = {
     "acknowledge-before-run": (5, "P2 acknowledged before the effect"),

@@ -8,6 +8,8 @@ from tests.simulation.histories import play, run, smallest
 from tests.simulation.plan import FAULTS, KINDS, SHORT_FROM, draw
 from tests.simulation.seam import Gate
 
+pytestmark = pytest.mark.slow
+
 HISTORIES = 120
 SHORT = 240
 PORTION = 40

@@ -16,6 +16,8 @@ from tests.servers import Kind, available
 from tests.stateful.driver import Server
 from tests.stateful.machine import QueueMachine
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES: dict[Kind, int] = {"memory": 50, "valkey": 25, "redis": 25}  # for each backend
 STEPS = 50
 

@@ -20,6 +20,7 @@ def violated(log, records):
     return {row.question for row in check(records, log.final, log.limits).violations}
 
 
+@pytest.mark.slow
 @given(randoms, STEPS, st.sampled_from([0.0, 0.2, 0.5]))
 @settings(max_examples=300)
 def test_orderly_histories_are_clean(random, steps, faults):
@@ -30,6 +31,7 @@ def test_orderly_histories_are_clean(random, steps, faults):
     assert report.records == len(log.records)
 
 
+@pytest.mark.slow
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
 def test_a_record_too_many_is_caught(random, steps):
@@ -53,6 +55,7 @@ def test_a_record_too_many_is_caught(random, steps):
         assert found == {expected[record.what]}
 
 
+@pytest.mark.slow
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
 def test_a_record_that_is_missing_is_caught(random, steps):
@@ -69,6 +72,7 @@ def test_a_record_that_is_missing_is_caught(random, steps):
     assert violated(log, [*log.records[:at], *log.records[at + 1 :]]) - {Question.LOST} == expected
 
 
+@pytest.mark.slow
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
 def test_a_task_that_stops_to_be_heard_of_is_lost(random, steps):

@@ -48,6 +48,7 @@ def line(**details):
 # --- several processes -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_processes_append_at_once_and_one_is_killed(tmp_path):
     """Each line is whole, each process's lines are in order, and what was written before SIGKILL is there."""
     path = tmp_path / "log"

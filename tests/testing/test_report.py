@@ -96,6 +96,7 @@ def written(log, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_command_line_judges_a_log(tmp_path, shared_server, backend):
     """0 and a table where all is well, 1 where it is not, 2 for what cannot be judged."""
@@ -117,6 +118,7 @@ def test_the_command_line_judges_a_log(tmp_path, shared_server, backend):
     assert "line 1" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_judges_with_what_lies_in_redis(tmp_path, shared_server):
     """A task that the log leaves open is not lost if it is in Redis; and then it is left."""
     server = shared_server("valkey")
@@ -130,6 +132,7 @@ def test_the_command_line_judges_with_what_lies_in_redis(tmp_path, shared_server
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_testing():
     """`import streamq`, and what a worker needs, load nothing of this."""
     script = "from streamq import RedisBroker, Worker\nRedisBroker()\nimport sys\nprint(*sys.modules)"

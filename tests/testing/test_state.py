@@ -44,6 +44,7 @@ async def test_what_waits_is_named_by_tier_and_id(server):
     assert state.stray == ()
 
 
+@pytest.mark.slow
 async def test_more_than_a_page(server):
     """Pages are joined."""
     async with RedisBroker(server.url) as broker:

@@ -24,6 +24,7 @@ def noted(stage):
     return noted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "due"),
     [
@@ -66,6 +67,7 @@ async def test_written_by_hand_without_a_word(stage, noted):
     assert 2 <= at <= 1 + LOOK + TICK
 
 
+@pytest.mark.slow
 async def test_in_the_order_of_their_times(stage, noted):
     """A hundred tasks, sent in another order, start each at its own time."""
     dues = [(37 * number) % 100 + 1 for number in range(100)]
@@ -132,6 +134,7 @@ async def test_a_run_may_go_on_after_it_expired(stage):
     assert stage.dead() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wait", "looks"), [(300.0, 150), (5.0, 5), (0.0, 0)])
 async def test_an_unknown_task_waits_for_a_worker_that_knows_it(stage, noted, wait, looks):
     """P1: it is looked at every 2 s, or five times, and dead after `unknown_wait`, no attempt spent."""
@@ -145,6 +148,7 @@ async def test_an_unknown_task_waits_for_a_worker_that_knows_it(stage, noted, wa
     assert (letter["reason"], letter["attempts"]) == ("unknown_task", "1")
 
 
+@pytest.mark.slow
 async def test_a_deployment_in_time(stage, noted):
     """P1: a task that one worker does not know runs as soon as the other's worker is there."""
 
@@ -165,6 +169,7 @@ async def test_a_deployment_in_time(stage, noted):
     assert stage.dead() == []
 
 
+@pytest.mark.slow
 async def test_a_burst_waits_for_what_is_due_within_a_minute(stage, noted):
     """And ends at once where the next is due later than that."""
     async with stage.broker() as broker:

@@ -23,6 +23,7 @@ async def work(stage, stack, number, limit, *tasks):
     return brokers[0]
 
 
+@pytest.mark.slow
 async def test_four_workers_start_as_one(stage):
     """Starts of the whole fleet are evenly spread, whoever makes them."""
 
@@ -39,6 +40,7 @@ async def test_four_workers_start_as_one(stage):
     assert times == pytest.approx([times[0] + number / 10 for number in range(300)], abs=SLIP)
 
 
+@pytest.mark.slow
 async def test_retry_after_is_exact_for_the_whole_fleet(stage):
     """A drain by one worker's task holds the others' too, and then they start evenly."""
 
@@ -58,6 +60,7 @@ async def test_retry_after_is_exact_for_the_whole_fleet(stage):
     assert times[10:] == pytest.approx([drained + 60 + number / 10 for number in range(21)], abs=SLIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_a_permit_that_is_free_is_in_use_at_once(stage, workers):
     """Runs of a second each, two at a time: a pair starts each second, in order, and nobody asks in between."""
@@ -79,6 +82,7 @@ async def test_a_permit_that_is_free_is_in_use_at_once(stage, workers):
     assert all(later - earlier <= 1 + SLIP for earlier, later in pairwise(times))
 
 
+@pytest.mark.slow
 async def test_permits_of_a_worker_that_is_cut_off_come_back_after_its_lease(stage):
     """Nobody hears of it again: its permits are over 30 s after it last renewed them, and the next one starts."""
 

@@ -83,6 +83,7 @@ async def test_what_an_idle_worker_asks_is_8_commands_and_3_for_each_tier_in_10_
         assert window == of_an_idle_worker(tiers)
 
 
+@pytest.mark.slow
 async def test_no_window_of_hours_holds_more_than_20(stage, commands):
     """Three tiers for three hours: the keys of a living worker are kept, one tier at a time, once an hour."""
     lasting = []
@@ -99,6 +100,7 @@ async def test_no_window_of_hours_holds_more_than_20(stage, commands):
     assert min(lasting) >= 86_400 - 3600 - 10
 
 
+@pytest.mark.slow
 async def test_what_is_delayed_for_later_changes_nothing(stage, commands):
     """It is looked at as often as if there were nothing, and starts on time."""
     started = []

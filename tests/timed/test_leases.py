@@ -28,6 +28,7 @@ def held(stage):
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visibility", [0.6, 30.0, 600.0])
 @pytest.mark.parametrize("phase", [0.01, 0.4, 0.99])
 async def test_a_dead_worker_loses_its_task_within_lease_and_sweep(stage, held, visibility, phase):
@@ -47,6 +48,7 @@ async def test_a_dead_worker_loses_its_task_within_lease_and_sweep(stage, held, 
     assert second <= died + visibility + interval + TICK
 
 
+@pytest.mark.slow
 async def test_many_dead_workers_tasks_are_taken_by_one_sweep(stage, held):
     """P3: the bound holds for hundreds of tasks: a sweep goes on until it is through."""
     async with stage.broker() as broker:
@@ -61,6 +63,7 @@ async def test_many_dead_workers_tasks_are_taken_by_one_sweep(stage, held):
     assert 30 <= min(again) <= max(again) <= 0.5 + 30 + 10 + TICK
 
 
+@pytest.mark.slow
 async def test_an_hour_is_renewed_every_third(stage, held):
     """P3: a task of an hour under a 30 s visibility timeout runs once, though another worker waits for it."""
     idle = []
@@ -79,6 +82,7 @@ async def test_an_hour_is_renewed_every_third(stage, held):
     assert set(idle) == {at + 0.5 for at in range(10)}
 
 
+@pytest.mark.slow
 async def test_what_is_prefetched_is_renewed_too(stage):
     """P3: a delivery that waits its turn for long, in the hands of a living worker, stays there."""
 
@@ -159,6 +163,7 @@ async def test_a_short_absence_costs_nothing(stage, held):
     assert stage.starts == [("begun", OnTime(0)), ("done", OnTime(100))]
 
 
+@pytest.mark.slow
 async def test_who_sweeps_by_a_short_lease_leaves_longer_ones_alone(stage, held):
     """P3: workers of one group may have different visibility timeouts."""
     async with stage.broker() as broker, stage.working(broker, held, visibility_timeout=600, name="patient"):
@@ -169,6 +174,7 @@ async def test_who_sweeps_by_a_short_lease_leaves_longer_ones_alone(stage, held)
     assert len(stage.times("begun")) == 1
 
 
+@pytest.mark.slow
 async def test_after_an_outage_everybody_keeps_what_he_runs(stage, held):
     """P9: a server that was away for longer than the leases: who comes back first does not rob the others."""
     async with stage.broker() as broker:
@@ -219,6 +225,7 @@ class TestStopping:
         assert stage.times("done") == [OnTime(20)]
         assert stage.command("XLEN", "queue:standard") == 0
 
+    @pytest.mark.slow
     async def test_what_does_not_is_handed_back_when_it_is_over(self, stage, held):
         """To the next worker at once: it does not wait for the lease to end, and nobody is blamed."""
         async with stage.broker() as broker, stage.working(broker, held, name="next", concurrency=1) as second:
@@ -256,6 +263,7 @@ class TestStopping:
             assert stage.at == OnTime(1)
 
 
+@pytest.mark.slow
 async def test_a_suspect_waits_for_what_runs_for_one_lease_at_most(stage, held):
     """P5: what has seen two workers die runs apart, but a long run beside it does not keep it for ever."""
 
@@ -281,6 +289,7 @@ async def test_a_suspect_waits_for_what_runs_for_one_lease_at_most(stage, held):
     assert began + 30 <= third <= began + 30 + 30 + 10 + TICK
 
 
+@pytest.mark.slow
 async def test_an_idle_worker_blocks(stage, held):
     """Twenty minutes of nothing: reads of 5 s, renewals and sweeps of 10 s, looks at the delayed each 5 s."""
     async with stage.broker() as broker, stage.working(broker, held, visibility_timeout=30):
@@ -293,6 +302,7 @@ async def test_an_idle_worker_blocks(stage, held):
     assert sum(calls.values()) <= 2000, calls
 
 
+@pytest.mark.slow
 async def test_a_retry_is_not_late_for_a_busy_worker(stage):
     """A worker whose slots are all taken still promotes: another worker starts it on time."""
 

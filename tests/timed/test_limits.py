@@ -31,6 +31,7 @@ class Half(random.Random):
 class TestRate:
     """The token bucket."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("rate", "count"), [(10.0, 50), (0.1, 20), (1 / 3600, 3)])
     async def test_starts_are_evenly_spread(self, stage, rate, count):
         """So many a second, or one an hour: each start is on time for its slot."""
@@ -116,6 +117,7 @@ class TestBreaker:
         assert stage.times("done 7") == [OnTime(130)]
         assert [letter["attempts"] for letter in stage.dead()] == ["1"] * 6
 
+    @pytest.mark.slow
     async def test_what_it_holds_spends_no_attempt(self, stage):
         """Tasks with no retries left wait out two hours of an open circuit."""
 

@@ -14,6 +14,7 @@ from tests.timed.stage import Cable, WiredServer
 HOUR = 3600.0
 
 
+@pytest.mark.slow
 async def test_a_living_holder_keeps_its_lease(stage):
     """Ten hours in a block with a lease of 30 s and a record of 60 s: nobody takes over, and it is recorded."""
     async with stage.broker() as broker:

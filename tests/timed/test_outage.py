@@ -53,6 +53,7 @@ async def test_each_loop_has_a_streak_of_its_own(virtual):
     assert said == [Trouble("away"), Recovered(pytest.approx(virtual.elapsed()))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", [0.5, 30.0, 3600.0])
 async def test_goes_on_soon_after_the_server_is_back(stage, noted, away):
     """P9: after half a second as after an hour: within the longest pauses of client and worker."""

@@ -59,6 +59,7 @@ def assert_starts(times, delays):
         assert later - earlier == OnTime(round(delay, 3) - HALF), (times, delays)
 
 
+@pytest.mark.slow
 async def test_full_jitter(stage):
     """P6: uniform between nothing and a ceiling that doubles up to its cap; exactly as drawn."""
     jitter = await run(stage, failing(stage, retries=12), 3600)
@@ -109,6 +110,7 @@ async def test_the_sender_says_how_often(stage):
     assert len(stage.starts) == 1
 
 
+@pytest.mark.slow
 async def test_the_delay_counts_from_the_failure(stage):
     """Not from the start, however long the run was."""
 
@@ -122,6 +124,7 @@ async def test_the_delay_counts_from_the_failure(stage):
     assert stage.times("slow") == [OnTime(0), OnTime(530)]
 
 
+@pytest.mark.slow
 async def test_retry_later(stage):
     """P6: exactly when asked for, any number of times, without an attempt."""
     waits = [3600, 0.25, 0, 90, 1800]
@@ -163,6 +166,7 @@ async def test_a_retry_waits_out_the_absence_of_workers(stage):
     assert stage.times("fails") == [OnTime(0), OnTime(60)]
 
 
+@pytest.mark.slow
 async def test_a_delay_holds_no_slot(stage):
     """P6: with one slot, a thousand tasks that wait an hour hold up nobody."""
 

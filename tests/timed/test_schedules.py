@@ -65,6 +65,7 @@ def keys(stage):
 
 
 class TestTicking:
+    @pytest.mark.slow
     async def test_each_tick_once_and_at_its_moment(self, stage):
         """Three workers, three schedules: neither early nor late, and each by one of them."""
         tasks = [declared(stage, "*/5 * * * *", "five"), declared(stage, ["10 * * * *", "*/40 * * * * *"], "two")]
@@ -112,6 +113,7 @@ class TestTicking:
             tick("mail", 60), tick("mail", 120),
         ]  # fmt: skip
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("expression", "begin", "days"),
         [
@@ -156,6 +158,7 @@ class TestTicking:
             await anyio.sleep(seconds + 1)
             group.cancel_scope.cancel()
 
+    @pytest.mark.slow
     async def test_without_schedules_nothing_is_asked(self, stage, report, monkeypatch):
         """An idle worker that has nothing to tick looks when it starts and when it is heard, and never again."""
         looks = []
@@ -311,6 +314,7 @@ class TestDefinitions:
             await anyio.sleep(31)
         assert stage.starts == [(tick("run", 60), OnTime(60))]
 
+    @pytest.mark.slow
     async def test_a_server_that_lost_its_data(self, stage, report):
         """What is declared comes back by itself, in time; what was stored is lost with the data."""
         run = declared(stage, "*/3 * * * *", "run")
@@ -324,6 +328,7 @@ class TestDefinitions:
             tick("stored", 60), tick("stored", 120), tick("run", 180), tick("run", 360),
         ]  # fmt: skip
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mend", [0.5, 30.0])
     async def test_a_tick_that_was_sent_before_the_data_was_lost(self, stage, mend):
         """A worker that did not hear of it asks the others before it sends what it remembers."""
@@ -338,6 +343,7 @@ class TestDefinitions:
             await anyio.sleep(3 * MINUTE)
         assert [name for name, _ in stage.starts] == [tick("run", 180), tick("run", 360)]
 
+    @pytest.mark.slow
     async def test_a_tick_that_nobody_sent_before_the_data_was_lost(self, stage):
         """Where no other knows better, what a worker remembers is sent: a second later."""
         run = declared(stage, "*/3 * * * *", "run")
@@ -356,6 +362,7 @@ class TestDefinitions:
 
 
 class TestMessages:
+    @pytest.mark.slow
     async def test_runs_that_must_not_overlap(self, stage):
         """A tick is left out while an earlier run waits or runs; its end, also its death, lets the next one go."""
         begun = []

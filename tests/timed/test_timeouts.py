@@ -15,6 +15,7 @@ def on_time(at):
     return pytest.approx(at, abs=SOON)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [2, 40])
 async def test_each_run_ends_at_its_own_time(stage, concurrency):
     """Long and short timeouts at once, the short ones begun while the end of a long one is far."""
@@ -114,6 +115,7 @@ async def test_nobody_looks_while_nothing_has_to_end(stage):
         group.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_short_run_needs_no_deadline_while_one_with_a_far_end_goes_on(stage, monkeypatch):
     """What a timeout costs does not depend on those of other tasks: only what lasts is given a deadline."""
     armed = []

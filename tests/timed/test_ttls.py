@@ -75,6 +75,7 @@ class TestOnce:
 class TestResults:
     """How long a result is kept, and how long one waits for it."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "lasts"), [({}, HOUR), ({"result_ttl": 5}, 5.0), ({"result_ttl": 6 * HOUR}, 6 * HOUR)]
     )
@@ -110,6 +111,7 @@ class TestResults:
                 await handle.result(timeout=limit)
             assert stage.at == pytest.approx(limit, abs=1e-6)
 
+    @pytest.mark.slow
     async def test_waiting_ends_with_the_result(self, stage):
         """It does not poll: who waits hears of it in the moment it is there."""
         async with stage.broker() as broker, stage.working(broker, add):
@@ -121,6 +123,7 @@ class TestResults:
 class TestEvidence:
     """What a crashed worker leaves behind."""
 
+    @pytest.mark.slow
     async def test_it_lasts_for_a_day_after_the_last_crash(self, stage):
         """P5: a task that takes a worker down every twenty hours is found out; one a day later is innocent."""
         assert CRASHES_KEPT == 24 * HOUR
@@ -154,6 +157,7 @@ class TestEvidence:
                 crashes.append(delivery.crashes)
         assert crashes == [("w0",), ("w0", "w1"), ("w0", "w1", "w2"), ("w3",)]
 
+    @pytest.mark.slow
     async def test_who_lived_is_known_for_a_day(self, stage):
         """Nothing of a group that is gone stays for ever."""
         async with stage.broker() as broker:
@@ -183,6 +187,7 @@ class TestCounters:
             await anyio.sleep(STATS_KEPT)
         assert stage.command("KEYS", "queue:stats:*") == []
 
+    @pytest.mark.slow
     async def test_the_monitor_sees_the_last_minute(self, stage):
         """Two tasks a second: that is the throughput, and an hour later there is none."""
 
