@@ -9,68 +9,68 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamq.batch_tasks import batch_task
-    from streamq.batches import current_batch
     from streamq.broker import RedisBroker
-    from streamq.context import Cancellation, cancel_requested, current_cancellation, current_delivery
-    from streamq.cron import Cron
-    from streamq.delayed import Scheduled
-    from streamq.delivery import Delivery
+    from streamq.consumer.batching import current_batch
     from streamq.errors import Reject, RetryLater, StreamqError
-    from streamq.exhausted import Exhausted
-    from streamq.gathering import as_completed, gather
-    from streamq.idempotency import once
-    from streamq.progress import Progress, report_progress, report_progress_sync
-    from streamq.results import Handle, Status
-    from streamq.retry import Backoff, Delays, Fixed, Linear
-    from streamq.starting import Workflow
-    from streamq.store import DeadLetterBound
-    from streamq.tasks import Call, Options, Task, TaskRef, task
-    from streamq.tiers import Priority, Tier
+    from streamq.handlers.context import Cancellation, cancel_requested, current_cancellation, current_delivery
+    from streamq.handlers.progress import Progress, report_progress, report_progress_sync
+    from streamq.queue.delayed import Scheduled
+    from streamq.queue.gather import as_completed, gather
+    from streamq.queue.once import once
+    from streamq.queue.results import Handle, Status
+    from streamq.queue.store import DeadLetterBound
+    from streamq.queue.workflow_start import Workflow
+    from streamq.tasks.batch import batch_task
+    from streamq.tasks.cron import Cron
+    from streamq.tasks.exhausted import Exhausted
+    from streamq.tasks.retry_policy import Backoff, Delays, Fixed, Linear
+    from streamq.tasks.task import Call, Options, Task, TaskRef, task
+    from streamq.wire.delivery import Delivery
+    from streamq.wire.flow import group, step
+    from streamq.wire.tiers import Priority, Tier
     from streamq.worker import Worker
-    from streamq.workflows import group, step
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backoff": "retry",
-    "Call": "tasks",
-    "Cancellation": "context",
-    "Cron": "cron",
-    "DeadLetterBound": "store",
-    "Delays": "retry",
-    "Delivery": "delivery",
-    "Exhausted": "exhausted",
-    "Fixed": "retry",
-    "Handle": "results",
-    "Linear": "retry",
-    "Options": "tasks",
-    "Priority": "tiers",
-    "Progress": "progress",
+    "Backoff": "tasks.retry_policy",
+    "Call": "tasks.task",
+    "Cancellation": "handlers.context",
+    "Cron": "tasks.cron",
+    "DeadLetterBound": "queue.store",
+    "Delays": "tasks.retry_policy",
+    "Delivery": "wire.delivery",
+    "Exhausted": "tasks.exhausted",
+    "Fixed": "tasks.retry_policy",
+    "Handle": "queue.results",
+    "Linear": "tasks.retry_policy",
+    "Options": "tasks.task",
+    "Priority": "wire.tiers",
+    "Progress": "handlers.progress",
     "RedisBroker": "broker",
     "Reject": "errors",
     "RetryLater": "errors",
-    "Scheduled": "delayed",
-    "Status": "results",
+    "Scheduled": "queue.delayed",
+    "Status": "queue.results",
     "StreamqError": "errors",
-    "Task": "tasks",
-    "TaskRef": "tasks",
-    "Tier": "tiers",
+    "Task": "tasks.task",
+    "TaskRef": "tasks.task",
+    "Tier": "wire.tiers",
     "Worker": "worker",
-    "Workflow": "starting",
-    "as_completed": "gathering",
-    "batch_task": "batch_tasks",
-    "cancel_requested": "context",
-    "current_batch": "batches",
-    "current_cancellation": "context",
-    "current_delivery": "context",
-    "gather": "gathering",
-    "group": "workflows",
-    "once": "idempotency",
-    "report_progress": "progress",
-    "report_progress_sync": "progress",
-    "step": "workflows",
-    "task": "tasks",
+    "Workflow": "queue.workflow_start",
+    "as_completed": "queue.gather",
+    "batch_task": "tasks.batch",
+    "cancel_requested": "handlers.context",
+    "current_batch": "consumer.batching",
+    "current_cancellation": "handlers.context",
+    "current_delivery": "handlers.context",
+    "gather": "queue.gather",
+    "group": "wire.flow",
+    "once": "queue.once",
+    "report_progress": "handlers.progress",
+    "report_progress_sync": "handlers.progress",
+    "step": "wire.flow",
+    "task": "tasks.task",
 }
 
 __all__ = [

@@ -18,27 +18,27 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 import anyio
 import anyio.abc
 
-from streamq.admission import Accepted
 from streamq.client import Address, Client, Command, Shelter
 from streamq.clock import SYSTEM, Clock
-from streamq.cron import Cron
-from streamq.delayed import Scheduled, scheduled
-from streamq.delivery import Delivery
+from streamq.consumer.manual import Hands
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError, OutcomeUnknownError, check_number
-from streamq.hands import Hands
-from streamq.keys import Keys
-from streamq.message import MAX_PAYLOAD
 from streamq.middleware.chain import MiddlewareChain, SendNext
-from streamq.middleware.together import SendAll, Together
-from streamq.outcome import Ack, DeadLetter, Reason, Release, failure_of
-from streamq.results import Handle, Waiters
-from streamq.schedules import Definition, Schedule, declared_by, define, listed, store_schedule, unregister
-from streamq.sending import Outgoing, Sender, new_task_id
-from streamq.starting import Plan, Workflow
-from streamq.store import DeadLetterBound, Store
-from streamq.tasks import Call, Durable, Task, TaskRef
-from streamq.tiers import DEFAULT_TIERS, Tier, check_tiers
-from streamq.workflows import Flow
+from streamq.middleware.enqueue_many import SendAll, Together
+from streamq.queue.acceptance import Accepted
+from streamq.queue.delayed import Scheduled, scheduled
+from streamq.queue.results import Handle, Waiters
+from streamq.queue.schedules import Definition, Schedule, declared_by, define, listed, store_schedule, unregister
+from streamq.queue.sending import Outgoing, Sender, new_task_id
+from streamq.queue.store import DeadLetterBound, Store
+from streamq.queue.workflow_start import Plan, Workflow
+from streamq.tasks.cron import Cron
+from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
+from streamq.tasks.task import Call, Durable, Task, TaskRef
+from streamq.wire.delivery import Delivery
+from streamq.wire.flow import Flow
+from streamq.wire.keys import Keys
+from streamq.wire.message import MAX_PAYLOAD
+from streamq.wire.tiers import DEFAULT_TIERS, Tier, check_tiers
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,26 +19,26 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from streamq.aftermath import Aftermath
-from streamq.batch_tasks import BatchTask
 from streamq.broker import RedisBroker, consumer_name
-from streamq.consumer import Consumer
+from streamq.consumer.consumer import Consumer
+from streamq.consumer.events import Listener
+from streamq.consumer.handler import Prepared
+from streamq.consumer.leases import Leases
+from streamq.consumer.on_exhausted import Aftermath
+from streamq.consumer.prefetch_buffer import Intake
+from streamq.consumer.progress_reporter import Reporter
+from streamq.consumer.promoter import Scheduler
+from streamq.consumer.runner import Runners
+from streamq.consumer.scheduler import Recurring
+from streamq.consumer.threads import Threads
+from streamq.consumer.watchdog import Watchdog
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError, check_integer, check_number
-from streamq.events import Listener
-from streamq.intake import Intake
-from streamq.keys import Keys
-from streamq.leases import Leases
 from streamq.middleware import MiddlewareChain, Resident
-from streamq.prepared import Prepared
-from streamq.recurring import Recurring
-from streamq.reporting import Reporter
-from streamq.runner import Runners
-from streamq.scheduler import Scheduler
-from streamq.store import Store
-from streamq.tasks import Task
-from streamq.threads import Threads
-from streamq.tiers import Tier
-from streamq.watchdog import Watchdog
+from streamq.queue.store import Store
+from streamq.tasks.batch import BatchTask
+from streamq.tasks.task import Task
+from streamq.wire.keys import Keys
+from streamq.wire.tiers import Tier
 
 log = logging.getLogger("streamq")
 

@@ -19,7 +19,7 @@ from streamq.errors import (
     PayloadTooLargeError,
     TaskNameError,
 )
-from streamq.store import DeadLetterBound
+from streamq.queue.store import DeadLetterBound
 from tests.at_work import STREAMS, assert_nothing_left, burst, entries, until, working
 from tests.servers import fresh_server
 

@@ -13,11 +13,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, liveness, task
-from streamq import consumer as consumers
+from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, task
+from streamq.consumer import consumer as consumers
+from streamq.consumer.events import Recovered, Settled, Started, Superseded, Trouble
 from streamq.errors import BrokerUnavailableError, ConfigurationError, TaskNameError
-from streamq.events import Recovered, Settled, Started, Superseded, Trouble
-from streamq.outcome import Ack, DeadLetter, Postpone, Retry
+from streamq.queue import lease_commands as liveness
+from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Retry
 from streamq.worker import State
 from tests import deferred
 from tests.at_work import assert_nothing_left, burst, dead, entries, pending, until, working

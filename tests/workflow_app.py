@@ -1,4 +1,4 @@
-"""The app of the workers that tests/test_workflows.py kills: a walk of many steps, and a group."""
+"""The app of the workers that tests/queue/test_workflows.py kills: a walk of many steps, and a group."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import click
 import streamq
 from streamq.broker import RedisBroker
 from streamq.client.address import Address
-from streamq.client.facts import ServerFacts
+from streamq.client.server_features import ServerFacts
 from streamq.worker import Worker
 
 log = logging.getLogger("streamq.cli")

@@ -27,7 +27,7 @@ def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, a
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
-    from streamq.cli.running import run  # noqa: PLC0415
+    from streamq.cli.run_command import run  # noqa: PLC0415
 
     broker = Where(**given).broker()
 

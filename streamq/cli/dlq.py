@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from streamq.cli.options import Where, duration, json_option, moment, where_options
-from streamq.cli.problems import Problem
+from streamq.cli.usage_errors import Problem
 
 _REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task")
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # a number of 13 digits counts milliseconds
@@ -49,9 +49,9 @@ def dlq() -> None:
 @json_option
 def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, the newest first."""
-    from streamq.cli import letters  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import dead_letters  # noqa: PLC0415 - keeps --help light
 
-    letters.ls(_where(given), letters.Wanted(task, reason), count=count, as_json=as_json)
+    dead_letters.ls(_where(given), dead_letters.Wanted(task, reason), count=count, as_json=as_json)
 
 
 @dlq.command(short_help="Follow dead letters as they come.")
@@ -63,9 +63,9 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 @json_option
 def tail(since: str | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it comes, until Ctrl-C. Blocks on the server; nothing is polled."""
-    from streamq.cli import letters  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import dead_letters  # noqa: PLC0415 - keeps --help light
 
-    letters.tail(_where(given), letters.Wanted(task, reason), since=since, as_json=as_json)
+    dead_letters.tail(_where(given), dead_letters.Wanted(task, reason), since=since, as_json=as_json)
 
 
 @dlq.command(no_args_is_help=True, short_help="Show one dead letter whole.")
@@ -74,9 +74,9 @@ def tail(since: str | None, task: str | None, reason: str | None, as_json: bool,
 @json_option
 def show(task_id: str, as_json: bool, **given: Any) -> None:
     """Show the dead letter with this task id, or this entry id, with its traceback."""
-    from streamq.cli import letters  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import dead_letters  # noqa: PLC0415 - keeps --help light
 
-    letters.show(_where(given), task_id, as_json=as_json)
+    dead_letters.show(_where(given), task_id, as_json=as_json)
 
 
 @dlq.command(short_help="Send dead letters again.")
@@ -94,9 +94,9 @@ def replay(
     """Send the tasks of dead letters again and print their new task ids."""
     if bool(task_ids) == (everything or task is not None or reason is not None):
         raise Problem("which ones? give task ids, or --all, --task or --reason to choose")
-    from streamq.cli import letters  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import dead_letters  # noqa: PLC0415 - keeps --help light
 
-    letters.replay(_where(given), task_ids, letters.Wanted(task, reason), retries=retries, as_json=as_json)
+    dead_letters.replay(_where(given), task_ids, dead_letters.Wanted(task, reason), retries=retries, as_json=as_json)
 
 
 @dlq.command(short_help="Remove all dead letters.")
@@ -110,6 +110,6 @@ def purge(yes: bool, as_json: bool, **given: Any) -> None:
         if not sys.stdin.isatty():
             raise Problem("this removes all dead letters: add --yes")
         click.confirm("Remove all dead letters?", abort=True, err=True)
-    from streamq.cli import letters  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import dead_letters  # noqa: PLC0415 - keeps --help light
 
-    letters.purge(where, as_json=as_json)
+    dead_letters.purge(where, as_json=as_json)

@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
-    from streamq.cli.running import run  # noqa: PLC0415
+    from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.doctor import examine  # noqa: PLC0415
 
     broker = Where(**{name: given.pop(name) for name in _SERVER_OPTIONS}).broker()
@@ -54,7 +54,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
 
 
 def _print(report: Report, *, quiet: bool) -> None:
-    from streamq.cli.letters import safe  # noqa: PLC0415
+    from streamq.cli.dead_letters import safe  # noqa: PLC0415
     from streamq.doctor import Severity  # noqa: PLC0415
 
     columns = max(60, shutil.get_terminal_size((100, 24)).columns)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from streamq.cli.options import Where, duration, json_option, json_or_text, moment, where_options
-from streamq.cli.problems import Problem
+from streamq.cli.usage_errors import Problem
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
 _WINDOWS = ("until_started", "until_done")
@@ -62,7 +62,7 @@ def enqueue(
     where = Where(**{option: given.pop(option) for option in ("url", "namespace", "group", "queue")})
     options = {option: value for option, value in given.items() if value is not None}
     kwargs = _kwargs(kwargs_json, pairs)
-    from streamq.cli.sending import send  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.run_enqueue import send  # noqa: PLC0415 - keeps --help light
 
     sent = send(where, name, [json_or_text(arg) for arg in args], kwargs, options)
     if as_json:

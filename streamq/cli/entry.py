@@ -16,8 +16,8 @@ from streamq.cli.demo.command import demo
 from streamq.cli.dlq import dlq
 from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
-from streamq.cli.problems import INTERRUPTED, USAGE, as_problem
 from streamq.cli.schedules import schedules
+from streamq.cli.usage_errors import INTERRUPTED, USAGE, as_problem
 from streamq.cli.worker import worker
 
 

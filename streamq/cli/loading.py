@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import Any
 
 from streamq.broker import RedisBroker
-from streamq.cli.problems import Problem
-from streamq.cli.sources import short
+from streamq.cli.source_watch import short
+from streamq.cli.usage_errors import Problem
 from streamq.middleware import MiddlewareChain
-from streamq.tasks import Task
+from streamq.tasks.task import Task
 from streamq.worker import Lifespan
 
 _OWN = str(Path(__file__).resolve().parent)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from streamq.cli.problems import Problem
+from streamq.cli.usage_errors import Problem
 
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
@@ -48,7 +48,7 @@ def processes(text: str) -> int:
     """Return how many processes are meant: a whole number, or `auto` for one per usable core. For click's `type`."""
     word = text.strip().lower()
     if word == "auto":
-        from streamq.cli.cores import usable_cores  # noqa: PLC0415 - read only when asked for
+        from streamq.cli.cpu_count import usable_cores  # noqa: PLC0415 - read only when asked for
 
         return usable_cores()
     if not (word.isdecimal() and int(word) > 0):

@@ -11,7 +11,7 @@ import click
 from streamq.cli.options import Where, json_option, where_options
 
 if TYPE_CHECKING:
-    from streamq.schedules import Schedule
+    from streamq.queue.schedules import Schedule
 
 _HEAD: Final = f"{'NEXT (UTC)':<19}  {'LAST (UTC)':<19}  {'NAME':<20}  {'TASK':<20}  {'FROM':<8}  WHEN"
 
@@ -28,7 +28,7 @@ def ls(as_json: bool, **given: Any) -> None:
     """List schedules by the time of their next ticks."""
     import orjson  # noqa: PLC0415 - keeps --help light
 
-    from streamq.cli.running import run  # noqa: PLC0415
+    from streamq.cli.run_command import run  # noqa: PLC0415
 
     broker = Where(**given).broker()
 
@@ -63,7 +63,7 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
-    from streamq.cli.running import run  # noqa: PLC0415
+    from streamq.cli.run_command import run  # noqa: PLC0415
 
     broker = Where(**given).broker()
 
@@ -79,7 +79,7 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
 
 
 def _line(one: Schedule) -> str:
-    from streamq.cli.letters import safe  # noqa: PLC0415
+    from streamq.cli.dead_letters import safe  # noqa: PLC0415
 
     source = "code" if one.declared else "stored"
     when = f"{one.expression} {one.tz}" + (", overdue" if one.overdue else "")

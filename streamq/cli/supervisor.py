@@ -16,11 +16,11 @@ from typing import Any
 import anyio
 
 from streamq.cli import logs
-from streamq.cli.problems import USAGE
-from streamq.cli.processes import WorkerProcess
-from streamq.cli.settings import Settings
-from streamq.cli.sources import Changes, short
-from streamq.retry import Backoff
+from streamq.cli.child_process import WorkerProcess
+from streamq.cli.source_watch import Changes, short
+from streamq.cli.usage_errors import USAGE
+from streamq.cli.worker_settings import Settings
+from streamq.tasks.retry_policy import Backoff
 
 log = logging.getLogger("streamq.cli")
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from streamq.cli.options import Where, duration, processes, weights, where_options
-from streamq.cli.problems import Problem
+from streamq.cli.usage_errors import Problem
 
 _SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 
@@ -61,7 +61,7 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     where = Where(**{name: given.pop(name) for name in _SERVER_OPTIONS})
     source = click.core.ParameterSource.COMMANDLINE
     commanded = tuple(name for name in _SERVER_OPTIONS if ctx.get_parameter_source(name) is source)
-    from streamq.cli.settings import Settings  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.worker_settings import Settings  # noqa: PLC0415 - keeps --help light
 
     settings = Settings(where=where, commanded=commanded, **given)
     _check(settings)
@@ -69,7 +69,7 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
         from streamq.cli.supervisor import supervise  # noqa: PLC0415
 
         ctx.exit(supervise(settings))
-    from streamq.cli.serving import serve  # noqa: PLC0415
+    from streamq.cli.worker_process import serve  # noqa: PLC0415
 
     serve(settings)
 

@@ -4,14 +4,14 @@
 """
 
 from streamq.client.address import Address
-from streamq.client.blocking import BlockingConnection
+from streamq.client.background_tasks import Shelter
+from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
+from streamq.client.codec import Command, OutcomeUnknown, pack_one
 from streamq.client.dial import Dial
-from streamq.client.facts import ServerFacts
 from streamq.client.pipeline import Pipeline
-from streamq.client.replies import Command, OutcomeUnknown, pack_one
 from streamq.client.scripts import Script
-from streamq.client.shelter import Shelter
+from streamq.client.server_features import ServerFacts
 from streamq.client.subscriber import Subscriber
 
 __all__ = [

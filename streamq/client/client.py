@@ -11,22 +11,22 @@ from redis.backoff import AbstractBackoff, ExponentialBackoff
 from redis.commands import AsyncCoreCommands
 
 from streamq.client.address import Address
-from streamq.client.blocking import BlockingConnection
+from streamq.client.background_tasks import Shelter
+from streamq.client.blocking_connection import BlockingConnection
+from streamq.client.codec import Command, Encoder, pack, shape, words
+from streamq.client.connection import Connector
 from streamq.client.dial import Dial, dial_to
-from streamq.client.facts import QUESTIONS, ServerFacts, read_facts
 from streamq.client.multiplexer import Multiplexer
 from streamq.client.pipeline import Pipeline
-from streamq.client.replies import Command, Encoder, pack, shape, words
 from streamq.client.scripts import Script, with_source
-from streamq.client.shelter import Shelter
+from streamq.client.server_features import QUESTIONS, ServerFacts, read_facts
 from streamq.client.subscriber import Subscriber
-from streamq.client.wire import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from streamq.client.link import EventFactory, Link
+    from streamq.client.shared_connection import EventFactory, Link
 
 DEFAULT_BACKOFF = ExponentialBackoff(cap=2.0, base=0.05)
 

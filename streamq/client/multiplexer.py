@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from redis import exceptions
 
-from streamq.client.link import EventFactory, Link, Outbox
+from streamq.client.shared_connection import EventFactory, Link, Outbox
 
 if TYPE_CHECKING:
-    from streamq.client.wire import Connector, Wire
+    from streamq.client.connection import Connector, Wire
 
 _RESET_WITHIN = 1.0  # seconds that outstanding replies get before a reset cuts them off
 

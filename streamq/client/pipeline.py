@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from redis import exceptions
 from redis.commands import AsyncCoreCommands
 
-from streamq.client.replies import Command, Encoder, ResponseCallback, shape, words
+from streamq.client.codec import Command, Encoder, ResponseCallback, shape, words
 from streamq.client.scripts import with_source
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 from redis import exceptions
 
-from streamq.client.replies import pack_greeting
+from streamq.client.codec import pack_greeting
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from streamq.client.client import Client
-    from streamq.client.wire import Wire
+    from streamq.client.connection import Wire
 
 MISSED: Final = (b"", b"")
 """What `receive` returns after the connection was lost: messages may have been missed."""

@@ -18,7 +18,7 @@ import anyio
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
-from streamq.dead_letter.letter import DeadLetter
+from streamq.dead_letter.entry import DeadLetter
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -26,10 +26,10 @@ from streamq.errors import (
     OutcomeUnknownError,
     UndecodableError,
 )
-from streamq.message import Field, Message
-from streamq.retry import Backoff
+from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.store import Store
+from streamq.tasks.retry_policy import Backoff
+from streamq.wire.message import Field, Message
 
 log = logging.getLogger("streamq")
 

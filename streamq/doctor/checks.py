@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from streamq.doctor import data_checks, delay_checks, key_checks, server_checks, stream_checks, worker_checks
-from streamq.doctor.facts import Facts
 from streamq.doctor.finding import Finding
+from streamq.doctor.observations import Facts
 
 Check = Callable[[Facts], Iterator[Finding]]
 

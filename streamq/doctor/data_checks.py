@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from streamq.doctor.codes import found
-from streamq.doctor.facts import Facts, Server
 from streamq.doctor.finding import Finding
+from streamq.doctor.finding_codes import found
+from streamq.doctor.observations import Facts, Server
 
 _LOOK_AT_THE_DISK: Final = "look for 'No space left' and the like in the server's log; redis-cli INFO persistence"
 _FILLING: Final = 0.85  # of maxmemory

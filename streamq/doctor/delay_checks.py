@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Facts
 from streamq.doctor.finding import Finding
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Facts
 
 _MANY: Final = 10  # deaths in an hour
 _NEAR: Final = 0.9  # of the bound

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Facts
 from streamq.doctor.finding import Finding
-from streamq.doctor.keyspace import MORTAL
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Facts
+from streamq.doctor.read_keys import MORTAL
 
 _SHOWN: Final = 5
 

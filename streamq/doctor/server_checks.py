@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Iterator
 from typing import Final
 
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Facts, Server
 from streamq.doctor.finding import Finding
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Facts, Server
 
 SLOW: Final = 0.050  # seconds of the shortest round trip
 OFF: Final = 1.0  # seconds between two clocks
 _SHOWN: Final = 10  # permissions in a message
 _NEEDED: Final = ("XAUTOCLAIM", "EVALSHA")
-_LEAST_BUFFER: Final = 1 << 20  # bytes: the largest message, see streamq.message.MAX_PAYLOAD
+_LEAST_BUFFER: Final = 1 << 20  # bytes: the largest message, see streamq.wire.message.MAX_PAYLOAD
 _CROWDED: Final = 0.9
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Facts, Group, TierFacts
 from streamq.doctor.finding import Finding
-from streamq.doctor.keyspace import KINDS
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Facts, Group, TierFacts
+from streamq.doctor.read_keys import KINDS
 
 
 def kinds(facts: Facts) -> Iterator[Finding]:

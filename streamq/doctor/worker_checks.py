@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Consumer, Facts
 from streamq.doctor.finding import Finding
-from streamq.keys import PARKED
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Consumer, Facts
+from streamq.wire.keys import PARKED
 
 _NEW: Final = 60.0  # seconds that tasks may wait for the first worker
 _TAKEOVER: Final = 3.0  # leases after which the living must have taken over from the dead

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from urllib.parse import unquote, urlsplit
 
+from streamq.embedded.memory_server import Dial, MemoryServer
+from streamq.embedded.valkey_process import EmbeddedServer
 from streamq.errors import ConfigurationError
-
-from .memory import Dial, MemoryServer
-from .process import EmbeddedServer
 
 __all__ = ["Dial", "EmbeddedServer", "MemoryServer", "open_embedded"]
 

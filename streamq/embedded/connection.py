@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import administration, blocking
-from .resp import CommandError, ProtocolError, RequestParser, encode
+from streamq.embedded import blocking_reads, server_commands
+from streamq.embedded.resp import CommandError, ProtocolError, RequestParser, encode
 
 if TYPE_CHECKING:
-    from .memory import MemoryServer
-    from .pipe import MemoryStream
-    from .resp import Reply
+    from streamq.embedded.memory_server import MemoryServer
+    from streamq.embedded.pipe import MemoryStream
+    from streamq.embedded.resp import Reply
 
 # Commands whose empty answer is a null array, not a null bulk string.
-_NIL_ARRAYS: Final = blocking.BLOCKING | {b"EXEC", b"LMPOP", b"ZMPOP"}
+_NIL_ARRAYS: Final = blocking_reads.BLOCKING | {b"EXEC", b"LMPOP", b"ZMPOP"}
 _SUBSCRIBING: Final = frozenset(
     {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE"}
 )
@@ -44,7 +44,7 @@ class Connection:
         self.since = server.clock()
         self.used_at = self.since
         self.quitting = False
-        self.blocked: blocking.BlockedRead | None = None
+        self.blocked: blocking_reads.BlockedRead | None = None
         stream.incoming.on_close = self._client_left
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Connection:
         for count, request in enumerate(parser.feed(data), 1):
             with self.server.lock:
                 answer = self._answer(request)
-            outgoing.write(await self._wait(answer) if isinstance(answer, blocking.BlockedRead) else answer)
+            outgoing.write(await self._wait(answer) if isinstance(answer, blocking_reads.BlockedRead) else answer)
             if self.gone or self.quitting:
                 return
             if not count % _REQUESTS_PER_TURN:
@@ -95,12 +95,12 @@ class Connection:
     def answer_now(self, request: list[bytes]) -> bytes:
         """Carry out one request without ever waiting: what would wait is answered nil."""
         answer = self._answer(request)
-        if isinstance(answer, blocking.BlockedRead):
+        if isinstance(answer, blocking_reads.BlockedRead):
             answer.end()
             return encode(None, nil_arrays=True)
         return answer
 
-    def _answer(self, request: list[bytes]) -> bytes | blocking.BlockedRead:
+    def _answer(self, request: list[bytes]) -> bytes | blocking_reads.BlockedRead:
         """Carry out one request: its encoded reply, or the read that now waits."""
         server, name = self.server, request[0].upper()
         self.last_command = name.decode(errors="replace").lower()
@@ -108,10 +108,10 @@ class Connection:
         server.calls[self.last_command] += 1
         try:
             if not self.in_transaction:
-                own = administration.COMMANDS.get(name)
-                if own is not None and (reply := own(self, request)) is not administration.PASS:
+                own = server_commands.COMMANDS.get(name)
+                if own is not None and (reply := own(self, request)) is not server_commands.PASS:
                     return encode(reply)
-                if name in blocking.BLOCKING:
+                if name in blocking_reads.BLOCKING:
                     return self._answer_blocking(request)
             return self._run(name, request)
         except CommandError as error:
@@ -136,19 +136,19 @@ class Connection:
             channels = replies[-1][2]
             (self.server.subscribers.add if channels else self.server.subscribers.discard)(self)
 
-    def _answer_blocking(self, request: list[bytes]) -> bytes | blocking.BlockedRead:
-        question = blocking.parse(request)
+    def _answer_blocking(self, request: list[bytes]) -> bytes | blocking_reads.BlockedRead:
+        question = blocking_reads.parse(request)
         if question is None:
             return self._run(request[0].upper(), request)
-        question = blocking.pin(self, question)
-        reply = blocking.ask(self, question)
+        question = blocking_reads.pin(self, question)
+        reply = blocking_reads.ask(self, question)
         if reply is not None or question.timeout is None:
             return encode(reply, nil_arrays=True)
-        self.blocked = blocking.BlockedRead(self, question)
+        self.blocked = blocking_reads.BlockedRead(self, question)
         self.blocked.begin()
         return self.blocked
 
-    async def _wait(self, blocked: blocking.BlockedRead) -> bytes:
+    async def _wait(self, blocked: blocking_reads.BlockedRead) -> bytes:
         """Wait for the reply of a blocked read; nil when its time is up, nothing if the client left."""
         timeout = blocked.question.timeout
         try:

@@ -20,16 +20,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from streamq.embedded.resp import CommandError
 from streamq.errors import MissingExtraError
-
-from .resp import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fakeredis import FakeRedis, FakeServer
 
-    from .resp import Reply
+    from streamq.embedded.resp import Reply
 
 _LUA_SETUP: Final = Path(__file__).with_name("redis.lua")
 
@@ -135,7 +134,7 @@ class Session:
 def _connection_class(plain: type[Any]) -> type[Any]:
     """The connection with our corrections, or the plain one under a fakeredis that has changed inside."""
     try:
-        from .corrections import CorrectedConnection  # noqa: PLC0415 - imports the extra
+        from streamq.embedded.redis_differences import CorrectedConnection  # noqa: PLC0415 - imports the extra
     except (ImportError, AttributeError) as error:
         warnings.warn(
             f"this fakeredis differs inside from the one that streamq knows ({error}): memory:// "

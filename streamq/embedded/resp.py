@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import hiredis
 
-from streamq.client.replies import CODES
+from streamq.client.codec import CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

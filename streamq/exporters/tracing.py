@@ -12,10 +12,10 @@ from typing import Any
 import anyio
 
 from streamq import __version__
-from streamq.delivery import Delivery
 from streamq.errors import MissingExtraError, RetryLater
 from streamq.middleware import CallNext, Context
-from streamq.outcome import failure_of
+from streamq.tasks.outcome import failure_of
+from streamq.wire.delivery import Delivery
 
 try:
     from opentelemetry import context as contexts

@@ -12,14 +12,14 @@ from streamq.middleware.chain import CallNext, Context, Middleware, MiddlewareCh
 if TYPE_CHECKING:
     from streamq.middleware.circuit_breaker import CircuitBreaker
     from streamq.middleware.circuit_fleet import CircuitView, RemoteFailureError
-    from streamq.middleware.concurrency import ConcurrencyLimit
+    from streamq.middleware.concurrency_limit import ConcurrencyLimit
     from streamq.middleware.idempotency import Idempotency
     from streamq.middleware.rate_limit import RateLimitMiddleware
 
 _HOMES = {
     "CircuitBreaker": "circuit_breaker",
     "CircuitView": "circuit_fleet",
-    "ConcurrencyLimit": "concurrency",
+    "ConcurrencyLimit": "concurrency_limit",
     "Idempotency": "idempotency",
     "RateLimitMiddleware": "rate_limit",
     "RemoteFailureError": "circuit_fleet",

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
-from streamq.delivery import Delivery
 from streamq.errors import ConfigurationError
-from streamq.results import Handle
-from streamq.store import Store
-from streamq.tasks import Call, Task
+from streamq.queue.results import Handle
+from streamq.queue.store import Store
+from streamq.tasks.task import Call, Task
+from streamq.wire.delivery import Delivery
 
 
 class Context:

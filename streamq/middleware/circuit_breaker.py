@@ -26,8 +26,6 @@ from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, over
 
 import anyio
 
-from streamq.context import queue
-from streamq.delivery import Delivery
 from streamq.errors import (
     BrokerError,
     CircuitOpenError,
@@ -37,13 +35,15 @@ from streamq.errors import (
     check_integer,
     check_number,
 )
+from streamq.handlers.context import queue
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.circuit import NEW, PASSING, Circuit, Ended, Pass, State, Terms, Wait
 from streamq.middleware.circuit_fleet import MOST_NAMED, CircuitView, FleetCircuit, Ticket, told_of
-from streamq.middleware.naming import Key, check_key, keyed
-from streamq.retry import Uniform
+from streamq.middleware.circuit_states import NEW, PASSING, Circuit, Ended, Pass, State, Terms, Wait
+from streamq.middleware.limit_key import Key, check_key, keyed
+from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.store import Store
+from streamq.tasks.retry_policy import Uniform
+from streamq.wire.delivery import Delivery
 
 log = logging.getLogger("streamq")
 

@@ -20,10 +20,10 @@ from typing import Any, Final
 from streamq.client import Command
 from streamq.clock import SYSTEM
 from streamq.errors import StreamqError
-from streamq.middleware.circuit import BUCKETS, PASSING, Ended, Pass, State, Terms, Wait
-from streamq.outcome import failure_of
+from streamq.middleware.circuit_states import BUCKETS, PASSING, Ended, Pass, State, Terms, Wait
+from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.store import Store
+from streamq.tasks.outcome import failure_of
 
 MOST_NAMED: Final = 1000  # circuits that are not closed, in the index that the monitor reads
 FORGOTTEN: Final = 3600.0  # seconds that an unused circuit is remembered beyond its timeouts

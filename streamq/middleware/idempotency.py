@@ -7,11 +7,11 @@ from typing import Any
 
 import anyio
 
-from streamq.arguments import encode_extra
 from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
-from streamq.idempotency import LEASE, TTL, Effect, once
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.naming import Key, check_key, keyed
+from streamq.middleware.limit_key import Key, check_key, keyed
+from streamq.queue.once import LEASE, TTL, Effect, once
+from streamq.tasks.arguments import encode_extra
 
 log = logging.getLogger("streamq")
 

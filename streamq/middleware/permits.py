@@ -32,11 +32,11 @@ from typing import Any, Final
 import anyio
 
 from streamq.client import Command
-from streamq.delivery import Delivery
 from streamq.errors import BrokerError
-from streamq.retry import Uniform
+from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.store import Store
+from streamq.tasks.retry_policy import Uniform
+from streamq.wire.delivery import Delivery
 
 log = logging.getLogger("streamq")
 

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater, check_integer
-from streamq.middleware.bucket import SLACK, Bucket, Rate, Ticket
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.naming import Key, check_key, keyed
-from streamq.middleware.rate_fleet import FleetBuckets
-from streamq.retry import Uniform
-from streamq.store import Store
+from streamq.middleware.limit_key import Key, check_key, keyed
+from streamq.middleware.rate_limit_fleet import FleetBuckets
+from streamq.middleware.token_bucket import SLACK, Bucket, Rate, Ticket
+from streamq.queue.store import Store
+from streamq.tasks.retry_policy import Uniform
 
 __all__ = ["SLACK", "HeldBack", "RateLimitMiddleware"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from streamq.tally import Tally
+from streamq.wire.counters import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,11 +23,11 @@ from typing import Any
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.errors import BrokerError, ConfigurationError
-from streamq.keys import PARKED, STATS_KEPT, STATS_WINDOW, TierKeys
-from streamq.message import entry_ms
 from streamq.monitoring.figures import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
-from streamq.tally import Tally, unpack
-from streamq.translation import translated
+from streamq.queue.server_errors import translated
+from streamq.wire.counters import Tally, unpack
+from streamq.wire.keys import PARKED, STATS_KEPT, STATS_WINDOW, TierKeys
+from streamq.wire.message import entry_ms
 
 _LEAST_COVERED = 1.0  # seconds: less would make a rate of very few tasks look huge
 _MOST_CIRCUITS = 100  # that are not closed, and are shown; those that changed last

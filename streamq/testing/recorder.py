@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Self
 
 import orjson
 
-from streamq.delivery import Delivery
+from streamq.consumer.events import Event, Reclaimed, Recovered, Settled, Started, Superseded, Trouble
 from streamq.errors import StreamqError, UndecodableError
-from streamq.events import Event, Reclaimed, Recovered, Settled, Started, Superseded, Trouble
-from streamq.outcome import Ack, DeadLetter, Outcome, Postpone, Release, Retry, Skip
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Release, Retry, Skip
+from streamq.wire.delivery import Delivery
 
 # What there is to record, by who sees it. A scenario may add kinds of its own: the checker passes over them.
 BY_PRODUCERS = frozenset({"accepted", "unknown", "refused", "withdrawn"})

@@ -13,9 +13,9 @@ import orjson
 
 from streamq.broker import RedisBroker
 from streamq.dead_letter import DeadLetterQueue
-from streamq.keys import PARKED, Keys, TierKeys
-from streamq.store import Store
+from streamq.queue.store import Store
 from streamq.testing.verdict import FinalState
+from streamq.wire.keys import PARKED, Keys, TierKeys
 
 _PAGE = 1000
 

@@ -31,8 +31,8 @@ import streamq
 from streamq import RedisBroker, Worker, task
 from streamq.client.sockets import SocketStream
 from streamq.clock import Clock
+from streamq.consumer.watchdog import Watchdog
 from streamq.testing.clock import VirtualTime
-from streamq.watchdog import Watchdog
 from tests.servers import RealServer
 
 _OURS = str(Path(streamq.__file__).parent)

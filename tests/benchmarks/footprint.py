@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from streamq import RedisBroker
-from streamq.tasks import TaskRef
+from streamq.tasks.task import TaskRef
 from tests.servers import RealServer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -201,8 +201,8 @@ async def test_a_result_that_is_no_json(anyio_backend: str) -> None:
 
 async def burst(broker: RedisBroker, *tasks: Any) -> list[str]:
     """Run what there is, and return the names of the tasks that succeeded."""
-    from streamq.events import Event, Settled
-    from streamq.outcome import Ack
+    from streamq.consumer.events import Event, Settled
+    from streamq.tasks.outcome import Ack
 
     done: list[str] = []
 

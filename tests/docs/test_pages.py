@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from streamq.delivery import Delivery, Failure, dead_letter
-from streamq.keys import Keys, TierKeys
-from streamq.message import Message
-from streamq.outcome import Reason
-from streamq.tally import COUNTS
-from streamq.tasks import OPTION_NAMES, task
-from streamq.tiers import Tier
+from streamq.tasks.outcome import Reason
+from streamq.tasks.task import OPTION_NAMES, task
+from streamq.wire.counters import COUNTS
+from streamq.wire.delivery import Delivery, Failure, dead_letter
+from streamq.wire.keys import Keys, TierKeys
+from streamq.wire.message import Message
+from streamq.wire.tiers import Tier
 from streamq.worker import Worker
 from tests.docs.pages import BLOCKS, PAGES, ROOT, table_under
 
@@ -44,7 +44,7 @@ def test_keys() -> None:
 
 def test_fields_of_an_entry() -> None:
     """The table has every field that is read or written, and no other."""
-    source = (ROOT / "streamq" / "delivery.py").read_text()
+    source = (ROOT / "streamq" / "wire" / "delivery.py").read_text()
     read = set(re.findall(r'(?:get|_integer|_number)\(b"(\w+)"', source))
     every: dict[str, Any] = {
         "task": "t", "args": [1], "kwargs": {"a": 1}, "task_id": "x", "priority": 1, "retries": 1, "timeout": 1.0,
@@ -120,7 +120,7 @@ def test_every_module_is_on_the_map() -> None:
 def test_layers() -> None:
     """The map is the contract that import-linter checks."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
     (shown,) = [block.code.splitlines() for block in BLOCKS if block.mark == "layers"]
     assert shown == [re.sub(r"[()]", "", layer) for layer in layers]
 

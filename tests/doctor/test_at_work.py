@@ -10,7 +10,7 @@ import pytest
 
 from streamq import RedisBroker, RetryLater, Worker, task
 from streamq.doctor import examine
-from streamq.retry import Backoff
+from streamq.tasks.retry_policy import Backoff
 from tests.doctor.examined import bad
 from tests.servers import REAL_KINDS, available, fresh_server
 

@@ -282,7 +282,7 @@ class TestDeadLetters:
 
     async def test_near_the_bound(self, server):
         """Almost as many as are kept."""
-        from streamq.store import DeadLetterBound
+        from streamq.queue.store import DeadLetterBound
 
         for number in range(9):
             server.command("XADD", "queue:dead", f"{number + 1}-1", "task_id", "t", "reason", "rejected")

@@ -12,12 +12,12 @@ import pytest
 
 from streamq.doctor import SEVERITIES, Finding, Report, Severity
 from streamq.doctor.checks import judge
-from streamq.doctor.codes import found, typed
-from streamq.doctor.facts import Facts, Rights, Server
-from streamq.doctor.keyspace import KINDS, MORTAL, Catalogue
-from streamq.doctor.server import FEATURES
-from streamq.keys import Keys
-from streamq.tiers import DEFAULT_TIERS
+from streamq.doctor.finding_codes import found, typed
+from streamq.doctor.observations import Facts, Rights, Server
+from streamq.doctor.read_keys import KINDS, MORTAL, Catalogue
+from streamq.doctor.read_server import FEATURES
+from streamq.wire.keys import Keys
+from streamq.wire.tiers import DEFAULT_TIERS
 from tests.docs.pages import ROOT, table_under
 
 SERVER = Server(product="redis", version="7.0.15", round_trips=(0.001,) * 5, features=dict.fromkeys(FEATURES, True))
@@ -123,7 +123,7 @@ def test_codes_by_severity():
 def test_every_code_has_one_severity():
     with pytest.raises(KeyError):
         found("no_such_code", "text")
-    source = (ROOT / "streamq" / "doctor" / "codes.py").read_text()
+    source = (ROOT / "streamq" / "doctor" / "finding_codes.py").read_text()
     listed = re.findall(r'Severity.\w+: """(.*?)"""', source, re.DOTALL)
     assert len(" ".join(listed).split()) == len(SEVERITIES)
 
@@ -131,7 +131,7 @@ def test_every_code_has_one_severity():
 def test_every_code_is_used_and_provoked():
     """A code that no check gives, or that no test looks for, is an error."""
     sources = "".join(
-        path.read_text() for path in (ROOT / "streamq" / "doctor").glob("*.py") if path.name != "codes.py"
+        path.read_text() for path in (ROOT / "streamq" / "doctor").glob("*.py") if path.name != "finding_codes.py"
     )
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
     for code in SEVERITIES:

@@ -6,8 +6,8 @@ import pytest
 
 from streamq import RedisBroker
 from streamq.doctor import examine
-from streamq.doctor.questions import permission
-from streamq.doctor.rights import ROLES, probes
+from streamq.doctor.queries import permission
+from streamq.doctor.read_rights import ROLES, probes
 from streamq.errors import ConfigurationError
 from tests.doctor.examined import STREAM, add, bad, examined, heartbeat, make_group, one, take
 

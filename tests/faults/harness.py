@@ -17,8 +17,8 @@ from typing import Any
 
 import anyio
 
-from streamq.keys import PARKED
 from streamq.testing import Recorder, Row
+from streamq.wire.keys import PARKED
 from tests.faults import producer
 from tests.faults.journal import Journal
 from tests.faults.member import Setting

@@ -22,8 +22,8 @@ import orjson
 
 from streamq import Priority, RedisBroker, TaskRef
 from streamq.errors import BrokerError, OutcomeUnknownError
-from streamq.results import Handle
-from streamq.tasks import Call
+from streamq.queue.results import Handle
+from streamq.tasks.task import Call
 from streamq.testing.recorder import Recorder
 from tests.faults import handlers, vigil
 

@@ -7,7 +7,8 @@ import signal
 
 import anyio
 
-from streamq import RedisBroker, Worker, runner
+from streamq import RedisBroker, Worker
+from streamq.consumer import runner
 from streamq.errors import BrokerError
 from tests.faults import handlers
 from tests.faults.member import Setting

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, task
-from streamq.delivery import Delivery
 from streamq.errors import CircuitOpenError, ConfigurationError
-from streamq.message import dumps
 from streamq.middleware import CircuitBreaker, Context, MiddlewareChain
+from streamq.wire.delivery import Delivery
+from streamq.wire.message import dumps
 from tests.at_work import assert_nothing_left, burst
 from tests.docs.pages import ROOT
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from streamq import RedisBroker, current_delivery, task
 from streamq.embedded import MemoryServer
 from streamq.errors import BrokerUnavailableError, CircuitOpenError, ConfigurationError
-from streamq.keys import Keys
 from streamq.middleware import CircuitBreaker, MiddlewareChain, RemoteFailureError
-from streamq.middleware.circuit import NEW, PASSING, Circuit, Ended, Pass, Terms
+from streamq.middleware.circuit_states import NEW, PASSING, Circuit, Ended, Pass, Terms
 from streamq.monitoring import QueueMonitor
 from streamq.scripts import step
+from streamq.wire.keys import Keys
 from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.crew import Crew, say
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamq import RedisBroker, RetryLater, task
-from streamq.delivery import Delivery
 from streamq.errors import ConfigurationError
 from streamq.middleware import Context, MiddlewareChain, RateLimitMiddleware
-from streamq.middleware.bucket import SLACK, Bucket, Rate, Ticket
 from streamq.middleware.rate_limit import HeldBack
+from streamq.middleware.token_bucket import SLACK, Bucket, Rate, Ticket
+from streamq.wire.delivery import Delivery
 from tests.at_work import assert_nothing_left, burst
 
 
@@ -185,7 +185,7 @@ class TestMiddleware:
 
     async def test_the_slot_travels_in_a_header(self):
         """A task that comes back with its header at its time starts, and takes no second token."""
-        from streamq.message import dumps
+        from streamq.wire.message import dumps
 
         clock = Clock()
         limit = RateLimitMiddleware(10.0, clock=clock)
@@ -199,7 +199,7 @@ class TestMiddleware:
 
     async def test_a_retry_takes_another_token(self):
         """The header is for one run: the retry of a task that ran is another start."""
-        from streamq.message import dumps
+        from streamq.wire.message import dumps
 
         clock = Clock()
         limit = RateLimitMiddleware(10.0, clock=clock)
@@ -211,7 +211,7 @@ class TestMiddleware:
 
     async def test_another_process_keeps_its_own_rate(self):
         """A slot that another one gave counts as planned here; the gate of this process decides."""
-        from streamq.message import dumps
+        from streamq.wire.message import dumps
 
         clock = Clock()
         there, here = RateLimitMiddleware(10.0, clock=clock), RateLimitMiddleware(10.0, clock=clock)
@@ -245,7 +245,7 @@ class TestMiddleware:
 
     async def test_the_token_of_what_did_not_start_comes_back(self):
         """An outer limit does not pay for what an inner one holds back, and lets it in when it is back."""
-        from streamq.message import dumps
+        from streamq.wire.message import dumps
 
         clock = Clock()
         outer = RateLimitMiddleware(10.0, key=lambda _: "all", clock=clock)

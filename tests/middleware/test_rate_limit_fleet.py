@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamq import RedisBroker, RetryLater, Worker, task
-from streamq.delivery import Delivery
 from streamq.embedded import MemoryServer
 from streamq.errors import BrokerUnavailableError, ConfigurationError
-from streamq.keys import Keys
-from streamq.message import dumps
 from streamq.middleware import Context, MiddlewareChain, RateLimitMiddleware
-from streamq.middleware.bucket import Bucket, Rate, Ticket
 from streamq.middleware.rate_limit import HeldBack
+from streamq.middleware.token_bucket import Bucket, Rate, Ticket
 from streamq.scripts import step
+from streamq.wire.delivery import Delivery
+from streamq.wire.keys import Keys
+from streamq.wire.message import dumps
 from tests.at_work import assert_nothing_left, burst, until, working
 from tests.crew import Crew, say
 from tests.servers import fresh_server

@@ -16,8 +16,8 @@ import anyio
 
 from streamq import RedisBroker, gather, report_progress, task
 from tests.at_work import working
+from tests.queue.test_gather import commands, spent
 from tests.servers import fresh_server
-from tests.test_results_many import commands, spent
 
 ENDS: dict[int, float] = {}
 

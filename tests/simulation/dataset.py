@@ -17,8 +17,8 @@ from fakeredis._helpers import SimpleError, decode_command_bytes
 from fakeredis.commands_mixins.scripting_mixin import LUA_MODULE, _convert_redis_arg
 from fakeredis.model import ClientInfo
 
-from streamq.embedded.corrections import CorrectedSocket
 from streamq.embedded.dataset import Dataset
+from streamq.embedded.redis_differences import CorrectedSocket
 
 # What a server refuses when it may not write, or has no memory to; those of `_GROWING` alone need memory.
 _GROWING = frozenset({"xadd", "set", "zadd", "hset", "hincrby"})

@@ -20,8 +20,8 @@ from unittest.mock import patch
 import anyio
 import trio._core._run as scheduler
 
-from streamq import sending
-from streamq.watchdog import Watchdog
+from streamq.consumer.watchdog import Watchdog
+from streamq.queue import sending
 from tests.simulation.process import suspendable
 
 sent_id: ContextVar[str] = ContextVar("sent_id", default="")  # the latest id that was made for this task's message

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from streamq.outcome import Reason
+from streamq.tasks.outcome import Reason
 from streamq.testing import Limits, Record, Report
 from streamq.testing.checker import check
 from tests.simulation.plan import Plan

@@ -12,15 +12,15 @@ from unittest.mock import patch
 
 import orjson
 
-from streamq import consumer, leases
 from streamq.client import Script
 from streamq.client.multiplexer import Multiplexer
-from streamq.consumer import Consumer
-from streamq.outcome import Ack, Postpone, Retry
-from streamq.runner import Runners
+from streamq.consumer import consumer, leases
+from streamq.consumer.consumer import Consumer
+from streamq.consumer.runner import Runners
+from streamq.consumer.settling import Settler
+from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.settling import Settler
-from streamq.store import Store
+from streamq.tasks.outcome import Ack, Postpone, Retry
 
 Patches = Callable[[ExitStack], None]
 PLANTS: dict[str, Patches] = {}

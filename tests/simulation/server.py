@@ -16,7 +16,7 @@ from streamq.embedded import MemoryServer
 from streamq.embedded.connection import Connection
 from streamq.embedded.pipe import pipe
 from streamq.embedded.resp import CommandError, encode
-from streamq.store import Store
+from streamq.queue.store import Store
 from tests.simulation.dataset import QuickDataset
 from tests.simulation.process import current
 

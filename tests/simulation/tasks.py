@@ -9,7 +9,7 @@ import anyio
 import trio
 
 from streamq import Reject, RetryLater, current_delivery, task
-from streamq.retry import Backoff
+from streamq.tasks.retry_policy import Backoff
 from tests.simulation.plan import KINDS
 from tests.simulation.process import Process, current
 

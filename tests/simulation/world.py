@@ -20,11 +20,11 @@ import trio
 from streamq import RedisBroker, Worker
 from streamq.embedded.pipe import MemoryStream
 from streamq.errors import BrokerError
-from streamq.keys import PARKED
 from streamq.testing import FinalState, Recorder
 from streamq.testing.clock import VirtualTime
 from streamq.testing.state import final_state
-from streamq.tiers import DEFAULT_TIERS
+from streamq.wire.keys import PARKED
+from streamq.wire.tiers import DEFAULT_TIERS
 from tests.simulation.faults import befall
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process, current

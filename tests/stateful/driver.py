@@ -16,11 +16,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from streamq import RedisBroker
 from streamq.clock import Clock
 from streamq.embedded import MemoryServer
-from streamq.keys import Keys, TierKeys
-from streamq.message import pack_flat
-from streamq.store import DeadLetterBound, Store
+from streamq.queue.store import DeadLetterBound, Store
 from streamq.testing.clock import START
-from streamq.tiers import Tier
+from streamq.wire.keys import Keys, TierKeys
+from streamq.wire.message import pack_flat
+from streamq.wire.tiers import Tier
 from tests.stateful.model import EntryId, Group, Model
 from tests.stateful.model import spelt_id as spelt
 

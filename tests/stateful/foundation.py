@@ -11,11 +11,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamq.admission import Guarded
-from streamq.consequences import Tell
-from streamq.delivery import Delivery
-from streamq.liveness import reclaim, renew
-from streamq.message import pack_flat
+from streamq.queue.acceptance import Guarded
+from streamq.queue.lease_commands import reclaim, renew
+from streamq.wire.delivery import Delivery
+from streamq.wire.message import pack_flat
+from streamq.wire.side_effects import Tell
 from tests.stateful.driver import GROUPS, MAX_DEAD, TIERS, Server, adopt, compare, expected, look, spelt
 from tests.stateful.ledger import Ledger
 from tests.stateful.model import EntryId, Model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tests.stateful.model import spelt_id
 
 if TYPE_CHECKING:
-    from streamq.delivery import Delivery
+    from streamq.wire.delivery import Delivery
     from tests.stateful.driver import Seen
     from tests.stateful.model import EntryId, Model
 

@@ -12,12 +12,12 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from streamq.consequences import Tell
-from streamq.delayed import next_due, promote
-from streamq.delivery import Delivery, Failure, dead_letter
-from streamq.liveness import alone, depart, survey
-from streamq.message import dumps, pack_flat
+from streamq.queue.delayed import next_due, promote
+from streamq.queue.lease_commands import alone, depart, survey
 from streamq.scripts import step
+from streamq.wire.delivery import Delivery, Failure, dead_letter
+from streamq.wire.message import dumps, pack_flat
+from streamq.wire.side_effects import Tell
 from tests.stateful.driver import TIERS
 from tests.stateful.foundation import LEASES, SLOT, Foundation, Member, entry_of, picks, slots
 from tests.stateful.model import spelt_id as spelt

@@ -14,10 +14,10 @@ import orjson
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, Worker, task
-from streamq.delivery import Delivery, Failure
-from streamq.events import Reclaimed, Recovered, Settled, Started, Superseded, Trouble
-from streamq.outcome import Ack, DeadLetter, Postpone, Reason, Release, Retry, Skip
+from streamq.consumer.events import Reclaimed, Recovered, Settled, Started, Superseded, Trouble
+from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Reason, Release, Retry, Skip
 from streamq.testing import LogError, Recorder, read
+from streamq.wire.delivery import Delivery, Failure
 
 WRITER = """
 import sys

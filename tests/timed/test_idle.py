@@ -11,8 +11,8 @@ import redis.exceptions
 
 from streamq import task
 from streamq.client.subscriber import Subscriber
-from streamq.embedded.corrections import CorrectedSocket
-from streamq.tiers import Tier
+from streamq.embedded.redis_differences import CorrectedSocket
+from streamq.wire.tiers import Tier
 from tests.timed.stage import OnTime
 
 WINDOW = 10.0  # seconds

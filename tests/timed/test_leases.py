@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from streamq import RetryLater, task
-from streamq.events import Superseded
-from streamq.intake import STUCK
+from streamq.consumer.events import Superseded
+from streamq.consumer.prefetch_buffer import STUCK
 from tests.timed.stage import TICK, OnTime
 
 

@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from streamq import task
+from streamq.consumer.events import Recovered, Trouble
+from streamq.consumer.outage import Outage
 from streamq.errors import BrokerError, BrokerUnavailableError
-from streamq.events import Recovered, Trouble
-from streamq.outage import Outage
 from tests.timed.stage import TICK, Cable, OnTime, WiredServer
 
 

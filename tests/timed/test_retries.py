@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from streamq import RetryLater, Worker, task
-from streamq.retry import Backoff
+from streamq.tasks.retry_policy import Backoff
 from tests.timed.stage import TICK, OnTime
 
 HALF = 0.0005  # seconds: the server's clock forgets a fraction of a millisecond before the delay begins

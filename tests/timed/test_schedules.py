@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from streamq import Cron, Reject, current_delivery, recurring, task
-from streamq.cron import ON_TIME, ticks
+from streamq import Cron, Reject, current_delivery, task
+from streamq.consumer import scheduler as recurring
+from streamq.consumer.scheduler import LOOK, Recurring
 from streamq.errors import ConfigurationError
-from streamq.recurring import LOOK, Recurring
+from streamq.tasks.cron import ON_TIME, ticks
 from streamq.testing.clock import START, VirtualTime
 from tests.timed.stage import OnTime, Stage
 

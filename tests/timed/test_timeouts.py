@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from streamq import task
-from streamq.timeouts import Slot, Timeouts
+from streamq.consumer.timeouts import Slot, Timeouts
 
 SOON = 1e-6  # seconds: sums of floating point numbers
 

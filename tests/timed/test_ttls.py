@@ -7,11 +7,11 @@ import pytest
 
 from streamq import task
 from streamq.errors import ResultTimeoutError, TaskFailedError
-from streamq.keys import STATS_KEPT, STATS_WINDOW
-from streamq.liveness import CRASHES_KEPT, reclaim, renew
 from streamq.monitoring import QueueMonitor
-from streamq.sending import ACCEPTED_KEPT, DEDUP_TTL
+from streamq.queue.lease_commands import CRASHES_KEPT, reclaim, renew
+from streamq.queue.sending import ACCEPTED_KEPT, DEDUP_TTL
 from streamq.testing.clock import START
+from streamq.wire.keys import STATS_KEPT, STATS_WINDOW
 from tests.timed.stage import OnTime
 
 HOUR = 3600.0

@@ -40,9 +40,9 @@ from streamq import (
 from streamq.errors import TaskFailedError
 from streamq.middleware import Context, MiddlewareChain
 from streamq.middleware.chain import CallNext
-from streamq.retry import Uniform
-from streamq.tasks import AsyncTask, SyncTask
-from streamq.workflows import Chain, Group
+from streamq.tasks.retry_policy import Uniform
+from streamq.tasks.task import AsyncTask, SyncTask
+from streamq.wire.flow import Chain, Group
 
 
 @task

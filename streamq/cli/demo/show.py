@@ -15,13 +15,13 @@ import orjson
 
 from streamq.broker import RedisBroker
 from streamq.cli import logs
+from streamq.cli.dead_letters import Wanted, newest_first
 from streamq.cli.demo import stage, tasks
 from streamq.cli.demo.corpus import TIERS, Corpus, corpus
 from streamq.cli.demo.ledger import Ledger
 from streamq.cli.demo.summary import Outcome, as_json, print_summary
-from streamq.cli.letters import Wanted, newest_first
-from streamq.cli.problems import Problem
-from streamq.cli.running import run, uvloop_installed
+from streamq.cli.run_command import run, uvloop_installed
+from streamq.cli.usage_errors import Problem
 
 try:
     from rich.console import Console

@@ -17,15 +17,15 @@ import anyio
 import anyio.abc
 
 from streamq.broker import RedisBroker
+from streamq.cli.child_process import WorkerProcess
 from streamq.cli.demo import tasks
 from streamq.cli.options import Where
-from streamq.cli.problems import Problem
-from streamq.cli.processes import WorkerProcess
-from streamq.cli.settings import Settings
+from streamq.cli.usage_errors import Problem
+from streamq.cli.worker_settings import Settings
 from streamq.client.address import Address
 from streamq.embedded import EmbeddedServer
 from streamq.errors import BrokerError, MissingExtraError
-from streamq.keys import STATS_WINDOW
+from streamq.wire.keys import STATS_WINDOW
 from streamq.worker import Worker
 
 LEASE = 2.0  # seconds: short, so that a killed worker's tasks are taken over while one looks on

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from streamq.cli.dead_letters import safe
 from streamq.cli.demo.corpus import TIERS, Corpus
 from streamq.cli.demo.ledger import Ledger, percentile
 from streamq.cli.demo.live import COLOURS
-from streamq.cli.letters import safe
 
 _DEAD_SHOWN = 12
 

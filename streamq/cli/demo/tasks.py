@@ -20,8 +20,8 @@ import orjson
 
 from streamq.broker import RedisBroker
 from streamq.middleware import CallNext, Context, MiddlewareChain
-from streamq.retry import Backoff
-from streamq.tasks import task
+from streamq.tasks.retry_policy import Backoff
+from streamq.tasks.task import task
 from streamq.worker import Worker
 
 

@@ -1,0 +1,38 @@
+"""Carries out `streamq enqueue`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamq.cli.options import Where
+from streamq.cli.run_command import run
+from streamq.cli.usage_errors import explained
+from streamq.errors import StreamqError
+from streamq.tasks.task import TaskRef
+
+
+def send(
+    where: Where, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Send one task; return what became of it. Raises Problem for what cannot be sent."""
+    broker = where.broker()
+    try:
+        call = TaskRef(name).options(**options).call(*args, **kwargs)
+    except StreamqError as error:
+        raise explained(error) from error
+
+    async def main() -> dict[str, Any]:
+        async with broker:
+            (handle,) = await broker.enqueue_many([call])
+            return {
+                "task_id": handle.task_id,
+                "task": name,
+                "tier": broker.tiers[handle.tier].name,
+                "stream": broker.keys.tiers[handle.tier].stream,
+                "entry_id": handle.entry_id or None,
+                "fresh": handle.fresh,
+                "replaced": handle.replaced,
+            }
+
+    return run(main)

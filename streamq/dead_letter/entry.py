@@ -1,0 +1,131 @@
+"""A dead letter: one entry of the dead letter stream, decoded for people.
+
+Whatever lies in that stream is a dead letter; one that was written by hand, with half of its
+fields missing, is shown like any other. How workers write them is in `message.dead_letter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from streamq.wire.message import entry_ms, iso
+
+_KEPT = ("priority", "timeout", "result_ttl", "retries", "group", "then")  # fields that a replay carries over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One dead task. What its entry lacks is empty, zero or None.
+
+    `died_at` and `enqueued_at` are aware datetimes. `starts` counts runs, crashes and postponed
+    ones included; `attempts` those of the retry budget. `crashed` names the workers that died
+    with it. `origin` is the stream and the entry it came from. `raw` holds, byte for byte, the
+    fields that could not be read; it is empty for a task that can be replayed. `options` are
+    the fields of the message that a replay carries over.
+    """
+
+    entry_id: str
+    task_id: str
+    task_name: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tier: str = ""
+    reason: str = ""
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+    attempts: int = 0
+    starts: int = 0
+    enqueued_at: datetime | None = None
+    died_at: datetime
+    worker: str = ""
+    crashed: tuple[str, ...] = ()
+    origin: str = ""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, bytes] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def replayable(self) -> bool:
+        """Can it become a task again?"""
+        return bool(self.task_name) and not self.raw
+
+    @classmethod
+    def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetter:
+        """Decode one entry of the dead letter stream. Never raises: what is unreadable is in `raw`."""
+        return _Reader(entry_id, flat).letter()
+
+
+class _Reader:
+    """Decodes one entry; what it cannot read it notes and goes on."""
+
+    def __init__(self, entry_id: bytes, flat: Sequence[bytes]) -> None:
+        pairs = iter(flat)
+        self._entry_id = entry_id.decode()
+        self._died_at = datetime.fromisoformat(iso(entry_ms(entry_id) / 1000))
+        named = zip(pairs, pairs, strict=False)
+        self._fields = {name.decode(errors="backslashreplace"): value for name, value in named}
+        self._raw = {name[4:]: value for name, value in self._fields.items() if name.startswith("raw.")}
+
+    def letter(self) -> DeadLetter:
+        origin = self._text("origin")
+        return DeadLetter(
+            entry_id=self._entry_id,
+            task_id=self._text("task_id") or origin.partition(" ")[2] or self._entry_id,
+            task_name=self._text("task", exact=True),
+            args=self._json("args", []),
+            kwargs=self._json("kwargs", {}),
+            tier=self._text("tier"),
+            reason=self._text("reason"),
+            error_type=self._text("error_type"),
+            error=self._text("error"),
+            traceback=self._text("traceback"),
+            attempts=self._count("attempts"),
+            starts=self._count("starts"),
+            enqueued_at=self._moment("enqueued_at"),
+            died_at=self._moment("died_at") or self._died_at,
+            worker=self._text("worker"),
+            crashed=tuple(self._text("crashed").split()),
+            origin=origin,
+            headers=self._json("headers", {}),
+            options={name: self._text(name, exact=True) for name in _KEPT if name in self._fields},
+            raw=self._raw,
+        )
+
+    def _text(self, name: str, *, exact: bool = False) -> str:
+        value = self._fields.get(name, b"")
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            if exact:
+                self._raw.setdefault(name, value)
+            return value.decode(errors="backslashreplace")
+
+    def _json(self, name: str, default: Any) -> Any:
+        value = self._fields.get(name)
+        if not value:
+            return default
+        try:
+            decoded = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            decoded = None
+        if type(decoded) is not type(default):
+            self._raw.setdefault(name, value)
+            return default
+        return decoded
+
+    def _count(self, name: str) -> int:
+        text = self._text(name)
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+    def _moment(self, name: str) -> datetime | None:
+        try:
+            moment = datetime.fromisoformat(self._text(name))
+        except ValueError:
+            return None
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""What a handler has at hand while it runs."""

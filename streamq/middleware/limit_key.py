@@ -1,0 +1,72 @@
+"""What a limit, a circuit or an effect counts by: the task's name, or a key made of its arguments.
+
+A key is a function of the context, or a format string such as "customer:{customer_id}" over the
+task's parameters by name (defaults included; "{order[id]}" looks into a dict). The values are
+those of the message, as JSON gave them: before pydantic makes anything of them.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+from streamq.errors import ArgumentsError, ConfigurationError
+from streamq.middleware.chain import Context
+from streamq.tasks.task import Task
+
+Key = Callable[[Context], object] | str | None
+
+_FORMATTER = string.Formatter()
+
+
+def check_key(key: Key) -> Key:
+    """Return a key that can be used. Raises ConfigurationError for one that cannot."""
+    if key is None or callable(key):
+        return key
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(f"key={key!r} cannot be used: give a function of the context, or a format string")
+    try:
+        names = [name for _, name, _, _ in _FORMATTER.parse(key) if name is not None]
+    except ValueError as error:
+        raise ConfigurationError(f"key={key!r} is no format string: {error}") from None
+    for name in names:
+        if not name or name[0].isdigit():
+            raise ConfigurationError(f"key={key!r}: name the parameter, as in 'customer:{{customer_id}}'")
+    return key
+
+
+def keyed(key: Key, context: Context) -> str:
+    """Return what a run is counted by.
+
+    Raises ConfigurationError if the key names what the task has not, and ArgumentsError if the
+    task cannot be called with the arguments of this run.
+    """
+    if key is None:
+        return context.task.name
+    if callable(key):
+        return str(key(context))
+    values = _arguments(context)
+    try:
+        return key.format_map(values)
+    except KeyError as error:
+        remedy = f"there are {', '.join(sorted(values)) or 'none'}"
+        raise ConfigurationError(f"key={key!r}: {context.task.name!r} has no parameter {error}; {remedy}") from None
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"key={key!r} cannot be made for {context.task.name!r}: {error}") from None
+
+
+def _arguments(context: Context) -> dict[str, Any]:
+    """Return the arguments of a run by the names of the parameters, defaults included."""
+    task: Task[Any, Any] = context.task
+    signature = task.arguments.signature
+    try:
+        bound = signature.bind(*context.args, **context.kwargs)
+    except TypeError as error:
+        raise ArgumentsError(task.name, f"{error}; its parameters are {signature}") from None
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            values.update(values.pop(name))
+    return values

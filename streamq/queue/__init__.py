@@ -1,0 +1,1 @@
+"""The queue on the server: every command that is sent, and who calls each atomic step."""

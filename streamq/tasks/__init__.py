@@ -1,0 +1,1 @@
+"""What a program declares, and what becomes of a run. Pure: no I/O."""

@@ -1,0 +1,223 @@
+"""The monitor: every figure against a queue whose state is known."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+
+from streamq import RedisBroker, Reject, RetryLater, task
+from streamq.errors import BrokerError, ConfigurationError
+from streamq.monitoring import ConsumerMetrics, QueueMetrics, QueueMonitor
+from streamq.monitoring.figures import figures
+from streamq.wire.counters import Tally
+from streamq.wire.keys import STATS_WINDOW
+from tests.at_work import burst, until, working
+from tests.servers import fresh_server
+
+
+@task(retries=0)
+async def work(fate="well", seconds=0.0):
+    await anyio.sleep(seconds)
+    match fate:
+        case "fail":
+            raise ValueError
+        case "reject":
+            raise Reject
+        case "later":
+            raise RetryLater(after=1000)
+
+
+@task(retries=3, name="again", backoff=lambda _, __: 0.0)
+async def again():
+    if not again_failed:
+        again_failed.append(1)
+        raise ValueError
+
+
+again_failed: list[int] = []
+
+
+class TestSnapshot:
+    async def test_of_nothing(self, server):
+        """On a server without streams and groups everything is zero."""
+        async with RedisBroker(server.url) as broker:
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        assert (metrics.depth, metrics.processing, metrics.delayed, metrics.dead_letter_count) == (0, 0, 0, 0)
+        assert (metrics.throughput_per_sec, metrics.error_rate, metrics.p99_latency_ms) == (0.0, 0.0, 0.0)
+        assert list(metrics.tiers) == ["critical", "standard", "bulk"]
+        assert (metrics.tasks, metrics.consumers, metrics.oldest_wait_s) == ({}, (), 0.0)
+        assert (metrics.drain_seconds, metrics.wanted_workers()) == (0.0, 0)
+        assert server.keys() == []
+
+    async def test_before_any_worker(self, server):
+        """What producers sent waits, although nobody has made the group yet."""
+        async with RedisBroker(server.url) as broker:
+            for priority in (100, 10, 10, 1):
+                await broker.enqueue(work.options(priority=priority))
+            await broker.enqueue(work.options(delay=100))
+            await anyio.sleep(0.05)
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        assert (metrics.depth, metrics.delayed) == (4, 1)
+        assert [tier.depth for tier in metrics.tiers.values()] == [1, 2, 1]
+        assert 0.04 < metrics.oldest_wait_s < 5
+        assert metrics.drain_seconds is None
+        assert metrics.wanted_workers() is None
+
+    async def test_at_work(self, server):
+        """What runs, what waits and who works, while it happens."""
+        async with RedisBroker(server.url) as broker:
+            monitor = QueueMonitor(broker=broker)
+            async with working(broker, work, concurrency=2, max_prefetch=0) as worker:
+                await broker.enqueue_many([work.call(seconds=60) for _ in range(5)])
+                await until(lambda: worker.health.running == 2)
+                metrics = await monitor.snapshot()
+                assert (metrics.depth, metrics.processing) == (3, 2)
+                (consumer,) = metrics.consumers
+                assert (consumer.name, consumer.pending, consumer.alive) == (worker.name, 2, True)
+                assert 0 < consumer.alive_s <= 30
+                assert metrics.workers == 1
+                assert metrics.oldest_wait_s > 0
+                worker.stop()
+                worker.stop()
+            metrics = await monitor.snapshot()
+            # Handed back: in nobody's hands, and older than all that were never delivered.
+            assert (metrics.depth, metrics.processing, metrics.consumers) == (5, 0, ())
+            assert metrics.oldest_wait_s > 0
+
+    async def test_what_was_done(self, server):
+        """Runs by what became of them, per task and per tier, with rates and latencies."""
+        again_failed.clear()
+        async with RedisBroker(server.url) as broker:
+            began = time.time()
+            await broker.enqueue_many([work.call() for _ in range(6)])
+            await broker.enqueue_many([work.options(priority=100).call(fate) for fate in ("fail", "reject", "later")])
+            await broker.enqueue(again)
+            await burst(broker, work, again)
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        assert (metrics.done, metrics.failed, metrics.retried, metrics.died, metrics.postponed) == (7, 3, 1, 2, 1)
+        assert (metrics.error_rate, metrics.superseded) == (pytest.approx(0.3), 0)
+        assert (metrics.dead_letter_count, metrics.delayed, metrics.depth) == (2, 1, 0)
+        critical, standard, bulk = metrics.tiers.values()
+        assert (critical.done, critical.failed, critical.died, critical.delayed) == (0, 2, 2, 1)
+        assert (standard.done, standard.failed, bulk.done) == (7, 1, 0)
+        assert (metrics.tasks["work"].done, metrics.tasks["again"].done, metrics.tasks["again"].retried) == (6, 1, 1)
+        # All of it lies in the bucket of now, or in that and the one before.
+        assert 1.0 <= metrics.covered_s <= max(1.0, time.time() - began + STATS_WINDOW)
+        assert metrics.throughput_per_sec == pytest.approx(7 / metrics.covered_s)
+        assert 0 < metrics.p50_latency_ms <= metrics.p95_latency_ms <= metrics.p99_latency_ms < 20_000
+        assert 0 < metrics.avg_latency_ms < 20_000
+        assert abs(metrics.taken_at.timestamp() - time.time()) < 5
+
+    async def test_of_one_stream_alone(self, server):
+        """A broker of one stream sees nothing of the others."""
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue_many([work.options(priority=p).call() for p in (100, 100, 1)])
+            await burst(broker, work)
+        async with RedisBroker(server.url, queue_name="queue:critical") as broker:
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        assert list(metrics.tiers) == ["critical"]
+        assert (metrics.done, metrics.tasks["work"].done) == (2, 2)
+
+    @pytest.mark.slow
+    async def test_of_several_groups(self, server):
+        """What this group is done with does not wait, though it lies there for another group."""
+        async with RedisBroker(server.url) as one, RedisBroker(server.url, group="others") as two:
+            await one.store.ensure_groups()
+            await two.store.ensure_groups()
+            await one.enqueue_many([work.call() for _ in range(4)])
+            await burst(one, work)
+            metrics = await QueueMonitor(broker=one).snapshot()
+            assert (metrics.depth, metrics.done, metrics.oldest_wait_s) == (0, 4, 0.0)
+            metrics = await QueueMonitor(broker=two).snapshot()
+            assert (metrics.depth, metrics.done) == (4, 0)
+
+    async def test_an_entry_that_was_deleted_by_hand(self, server):
+        """Neither depth nor drain time go astray where `lag` would be nil."""
+        async with RedisBroker(server.url) as broker:
+            await broker.store.ensure_groups()
+            handles = await broker.enqueue_many([work.call() for _ in range(4)])
+            server.command("XREADGROUP", "GROUP", "workers", "me", "COUNT", 1, "STREAMS", "queue:standard", ">")
+            server.command("XDEL", "queue:standard", handles[2].entry_id)
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        assert (metrics.depth, metrics.processing) == (2, 1)
+
+    async def test_a_worker_that_is_not_heard_of(self, server):
+        """A consumer whose heartbeat ran out is told, with what it holds."""
+        async with RedisBroker(server.url) as broker:
+            await broker.store.ensure_groups()
+            await broker.enqueue(work)
+            server.command("XREADGROUP", "GROUP", "workers", "gone", "COUNT", 1, "STREAMS", "queue:standard", ">")
+            server.command("ZADD", broker.keys.tiers[1].alive, int(time.time() * 1000) - 5000, "gone")
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        (consumer,) = metrics.consumers
+        assert (consumer.name, consumer.pending, consumer.alive) == ("gone", 1, False)
+        assert -60 < consumer.alive_s < -4
+        assert metrics.workers == 0
+
+    async def test_costs_two_round_trips_of_cheap_commands(self, server):
+        """One transaction, one pipeline, and nothing that scans."""
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue(work)
+            sent = []
+            client = broker.store.client
+            call = client.call
+
+            async def spy(commands):
+                sent.append([command[0] for command in commands])
+                return await call(commands)
+
+            client.call = spy
+            await QueueMonitor(broker=broker).snapshot()
+        assert len(sent) == 2
+        cheap = {"MULTI", "TIME", "XLEN", "ZCARD", "XINFO", "ZRANGE", "EXEC", "HGETALL", "XRANGE"}
+        assert {name for commands in sent for name in commands} == cheap
+        assert sum(map(len, sent)) < 40
+
+    async def test_a_server_out_of_memory_is_seen(self):
+        """Transactions are refused then, snapshots are not."""
+        with fresh_server("valkey") as server:
+            async with RedisBroker(server.url) as broker:
+                await broker.enqueue(work)
+                server.command("CONFIG", "SET", "maxmemory", "1")
+                metrics = await QueueMonitor(broker=broker).snapshot()
+                server.command("CONFIG", "SET", "maxmemory", "0")
+        assert metrics.depth == 1
+
+    async def test_errors_are_told(self, server):
+        """A key of a wrong type is an error and no empty queue."""
+        server.command("SET", "queue:standard", "no stream")
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(BrokerError, match="WRONGTYPE"):
+                await QueueMonitor(broker=broker).snapshot()
+
+
+class TestFigures:
+    def test_nothing(self):
+        assert set(figures(Tally(), 10.0).values()) == {0}
+
+    def test_rates(self):
+        tally = Tally(failed=1)
+        for _ in range(3):
+            tally.succeeded(0.1, 0.05)
+        made = figures(tally, 2.0)
+        assert (made["throughput_per_sec"], made["error_rate"]) == (1.5, 0.25)
+        assert (made["avg_latency_ms"], made["avg_run_ms"]) == (pytest.approx(100), pytest.approx(50))
+        assert 50 <= made["p50_latency_ms"] <= 200
+
+    def test_drain_and_wanted_workers(self):
+        alive = [ConsumerMetrics(name=str(n), pending=0, idle_s=0, alive_s=9, alive=n < 2) for n in range(3)]
+        now = datetime.now(UTC)
+        metrics = QueueMetrics(taken_at=now, covered_s=10, depth=600, throughput_per_sec=4.0, consumers=tuple(alive))
+        assert (metrics.workers, metrics.drain_seconds) == (2, 150.0)
+        assert (metrics.wanted_workers(), metrics.wanted_workers(within=600)) == (5, 1)
+
+    @pytest.mark.parametrize("window", [0, 9, 901, float("nan")])
+    def test_window_must_be_kept(self, window):
+        with pytest.raises(ConfigurationError, match="window"):
+            QueueMonitor(broker=RedisBroker(), window=window)
+
+    def test_repr(self):
+        assert "window=60" in repr(QueueMonitor(broker=RedisBroker()))

@@ -1,0 +1,120 @@
+"""What becomes of a run: decided by a pure function."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from streamq import Reject, RetryLater
+from streamq.errors import ArgumentsError, UndecodableError
+from streamq.tasks.outcome import DeadLetter, Postpone, Reason, Retry, decide, failure_of
+from streamq.tasks.retry_policy import Backoff, RetryPolicy
+
+POLICY = RetryPolicy(retries=2, backoff=Backoff(base=4, jitter=False), give_up_on=(KeyError,))
+
+
+def decided(error, attempt=1, retries=None):
+    return decide(POLICY, attempt=attempt, retries=retries, error=error, random=random.Random(1))
+
+
+@pytest.mark.parametrize(("attempt", "delay"), [(1, 4), (2, 8)])
+def test_a_failure_is_retried_with_backoff_while_the_budget_lasts(attempt, delay):
+    """`retries` counts runs after the first."""
+    outcome = decided(ValueError("no"), attempt)
+    assert isinstance(outcome, Retry)
+    assert outcome.delay == delay
+    assert outcome.failure.error == "no"
+
+
+def test_a_spent_budget_is_retries_exhausted():
+    """The last failure is what the dead letter says."""
+    outcome = decided(ValueError("no"), 3)
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason is Reason.RETRIES_EXHAUSTED
+    assert outcome.failure.error_type == "ValueError"
+
+
+def test_the_retries_of_the_sender_win():
+    """In both directions, zero included."""
+    assert isinstance(decided(ValueError(), 3, retries=5), Retry)
+    assert isinstance(decided(ValueError(), 1, retries=0), DeadLetter)
+
+
+def test_each_exception_may_have_a_budget_of_its_own():
+    """Of one count of attempts; the sender's number is for all."""
+    policy = RetryPolicy(retries={TimeoutError: 5, OSError: 0})
+
+    def ended(error, attempt, retries=None):
+        return decide(policy, attempt=attempt, retries=retries, error=error, random=random.Random(1))
+
+    assert isinstance(ended(TimeoutError(), 5), Retry)
+    assert isinstance(ended(TimeoutError(), 6), DeadLetter)
+    assert isinstance(ended(ConnectionError(), 1), DeadLetter)
+    assert isinstance(ended(ConnectionError(), 1, retries=1), Retry)
+    assert isinstance(ended(ValueError(), 3), Retry)
+    assert isinstance(ended(ValueError(), 4), DeadLetter)
+
+
+@pytest.mark.parametrize("error", [Reject("no"), KeyError("x"), ArgumentsError("t", "x")])
+def test_what_repeating_cannot_cure_is_rejected(error):
+    """Reject, give_up_on and wrong arguments go straight to the dead letters."""
+    outcome = decided(error)
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason is Reason.REJECTED
+
+
+def test_an_entry_that_cannot_be_decoded_is_undecodable():
+    """It has a reason of its own."""
+    outcome = decided(UndecodableError("x"))
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason is Reason.UNDECODABLE
+
+
+def test_retry_later_spends_no_attempt():
+    """However often: RetryLater is no failure."""
+    outcome = decided(RetryLater("busy", after=2.5, headers={"seen": 1}), attempt=99)
+    assert outcome == Postpone(2.5, "busy", headers={"seen": 1})
+    assert decided(RetryLater(after=-3)) == Postpone(0.0, "again in -3 s")
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        RetryLater("x", after=float("inf")),
+        RetryLater("x", after=float("nan")),
+        RetryLater("x", after="soon"),
+        RetryLater("x", after=1, headers={"a": object()}),
+        RetryLater("x", after=1, headers={"a": float("nan")}),
+        RetryLater("x", after=1, headers=5),
+    ],
+)
+def test_a_retry_later_that_nobody_can_carry_out_is_a_failure_as_any_other(request_of):
+    """The mistake is the handler's and must not end the worker."""
+    assert isinstance(decided(request_of), Retry)
+    assert isinstance(decided(request_of, attempt=3), DeadLetter)
+
+
+def test_a_failure_is_words_and_survives_broken_exceptions():
+    """Type with module, message, traceback; a __str__ that raises costs nothing."""
+
+    class Odd(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise RuntimeError("not even this")
+
+    try:
+        raise Odd  # noqa: TRY301
+    except Odd as error:
+        failure = failure_of(error)
+    assert failure.error_type == f"{Odd.__module__}.{Odd.__qualname__}"
+    assert "RuntimeError" in failure.error
+    assert "test_outcome.py" in failure.traceback
+
+
+def test_a_failure_can_be_sent_whatever_is_in_its_message():
+    """Lone surrogates, as names of files have, and messages without end are made fit for the wire."""
+    failure = failure_of(OSError("caf\udce9"))
+    failure.error.encode()
+    failure.traceback.encode()
+    assert "\\udce9" in failure.error
+    assert len(failure_of(ValueError("x" * 10_000_000)).error) <= 8_000

@@ -1,0 +1,221 @@
+"""`@task`: a function with a name and a policy, and the options of one enqueue."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+
+from streamq import Backoff, Options, Priority, Task, TaskRef, task
+from streamq.errors import ConfigurationError, TaskNameError
+from streamq.tasks.task import OPTION_NAMES, merge
+
+
+@task
+async def plain(to: str, n: int = 1) -> dict:
+    """Send."""
+    return {"to": to, "n": n}
+
+
+@task(name="mail.send", retries=5, timeout=60, result_ttl=10, priority=Priority.HIGH, retry_on=OSError)
+def configured(to: str) -> str:
+    return to
+
+
+async def test_a_task_is_still_the_function():
+    """SPEC 2: still callable, `await send("a", n=1)`."""
+    assert await plain("a", n=3) == {"to": "a", "n": 3}
+    assert configured("b") == "b"
+
+
+def test_without_parentheses_everything_is_the_default():
+    """`@task` takes its name from the function; async functions run in the loop, others in threads."""
+    assert (plain.name, plain.run_in, plain.timeout, plain.result_ttl, plain.priority) == (
+        "plain",
+        "loop",
+        None,
+        None,
+        None,
+    )
+    assert plain.policy.retries == 3
+    assert plain.policy.backoff == Backoff()
+    assert configured.run_in == "thread"
+
+
+def test_with_parentheses_everything_can_be_said():
+    """Every option of the decorator."""
+    assert (configured.name, configured.timeout, configured.result_ttl, configured.priority) == (
+        "mail.send",
+        60,
+        10,
+        50,
+    )
+    assert configured.policy.retries == 5
+    assert configured.policy.retry_on == (OSError,)
+    empty = task()(lambda_free)
+    assert empty.name == "lambda_free"
+
+
+def lambda_free() -> None: ...
+
+
+def test_a_task_is_frozen_and_looks_like_its_function():
+    """A value: nothing can be set on it, and tools find the function behind it."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plain.name = "other"  # type: ignore[misc]
+    assert plain.__wrapped__ is plain.function
+    assert plain.__name__ == "plain"
+    assert inspect.signature(plain) == inspect.signature(plain.function)
+    assert "plain" in repr(plain)
+    assert isinstance(plain, Task)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a|b", "x" * 201, "a\n", "\ud800"])
+def test_names_that_cannot_be_used_are_refused(name):
+    """At the declaration, and for a task that is known by name only."""
+    with pytest.raises(TaskNameError):
+        task(name=name)(lambda_free)
+    with pytest.raises(TaskNameError):
+        TaskRef(name)
+
+
+def test_a_function_without_a_name_needs_one():
+    """A lambda or a partial has none that a producer could know."""
+    with pytest.raises(TaskNameError, match="lambda"):
+        task(lambda: None)
+    partial = functools.partial(plain.function, n=2)
+    with pytest.raises(TaskNameError, match="name="):
+        task(partial)
+    assert task(name="p")(partial).run_in == "loop"
+
+
+def test_an_object_with_an_async_call_is_an_async_function():
+    """It runs in the loop, and is not called in a thread that throws its coroutine away."""
+
+    class Mailer:
+        async def __call__(self) -> None: ...
+
+    assert task(name="m")(Mailer()).run_in == "loop"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"retries": -1}, "retries=-1"),
+        ({"retries": 1.5}, "retries=1.5"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": -1}, "timeout=-1"),
+        ({"timeout": float("nan")}, "timeout=nan"),
+        ({"timeout": "60"}, "timeout='60'"),
+        ({"result_ttl": 0}, "result_ttl=0"),
+        ({"result_ttl": float("inf")}, "result_ttl=inf"),
+        ({"run_in": "thread"}, "wants 'loop'"),
+        ({"run_in": "fork"}, "run_in='fork'"),
+        ({"priority": "high"}, "priority='high'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_at_the_declaration(settings, says):
+    """The error names the value."""
+    with pytest.raises(ConfigurationError, match=says):
+        task(**settings)(plain.function)
+
+
+def test_what_is_no_function_is_refused():
+    """Classes, other tasks, generators and values."""
+    for wrong in (5, Options, plain):
+        with pytest.raises(ConfigurationError, match="functions"):
+            task(wrong)  # type: ignore[call-overload]
+
+    def generator():
+        yield 1
+
+    async def agenerator():
+        yield 1
+
+    for wrong in (generator, agenerator):
+        with pytest.raises(ConfigurationError, match="generator"):
+            task(wrong)
+    with pytest.raises(ConfigurationError, match="wants 'thread' or 'process'"):
+        task(run_in="loop")(lambda_free)
+
+
+def test_options_make_another_task_and_leave_the_first():
+    """`task.options(...)` is a value; options add up, the later wins."""
+    low = plain.options(priority=Priority.LOW, delay=30)
+    again = low.options(delay=5, retries=1)
+    assert plain.sending == Options()
+    assert low.sending == Options(priority=Priority.LOW, delay=30)
+    assert again.sending == Options(priority=Priority.LOW, delay=5, retries=1)
+    assert type(low) is type(plain)
+    assert low.function is plain.function
+
+
+def test_a_call_is_a_task_and_its_arguments():
+    """For `enqueue_many`."""
+    call = plain.call("a", n=2)
+    assert (call.task, call.args, call.kwargs) == (plain, ("a",), {"n": 2})
+    by_name = TaskRef("x").options(priority=1).call(1, b=2)
+    assert (by_name.task.sending.priority, by_name.args, by_name.kwargs) == (1, (1,), {"b": 2})
+
+
+def test_every_option_of_the_contract_is_there():
+    """SPEC 2 names these, and more may come."""
+    wanted = {"priority", "delay", "at", "expires", "retries", "dedup_key", "dedup_ttl", "task_id"}
+    assert wanted <= OPTION_NAMES
+    assert merge(Options(), {"delay": 1}) == Options(delay=1)
+    with pytest.raises(ConfigurationError, match=r"no such option: dealy; there are .*delay"):
+        plain.options(dealy=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"delay": 1, "at": 5.0}, "give one of them"),
+        ({"dedup_ttl": 5}, "without dedup_key"),
+        ({"delay": -1}, "delay=-1"),
+        ({"delay": float("nan")}, "delay=nan"),
+        ({"delay": timedelta(seconds=-1)}, "delay="),
+        ({"delay": "5"}, "delay='5'"),
+        ({"at": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"at": float("nan")}, "at=nan"),
+        ({"at": float("inf")}, "at=inf"),
+        ({"at": "tomorrow"}, "at='tomorrow'"),
+        ({"expires": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"expires": -5}, "expires=-5"),
+        ({"retries": -1}, "retries=-1"),
+        ({"retries": 1.5}, "retries=1.5"),
+        ({"retries": True}, "retries=True"),
+        ({"timeout": float("inf")}, "timeout=inf"),
+        ({"result_ttl": "1"}, "result_ttl='1'"),
+        ({"dedup_key": 5}, "dedup_key=5"),
+        ({"dedup_key": "k", "dedup_ttl": -1}, "dedup_ttl=-1"),
+        ({"task_id": ""}, "task_id=''"),
+        ({"task_id": "a b"}, "task_id='a b'"),
+        ({"task_id": 7}, "task_id=7"),
+        ({"headers": [1]}, "headers="),
+        ({"priority": "high"}, "priority='high'"),
+        ({"tier": 1}, "tier=1"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(options, says):
+    """Where they are written, not by the worker that cannot read them."""
+    with pytest.raises(ConfigurationError, match=says):
+        plain.options(**options)
+
+
+def test_moments_may_be_numbers_or_aware_datetimes():
+    """And spans seconds or timedeltas."""
+    now = datetime.now(UTC)
+    assert Options(at=now, expires=timedelta(hours=1)).at == now
+    assert Options(at=now.timestamp(), expires=now).expires == now
+    assert Options(delay=timedelta(seconds=3)).delay == timedelta(seconds=3)
+
+
+async def test_the_coroutine_of_a_task_is_awaited_as_any_other():
+    """In a task group of the user's own."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(plain, "x")
