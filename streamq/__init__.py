@@ -11,51 +11,75 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
     from streamq.consumer.batching import current_batch
+    from streamq.consumer.events import Event, Listener, Reclaimed, Recovered, Settled, Started, Superseded, Trouble
     from streamq.errors import Reject, RetryLater, StreamqError
     from streamq.handlers.context import Cancellation, cancel_requested, current_cancellation, current_delivery
+    from streamq.handlers.inbox import Inbox
     from streamq.handlers.progress import Progress, report_progress, report_progress_sync
     from streamq.queue.delayed import Scheduled
     from streamq.queue.gather import as_completed, gather
     from streamq.queue.once import once
     from streamq.queue.results import Handle, Status
-    from streamq.queue.store import DeadLetterBound
     from streamq.queue.workflow_start import Workflow
     from streamq.tasks.batch import batch_task
     from streamq.tasks.cron import Cron
+    from streamq.tasks.decorator import task
     from streamq.tasks.exhausted import Exhausted
+    from streamq.tasks.options import Options
+    from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
     from streamq.tasks.retry_policy import Backoff, Delays, Fixed, Linear
-    from streamq.tasks.task import Call, Options, Task, TaskRef, task
+    from streamq.tasks.task import Call, Task, TaskRef
+    from streamq.wire.dead_letter_fields import DeadLetterBound, Failure
     from streamq.wire.delivery import Delivery
-    from streamq.wire.flow import group, step
     from streamq.wire.tiers import Priority, Tier
-    from streamq.worker import Worker
+    from streamq.wire.workflow import group, step
+    from streamq.worker import Health, Worker
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Ack": "tasks.outcome",
     "Backoff": "tasks.retry_policy",
     "Call": "tasks.task",
     "Cancellation": "handlers.context",
     "Cron": "tasks.cron",
-    "DeadLetterBound": "queue.store",
+    "DeadLetter": "tasks.outcome",
+    "DeadLetterBound": "wire.dead_letter_fields",
     "Delays": "tasks.retry_policy",
     "Delivery": "wire.delivery",
+    "Event": "consumer.events",
     "Exhausted": "tasks.exhausted",
+    "Failure": "wire.dead_letter_fields",
     "Fixed": "tasks.retry_policy",
     "Handle": "queue.results",
+    "Health": "worker",
+    "Inbox": "handlers.inbox",
     "Linear": "tasks.retry_policy",
-    "Options": "tasks.task",
+    "Listener": "consumer.events",
+    "Options": "tasks.options",
+    "Outcome": "tasks.outcome",
+    "Postpone": "tasks.outcome",
     "Priority": "wire.tiers",
     "Progress": "handlers.progress",
+    "Reason": "tasks.outcome",
+    "Reclaimed": "consumer.events",
+    "Recovered": "consumer.events",
     "RedisBroker": "broker",
     "Reject": "errors",
+    "Release": "tasks.outcome",
+    "Retry": "tasks.outcome",
     "RetryLater": "errors",
     "Scheduled": "queue.delayed",
+    "Settled": "consumer.events",
+    "Skip": "tasks.outcome",
+    "Started": "consumer.events",
     "Status": "queue.results",
     "StreamqError": "errors",
+    "Superseded": "consumer.events",
     "Task": "tasks.task",
     "TaskRef": "tasks.task",
     "Tier": "wire.tiers",
+    "Trouble": "consumer.events",
     "Worker": "worker",
     "Workflow": "queue.workflow_start",
     "as_completed": "queue.gather",
@@ -65,38 +89,57 @@ _HOMES = {
     "current_cancellation": "handlers.context",
     "current_delivery": "handlers.context",
     "gather": "queue.gather",
-    "group": "wire.flow",
+    "group": "wire.workflow",
     "once": "queue.once",
     "report_progress": "handlers.progress",
     "report_progress_sync": "handlers.progress",
-    "step": "wire.flow",
-    "task": "tasks.task",
+    "step": "wire.workflow",
+    "task": "tasks.decorator",
 }
 
 __all__ = [
+    "Ack",
     "Backoff",
     "Call",
     "Cancellation",
     "Cron",
+    "DeadLetter",
     "DeadLetterBound",
     "Delays",
     "Delivery",
+    "Event",
     "Exhausted",
+    "Failure",
     "Fixed",
     "Handle",
+    "Health",
+    "Inbox",
     "Linear",
+    "Listener",
     "Options",
+    "Outcome",
+    "Postpone",
     "Priority",
     "Progress",
+    "Reason",
+    "Reclaimed",
+    "Recovered",
     "RedisBroker",
     "Reject",
+    "Release",
+    "Retry",
     "RetryLater",
     "Scheduled",
+    "Settled",
+    "Skip",
+    "Started",
     "Status",
     "StreamqError",
+    "Superseded",
     "Task",
     "TaskRef",
     "Tier",
+    "Trouble",
     "Worker",
     "Workflow",
     "as_completed",

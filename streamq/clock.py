@@ -1,4 +1,4 @@
-"""Where the time comes from. Passed in, so that tests and simulations can have it pass as they like."""
+"""The clock that is passed in wherever time is needed, so that tests and simulations can control it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Two readings, both in seconds: `now` since 1970, `elapsed` since some moment and never backwards.
+    """Two readings in seconds: `now` since 1970, `elapsed` since any moment and never backwards.
 
-    Pauses are anyio's, so `elapsed` must run as the event loop's own clock does.
+    Pauses are anyio's, so `elapsed` must run at the pace of the event loop's own clock.
     """
 
     now: Callable[[], float] = time.time

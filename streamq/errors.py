@@ -1,8 +1,7 @@
 """Every error that streamq raises, in one tree under `StreamqError`.
 
-Each class says when it is raised, carries its facts as attributes, and builds its own
-message. Errors of the server itself stay `redis.exceptions` inside `streamq.client`; the
-broker translates them at its edge into the classes here.
+Each class says when it is raised, has its data as attributes, and builds its own message. Inside `streamq.client` the
+errors of the server stay `redis.exceptions`; `queue/server_errors.py` translates them into these classes.
 """
 
 from __future__ import annotations
@@ -10,31 +9,61 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+__all__ = [
+    "ArgumentsError",
+    "BatchResultError",
+    "BrokerError",
+    "BrokerUnavailableError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "DeadLetterNotFoundError",
+    "EffectInProgressError",
+    "EffectLostError",
+    "EncodingError",
+    "MessageError",
+    "MissingExtraError",
+    "NotDurableError",
+    "NotHeldError",
+    "NotOpenError",
+    "OutcomeUnknownError",
+    "PayloadTooLargeError",
+    "Reject",
+    "ResultNotKeptError",
+    "ResultTimeoutError",
+    "RetryLater",
+    "StreamqError",
+    "TaskFailedError",
+    "TaskNameError",
+    "TaskTimeoutError",
+    "UndecodableError",
+    "UnrecordableError",
+]
+
 
 class StreamqError(Exception):
-    """The base of every error of streamq."""
+    """The base class of every error of streamq."""
 
 
 class ConfigurationError(StreamqError, ValueError):
-    """An option has a value that streamq cannot use; the message names it and the remedy."""
+    """Raised if an option has a value that cannot be used. The message names the value and the remedy."""
 
 
 def check_number(what: str, value: float, least: float) -> float:
-    """Return an option that is a finite number of at least `least`; raises ConfigurationError if it is not."""
+    """Return `value`. Raises ConfigurationError unless it is a finite number of at least `least`."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
         raise ConfigurationError(f"{what}={value!r} cannot be used: give a number of at least {least:g}")
     return value
 
 
 def check_integer(what: str, value: int, least: int) -> int:
-    """Return an option that is an integer of at least `least`; raises ConfigurationError if it is not."""
+    """Return `value`. Raises ConfigurationError unless it is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{what}={value!r} cannot be used: give an integer of at least {least}")
     return value
 
 
 class MissingExtraError(StreamqError, ImportError):
-    """A feature needs a package that an extra of streamq installs."""
+    """Raised if a feature needs a package that an extra of streamq installs, and the package is missing."""
 
     def __init__(self, feature: str, extra: str) -> None:
         self.feature = feature
@@ -43,7 +72,7 @@ class MissingExtraError(StreamqError, ImportError):
 
 
 class NotOpenError(StreamqError, RuntimeError):
-    """A broker is used outside its `async with` block."""
+    """Raised if a broker is used outside its `async with` block."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -54,7 +83,7 @@ class NotOpenError(StreamqError, RuntimeError):
 
 
 class BrokerError(StreamqError):
-    """The server refused a command, for a reason that waiting may or may not cure.
+    """Raised if the server refused a command. Some reasons go away by themselves, others need a person.
 
     `code` is the first word of the server's answer (`OOM`, `READONLY`, `NOAUTH`, ...).
     """
@@ -65,17 +94,17 @@ class BrokerError(StreamqError):
 
 
 class BrokerUnavailableError(BrokerError, ConnectionError):
-    """The server could not be reached and the command was certainly not carried out."""
+    """Raised if the server could not be reached, and the command was certainly not carried out."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="UNAVAILABLE")
 
 
 class OutcomeUnknownError(BrokerError, ConnectionError):
-    """The connection was lost after a command was sent and before its reply arrived.
+    """Raised if the connection was lost after a command was sent, and before its reply arrived.
 
-    The command may have been carried out. An `enqueue` that was given a `task_id` may be
-    repeated with the same one: it is accepted once.
+    The command may have been carried out. An `enqueue` with a `task_id` can be repeated with the same id: it is
+    accepted once. `task_id` is that id, None if the call had none.
     """
 
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
@@ -84,11 +113,10 @@ class OutcomeUnknownError(BrokerError, ConnectionError):
 
 
 class NotDurableError(OutcomeUnknownError):
-    """The server has the task, but it was not confirmed that the task would outlive the server.
+    """Raised if the server has the task, but did not confirm that the task would survive the loss of the server.
 
-    `wanted` is what was asked for, "replica" or "aof". The task runs, unless the server is lost
-    right now; an `enqueue` that was given a `task_id` may be repeated with the same one, which
-    waits again.
+    `wanted` is the `durable` of the enqueue, "replica" or "aof". The task runs unless the server is lost right now. An
+    `enqueue` with a `task_id` can be repeated with the same id: it waits for the confirmation again.
     """
 
     def __init__(self, wanted: str, reason: str) -> None:
@@ -101,11 +129,11 @@ class NotDurableError(OutcomeUnknownError):
 
 
 class MessageError(StreamqError, ValueError):
-    """The base of what can be wrong with a message."""
+    """The base class of the errors of a message."""
 
 
 class EncodingError(MessageError, TypeError):
-    """An argument cannot be carried as JSON."""
+    """Raised if an argument cannot be encoded as JSON. Nothing was sent."""
 
     def __init__(self, task: str, argument: str, reason: str) -> None:
         self.task = task
@@ -118,7 +146,7 @@ class EncodingError(MessageError, TypeError):
 
 
 class PayloadTooLargeError(MessageError):
-    """A message is larger than the limit (1 MiB unless the broker says otherwise)."""
+    """Raised if a message is larger than the `max_payload` of the broker (1 MiB by default). Nothing was sent."""
 
     def __init__(self, task: str, size: int, limit: int) -> None:
         self.task = task
@@ -131,11 +159,11 @@ class PayloadTooLargeError(MessageError):
 
 
 class UndecodableError(MessageError):
-    """An entry of a stream is not a message; it goes to the dead letter stream."""
+    """Raised if an entry of a stream cannot be read as a message. A worker dead-letters such an entry."""
 
 
 class ArgumentsError(MessageError, TypeError):
-    """Arguments do not fit the signature or the annotations of a task."""
+    """Raised if arguments do not fit the signature or the annotations of a task."""
 
     def __init__(self, task: str, reason: str) -> None:
         self.task = task
@@ -144,11 +172,11 @@ class ArgumentsError(MessageError, TypeError):
 
 
 class TaskNameError(StreamqError, ValueError):
-    """Two tasks of one worker have the same name, or a name is not usable."""
+    """Raised if two tasks of one worker have the same name, or if a name cannot be used."""
 
 
 class TaskTimeoutError(StreamqError, TimeoutError):
-    """A handler ran longer than the `timeout` of its task."""
+    """Raised if a run takes longer than its `timeout` (s). It is retried like any other error."""
 
     def __init__(self, task: str, timeout: float) -> None:
         self.task = task
@@ -157,7 +185,10 @@ class TaskTimeoutError(StreamqError, TimeoutError):
 
 
 class BatchResultError(StreamqError, TypeError):
-    """The handler of a batch task returned something that cannot be told apart by its items."""
+    """Raised if the handler of a batch task returned neither None nor a list with one entry for each item.
+
+    Every message of the batch has failed then. `size` is the number of items.
+    """
 
     def __init__(self, task: str, size: int, returned: Any) -> None:
         self.task = task
@@ -169,7 +200,7 @@ class BatchResultError(StreamqError, TypeError):
 
 
 class NotHeldError(StreamqError, LookupError):
-    """A delivery is settled by somebody who does not hold it (any more)."""
+    """Raised by `ack` and `nack` if the broker does not hold the delivery, or holds it no longer."""
 
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
@@ -180,7 +211,7 @@ class NotHeldError(StreamqError, LookupError):
 
 
 class DeadLetterNotFoundError(StreamqError, LookupError):
-    """No dead letter of that task id is in the dead letter stream."""
+    """Raised if the dead letter stream has no dead letter with this task id."""
 
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
@@ -189,13 +220,13 @@ class DeadLetterNotFoundError(StreamqError, LookupError):
 
 # --- results ---------------------------------------------------------------------------------
 
-_NAMED = 5  # ids in a message; all are in `missing`
+_NAMED = 5  # ids in the text of the error; `missing` has all
 
 
 class ResultTimeoutError(StreamqError, TimeoutError):
-    """A result did not arrive within the time that its waiter gave it.
+    """Raised if a task did not end within the `timeout` (s) of the waiter. The task runs on.
 
-    `missing` are the ids of all tasks that did not end in time, `task_id` is the first.
+    `missing` are the ids of all tasks that did not end in time, `task_id` is the first of them.
     """
 
     def __init__(self, task_id: str, timeout: float, *, missing: Sequence[str] = (), of: int = 1) -> None:
@@ -211,7 +242,7 @@ class ResultTimeoutError(StreamqError, TimeoutError):
 
 
 class ResultNotKeptError(StreamqError):
-    """A result is awaited of a task that keeps none."""
+    """Raised if a program waits for the result of a task that keeps none."""
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -222,11 +253,11 @@ class ResultNotKeptError(StreamqError):
 
 
 class TaskFailedError(StreamqError):
-    """The awaited task ended in the dead letter queue, or was cancelled.
+    """Raised by a wait for a result if the task was dead-lettered or cancelled.
 
-    `error_type`, `error` and `traceback` are those of its last run; `reason` is the
-    reason of the dead letter, or `cancelled`. The traceback is a note too, so whoever prints
-    this error sees where the task failed.
+    `reason` is the reason of the dead letter, or `cancelled`, `upstream` (an earlier step of its workflow failed) or
+    `result` (the result is no JSON). `error_type`, `error` and `traceback` are those of its last run. The traceback is
+    also a note of this error, so a program that prints the error shows where the task failed.
     """
 
     def __init__(self, task_id: str, *, reason: str, error_type: str, error: str, traceback: str) -> None:
@@ -240,14 +271,14 @@ class TaskFailedError(StreamqError):
             self.add_note("In the worker:\n" + traceback.rstrip("\n"))
 
 
-# --- what a handler raises to say what becomes of its run --------------------------------------
+# --- raised by handlers, to choose the outcome of their run -----------------------------------------
 
 
 class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a failure
-    """Run this task again `after` seconds, without spending an attempt (for Retry-After).
+    """Raise this in a handler to run the task again after `after` seconds. It spends no attempt (for Retry-After).
 
-    `headers` are merged into those of the message, for whoever looks at it next. With `drain` the rate limit
-    next to the handler starts nothing of the same key for these seconds (see RateLimitMiddleware).
+    `headers` are merged into those of the message. With `drain` the innermost rate limit around the handler starts no
+    task of the same key for these seconds (see RateLimitMiddleware).
     """
 
     def __init__(
@@ -261,7 +292,7 @@ class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a 
 
 
 class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a failure
-    """Send this task to the dead letter queue at once: repeating it cannot help."""
+    """Raise this in a handler to dead-letter the task at once, without further attempts."""
 
     def __init__(self, reason: str = "rejected by its handler") -> None:
         self.reason = reason
@@ -269,9 +300,9 @@ class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a fail
 
 
 class EffectInProgressError(RetryLater):
-    """Another run is at this effect, and `after` is how long (s) its lease lasts yet.
+    """Raised by `once` if another run has the effect. `after` is the rest of its lease (s).
 
-    Raised by a handler it puts the task off for that time, without spending an attempt.
+    A handler that lets it pass is run again after that time, and spends no attempt.
     """
 
     def __init__(self, key: str, *, after: float) -> None:
@@ -280,11 +311,11 @@ class EffectInProgressError(RetryLater):
 
 
 class EffectLostError(RetryLater):
-    """An effect was taken over by another run, because this one could not renew its lease; nothing was recorded.
+    """Raised by `once` if this run could not renew its lease in time, so its result was not recorded.
 
-    `key` is the effect's, `token` the fencing token that is not the last one any more. `after` is the
-    length of a lease (s). Raised by a handler it does just that: the task runs again after that
-    time, has spent no attempt, and gets what the other recorded.
+    Another run may have taken the effect over. `key` is that of the effect, `token` the fencing token of this run,
+    which is no longer valid. `after` is the length of a lease (s). A handler that lets it pass is run again after that
+    time, spends no attempt, and gets what the other run recorded.
     """
 
     def __init__(self, key: str, token: int, *, after: float) -> None:
@@ -294,10 +325,10 @@ class EffectLostError(RetryLater):
 
 
 class UnrecordableError(Reject):
-    """The result of an effect cannot be recorded. The effect is recorded all the same, so it is not repeated.
+    """Raised if the result of an effect cannot be recorded. The effect itself is recorded, so it is not repeated.
 
-    Raised where the result was given, and wherever it is asked for later. Raised by a handler it sends the
-    task to the dead letters: repeating it cannot help.
+    It is raised by `effect.record`, and later by every run that reads the result. A handler that lets it pass has its
+    task dead-lettered: another attempt cannot help.
     """
 
     def __init__(self, key: str, why: str) -> None:
@@ -307,10 +338,9 @@ class UnrecordableError(Reject):
 
 
 class CircuitOpenError(RetryLater):
-    """A circuit breaker does not let a call through.
+    """Raised if a circuit breaker does not let a call through. `after` is the time (s) until the next try.
 
-    `after` is how long (s) to wait before the next try. Raised by a handler it does just that: the
-    task runs again after that time and has spent no attempt.
+    A handler that lets it pass is run again after that time, and spends no attempt.
     """
 
     def __init__(self, circuit: str, *, after: float, last_failure: BaseException | None = None) -> None:

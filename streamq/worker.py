@@ -1,4 +1,4 @@
-"""The worker: puts the loops together, starts them, drains them, stops them. No policy here.
+"""The worker: builds the loops of one member of the consumer group, starts, drains and stops them. No policy here.
 
 In a program of one's own:
 
@@ -19,19 +19,20 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from streamq.broker import RedisBroker, consumer_name
+from streamq.broker import RedisBroker
 from streamq.consumer.consumer import Consumer
+from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.events import Listener
-from streamq.consumer.handler import Prepared
-from streamq.consumer.leases import Leases
-from streamq.consumer.on_exhausted import Aftermath
-from streamq.consumer.prefetch_buffer import Intake
-from streamq.consumer.progress_reporter import Reporter
-from streamq.consumer.promoter import Scheduler
-from streamq.consumer.runner import Runners
-from streamq.consumer.scheduler import Recurring
+from streamq.consumer.handler import Handler
+from streamq.consumer.leases import LeaseKeeper
+from streamq.consumer.loop_watchdog import Watchdog
+from streamq.consumer.on_exhausted import OnExhausted
+from streamq.consumer.prefetch_buffer import PrefetchBuffer
+from streamq.consumer.progress_reporter import ProgressReporter
+from streamq.consumer.promoter import Promoter
+from streamq.consumer.runner_pool import Runners
+from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
-from streamq.consumer.watchdog import Watchdog
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError, check_integer, check_number
 from streamq.middleware import MiddlewareChain, Resident
 from streamq.queue.store import Store
@@ -42,9 +43,9 @@ from streamq.wire.tiers import Tier
 
 log = logging.getLogger("streamq")
 
-_LEAVE = 5.0  # seconds for the last words to the server
-_BURST_LOOK = 0.05  # seconds between two looks whether a burst is over
-_BURST_HORIZON = 60.0  # seconds: a burst waits for what is delayed by less
+_LEAVE_TIMEOUT = 5.0  # seconds for the last commands to the server
+_BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty
+_BURST_HORIZON = 60.0  # seconds: a burst worker waits for tasks that are delayed by less
 _SUSPECT_AFTER = 2
 _NOT_YET = frozenset({"LOADING", "MASTERDOWN"})
 
@@ -63,7 +64,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A worker's state. `trouble` is the error that keeps it from the server, None if it is well."""
+    """The health of a worker. `trouble` is the error that keeps it from the server, None if there is none.
+
+    `running` and `waiting` count deliveries, `superseded` those that another consumer settled first, or reclaimed.
+    """
 
     state: State
     trouble: str | None
@@ -75,16 +79,16 @@ class Health:
 class Worker:
     """Runs tasks of a broker's queue, at most `concurrency` at once.
 
-    `tasks` are the tasks it knows, `middleware` wraps every run, inside that of the broker. `visibility_timeout` (s) is
-    how soon another worker takes over if this one is not heard of; a task may run for much
-    longer. `grace_period` (s) is how long `stop` waits for what runs. `tiers` maps names of
-    tiers to weights and picks those that are served; all, with the broker's weights, if it is
-    None. `max_crashes` is how many workers a task may take down. `unknown_wait` (s) is how long
-    a task that no worker knows is kept. `lifespan(worker)` is an async context manager around
-    the whole run; what it yields is each delivery's `state`. `listeners` hear every event.
-    With `burst` it ends once the queue is empty.
+    `tasks` are the tasks it knows. `middleware` wraps every run, inside the broker's middleware. `visibility_timeout`
+    (s) is how soon other workers reclaim its deliveries if it does not renew their leases; a task may run for much
+    longer. `grace_period` (s) is how long `stop` waits for running tasks. `tiers` maps the names of the tiers it serves
+    to weights; None serves all, with the broker's weights. `max_crashes` is how many workers a task may crash.
+    `unknown_wait` (s) is how long a task that no worker knows is kept. `max_prefetch` is how many deliveries it holds
+    beyond the running ones, at most. `lifespan(worker)` is an async context manager around the whole run; the value it
+    yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends once the queue is
+    empty. `seed` seeds the jitter, for tests.
 
-    Raises ConfigurationError or TaskNameError for what cannot be used.
+    Raises ConfigurationError or TaskNameError if an argument cannot be used.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class Worker:
         self.name = consumer_name(name)
         self.tasks = _by_name(tasks)
         self._declared = broker.declared(self.tasks.values())
-        self.tiers = _chosen(broker.tiers, tiers)
+        self.tiers = _served_tiers(broker.tiers, tiers)
         self.concurrency = check_integer("concurrency", concurrency, 1)
         self.visibility_timeout = check_number("visibility_timeout", visibility_timeout, 0.1)
         self.grace_period = check_number("grace_period", grace_period, 0.0)
@@ -117,7 +121,7 @@ class Worker:
         self._listeners = tuple(listeners)
         self._random = random.Random(seed)
         self._stop = anyio.Event()
-        self._hurry = anyio.Event()
+        self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
 
     def __repr__(self) -> str:
@@ -125,30 +129,29 @@ class Worker:
 
     @property
     def health(self) -> Health:
-        """What the worker is doing, and whether it can."""
+        """The state of the worker, and the error that keeps it from the server, if any."""
         consumer = self._consumer
         if consumer is None:
             return Health(self.state, None, 0, 0, 0)
-        error, intake = consumer.outage.error, consumer.intake
+        error, buffer = consumer.outage.error, consumer.buffer
         trouble = None if error is None else str(error)
-        return Health(self.state, trouble, intake.running, intake.waiting, consumer.settler.superseded)
+        return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded)
 
     def stop(self) -> None:
-        """Drain: read no more, hand back what has not started, finish what runs, end.
+        """Drain: stop reading, release deliveries that have not started, finish the running ones, end.
 
-        A second call hands back what still runs, too, and ends at once. Call it in the event
-        loop's thread.
+        A second call cancels and releases the running ones too, and ends at once. Call it in the event loop's thread.
         """
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        (self._stop_now if self._stop.is_set() else self._stop).set()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run tasks until cancelled, drained by `stop`, or done with a burst.
+        """Run tasks until cancelled, drained by `stop`, or, with `burst`, until the queue is empty.
 
-        In a task group or nursery: `await group.start(worker.run)` returns once it reads.
-        Raises BrokerError if the server cannot be used at the start; later it waits.
+        In a task group or nursery: `await group.start(worker.run)` returns once the worker reads.
+        Raises BrokerError if the server cannot be used at the start; later the worker waits for it.
         """
         if self.state is not State.NEW:
-            raise ConfigurationError(f"{self!r} ran already: make another worker")
+            raise ConfigurationError(f"{self!r} has run already: make another worker")
         self.state = State.STARTING
         failed: BaseException | None = None
         try:
@@ -156,7 +159,7 @@ class Worker:
                 try:
                     await self._work(state, task_status)
                 except BaseExceptionGroup as group:
-                    failed = _only(group)
+                    failed = _single_exception(group)
                     if failed is group:
                         raise
         finally:
@@ -170,30 +173,30 @@ class Worker:
             self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
             max_payload=self.broker.max_payload,
         )  # fmt: skip
-        await _ready(store)
-        threads, reporter = Threads(self.concurrency), Reporter(store)
-        consumer, runners = self._assembled(store, threads, reporter, state)
+        await _create_groups(store)
+        threads, reporter = Threads(self.concurrency), ProgressReporter(store)
+        consumer, runners = self._assemble(store, threads, reporter, state)
         self._consumer = consumer
-        aftermath = Aftermath(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
-        if aftermath:
-            consumer.settler.heirs = aftermath
-        leases = Leases(consumer, uniform=self._random)
-        recurring = Recurring(consumer, self._declared)
-        scheduler = Scheduler(
-            consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=recurring.changed
+        on_exhausted = OnExhausted(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
+        if on_exhausted:
+            consumer.settler.dead_letter_effects = on_exhausted
+        leases = LeaseKeeper(consumer, uniform=self._random)
+        scheduler = Scheduler(consumer, self._declared)
+        promoter = Promoter(
+            consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=scheduler.changed
         )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
         await leases.renew()
         try:
             async with anyio.create_task_group() as loops:
                 for loop in (
-                    consumer.turns, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
-                    scheduler.promote_forever, scheduler.listen_forever, watchdog.watch_forever, recurring.tick_forever,
-                    threads.look_after_forever, reporter.report_forever, runners.timeouts.watch_forever,
+                    consumer.round_trips, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
+                    promoter.promote_forever, promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever,
+                    threads.watch_forever, reporter.report_forever, runners.timeouts.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
-                if aftermath:
-                    loops.start_soon(aftermath.serve)
+                if on_exhausted:
+                    loops.start_soon(on_exhausted.serve)
                 for resident in self._residents():
                     loops.start_soon(resident.live, store)
                 for batches in runners.batches:
@@ -205,38 +208,40 @@ class Worker:
                     self.state = State.DRAINING
                     leases.sweeping = False
                     await self._drain(consumer, runners)
-                with anyio.move_on_after(_LEAVE):
-                    await consumer.flushed()
-                if aftermath:
-                    with anyio.move_on_after(_LEAVE):
-                        await aftermath.finish()
+                with anyio.move_on_after(_LEAVE_TIMEOUT):
+                    await consumer.wait_until_settled()
+                if on_exhausted:
+                    with anyio.move_on_after(_LEAVE_TIMEOUT):
+                        await on_exhausted.finish()
                 loops.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_TIMEOUT):
                 await consumer.leave()
 
-    def _assembled(self, store: Store, threads: Threads, reporter: Reporter, state: Any) -> tuple[Consumer, Runners]:
-        intake = Intake(
+    def _assemble(
+        self, store: Store, threads: Threads, reporter: ProgressReporter, state: Any
+    ) -> tuple[Consumer, Runners]:
+        buffer = PrefetchBuffer(
             [tier.weight for tier in self.tiers], slots=self.concurrency, max_prefetch=self.max_prefetch,
-            suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), patience=self.visibility_timeout,
+            suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), suspect_wait=self.visibility_timeout,
             clock=self.broker.clock.elapsed,
         )  # fmt: skip
         consumer = Consumer(
-            store, intake, name=self.name, visibility_timeout=self.visibility_timeout,
+            store, buffer, name=self.name, visibility_timeout=self.visibility_timeout,
             on_ready=lambda: runners.wake(),  # noqa: PLW0108 - the pool is made below, from this consumer
-            on_lost=lambda delivery: runners.give_up(delivery),  # noqa: PLW0108
+            on_lost=lambda delivery: runners.end_run(delivery),  # noqa: PLW0108
             keep=lambda delivery: runners.keep(delivery),  # noqa: PLW0108
             max_crashes=self.max_crashes, listeners=self._listeners, uniform=self._random,
         )  # fmt: skip
-        prepared = [Prepared(task, self._chains[name], threads, store) for name, task in self.tasks.items()]
+        handlers = [Handler(task, self._chains[name], threads, store) for name, task in self.tasks.items()]
         runners = Runners(
-            consumer, prepared, reporter=reporter, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
+            consumer, handlers, reporter=reporter, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
             listening=bool(self._listeners),
         )  # fmt: skip
         return consumer, runners
 
     def _residents(self) -> list[Resident]:
-        """Return the middleware that has work of its own, each once."""
+        """Return the middleware that has a loop of its own, each once."""
         found = {id(resident): resident for chain in self._chains.values() for resident in chain.residents()}
         return list(found.values())
 
@@ -245,9 +250,9 @@ class Worker:
             await self._stop.wait()
             return
         while not self._stop.is_set():
-            with anyio.move_on_after(_BURST_LOOK):
+            with anyio.move_on_after(_BURST_CHECK_EVERY):
                 await self._stop.wait()
-            if consumer.intake.quiet and not consumer.unsettled:
+            if consumer.buffer.idle and not consumer.unsettled:
                 try:
                     if await store.drained(_BURST_HORIZON):
                         return
@@ -257,25 +262,25 @@ class Worker:
                     consumer.outage.over("burst")
 
     async def _drain(self, consumer: Consumer, runners: Runners) -> None:
-        """Hand back what has not started; wait for what runs, for the grace period at most."""
+        """Release deliveries that have not started; wait for running ones, for the grace period at most."""
         for batches in runners.batches:
-            batches.hurry(for_good=True)
+            batches.stop_waiting(for_good=True)
         await consumer.stop_reading()
-        consumer.release(consumer.intake.unstarted())
+        consumer.release(consumer.buffer.take_unstarted())
         async with anyio.create_task_group() as group:
-            group.start_soon(self._hurry_up, group.cancel_scope)
+            group.start_soon(self._cancel_on_second_stop, group.cancel_scope)
             with anyio.move_on_after(self.grace_period):
-                await runners.all_ended()
+                await runners.wait_until_idle()
             group.cancel_scope.cancel()
 
-    async def _hurry_up(self, scope: anyio.CancelScope) -> None:
-        await self._hurry.wait()
+    async def _cancel_on_second_stop(self, scope: anyio.CancelScope) -> None:
+        await self._stop_now.wait()
         scope.cancel()
 
 
 @asynccontextmanager
 async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
-    """A pool of runners; at the end those still at work are cancelled."""
+    """Start a pool of runners; cancel those that still run at the end."""
     async with anyio.create_task_group() as group:
         for _ in range(concurrency):
             group.start_soon(runners.serve)
@@ -283,8 +288,8 @@ async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
 
 
-async def _ready(store: Store) -> None:
-    """Make streams and groups; a server that is still loading is waited for."""
+async def _create_groups(store: Store) -> None:
+    """Create the streams and their groups; wait for a server that is still loading."""
     while True:
         try:
             return await store.ensure_groups()
@@ -311,11 +316,11 @@ def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
 
 
 def _check_batch(task: Task[Any, Any], concurrency: int) -> None:
-    """Raise ConfigurationError if the messages of one batch can never be here at once."""
+    """Raise ConfigurationError if the worker can never hold all messages of one batch."""
     if isinstance(task, BatchTask) and task.batch.size > concurrency:
         raise ConfigurationError(
             f"batch task {task.name!r} has size={task.batch.size}, and the worker concurrency={concurrency}: "
-            "each message takes a slot; give the worker at least as many, or the task a smaller size"
+            "each message takes a slot; give the worker at least that concurrency, or the task a smaller size"
         )
 
 
@@ -323,12 +328,14 @@ def _place(task: Task[Any, Any]) -> str:
     return f"{task.function.__module__}.{task.function.__qualname__}"
 
 
-def _chosen(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> tuple[Tier, ...]:
+def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> tuple[Tier, ...]:
     if wanted is None:
         return tiers
     names = {tier.name for tier in tiers}
     if not wanted or not set(wanted) <= names:
-        raise ConfigurationError(f"tiers={dict(wanted)!r}: the broker has {', '.join(tier.name for tier in tiers)}")
+        raise ConfigurationError(
+            f"tiers={dict(wanted)!r}: choose from the broker's tiers, {', '.join(tier.name for tier in tiers)}"
+        )
     chosen = tuple(replace(tier, weight=wanted[tier.name]) for tier in tiers if tier.name in wanted)
     for tier in chosen:
         if type(tier.weight) is not int or tier.weight < 1:
@@ -336,7 +343,7 @@ def _chosen(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> tuple[
     return chosen
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _single_exception(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the one exception in a group of one; the group itself if there are more."""
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:

@@ -36,7 +36,7 @@ def power(base: int, exponent: int = 2) -> int:
     return base**exponent
 
 
-@task(run_in="process", retries=0, timeout=0.3)
+@task(run_in="process", retries=0, timeout=2.0)  # a process needs a moment to start
 def for_ever() -> None:
     while True:
         pass

@@ -19,7 +19,7 @@ from streamq.errors import (
     PayloadTooLargeError,
     TaskNameError,
 )
-from streamq.queue.store import DeadLetterBound
+from streamq.wire.dead_letter_fields import DeadLetterBound
 from tests.at_work import STREAMS, assert_nothing_left, burst, entries, until, working
 from tests.servers import fresh_server
 
@@ -204,7 +204,7 @@ async def test_status_follows_a_task(server, broker):
 
 
 async def test_a_queued_and_a_delayed_task_can_be_withdrawn(server, broker):
-    """They never run, and who waits for their results is told."""
+    """They never run, and waiters for their results get the error."""
     from streamq.errors import TaskFailedError
 
     for handle in (
@@ -220,7 +220,7 @@ async def test_a_queued_and_a_delayed_task_can_be_withdrawn(server, broker):
     assert_nothing_left(server)
 
 
-async def test_a_running_task_is_told_to_stop(server, broker):
+async def test_a_running_task_is_asked_to_stop(server, broker):
     """Its handler is cancelled, it is not repeated, and the worker goes on."""
     from streamq.errors import TaskFailedError
 

@@ -15,7 +15,7 @@ def warn(module: str, kind: type[Warning]) -> None:
 
 
 @pytest.mark.parametrize("kind", DEPRECATIONS)
-@pytest.mark.parametrize("module", ["streamq", "streamq.client.shared_connection", "tests.tasks.test_task", "__main__"])
+@pytest.mark.parametrize("module", ["streamq", "streamq.client.link", "tests.test_tasks", "__main__"])
 def test_what_our_own_code_calls_that_is_deprecated_is_an_error(module, kind):
     """It is ours to mend before the next release of a dependency; `__main__` are the programs of the pages."""
     with pytest.raises(kind):

@@ -17,7 +17,7 @@ from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, t
 from streamq.consumer import consumer as consumers
 from streamq.consumer.events import Recovered, Settled, Started, Superseded, Trouble
 from streamq.errors import BrokerUnavailableError, ConfigurationError, TaskNameError
-from streamq.queue import lease_commands as liveness
+from streamq.queue import lease_commands
 from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Retry
 from streamq.worker import State
 from tests import deferred
@@ -559,14 +559,14 @@ async def test_a_task_may_run_for_longer_than_the_visibility_timeout(real_server
 
 async def test_a_cut_connection_is_no_reason_to_leave_without_a_word(server, broker, monkeypatch):
     """P8: the last words are said once more."""
-    depart, cuts = liveness.depart, [BrokerUnavailableError("cut")]
+    remove_consumers, cuts = lease_commands.remove_consumers, [BrokerUnavailableError("cut")]
 
     async def cut(store, name="", **options):
         if name and cuts:
             raise cuts.pop()
-        await depart(store, name, **options)
+        await remove_consumers(store, name, **options)
 
-    monkeypatch.setattr(consumers, "depart", cut)
+    monkeypatch.setattr(consumers, "remove_consumers", cut)
     async with working(broker, send):
         await (await broker.enqueue(send.options(result_ttl=5), "a")).result(timeout=5)
     assert not cuts
@@ -732,7 +732,7 @@ async def test_a_burst_ends_when_the_queue_is_empty(server, broker):
 async def test_a_worker_runs_once(server, broker):
     """Another run needs another worker."""
     worker = await burst(broker, send)
-    with pytest.raises(ConfigurationError, match="ran already"):
+    with pytest.raises(ConfigurationError, match="has run already"):
         await worker.run()
 
 

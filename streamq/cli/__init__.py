@@ -1,7 +1,7 @@
 """The command line `streamq`.
 
-Owns what people type and what they read. Commands are declared in light modules (click and
-nothing else), so that `streamq --help` is quick; what carries them out is imported when one runs.
+Owns the commands, their options and their output. The modules that declare commands import only click,
+so that `streamq --help` is quick. A command imports its implementation when it runs.
 """
 
 from streamq.cli.entry import main

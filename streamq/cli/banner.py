@@ -1,4 +1,4 @@
-"""What a worker says of itself when it starts. No password is part of it."""
+"""The banner that a worker prints when it starts. It contains no password."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import click
 import streamq
 from streamq.broker import RedisBroker
 from streamq.client.address import Address
-from streamq.client.server_features import ServerFacts
+from streamq.client.server_features import ServerFeatures
 from streamq.worker import Worker
 
 log = logging.getLogger("streamq.cli")
 
-_TASKS_SHOWN = 12
+_MAX_TASKS_SHOWN = 12
 
 
-def address_of(broker: RedisBroker) -> str:
-    """Return a broker's URL as it may be shown."""
+def shown_url(broker: RedisBroker) -> str:
+    """Return a broker's URL without its password."""
     if broker.url.startswith(("memory://", "embedded://")):
         return broker.url
     return str(Address.parse(broker.url))
 
 
-def facts_of(worker: Worker, server: ServerFacts, *, loop: str, processes: int, broker_at: str) -> dict[str, Any]:
-    """Return what a worker runs, on what, as plain values."""
+def describe(worker: Worker, server: ServerFeatures, *, loop: str, processes: int, broker_path: str) -> dict[str, Any]:
+    """Return the worker, its server and its settings as plain values that have JSON."""
     broker = worker.broker
     return {
         "version": streamq.__version__,
@@ -35,15 +35,15 @@ def facts_of(worker: Worker, server: ServerFacts, *, loop: str, processes: int, 
         "python": platform.python_version(),
         "backend": loop,
         "server": f"{server.product} {server.version}".strip(),
-        "url": address_of(broker),
-        "broker": broker_at or None,
+        "url": shown_url(broker),
+        "broker": broker_path or None,
         "group": broker.keys.group,
         "tiers": {
-            keys.stream: next((tier.weight for tier in worker.tiers if tier.name == named.name), 0)
-            for named, keys in zip(broker.tiers, broker.keys.tiers, strict=True)
+            keys.stream: next((tier.weight for tier in worker.tiers if tier.name == own_tier.name), 0)
+            for own_tier, keys in zip(broker.tiers, broker.keys.tiers, strict=True)
         },
         "tasks": sorted(worker.tasks),
-        "middleware": [type(link).__name__ for link in worker.middleware],
+        "middleware": [type(each).__name__ for each in worker.middleware],
         "concurrency": worker.concurrency,
         "processes": processes,
         "lease": worker.visibility_timeout,
@@ -52,32 +52,47 @@ def facts_of(worker: Worker, server: ServerFacts, *, loop: str, processes: int, 
     }
 
 
-def as_text(facts: dict[str, Any]) -> str:
-    """Return the banner for people."""
-    tasks, processes = facts["tasks"], facts["processes"]
-    shown = ", ".join(tasks[:_TASKS_SHOWN]) + (f" and {len(tasks) - _TASKS_SHOWN} more" * (len(tasks) > _TASKS_SHOWN))
-    served = [f"{stream} x{weight}" for stream, weight in facts["tiers"].items() if weight]
-    left_out = [stream for stream, weight in facts["tiers"].items() if not weight]
+def banner_text(description: dict[str, Any]) -> str:
+    """Return the banner as text."""
+    tasks, processes = description["tasks"], description["processes"]
+    shown = ", ".join(tasks[:_MAX_TASKS_SHOWN]) + (
+        f" and {len(tasks) - _MAX_TASKS_SHOWN} more" * (len(tasks) > _MAX_TASKS_SHOWN)
+    )
+    served = [f"{stream} x{weight}" for stream, weight in description["tiers"].items() if weight]
+    unserved = [stream for stream, weight in description["tiers"].items() if not weight]
     rows = [
-        ("server", f"{facts['server']} at {facts['url']}" + (f" (from {facts['broker']})" if facts["broker"] else "")),
-        ("tiers", ", ".join(served) + (f"; not served: {', '.join(left_out)}" if left_out else "")),
-        ("group", facts["group"]),
+        (
+            "server",
+            f"{description['server']} at {description['url']}"
+            + (f" (from {description['broker']})" if description["broker"] else ""),
+        ),
+        ("tiers", ", ".join(served) + (f"; not served: {', '.join(unserved)}" if unserved else "")),
+        ("group", description["group"]),
         ("tasks", f"{shown} ({len(tasks)})"),
-        ("middleware", " > ".join(facts["middleware"])),
-        ("concurrency", f"{facts['concurrency']}" + (f" in each of {processes} processes" if processes > 1 else "")),
-        ("lease", f"{facts['lease']:g} s, grace period {facts['grace']:g} s" + ", burst" * facts["burst"]),
+        ("middleware", " > ".join(description["middleware"])),
+        (
+            "concurrency",
+            f"{description['concurrency']}" + (f" in each of {processes} processes" if processes > 1 else ""),
+        ),
+        (
+            "lease",
+            f"{description['lease']:g} s, grace period {description['grace']:g} s" + ", burst" * description["burst"],
+        ),
     ]
-    head = f"streamq {facts['version']} worker {facts['worker']} on {facts['backend']}, Python {facts['python']}"
-    return "\n".join([head, *(f"  {name:<12} {value}" for name, value in rows if value)])
+    title = (
+        f"streamq {description['version']} worker {description['worker']} on {description['backend']}, "
+        f"Python {description['python']}"
+    )
+    return "\n".join([title, *(f"  {name:<12} {value}" for name, value in rows if value)])
 
 
-def announce(facts: dict[str, Any], *, log_format: str, whole: bool) -> None:
-    """Print the banner: lines of text, one JSON object, or a short line where another process printed it."""
+def announce(description: dict[str, Any], *, log_format: str, full: bool) -> None:
+    """Print the banner as text or as one JSON object. Print one short line if another process printed it."""
     if not log.isEnabledFor(logging.INFO):
         return
-    if not whole:
-        log.info("worker %s started", facts["worker"])
+    if not full:
+        log.info("worker %s started", description["worker"])
     elif log_format == "json":
-        log.info("streamq %s worker %s", facts["version"], facts["worker"], extra={"facts": facts})
+        log.info("streamq %s worker %s", description["version"], description["worker"], extra={"facts": description})
     else:
-        click.echo(as_text(facts), err=True)
+        click.echo(banner_text(description), err=True)

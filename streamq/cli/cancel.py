@@ -1,4 +1,4 @@
-"""`streamq cancel ID...`: withdraw tasks, or tell those that run to stop."""
+"""`streamq cancel ID...`: withdraw waiting tasks, and cancel running ones."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from typing import Any, Final
 
 import click
 
-from streamq.cli.options import Where, json_option, where_options
+from streamq.cli.options import ServerOptions, json_option, server_options
 
-_WORDS: Final = {
-    "queued": "withdrawn", "delayed": "withdrawn before it was due", "running": "runs; its worker was told",
-    "unknown": "not found",
+_OUTCOME_TEXTS: Final = {
+    "queued": "withdrawn", "delayed": "withdrawn before it was due",
+    "running": "running; its worker was asked to stop it", "unknown": "not found",
 }  # fmt: skip
 
 
-@click.command(no_args_is_help=True, short_help="Withdraw tasks by id.")
+@click.command(no_args_is_help=True, short_help="Cancel tasks by id.")
 @click.argument("task_ids", nargs=-1, required=True, metavar="ID...")
-@where_options
-@click.option("--tier", show_envvar=True, help="The tier to look in first, by name.")
+@server_options
+@click.option("--tier", show_envvar=True, help="Name of the tier to search first.")
 @json_option
 @click.pass_context
 def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, as_json: bool, **given: Any) -> None:
-    """Withdraw the tasks of these IDs, and tell the workers of those that run already to stop them.
+    """Cancel the tasks with these IDs.
 
-    Prints what became of each. Exits with 1 if one was not found: it has ended, or never was.
+    A task that waits is withdrawn. If a task runs already, its worker is asked to stop it. Prints one
+    line for each task. Exits with 1 if a task was not found: it has ended, or it never existed.
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = Where(**given).broker()
+    broker = ServerOptions(**given).broker()
 
     async def main() -> dict[str, str]:
         async with broker:
@@ -37,6 +38,6 @@ def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, a
 
     found = run(main)
     for task_id, was in found.items():
-        told = orjson.dumps({"task_id": task_id, "was": was, "found": was != "unknown"}).decode()
-        click.echo(told if as_json else f"{task_id}: {_WORDS[was]}")
+        line = orjson.dumps({"task_id": task_id, "was": was, "found": was != "unknown"}).decode()
+        click.echo(line if as_json else f"{task_id}: {_OUTCOME_TEXTS[was]}")
     ctx.exit(int("unknown" in found.values()))

@@ -1,23 +1,23 @@
 """A worker process that a supervisor started: `python -m streamq.cli.child_main FD MODULE...`.
 
-The settings come over the leash, not as arguments, so that `ps` shows no password. The modules
-are there for whoever looks at `ps`.
+The settings come over the supervisor channel and not as arguments, so that `ps` shows no password.
+The module names are arguments only to make the process recognisable in `ps`.
 """
 
 from __future__ import annotations
 
 import sys
 
-from streamq.cli.supervisor_channel import Leash
-from streamq.cli.usage_errors import Problem
+from streamq.cli.supervisor_channel import SupervisorChannel
+from streamq.cli.usage_errors import CommandLineError
 from streamq.cli.worker_process import serve
 
 if __name__ == "__main__":
-    leash = Leash(int(sys.argv[1]))
+    channel = SupervisorChannel(int(sys.argv[1]))
     try:
-        serve(leash.settings, leash)
-    except Problem as problem:
-        problem.show()
-        sys.exit(problem.exit_code)
+        serve(channel.settings, channel)
+    except CommandLineError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

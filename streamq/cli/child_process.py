@@ -1,4 +1,4 @@
-"""A worker process of ours, on its leash: started, listened to, told to stop."""
+"""A worker process as its parent sees it: start it, read its messages, stop it."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ import orjson
 
 from streamq.cli.worker_settings import Settings
 
-KILL = 3  # how urgently to stop, beyond 1 drain and 2 now
+KILL = 3  # the highest stop level: 1 is drain, 2 is stop now, 3 is SIGKILL
 
 
 class WorkerProcess:
-    """One child process that runs one worker. `told` is how urgently it was told to stop."""
+    """One child process that runs one worker. `stop_level` is the highest level that it was sent, 0 if none."""
 
     def __init__(self, process: anyio.abc.Process, stream: anyio.abc.SocketStream) -> None:
         self.process = process
         self.stream = stream
         self.started = time.monotonic()
-        self.told = 0
-        self.replaced = False  # its code has changed, and it is on its way out
+        self.stop_level = 0
+        self.replaced = False  # True once it was asked to stop because its source files changed
 
     def __repr__(self) -> str:
-        return f"<WorkerProcess pid={self.process.pid} told={self.told}>"
+        return f"<WorkerProcess pid={self.process.pid} stop_level={self.stop_level}>"
 
     @classmethod
     async def start(cls, settings: Settings, *, stderr: IO[Any] | None = None) -> WorkerProcess:
-        """Start a process and send it its settings. It inherits our stderr unless one is given."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "streamq.cli.child_main", str(theirs.fileno()), *settings.modules]
+        """Start a process and send it its settings. It inherits the stderr of this process unless one is given."""
+        parent_end, child_end = socket.socketpair()
+        with child_end:
+            command = [sys.executable, "-m", "streamq.cli.child_main", str(child_end.fileno()), *settings.modules]
             process = await anyio.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=None, stderr=stderr, pass_fds=[theirs.fileno()]
+                command, stdin=subprocess.DEVNULL, stdout=None, stderr=stderr, pass_fds=[child_end.fileno()]
             )
-        stream = await anyio.abc.UNIXSocketStream.from_socket(ours)
-        with contextlib.suppress(anyio.BrokenResourceError):  # it ended already: its exit code says why
+        stream = await anyio.abc.UNIXSocketStream.from_socket(parent_end)
+        with contextlib.suppress(anyio.BrokenResourceError):  # it has ended already: its exit code says why
             await stream.send(settings.pack() + b"\n")
         return cls(process, stream)
 
-    async def tell(self, level: int) -> None:
-        """Tell it to stop: 1 drain, 2 now, 3 by the kernel. Saying it again changes nothing."""
-        if level <= self.told or self.process.returncode is not None:
+    async def send_stop(self, level: int) -> None:
+        """Ask the process to stop: 1 drain, 2 now, 3 SIGKILL. A level that is not higher than the last does nothing."""
+        if level <= self.stop_level or self.process.returncode is not None:
             return
-        self.told = level
+        self.stop_level = level
         if level >= KILL:
             self.process.kill()
             return
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self.stream.send(orjson.dumps({"stop": level}) + b"\n")
 
-    async def words(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what it says (see `leash`) until it has ended."""
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the messages of the process (see `supervisor_channel`) until it ends."""
         buffer = b""
         while True:
             try:

@@ -1,4 +1,4 @@
-"""How many cores this process may use: as many workers `--processes auto` starts."""
+"""How many CPU cores this process may use. `--processes auto` starts that many workers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_QUOTAS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
-def usable_cores(own_group: Path = _OWN_GROUP, quotas: Path = _QUOTAS) -> int:
-    """Return how many cores this process may keep busy, at least one.
+def usable_cores(own_cgroup: Path = _OWN_CGROUP, cgroup_root: Path = _CGROUP_ROOT) -> int:
+    """Return how many CPU cores this process may use, at least one.
 
-    Those that it may run on, or fewer if a control group that it is in (version 2; a container's, a
-    unit's of systemd) may use fewer: a process more would have all of them wait for their quota.
+    That is the number of cores in its affinity mask, or less if a control group (version 2: a container or
+    a systemd unit) has a lower quota. One process more than that would make all processes wait for the quota.
     """
-    return max(1, int(min([float(_allowed()), *_limits(own_group, quotas)])))
+    return max(1, int(min([float(_affinity_count()), *_cgroup_limits(own_cgroup, cgroup_root)])))
 
 
-def _allowed() -> int:
+def _affinity_count() -> int:
     count = getattr(os, "process_cpu_count", None)  # Python 3.13; it heeds PYTHON_CPU_COUNT
     if count is not None:
         return count() or 1
@@ -28,10 +28,10 @@ def _allowed() -> int:
     return os.cpu_count() or 1
 
 
-def _limits(own_group: Path, quotas: Path) -> Iterator[float]:
-    """Yield how many cores our control group may use, and each that it is in, where that is limited."""
+def _cgroup_limits(own_cgroup: Path, cgroup_root: Path) -> Iterator[float]:
+    """Yield the core limit of this process's control group and of each parent group that has one."""
     try:
-        lines = own_group.read_text().splitlines()
+        lines = own_cgroup.read_text().splitlines()
     except OSError:
         return
     for line in lines:
@@ -39,8 +39,8 @@ def _limits(own_group: Path, quotas: Path) -> Iterator[float]:
             group = Path(line.removeprefix("0::/"))
             for folder in (group, *group.parents):
                 try:
-                    quota, period = (quotas / folder / "cpu.max").read_text().split()
-                except (OSError, ValueError):  # the outermost has no limit; a container does not see what is around it
+                    quota, period = (cgroup_root / folder / "cpu.max").read_text().split()
+                except (OSError, ValueError):  # the root group has no limit; a container does not see its parent groups
                     continue
                 if quota != "max":
                     yield int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""`streamq doctor`: examine a server and the queue on it, and say what is wrong and what to type."""
+"""`streamq doctor`: check a server and its queue, and print findings with remedies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import Where, where_options
+from streamq.cli.options import ServerOptions, server_options
 
 if TYPE_CHECKING:
     from streamq.doctor import Report
@@ -17,29 +17,29 @@ _SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 _ROLES = ("worker", "producer", "monitor", "operator")
 
 
-@click.command(short_help="Examine a server and the queue on it.")
-@where_options
+@click.command(short_help="Check a server and its queue for problems.")
+@server_options
 @click.option("--role", type=click.Choice(_ROLES), default="worker", show_default=True, show_envvar=True,
-              help="What the user of the URL must be allowed to do.")  # fmt: skip
+              help="Check that the user of the URL has the permissions of this role.")  # fmt: skip
 @click.option("--scan", type=click.IntRange(min=0), default=100_000, show_default=True, show_envvar=True,
-              help="How many keys the server may look at in search of strange ones; 0 is none.")  # fmt: skip
+              help="Most keys that the server may scan in search of unknown ones; 0 turns the scan off.")  # fmt: skip
 @click.option("--strict", is_flag=True, show_envvar=True, help="Exit with 1 if there are warnings.")
 @click.option("--quiet", "-q", is_flag=True, show_envvar=True, help="Print warnings and errors only.")
 @click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print the report as one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: bool, as_json: bool, **given: Any) -> None:
-    """Examine a server and the queue on it: what is wrong, how one can tell, what to type.
+    """Check a server and its queue: print what is wrong, the evidence, and the remedy.
 
-    Nothing on the server is changed, and few rights are enough: what may not be asked is said.
-    Exits with 2 if there is an error, also if the server cannot be reached; with 1 if there is
-    a warning and --strict is given; else with 0.
+    Changes nothing on the server. Works with few permissions: a check that the user may not
+    make is reported. Exits with 2 if there is an error (an unreachable server is one), with 1 if
+    there is a warning and --strict is given, and with 0 otherwise.
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.doctor import examine  # noqa: PLC0415
 
-    broker = Where(**{name: given.pop(name) for name in _SERVER_OPTIONS}).broker()
+    broker = ServerOptions(**{name: given.pop(name) for name in _SERVER_OPTIONS}).broker()
 
     async def main() -> Report:
         async with broker:
@@ -54,7 +54,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
 
 
 def _print(report: Report, *, quiet: bool) -> None:
-    from streamq.cli.dead_letters import safe  # noqa: PLC0415
+    from streamq.cli.run_dlq import safe  # noqa: PLC0415
     from streamq.doctor import Severity  # noqa: PLC0415
 
     columns = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -68,9 +68,9 @@ def _print(report: Report, *, quiet: bool) -> None:
 
 
 def _lines(word: str, code: str, message: str, remedy: str, columns: int) -> list[str]:
-    """Return a finding as text: how bad and what, then what to do."""
+    """Return a finding as lines of text: severity, code and message, then the remedy."""
     head = f"{word.upper() if word in ('warning', 'error') else word:<8} {code}: {message}"
     indent = " " * 9
     lines = textwrap.wrap(head, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
-    # Not wrapped: it is to be copied.
+    # The remedy is not wrapped, so that it can be copied.
     return [*lines, f"{indent}-> {remedy}"] if remedy else lines

@@ -1,4 +1,4 @@
-"""`streamq enqueue NAME [ARGS...]`: send one task by name."""
+"""`streamq enqueue NAME [ARGS...]`: enqueue one task by name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import Where, duration, json_option, json_or_text, moment, where_options
-from streamq.cli.usage_errors import Problem
+from streamq.cli.options import ServerOptions, duration, json_option, json_or_text, moment, server_options
+from streamq.cli.usage_errors import CommandLineError
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
 _WINDOWS = ("until_started", "until_done")
@@ -16,64 +16,66 @@ _KWARGS_REMEDY = 'write --kwargs \'{"to": "a@b.c"}\' or -k to=a@b.c'
 
 
 def _priority(text: str) -> int:
-    """Return the number of a priority, or of one of the names of `Priority`."""
+    """Return a priority as a number. `text` is a whole number or a name of `Priority`."""
     if (named := _PRIORITIES.get(text.lower())) is not None:
         return named
     try:
         return int(text)
     except ValueError:
         names = ", ".join(_PRIORITIES)
-        raise click.BadParameter(f"{text!r} is no priority: write a whole number, or {names}") from None
+        raise click.BadParameter(f"{text!r} is not a priority: write a whole number, or {names}") from None
 
 
-@click.command(no_args_is_help=True, short_help="Send a task by name.")
+@click.command(no_args_is_help=True, short_help="Enqueue a task by name.")
 @click.argument("name")
 @click.argument("args", nargs=-1, metavar="[ARGS]...")
-@where_options
+@server_options
 @click.option("--kwargs", "kwargs_json", metavar="JSON", help="Keyword arguments as a JSON object.", show_envvar=True)
-@click.option("-k", "pairs", multiple=True, metavar="KEY=VALUE", help="One keyword argument; may be repeated.")
+@click.option("-k", "pairs", multiple=True, metavar="KEY=VALUE", help="One keyword argument. Repeatable.")
 @click.option("--priority", type=_priority, metavar="PRIORITY", show_envvar=True,
-              help="A number or critical, high, normal, low; it picks the tier.")  # fmt: skip
-@click.option("--tier", show_envvar=True, help="The tier, by name.")
-@click.option("--delay", type=duration, show_envvar=True, help="Start no sooner than this from now: 30s, 5m, 2h.")
+              help="A number, or critical, high, normal, low. It selects the tier.")  # fmt: skip
+@click.option("--tier", show_envvar=True, help="Name of the tier.")
+@click.option("--delay", type=duration, show_envvar=True, help="Start after this delay: 30s, 5m, 2h.")
 @click.option("--at", type=moment, metavar="TIME", show_envvar=True,
-              help="Start no sooner than this: ISO 8601 (local time without a zone) or Unix seconds.")  # fmt: skip
-@click.option("--expires", type=duration, show_envvar=True, help="Do not start later than this from now.")
-@click.option("--retries", type=click.IntRange(min=0), show_envvar=True, help="Runs after the first that fails.")
-@click.option("--timeout", type=duration, show_envvar=True, help="How long one run may take.")
+              help="Start at this time: ISO 8601 (local time without a zone) or Unix seconds.")  # fmt: skip
+@click.option("--expires", type=duration, show_envvar=True, help="Do not start after this time from now.")
+@click.option("--retries", type=click.IntRange(min=0), show_envvar=True, help="Retry budget: runs after the first.")
+@click.option("--timeout", type=duration, show_envvar=True, help="Longest time for one run.")
 @click.option("--result-ttl", type=duration, show_envvar=True, help="Keep the result for this long.")
-@click.option("--task-id", show_envvar=True, help="An id of your own; sent again, it is accepted once.")
-@click.option("--dedup-key", show_envvar=True, help="Of all tasks with one key the first wins.")
-@click.option("--dedup-ttl", type=duration, show_envvar=True, help="How long the key is held. [default: 1h]")
+@click.option("--task-id", show_envvar=True, help="Your own task id. It is accepted once.")
+@click.option("--dedup-key", show_envvar=True, help="Accept only one task with this key at a time.")
+@click.option("--dedup-ttl", type=duration, show_envvar=True, help="Longest time to hold the key. [default: 1h]")
 @click.option("--dedup-window", type=click.Choice(_WINDOWS), show_envvar=True,
-              help="Hold the key until then, for 1d or --dedup-ttl at most.")  # fmt: skip
+              help="Hold the key until this event, at most for --dedup-ttl or 1d.")  # fmt: skip
 @click.option("--dedup-mode", type=click.Choice(_MODES), show_envvar=True,
-              help="Who wins: the first, or the newest. [default: throttle]")  # fmt: skip
-@click.option("--dedup-max-delay", type=duration, show_envvar=True, help="How long newer ones may put it off.")
+              help="Keep the first task, or the newest. [default: throttle]")  # fmt: skip
+@click.option(
+    "--dedup-max-delay", type=duration, show_envvar=True, help="Longest time that newer tasks may postpone it."
+)
 @json_option
 def enqueue(
     name: str, args: tuple[str, ...], kwargs_json: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any
 ) -> None:
-    """Send the task NAME with ARGS and print its task id.
+    """Enqueue the task NAME with ARGS and print its task id.
 
-    ARGS are JSON where they parse as JSON, else strings: 3 is a number, '"3"' a string,
+    An argument that parses as JSON is JSON; any other is a string. 3 is a number, '"3"' a string,
     '[1, 2]' a list, a@b.c a string. Write -- before arguments that begin with a dash.
     """
-    where = Where(**{option: given.pop(option) for option in ("url", "namespace", "group", "queue")})
+    server = ServerOptions(**{option: given.pop(option) for option in ("url", "namespace", "group", "queue")})
     options = {option: value for option, value in given.items() if value is not None}
     kwargs = _kwargs(kwargs_json, pairs)
     from streamq.cli.run_enqueue import send  # noqa: PLC0415 - keeps --help light
 
-    sent = send(where, name, [json_or_text(arg) for arg in args], kwargs, options)
+    sent = send(server, name, [json_or_text(arg) for arg in args], kwargs, options)
     if as_json:
         import orjson  # noqa: PLC0415
 
         click.echo(orjson.dumps(sent))
         return
     if sent["replaced"]:
-        click.echo("streamq: took the place of this one's message", err=True)
+        click.echo("streamq: replaced the waiting message of this task", err=True)
     elif not sent["fresh"]:
-        click.echo("streamq: not sent: this one holds the task id or dedup key already", err=True)
+        click.echo("streamq: not enqueued: this task already holds the task id or dedup key", err=True)
     click.echo(sent["task_id"])
 
 
@@ -83,14 +85,14 @@ def _kwargs(kwargs_json: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
     try:
         kwargs = orjson.loads(kwargs_json) if kwargs_json else {}
     except orjson.JSONDecodeError as error:
-        raise Problem(f"--kwargs is no JSON ({error}); {_KWARGS_REMEDY}") from error
+        raise CommandLineError(f"--kwargs is not JSON ({error}); {_KWARGS_REMEDY}") from error
     if not isinstance(kwargs, dict):
-        raise Problem(f"--kwargs is no JSON object; {_KWARGS_REMEDY}")
+        raise CommandLineError(f"--kwargs is not a JSON object; {_KWARGS_REMEDY}")
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not key or not separator:
-            raise Problem(f"-k {pair}: write -k key=value")
+            raise CommandLineError(f"-k {pair}: write -k key=value")
         if key in kwargs:
-            raise Problem(f"-k {pair}: {key!r} is given twice; give it once")
+            raise CommandLineError(f"-k {pair}: {key!r} is given twice; give it once")
         kwargs[key] = json_or_text(value)
     return kwargs

@@ -1,4 +1,4 @@
-"""The command `streamq` itself: its subcommands, and the one place where errors become a line and an exit code."""
+"""The command `streamq`: its subcommands, and the one place that turns errors into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamq.cli.dlq import dlq
 from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
 from streamq.cli.schedules import schedules
-from streamq.cli.usage_errors import INTERRUPTED, USAGE, as_problem
+from streamq.cli.usage_errors import INTERRUPTED, USAGE, from_click_error
 from streamq.cli.worker import worker
 
 
@@ -26,7 +26,7 @@ from streamq.cli.worker import worker
 def cli() -> None:
     """A task queue on Redis Streams: fair tiers, leases, dead letters; on asyncio and trio.
 
-    Every option is also an environment variable; the help of each command names it.
+    You can also set each option by an environment variable. The help of each command names it.
     """
 
 
@@ -40,7 +40,7 @@ cli.add_command(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 if all went well, 2 for an error of use, 130 after Ctrl-C."""
+    """Run the command line and exit: 0 for success, 2 for a usage error, 130 after Ctrl-C."""
     sys.exit(_run(arguments))
 
 
@@ -52,11 +52,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         click.echo(error.format_message(), err=True)
         return USAGE
     except click.ClickException as error:
-        as_problem(error).show()
+        from_click_error(error).show()
         return USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:  # `streamq dlq ls | head`: nobody reads on, and that is fine
+    except BrokenPipeError:  # `streamq dlq ls | head` closes the pipe: no error
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

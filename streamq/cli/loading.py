@@ -1,6 +1,6 @@
-"""From what was typed (`app.tasks`, `app.tasks:send`, `app.py`) to tasks, broker, middleware and lifespan.
+"""Loads tasks, broker, middleware and lifespan from a module name (`app.tasks`, `app.tasks:send`, `app.py`).
 
-Imports the user's code, so everything may go wrong here; each way is one line that names the place.
+Imports user code, so any error can happen here. Each becomes one line that names the file and line.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from types import ModuleType
 from typing import Any
 
 from streamq.broker import RedisBroker
-from streamq.cli.source_watch import short
-from streamq.cli.usage_errors import Problem
+from streamq.cli.source_watch import relative_name
+from streamq.cli.usage_errors import CommandLineError
 from streamq.middleware import MiddlewareChain
 from streamq.tasks.task import Task
 from streamq.worker import Lifespan
 
-_OWN = str(Path(__file__).resolve().parent)
+_CLI_FOLDER = str(Path(__file__).resolve().parent)
 
 
-class LoadingProblem(Problem):
-    """A module cannot be used. `files` are the sources that were involved, to be watched by --reload."""
+class LoadingError(CommandLineError):
+    """A module cannot be used. `files` are the source files involved; --reload watches them."""
 
     def __init__(self, message: str, files: Iterable[str] = ()) -> None:
         self.files = tuple(files)
@@ -35,41 +35,41 @@ class LoadingProblem(Problem):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the modules hold. `broker_at` says where the broker was found."""
+    """The content of the modules. `broker_path` is the dotted name of the broker."""
 
     tasks: tuple[Task[Any, Any], ...]
     middleware: MiddlewareChain
     broker: RedisBroker | None = None
-    broker_at: str = ""
+    broker_path: str = ""
     lifespan: Lifespan | None = None
 
 
 def load(specs: Iterable[str]) -> Loaded:
-    """Import modules and return what they hold. Raises LoadingProblem, one line each."""
+    """Import modules and return their content. Raises LoadingError if one cannot be used."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = [_Found.of(spec) for spec in specs]
+    found = [_LoadedModule.of(spec) for spec in specs]
     tasks: dict[int, Task[Any, Any]] = {id(task): task for each in found for task in each.tasks}
     for each in found:
         if not each.tasks and not each.extras:
-            raise LoadingProblem(
+            raise LoadingError(
                 f"{each.spec} has no tasks: decorate a function with @task, or name the module that has some",
                 _files_of(each.module),
             )
     if not tasks:
-        raise LoadingProblem(f"{', '.join(each.spec for each in found)}: no tasks; name a module that has some")
-    broker_at, broker = _single("broker", found)
-    _, lifespan = _single("lifespan", found)
+        raise LoadingError(f"{', '.join(each.spec for each in found)}: no tasks; name a module that has some")
+    broker_path, broker = _only_one("broker", found)
+    _, lifespan = _only_one("lifespan", found)
     chains: dict[int, MiddlewareChain] = {
         id(each.extras["middleware"]): each.extras["middleware"] for each in found if "middleware" in each.extras
     }
     chain = MiddlewareChain(*(link for each in chains.values() for link in each))
-    return Loaded(tuple(tasks.values()), chain, broker, broker_at, lifespan)
+    return Loaded(tuple(tasks.values()), chain, broker, broker_path, lifespan)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """One module and what is in it."""
+class _LoadedModule:
+    """One imported module: its tasks, and the names in it that have a meaning."""
 
     spec: str
     module: ModuleType
@@ -77,7 +77,7 @@ class _Found:
     extras: dict[str, Any]
 
     @classmethod
-    def of(cls, spec: str) -> _Found:
+    def of(cls, spec: str) -> _LoadedModule:
         place, _, attribute = spec.partition(":")
         module = _import(place)
         tasks = _tasks_at(spec, module, attribute) if attribute else _tasks_in(vars(module).values())
@@ -93,7 +93,7 @@ def _tasks_at(spec: str, module: ModuleType, attribute: str) -> list[Task[Any, A
     for part in attribute.split("."):
         if not hasattr(found, part):
             has = ", ".join(sorted(name for name, value in vars(module).items() if isinstance(value, Task)))
-            raise LoadingProblem(f"{spec}: {module.__name__} has no {attribute!r}; its tasks are {has or 'none'}")
+            raise LoadingError(f"{spec}: {module.__name__} has no {attribute!r}; its tasks are {has or 'none'}")
         found = getattr(found, part)
     if isinstance(found, Task):
         return [found]
@@ -102,11 +102,11 @@ def _tasks_at(spec: str, module: ModuleType, attribute: str) -> list[Task[Any, A
     if isinstance(found, list | tuple | set | frozenset) and found and all(isinstance(one, Task) for one in found):
         return list(found)
     kind = type(found).__name__
-    raise LoadingProblem(f"{spec} is of type {kind}, not a task: decorate it with @task, or name a list of tasks")
+    raise LoadingError(f"{spec} is of type {kind}, not a task: decorate it with @task, or name a list of tasks")
 
 
 def _extras(module: ModuleType) -> dict[str, Any]:
-    """Return the names with a meaning that the module defines, checked for their kind."""
+    """Return `broker`, `middleware` and `lifespan` if the module defines them with the right type."""
     extras: dict[str, Any] = {}
     values = vars(module)
     if isinstance(values.get("broker"), RedisBroker):
@@ -115,7 +115,7 @@ def _extras(module: ModuleType) -> dict[str, Any]:
         extras["middleware"] = values["middleware"]
     lifespan = values.get("lifespan")
     if inspect.isasyncgenfunction(lifespan):
-        raise LoadingProblem(
+        raise LoadingError(
             f"{module.__name__}.lifespan is an async generator: decorate it with @contextlib.asynccontextmanager"
         )
     if inspect.isroutine(lifespan):
@@ -123,14 +123,14 @@ def _extras(module: ModuleType) -> dict[str, Any]:
     return extras
 
 
-def _single(name: str, found: Iterable[_Found]) -> tuple[str, Any]:
-    """Return the one object of this name among the modules, and where it is."""
+def _only_one(name: str, found: Iterable[_LoadedModule]) -> tuple[str, Any]:
+    """Return the dotted name and the value of this name. Raises LoadingError if two modules differ."""
     at, value = "", None
     for each in found:
         if name not in each.extras or each.extras[name] is value:
             continue
         if value is not None:
-            raise LoadingProblem(f"{at} and {each.module.__name__}.{name} differ: a worker has one {name}")
+            raise LoadingError(f"{at} and {each.module.__name__}.{name} differ: a worker has one {name}")
         at, value = f"{each.module.__name__}.{name}", each.extras[name]
     return at, value
 
@@ -143,29 +143,29 @@ def _import(place: str) -> ModuleType:
     if place.endswith(".py") or (path.suffix == "" and "/" in place):
         return _import_path(path, place)
     if not all(part.isidentifier() for part in place.split(".")):
-        raise LoadingProblem(f"{place!r} is no module: write app.tasks, app.tasks:send or a path to app.py")
+        raise LoadingError(f"{place!r} is not a module: write app.tasks, app.tasks:send or a path to app.py")
     return _import_name(place, place)
 
 
 def _import_path(path: Path, place: str) -> ModuleType:
-    """Import a file under the name it has in its package, the folder above that being importable."""
+    """Import a file under its dotted name. The folder above its outermost package joins sys.path."""
     path = path.resolve()
     if path.is_dir():
         path /= "__init__.py"
     if not path.is_file():
-        raise LoadingProblem(f"{place}: no such file; give the path of a Python file, or the name of a module")
+        raise LoadingError(f"{place}: no such file; give the path of a Python file, or the name of a module")
     parts = [] if path.stem == "__init__" else [path.stem]
     root = path.parent
     while (root / "__init__.py").is_file():
         parts.insert(0, root.name)
         root = root.parent
     if not all(part.isidentifier() for part in parts):
-        raise LoadingProblem(f"{place}: {'.'.join(parts)!r} cannot be imported under this name; rename the file")
+        raise LoadingError(f"{place}: {'.'.join(parts)!r} cannot be imported under that name; rename the file")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     module = _import_name(".".join(parts), place)
     if module.__file__ is None or not path.samefile(module.__file__):
-        raise LoadingProblem(f"{place} is hidden by {module.__file__ or 'a built-in module'}: rename the file")
+        raise LoadingError(f"{place} is shadowed by {module.__file__ or 'a built-in module'}: rename the file")
     return module
 
 
@@ -175,38 +175,38 @@ def _import_name(name: str, place: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}.") and not _frames(error):
-            raise LoadingProblem(
+        if error.name is not None and f"{name}.".startswith(f"{error.name}.") and not _user_frames(error):
+            raise LoadingError(
                 f"no module {error.name!r} here ({Path.cwd()}): check the name, or change to the folder that holds it"
             ) from error
-        raise _failed(name, place, error) from error
+        raise _import_error(name, place, error) from error
     except BaseException as error:
-        raise _failed(name, place, error) from error
+        raise _import_error(name, place, error) from error
 
 
-def _failed(name: str, place: str, error: BaseException) -> LoadingProblem:
-    """Say what went wrong inside a module, and in which line."""
-    frames = _frames(error)
-    at = f"{short(frames[-1].filename)}:{frames[-1].lineno}" if frames else place
+def _import_error(name: str, place: str, error: BaseException) -> LoadingError:
+    """Return the error of a failed import with file and line."""
+    frames = _user_frames(error)
+    at = f"{relative_name(frames[-1].filename)}:{frames[-1].lineno}" if frames else place
     text = f"{error}"
     if isinstance(error, SyntaxError) and error.filename:
-        at, text = f"{short(error.filename)}:{error.lineno}", str(error.msg)
+        at, text = f"{relative_name(error.filename)}:{error.lineno}", str(error.msg)
         frames.append(traceback.FrameSummary(error.filename, error.lineno, ""))
     if isinstance(error, SystemExit):
-        text = f"{text} (it calls exit when it is imported: put that under if __name__ == '__main__')"
-    return LoadingProblem(
+        text = f"{text} (the module calls exit on import: move the call under if __name__ == '__main__')"
+    return LoadingError(
         f"{place} cannot be imported: {type(error).__name__}: {text} ({at}); "
-        f"see all of it with python -c 'import {name}'",
+        f"for the full traceback run python -c 'import {name}'",
         [frame.filename for frame in frames],
     )
 
 
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Return where an error passed through the user's code, innermost last."""
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an error in user code, innermost last."""
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<frozen", _OWN)) and frame.filename != importlib.__file__
+        if not frame.filename.startswith(("<frozen", _CLI_FOLDER)) and frame.filename != importlib.__file__
     ]
 
 

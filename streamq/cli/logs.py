@@ -1,4 +1,4 @@
-"""How a worker process writes its log: text for people, or one JSON object per line."""
+"""The log format of a worker process: text, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line: ts, level, logger, message; `exc` if there is one, `facts` if it was given."""
+    """Writes one object per line: ts, level, logger, pid, message; `exc` for an exception, `facts` for the banner."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(log_format: str, level: str) -> None:
-    """Send everything that is logged, warnings included, to stderr."""
+    """Send all log records, and Python warnings, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT, "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""Options that commands share, and the kinds of values that people type: times, processes, weights, JSON."""
+"""Options that commands share, and parsers for option values: durations, times, process counts, weights, JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from streamq.cli.usage_errors import Problem
+from streamq.cli.usage_errors import CommandLineError
 
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
@@ -24,15 +24,15 @@ _WHOLE: Final = re.compile(r"-?\d+")
 
 
 def duration(text: str) -> float:
-    """Return seconds of a number with or without a unit: 30, 500ms, 30s, 5m, 2h, 1d. For click's `type`."""
+    """Parse a duration into seconds: 30, 500ms, 30s, 5m, 2h, 1d. For click's `type`."""
     matched = _DURATION.fullmatch(text.strip())
     if matched is None:
-        raise click.BadParameter(f"{text!r} is no duration: write seconds, or a number with ms, s, m, h or d")
+        raise click.BadParameter(f"{text!r} is not a duration: write seconds, or a number with ms, s, m, h or d")
     return float(matched[1]) * _UNITS[matched[2]]
 
 
 def moment(text: str) -> datetime:
-    """Return the time that is meant by ISO 8601 (local time unless it names a zone) or Unix seconds."""
+    """Parse a time: ISO 8601 (local time unless it names a zone) or Unix seconds."""
     try:
         return datetime.fromtimestamp(float(text), UTC)
     except (ValueError, OverflowError, OSError):
@@ -41,28 +41,28 @@ def moment(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         known = "2030-01-31T12:00, 2030-01-31T12:00Z or Unix seconds"
-        raise click.BadParameter(f"{text!r} is no time: write {known}") from None
+        raise click.BadParameter(f"{text!r} is not a time: write {known}") from None
 
 
 def processes(text: str) -> int:
-    """Return how many processes are meant: a whole number, or `auto` for one per usable core. For click's `type`."""
+    """Parse a process count: a whole number, or `auto` for one per usable core. For click's `type`."""
     word = text.strip().lower()
     if word == "auto":
         from streamq.cli.cpu_count import usable_cores  # noqa: PLC0415 - read only when asked for
 
         return usable_cores()
     if not (word.isdecimal() and int(word) > 0):
-        raise click.BadParameter(f"{text!r} is no number of processes: write 1 or more, or auto")
+        raise click.BadParameter(f"{text!r} is not a number of processes: write 1 or more, or auto")
     return int(word)
 
 
 def weights(text: str) -> dict[str, int | None]:
-    """Return the weights in critical=6,standard=3,bulk by tier; None for a tier that keeps its own."""
+    """Parse critical=6,standard=3,bulk into weights by tier. None stands for the tier's own weight."""
     found: dict[str, int | None] = {}
     for part in text.split(","):
         name, separator, weight = (piece.strip() for piece in part.partition("="))
         if not name or (separator and not (weight.isdecimal() and int(weight) > 0)):
-            raise click.BadParameter(f"{part!r} is no tier: write critical=6,standard=3,bulk=1")
+            raise click.BadParameter(f"{part!r} is not a tier: write critical=6,standard=3,bulk=1")
         if name in found:
             raise click.BadParameter(f"tier {name!r} is named twice: write each tier once")
         found[name] = int(weight) if separator else None
@@ -70,9 +70,9 @@ def weights(text: str) -> dict[str, int | None]:
 
 
 def json_or_text(text: str) -> Any:
-    """Return what a word of the command line means: JSON where it is JSON, else the word itself.
+    """Return an argument as JSON if it parses, else as text.
 
-    Whole numbers beyond 64 bits stay text: as JSON they would lose digits.
+    Whole numbers beyond 64 bits stay text, because they would lose digits as JSON.
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
@@ -84,8 +84,8 @@ def json_or_text(text: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Which server and which keys. None means that nobody said so."""
+class ServerOptions:
+    """The options that select a server and its keys. None stands for an option that was not given."""
 
     url: str | None = None
     namespace: str | None = None
@@ -93,7 +93,7 @@ class Where:
     queue: str | None = None
 
     def broker(self, **more: Any) -> RedisBroker:
-        """Return the broker of these. Raises Problem for what cannot be used."""
+        """Return a broker for these options. Raises CommandLineError if one cannot be used."""
         from streamq.broker import RedisBroker  # noqa: PLC0415 - keeps --help light
         from streamq.errors import StreamqError  # noqa: PLC0415
 
@@ -102,16 +102,16 @@ class Where:
         try:
             return RedisBroker(self.url or DEFAULT_URL, **options, **more)
         except StreamqError as error:
-            raise Problem(str(error)) from error
+            raise CommandLineError(str(error)) from error
 
 
-def where_options(function: F) -> F:
-    """Add --url, --namespace, --group and --queue, under the same variables for every command."""
+def server_options(function: F) -> F:
+    """Add --url, --namespace, --group and --queue. Their environment variables are the same for all commands."""
     for name, metavar, text in reversed((
-        ("url", "URL", f"The server: redis, rediss, valkey, unix, embedded:///path. [default: {DEFAULT_URL}]"),
-        ("namespace", "PREFIX", "The prefix of every key. [default: queue]"),
-        ("group", "NAME", "The consumer group. [default: workers]"),
-        ("queue", "STREAM", "One stream alone, as queue:critical, instead of tiers."),
+        ("url", "URL", f"Server URL: redis, rediss, valkey, unix or embedded:///path. [default: {DEFAULT_URL}]"),
+        ("namespace", "PREFIX", "Prefix of all keys. [default: queue]"),
+        ("group", "NAME", "Consumer group. [default: workers]"),
+        ("queue", "STREAM", "Use this one stream instead of tiers, for example queue:critical."),
     )):  # fmt: skip
         variable = f"STREAMQ_{name.upper()}"
         function = click.option(f"--{name}", metavar=metavar, envvar=variable, show_envvar=True, help=text)(function)

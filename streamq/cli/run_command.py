@@ -1,4 +1,4 @@
-"""Running one coroutine for a command that ends by itself, and translating how it fails."""
+"""Runs the async function of a command and turns its errors into CommandLineError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 import redis.exceptions
 
-from streamq.cli.usage_errors import explained
+from streamq.cli.usage_errors import from_streamq_error
 from streamq.errors import StreamqError
 from streamq.queue.server_errors import translated
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def uvloop_installed() -> bool:
-    """Can asyncio run on uvloop here?"""
+    """Is uvloop installed?"""
     return importlib.util.find_spec("uvloop") is not None
 
 
@@ -28,17 +28,18 @@ def run(
 ) -> R:  # fmt: skip
     """Run an async function to its end.
 
-    Unless it sees to signals itself, Ctrl-C and SIGTERM cancel it, so that it cleans up, and
-    become a KeyboardInterrupt. Raises Problem where the server or a value cannot be used.
+    Ctrl-C and SIGTERM cancel the function, so that it cleans up, and then raise KeyboardInterrupt. With
+    `own_signals` the function handles signals itself. Raises CommandLineError if the server or a value
+    cannot be used.
     """
     options = {"use_uvloop": True} if use_uvloop and backend == "asyncio" else {}
-    whole = function if own_signals else lambda: _interruptible(function)
+    main = function if own_signals else lambda: _interruptible(function)
     try:
-        return anyio.run(whole, backend=backend, backend_options=options)
+        return anyio.run(main, backend=backend, backend_options=options)
     except StreamqError as error:
-        raise explained(error) from error
+        raise from_streamq_error(error) from error
     except redis.exceptions.RedisError as error:
-        raise explained(translated(error)) from error
+        raise from_streamq_error(translated(error)) from error
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is not None:
             raise KeyboardInterrupt from group
@@ -46,24 +47,24 @@ def run(
 
 
 async def _interruptible(function: Callable[[], Awaitable[R]]) -> R:
-    """Run a function, and cancel it at the first signal. A second one finds Python's own handlers."""
-    ended: list[R] = []
+    """Run a function and cancel it at the first signal. A second signal gets Python's default handler."""
+    results: list[R] = []
     failed: Exception | None = None
     async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_when_told, group.cancel_scope)
+        group.start_soon(_cancel_on_signal, group.cancel_scope)
         try:
-            ended.append(await function())
+            results.append(await function())
         except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
             failed = error
         group.cancel_scope.cancel()
     if failed is not None:
         raise failed
-    if not ended:
+    if not results:
         raise KeyboardInterrupt
-    return ended[0]
+    return results[0]
 
 
-async def _cancel_when_told(scope: anyio.CancelScope) -> None:
+async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()

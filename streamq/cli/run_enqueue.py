@@ -1,26 +1,26 @@
-"""Carries out `streamq enqueue`."""
+"""Runs `streamq enqueue`: builds the call, enqueues it, and returns the result as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamq.cli.options import Where
+from streamq.cli.options import ServerOptions
 from streamq.cli.run_command import run
-from streamq.cli.usage_errors import explained
+from streamq.cli.usage_errors import from_streamq_error
 from streamq.errors import StreamqError
 from streamq.tasks.task import TaskRef
 
 
 def send(
-    where: Where, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    server: ServerOptions, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Send one task; return what became of it. Raises Problem for what cannot be sent."""
-    broker = where.broker()
+    """Enqueue one task and return its ids, tier and stream. Raises CommandLineError if that fails."""
+    broker = server.broker()
     try:
         call = TaskRef(name).options(**options).call(*args, **kwargs)
     except StreamqError as error:
-        raise explained(error) from error
+        raise from_streamq_error(error) from error
 
     async def main() -> dict[str, Any]:
         async with broker:

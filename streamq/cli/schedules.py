@@ -1,4 +1,4 @@
-"""`streamq schedules`: what recurs, and how to have it end."""
+"""`streamq schedules`: list and remove schedules."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamq.cli.options import Where, json_option, where_options
+from streamq.cli.options import ServerOptions, json_option, server_options
 
 if TYPE_CHECKING:
     from streamq.queue.schedules import Schedule
 
-_HEAD: Final = f"{'NEXT (UTC)':<19}  {'LAST (UTC)':<19}  {'NAME':<20}  {'TASK':<20}  {'FROM':<8}  WHEN"
+_HEADER: Final = f"{'NEXT (UTC)':<19}  {'LAST (UTC)':<19}  {'NAME':<20}  {'TASK':<20}  {'FROM':<8}  WHEN"
 
 
-@click.group(short_help="List what recurs, or remove it.")
+@click.group(short_help="List and remove schedules.")
 def schedules() -> None:
-    """Look at what recurs: declared by @task(cron=...), or stored by a program."""
+    """List and remove schedules: those of @task(cron=...), and those that a program stored."""
 
 
 @schedules.command("ls", short_help="List schedules.")
-@where_options
+@server_options
 @json_option
 def ls(as_json: bool, **given: Any) -> None:
-    """List schedules by the time of their next ticks."""
+    """List schedules, the next tick first."""
     import orjson  # noqa: PLC0415 - keeps --help light
 
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = Where(**given).broker()
+    broker = ServerOptions(**given).broker()
 
     async def main() -> list[Schedule]:
         async with broker:
@@ -38,34 +38,34 @@ def ls(as_json: bool, **given: Any) -> None:
 
     found = run(main)
     if as_json:
-        for one in found:
-            click.echo(orjson.dumps(asdict(one)))
+        for schedule in found:
+            click.echo(orjson.dumps(asdict(schedule)))
         return
     if found:
-        click.echo(_HEAD)
-    for one in found:
-        click.echo(_line(one))
-    overdue = sum(one.overdue for one in found)
-    late = f", {overdue} overdue: no worker runs that ticks them" if overdue else ""
+        click.echo(_HEADER)
+    for schedule in found:
+        click.echo(_row(schedule))
+    overdue = sum(schedule.overdue for schedule in found)
+    late = f", {overdue} overdue: no running worker sends their ticks" if overdue else ""
     click.echo(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{late}", err=True)
 
 
 @schedules.command(no_args_is_help=True, short_help="Remove schedules.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@where_options
+@server_options
 @json_option
 @click.pass_context
 def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Remove the schedules of these NAMEs; what was sent stays.
+    """Remove the schedules with these NAMEs. Tasks that were already enqueued stay.
 
-    One that the code of a running worker declares is there again at once: take it out of the code first.
-    Exits with 1 if one was not found.
+    If the code of a running worker declares a schedule, the worker adds it again at once: remove it from the
+    code first. Exits with 1 if a schedule was not found.
     """
     import orjson  # noqa: PLC0415 - keeps --help light
 
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = Where(**given).broker()
+    broker = ServerOptions(**given).broker()
 
     async def main() -> dict[str, bool]:
         async with broker:
@@ -73,20 +73,21 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
 
     removed = run(main)
     for name, done in removed.items():
-        told = orjson.dumps({"name": name, "removed": done}).decode()
-        click.echo(told if as_json else f"{name}: {'removed' if done else 'not found'}")
+        line = orjson.dumps({"name": name, "removed": done}).decode()
+        click.echo(line if as_json else f"{name}: {'removed' if done else 'not found'}")
     ctx.exit(int(not all(removed.values())))
 
 
-def _line(one: Schedule) -> str:
-    from streamq.cli.dead_letters import safe  # noqa: PLC0415
+def _row(schedule: Schedule) -> str:
+    from streamq.cli.run_dlq import safe  # noqa: PLC0415
 
-    source = "code" if one.declared else "stored"
-    when = f"{one.expression} {one.tz}" + (", overdue" if one.overdue else "")
+    source = "code" if schedule.declared else "stored"
+    when = f"{schedule.expression} {schedule.tz}" + (", overdue" if schedule.overdue else "")
     return safe(
-        f"{_moment(one.next):<19}  {_moment(one.last):<19}  {one.name:<20}  {one.task:<20}  {source:<8}  {when}"
+        f"{_time_text(schedule.next):<19}  {_time_text(schedule.last):<19}  "
+        f"{schedule.name:<20}  {schedule.task:<20}  {source:<8}  {when}"
     )
 
 
-def _moment(at: datetime | None) -> str:
+def _time_text(at: datetime | None) -> str:
     return "never" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""Which source files a program has loaded, and when they change."""
+"""Finds the source files that a program has loaded, and detects changes to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def loaded_sources() -> list[str]:
-    """Return the files of the modules that are the program's own: not Python's, not installed ones."""
+    """Return the source files of loaded modules, except those of Python and of installed packages."""
     installed = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if "lib" in name})
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     return sorted(
@@ -17,38 +17,38 @@ def loaded_sources() -> list[str]:
     )
 
 
-def short(name: str) -> str:
-    """Return a file's name from here on, if it is here."""
+def relative_name(name: str) -> str:
+    """Return a file name relative to the current directory, if the file is below it."""
     path = Path(name)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
 
 
-class Changes:
-    """Tells which of some files changed since the last look: by time and size, one stat each."""
+class SourceWatch:
+    """Tells which files changed since the last call, by modification time and size: one stat per file."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, int] | None] = {}
 
     def __repr__(self) -> str:
-        return f"<Changes in {len(self._seen)} files>"
+        return f"<SourceWatch of {len(self._seen)} files>"
 
     def watch(self, files: Iterable[str]) -> None:
-        """Watch these, too. What changed before is no news."""
+        """Watch these files as well. Earlier changes do not count."""
         for name in files:
-            self._seen.setdefault(name, _stamp(name))
+            self._seen.setdefault(name, _mtime_and_size(name))
 
-    def look(self) -> list[str]:
-        """Return the files that changed, came or went since the last look."""
+    def changed_files(self) -> list[str]:
+        """Return the files that changed, appeared or disappeared since the last call."""
         changed = []
         for name, before in self._seen.items():
-            now = _stamp(name)
+            now = _mtime_and_size(name)
             if now != before:
                 self._seen[name] = now
                 changed.append(name)
         return changed
 
 
-def _stamp(name: str) -> tuple[int, int] | None:
+def _mtime_and_size(name: str) -> tuple[int, int] | None:
     try:
         found = Path(name).stat()
     except OSError:

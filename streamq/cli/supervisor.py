@@ -1,8 +1,8 @@
-"""`streamq worker --processes N`, `--reload`: child processes that do the work, and are replaced when they die.
+"""`streamq worker --processes N` and `--reload`: runs worker processes and replaces those that end.
 
-Each child has a slot. A slot starts a child, waits for its end and starts the next, after a
-pause that grows while they end soon. The first child goes ahead alone: if it cannot start for
-an error of use, nothing else is tried and the error is printed once.
+Each child has a slot. A slot starts a child, waits for its end, and starts the next one after a delay. The
+delay grows while children end soon after their start. The first child starts alone: if a usage error ends
+it, no other child starts, and the error is printed once.
 """
 
 from __future__ import annotations
@@ -17,149 +17,155 @@ import anyio
 
 from streamq.cli import logs
 from streamq.cli.child_process import WorkerProcess
-from streamq.cli.source_watch import Changes, short
+from streamq.cli.source_watch import SourceWatch, relative_name
 from streamq.cli.usage_errors import USAGE
 from streamq.cli.worker_settings import Settings
 from streamq.tasks.retry_policy import Backoff
 
 log = logging.getLogger("streamq.cli")
 
-_LOOK = 0.4  # seconds between two looks for changed files
-_SETTLED = 10.0  # seconds after which a child counts as one that works
-_LEAVING = 10.0  # seconds that a child may take beyond what it was told
-_RELOAD_GRACE = 2.0  # seconds for running tasks when the code has changed
-_PAUSES = Backoff(base=0.5, factor=2.0, cap=30.0, jitter=False)
+_WATCH_INTERVAL = 0.4  # seconds between two checks for changed files
+_HEALTHY_AFTER = 10.0  # seconds of uptime after which earlier failures of a slot no longer count
+_EXIT_TIMEOUT = 10.0  # seconds that a child may take to exit, beyond the grace period
+_RELOAD_GRACE = 2.0  # seconds for running tasks when source files changed
+_RESTART_BACKOFF = Backoff(base=0.5, factor=2.0, cap=30.0, jitter=False)
 
 
 def supervise(settings: Settings) -> int:
-    """Run child processes until told to stop, or until a burst is over; return the exit code."""
+    """Run child processes until stopped, or with --burst until the queue is empty. Return the exit code."""
     logs.set_up(settings.log_format, settings.log_level)
     return anyio.run(_Supervisor(settings).run)
 
 
 class _Supervisor:
-    """The slots, and what makes them stop."""
+    """Runs the slots, and stops them on a signal or when source files change."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.level = 0
-        self.code = 0
+        self.stop_level = 0
+        self.exit_code = 0
         self._children: dict[int, WorkerProcess] = {}
-        self._went_well = anyio.Event()  # a child was ready once, so later failures are not errors of use
+        self._first_ready = anyio.Event()  # set once a child was ready: later failures are no usage errors
         self._stopped = anyio.Event()
         self._changed = anyio.Event()
-        self._changes = Changes()
+        self._sources = SourceWatch()
 
     def __repr__(self) -> str:
-        return f"<_Supervisor of {self.settings.processes} level={self.level} children={list(self._children.values())}>"
+        children = list(self._children.values())
+        return f"<_Supervisor of {self.settings.processes} stop_level={self.stop_level} children={children}>"
 
     async def run(self) -> int:
-        """Run every slot to its end."""
-        async with anyio.create_task_group() as around:
-            around.start_soon(self._obey_signals)
+        """Run all slots until each has ended."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._handle_signals)
             if self.settings.reload:
-                around.start_soon(self._watch)
+                background.start_soon(self._watch_sources)
             async with anyio.create_task_group() as slots:
                 self._slots = slots
-                slots.start_soon(self._fill, 0)
-            around.cancel_scope.cancel()
-        return self.code
+                slots.start_soon(self._run_slot, 0)
+            background.cancel_scope.cancel()
+        return self.exit_code
 
     # --- one slot ----------------------------------------------------------------------------
 
-    async def _fill(self, slot: int) -> None:
-        """Keep a child running in this slot for as long as there is to be one."""
+    async def _run_slot(self, slot: int) -> None:
+        """Run one child after the other in this slot until the supervisor stops."""
         failures = 0
-        while not self.level:
+        while not self.stop_level:
             child = await WorkerProcess.start(self._settings_for(slot))
             self._children[slot] = child
-            if self.level:
-                await child.tell(self.level)
-            code = await self._until_it_ends(slot, child)
+            if self.stop_level:
+                await child.send_stop(self.stop_level)
+            exit_code = await self._wait_for_exit(slot, child)
             del self._children[slot]
-            if self.level or (self.settings.burst and code == 0):
+            if self.stop_level or (self.settings.burst and exit_code == 0):
                 return
             if child.replaced:
                 failures = 0
                 continue
-            if code == USAGE and not self._went_well.is_set() and not self.settings.reload:
-                self.code = USAGE
+            if exit_code == USAGE and not self._first_ready.is_set() and not self.settings.reload:
+                self.exit_code = USAGE
                 return
-            failures = 1 if time.monotonic() - child.started > _SETTLED else failures + 1
-            await self._pause(slot, child, code, failures)
+            failures = 1 if time.monotonic() - child.started > _HEALTHY_AFTER else failures + 1
+            await self._wait_before_restart(slot, child, exit_code, failures)
 
     def _settings_for(self, slot: int) -> Settings:
         settings = self.settings
         name = settings.name if settings.name is None or settings.processes == 1 else f"{settings.name}/{slot + 1}"
-        return replace(settings, name=name, first=not self._went_well.is_set())
+        return replace(settings, name=name, first=not self._first_ready.is_set())
 
-    async def _until_it_ends(self, slot: int, child: WorkerProcess) -> int:
+    async def _wait_for_exit(self, slot: int, child: WorkerProcess) -> int:
         async with child.stream, anyio.create_task_group() as group:
-            group.start_soon(self._listen, slot, child)
+            group.start_soon(self._read_messages, slot, child)
             await child.process.wait()
-            # What it said last is still read: the stream ends because its process has.
+            # Read its last messages as well: the stream ends soon, because the process has ended.
             group.cancel_scope.deadline = anyio.current_time() + 0.5
         return await child.process.wait()
 
-    async def _listen(self, slot: int, child: WorkerProcess) -> None:
-        async for said in child.words():
-            self._heard(slot, said)
+    async def _read_messages(self, slot: int, child: WorkerProcess) -> None:
+        async for message in child.messages():
+            self._handle_message(slot, message)
 
-    def _heard(self, slot: int, said: dict[str, Any]) -> None:
-        self._changes.watch(said.get("files", ()))
-        if said.get("ready") and not self._went_well.is_set():
-            self._went_well.set()
+    def _handle_message(self, slot: int, message: dict[str, Any]) -> None:
+        self._sources.watch(message.get("files", ()))
+        if message.get("ready") and not self._first_ready.is_set():
+            self._first_ready.set()
             for other in range(self.settings.processes):
                 if other != slot:
-                    self._slots.start_soon(self._fill, other)
+                    self._slots.start_soon(self._run_slot, other)
 
-    async def _pause(self, slot: int, child: WorkerProcess, code: int, failures: int) -> None:
-        """Wait before the next start: for a while, or for the code to change if it cannot start."""
-        pause = _PAUSES.ceiling(failures)
-        waits_for_code = self.settings.reload and code == USAGE
-        then = "waiting for a change" if waits_for_code else f"a new one in {pause:g} s"
-        log.warning("worker %d (pid %d) %s; %s", slot + 1, child.process.pid, _ending(code), then)
+    async def _wait_before_restart(self, slot: int, child: WorkerProcess, exit_code: int, failures: int) -> None:
+        """Wait before the next start: for a delay, or with --reload after a usage error for changed source files."""
+        delay = _RESTART_BACKOFF.ceiling(failures)
+        waits_for_code = self.settings.reload and exit_code == USAGE
+        next_step = "waiting for changed source files" if waits_for_code else f"restart in {delay:g} s"
+        log.warning("worker %d (pid %d) %s; %s", slot + 1, child.process.pid, _exit_reason(exit_code), next_step)
         async with anyio.create_task_group() as group:
             for event in (self._stopped, self._changed):
                 group.start_soon(_cancel_after, event, group.cancel_scope)
-            await (anyio.sleep_forever() if waits_for_code else anyio.sleep(pause))
+            await (anyio.sleep_forever() if waits_for_code else anyio.sleep(delay))
             group.cancel_scope.cancel()
 
     # --- all of them ---------------------------------------------------------------------------
 
-    async def _obey_signals(self) -> None:
+    async def _handle_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
-                self.level += 1
+                self.stop_level += 1
                 self._stopped.set()
-                words = {1: "draining", 2: "handing back what runs in"}.get(self.level, "killing")
-                log.info("%s %d processes%s", words, len(self._children), "; once more to stop now" * (self.level == 1))
-                if self.level > 2:
-                    self.code = 128 + number
-                self._slots.start_soon(self._stop, self.level)
+                action = {1: "draining", 2: "releasing the running tasks of"}.get(self.stop_level, "killing")
+                log.info(
+                    "%s %d processes%s",
+                    action,
+                    len(self._children),
+                    "; press Ctrl-C or send SIGTERM again to stop now" * (self.stop_level == 1),
+                )
+                if self.stop_level > 2:
+                    self.exit_code = 128 + number
+                self._slots.start_soon(self._stop, self.stop_level)
 
-    async def _stop(self, level: int) -> None:
-        """Tell every child, and end those by force that do not listen."""
+    async def _stop(self, stop_level: int) -> None:
+        """Send every child this stop level, and kill those that do not exit in time."""
         children = list(self._children.values())
         for child in children:
-            await child.tell(level)
-        patience = _LEAVING + (self.settings.grace if level == 1 else 0.0)
-        with anyio.move_on_after(patience):
+            await child.send_stop(stop_level)
+        timeout = _EXIT_TIMEOUT + (self.settings.grace if stop_level == 1 else 0.0)
+        with anyio.move_on_after(timeout):
             for child in children:
                 await child.process.wait()
         for child in children:
             if child.process.returncode is None:
-                log.warning("pid %d did not end within %g s: killed", child.process.pid, patience)
-                await child.tell(3)
+                log.warning("pid %d did not exit within %g s: killed", child.process.pid, timeout)
+                await child.send_stop(3)
 
-    async def _watch(self) -> None:
-        """Replace all children when a file of theirs has changed."""
+    async def _watch_sources(self) -> None:
+        """Replace all children when a source file has changed."""
         while True:
-            await anyio.sleep(_LOOK)
-            changed = self._changes.look()
-            if not changed or self.level:
+            await anyio.sleep(_WATCH_INTERVAL)
+            changed = self._sources.changed_files()
+            if not changed or self.stop_level:
                 continue
-            names = ", ".join(map(short, changed[:3]))
+            names = ", ".join(map(relative_name, changed[:3]))
             log.info("%s changed: restarting", names)
             event, self._changed = self._changed, anyio.Event()
             event.set()
@@ -168,9 +174,9 @@ class _Supervisor:
                 self._slots.start_soon(self._replace, child)
 
     async def _replace(self, child: WorkerProcess) -> None:
-        for level, patience in ((1, _RELOAD_GRACE), (2, _LEAVING), (3, _LEAVING)):
-            await child.tell(level)
-            with anyio.move_on_after(patience):
+        for stop_level, timeout in ((1, _RELOAD_GRACE), (2, _EXIT_TIMEOUT), (3, _EXIT_TIMEOUT)):
+            await child.send_stop(stop_level)
+            with anyio.move_on_after(timeout):
                 await child.process.wait()
                 return
 
@@ -180,10 +186,10 @@ async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
+def _exit_reason(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was ended by {signal.Signals(-exit_code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was ended by signal {-exit_code}"

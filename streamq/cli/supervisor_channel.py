@@ -1,9 +1,9 @@
-"""The line between a supervisor and its child: a socket pair that carries one JSON object per line.
+"""The channel between a supervisor and its child: a socket pair that carries one JSON object per line.
 
-Down go the settings, then how urgently to stop: 1 drain, 2 now. Up come the source files that
-the child has loaded, and that it is ready. When the supervisor is gone, however it ended, the
-kernel closes its end, and the child drains: no orphan is left behind. Signals could not say
-that, and a terminal's Ctrl-C, which reaches parent and child alike, would count twice.
+The supervisor sends the settings, and later stop levels: 1 drain, 2 now. The child sends the source files
+that it has loaded, and that it is ready. When the supervisor ends for any reason, the kernel closes its
+end, and the child drains: no child outlives its supervisor. Signals cannot do this, and Ctrl-C in a
+terminal reaches parent and child, so it would count twice.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from typing import Any
 
 from streamq.cli.worker_settings import Settings
 
-_MARGIN = 15.0  # seconds beyond the grace period for a child whose supervisor is gone
+_EXIT_MARGIN = 15.0  # seconds beyond the grace period until a child without a supervisor exits
 
 
-class Leash:
-    """The child's end."""
+class SupervisorChannel:
+    """The child's end of the channel."""
 
     def __init__(self, fd: int) -> None:
-        os.set_inheritable(fd, False)  # the child's own children have no part in this
+        os.set_inheritable(fd, False)  # child processes of the worker must not inherit it
         self._socket = socket.socket(fileno=fd)
         self._lines = self._socket.makefile("rb")
         self.settings = Settings.unpack(self._lines.readline())
 
     def __repr__(self) -> str:
-        return f"<Leash fd={self._socket.fileno()}>"
+        return f"<SupervisorChannel fd={self._socket.fileno()}>"
 
-    def say(self, **what: Any) -> None:
-        """Tell the supervisor something; if it is gone, nobody needs to know."""
+    def send(self, **message: Any) -> None:
+        """Send a message to the supervisor. Do nothing if the supervisor is gone."""
         try:
-            self._socket.sendall(json.dumps(what).encode() + b"\n")
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return
 
-    def obey(self, urge: Callable[[int], None]) -> None:
-        """Call `urge` from a thread whenever the supervisor wants this process to stop."""
-        threading.Thread(target=self._listen, args=(urge,), name="streamq leash", daemon=True).start()
+    def on_stop(self, callback: Callable[[int], None]) -> None:
+        """Call `callback` with the stop level, from a thread, whenever the supervisor sends one."""
+        threading.Thread(target=self._read_commands, args=(callback,), name="streamq channel", daemon=True).start()
 
-    def _listen(self, urge: Callable[[int], None]) -> None:
+    def _read_commands(self, callback: Callable[[int], None]) -> None:
         try:
             for line in self._lines:
-                urge(int(json.loads(line)["stop"]))
+                callback(int(json.loads(line)["stop"]))
         except OSError:
             pass
-        urge(1)
-        # The supervisor is gone. A handler that blocks the event loop must not keep us alive.
-        time.sleep(self.settings.grace + _MARGIN)
+        callback(1)
+        # The supervisor is gone. Exit even if a handler blocks the event loop.
+        time.sleep(self.settings.grace + _EXIT_MARGIN)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""One worker process: put the worker together, say what it runs, obey signals, and be sure to end."""
+"""One worker process: makes the worker, prints the banner, handles signals, and makes sure that the process exits."""
 
 from __future__ import annotations
 
@@ -23,67 +23,67 @@ import redis.exceptions
 
 from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
-from streamq.cli.loading import Loaded, LoadingProblem, load
+from streamq.cli.loading import Loaded, LoadingError, load
 from streamq.cli.run_command import run, uvloop_installed
 from streamq.cli.source_watch import loaded_sources
-from streamq.cli.supervisor_channel import Leash
-from streamq.cli.usage_errors import Problem, explained
+from streamq.cli.supervisor_channel import SupervisorChannel
+from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.cli.worker_settings import Settings
-from streamq.client.server_features import ServerFacts
+from streamq.client.server_features import ServerFeatures
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.server_errors import translated
 from streamq.worker import State, Worker
 
 log = logging.getLogger("streamq.cli")
 
-_LAST_RESORT = 5.0  # seconds for the event loop and the interpreter to close
-_AT_ONCE = 3  # the signal that is not a request any more
+_SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
+_EXIT_AT_SIGNAL = 3  # the third signal exits at once
 
 
-def serve(settings: Settings, leash: Leash | None = None) -> NoReturn:
-    """Run one worker and exit the process. Raises Problem for an error of use."""
+def serve(settings: Settings, channel: SupervisorChannel | None = None) -> NoReturn:
+    """Run one worker and exit the process. Raises CommandLineError for a usage error."""
     logs.set_up(settings.log_format, settings.log_level)
-    use_uvloop = _uvloop(settings)
+    use_uvloop = _choose_uvloop(settings)
     if settings.backend == "trio" and importlib.util.find_spec("trio") is None:
-        raise Problem("--backend trio needs an extra: pip install 'streamq[trio]'")
-    typing.clear_overloads()  # of redis-py, half a MiB that only tools read; those of the modules are yet to come
+        raise CommandLineError("--backend trio needs an extra: pip install 'streamq[trio]'")
+    typing.clear_overloads()  # those of redis-py take half a MiB and only tools read them; user modules come later
     try:
         loaded = load(settings.modules)
-        worker = _worker(settings, loaded)
-    except LoadingProblem as problem:
-        if leash is not None:
-            leash.say(files=[*loaded_sources(), *problem.files])
+        worker = _make_worker(settings, loaded)
+    except LoadingError as problem:
+        if channel is not None:
+            channel.send(files=[*loaded_sources(), *problem.files])
         raise
-    if leash is not None:
-        leash.say(files=loaded_sources())
-    process = _Process(settings, loaded, worker, leash, loop="uvloop" if use_uvloop else settings.backend)
+    if channel is not None:
+        channel.send(files=loaded_sources())
+    process = _WorkerRun(settings, loaded, worker, channel, loop="uvloop" if use_uvloop else settings.backend)
     try:
         run(process.main, backend=settings.backend, use_uvloop=use_uvloop, own_signals=True)
     except KeyboardInterrupt:
-        _leave(130)
-    except Problem:
+        _exit(130)
+    except CommandLineError:
         raise
     except Exception:
         log.exception("the worker failed")
-        _leave(1)
-    _leave(0)
+        _exit(1)
+    _exit(0)
 
 
-def _uvloop(settings: Settings) -> bool:
+def _choose_uvloop(settings: Settings) -> bool:
     installed = settings.backend == "asyncio" and uvloop_installed()
     if settings.uvloop and not installed:
-        raise Problem("--uvloop needs an extra: pip install 'streamq[uvloop]'")
+        raise CommandLineError("--uvloop needs an extra: pip install 'streamq[uvloop]'")
     return installed if settings.uvloop is None else settings.uvloop
 
 
-def _worker(settings: Settings, loaded: Loaded) -> Worker:
-    """Put the worker together. Raises Problem for what cannot be used."""
-    broker = _broker(settings, loaded)
+def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
+    """Make the worker. Raises CommandLineError if its options cannot be used."""
+    broker = _choose_broker(settings, loaded)
     own = {tier.name: tier.weight for tier in broker.tiers}
     weights = settings.weights
     if weights is not None and not weights.keys() <= own.keys():
         unknown = ", ".join(sorted(weights.keys() - own.keys()))
-        raise Problem(f"--tiers: no tier {unknown}; this broker has {', '.join(own)}")
+        raise CommandLineError(f"--tiers: no tier {unknown}; this broker has {', '.join(own)}")
     chosen = None if weights is None else {name: weight or own[name] for name, weight in weights.items()}
     try:
         return Worker(
@@ -92,128 +92,130 @@ def _worker(settings: Settings, loaded: Loaded) -> Worker:
             name=settings.name, burst=settings.burst,
         )  # fmt: skip
     except StreamqError as error:
-        raise explained(error) from error
+        raise from_streamq_error(error) from error
 
 
-def _broker(settings: Settings, loaded: Loaded) -> RedisBroker:
+def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
     if loaded.broker is None:
-        return settings.where.broker()
-    if settings.commanded:
-        options = ", ".join(f"--{name}" for name in settings.commanded)
-        raise Problem(f"{options}: {loaded.broker_at} says where the queue is; drop the option, or that broker")
+        return settings.server.broker()
+    if settings.explicit_options:
+        options = ", ".join(f"--{name}" for name in settings.explicit_options)
+        raise CommandLineError(f"{options}: {loaded.broker_path} defines the queue; drop the option, or that broker")
     return loaded.broker
 
 
-class _Process:
-    """A worker, and what makes it stop: signals, and the supervisor's word."""
+class _WorkerRun:
+    """One run of a worker. Signals and the supervisor can stop it."""
 
-    def __init__(self, settings: Settings, loaded: Loaded, worker: Worker, leash: Leash | None, *, loop: str) -> None:
+    def __init__(
+        self, settings: Settings, loaded: Loaded, worker: Worker, channel: SupervisorChannel | None, *, loop: str
+    ) -> None:
         self.settings = settings
         self.loaded = loaded
         self.worker = worker
-        self.leash = leash
+        self.channel = channel
         self.loop = loop
-        self._urgency = 0
+        self._stop_level = 0
         self._signals = 0
-        self._scope: anyio.CancelScope | None = None  # around a worker that has not started
+        self._scope: anyio.CancelScope | None = None  # cancelled to stop a worker that has not started
 
     def __repr__(self) -> str:
-        return f"<_Process {self.worker!r} urgency={self._urgency}>"
+        return f"<_WorkerRun {self.worker!r} stop_level={self._stop_level}>"
 
     async def main(self) -> None:
-        """Run the worker to its end."""
+        """Run the worker until it ends."""
         failed: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._obey_signals)
-                if self.leash is not None:
+                group.start_soon(self._handle_signals)
+                if self.channel is not None:
                     token = anyio.lowlevel.current_token()
-                    self.leash.obey(lambda level: _from_thread(self._urge, level, token))
+                    self.channel.on_stop(lambda level: _call_from_thread(self._request_stop, level, token))
                 with anyio.CancelScope() as self._scope:
                     try:
-                        await self._work()
+                        await self._run_worker()
                     except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
                         failed = error
                 group.cancel_scope.cancel()
         finally:
-            _end_within(_LAST_RESORT)
+            _exit_after(_SHUTDOWN_TIMEOUT)
         if failed is not None:
             raise failed
 
-    async def _work(self) -> None:
+    async def _run_worker(self) -> None:
         settings, worker = self.settings, self.worker
         async with worker.broker as broker:
-            facts = banner.facts_of(
-                worker, await _asked(broker), loop=self.loop, processes=settings.processes,
-                broker_at=self.loaded.broker_at,
+            description = banner.describe(
+                worker, await _server_features(broker), loop=self.loop, processes=settings.processes,
+                broker_path=self.loaded.broker_path,
             )  # fmt: skip
-            banner.announce(facts, log_format=settings.log_format, whole=settings.first)
-            await worker.run(task_status=_Told(self._ready))
+            banner.announce(description, log_format=settings.log_format, full=settings.first)
+            await worker.run(task_status=_CallOnStarted(self._ready))
             log.info("worker %s ended", worker.name)
 
     def _ready(self) -> None:
-        _spare_what_is_here()
-        if self.leash is not None:
-            self.leash.say(ready=True)
+        _freeze_garbage_collector()
+        if self.channel is not None:
+            self.channel.send(ready=True)
 
-    async def _obey_signals(self) -> None:
+    async def _handle_signals(self) -> None:
         try:
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for number in signals:
                     self._signals += 1
-                    if self._signals >= _AT_ONCE:
-                        log.warning("told to stop %d times: exiting at once", self._signals)
+                    if self._signals >= _EXIT_AT_SIGNAL:
+                        log.warning("got %d stop signals: exiting at once", self._signals)
                         _exit_now(128 + number)
-                    self._urge(self._signals)
+                    self._request_stop(self._signals)
         finally:
-            # All is handed back, and the interpreter takes a moment to end: who asks again gets no failure for it.
+            # All tasks are released. A signal while the interpreter exits must not change the exit code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def _urge(self, level: int) -> None:
-        """Stop as urgently as anybody wished: 1 drain, 2 now. Saying the same twice is saying it once."""
+    def _request_stop(self, level: int) -> None:
+        """Stop at this level: 1 drain, 2 now. A level that is not higher than the last does nothing."""
         worker = self.worker
-        while self._urgency < min(level, 2):
-            self._urgency += 1
+        while self._stop_level < min(level, 2):
+            self._stop_level += 1
             if worker.state in (State.NEW, State.STARTING) and self._scope is not None:
                 self._scope.cancel()
-            elif self._urgency == 1:
+            elif self._stop_level == 1:
                 running = worker.health.running
-                again = "" if self.leash is not None else "; once more to stop now"
+                again = "" if self.channel is not None else "; send the signal again to stop now"
                 log.info("draining: %d running, up to %g s%s", running, worker.grace_period, again)
                 worker.stop()
             else:
-                log.warning("handing back %d running tasks and exiting", worker.health.running)
+                log.warning("releasing %d running tasks and exiting", worker.health.running)
                 worker.stop()
 
 
-class _Told(anyio.abc.TaskStatus[None]):
-    """A task status that calls a function."""
+class _CallOnStarted(anyio.abc.TaskStatus[None]):
+    """A task status that calls a function when the worker has started."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
 
     def started(self, value: None = None) -> None:  # noqa: ARG002 - as the interface has it
-        """Hear that the worker reads."""
+        """Call the function."""
         self._function()
 
 
-async def _asked(broker: RedisBroker) -> ServerFacts:
-    """Return what the server is; one that is still loading is not known yet."""
+async def _server_features(broker: RedisBroker) -> ServerFeatures:
+    """Return product, version and features of the server; empty ones while it is still loading."""
     try:
-        return await broker.client.facts()
+        return await broker.client.server_features()
     except redis.exceptions.BusyLoadingError:
-        return ServerFacts()
+        return ServerFeatures()
     except redis.exceptions.RedisError as error:
         problem = translated(error)
         if isinstance(problem, BrokerError) and problem.code in ("LOADING", "MASTERDOWN"):
-            return ServerFacts()
+            return ServerFeatures()
         raise problem from error
 
 
-def _spare_what_is_here() -> None:
-    """Have the garbage collector never look again at what is here to stay: modules, the loop, the worker.
+def _freeze_garbage_collector() -> None:
+    """Exclude the modules, the event loop and the worker from garbage collection.
 
-    Else it looks at all of it, tens of milliseconds in which no task runs, whenever enough deliveries came and went.
+    Otherwise a full collection visits all of them from time to time, and no task runs for tens of milliseconds.
     """
     gc.collect()
     gc.freeze()
@@ -222,26 +224,26 @@ def _spare_what_is_here() -> None:
 # --- the end ---------------------------------------------------------------------------------
 
 
-def _from_thread(function: Callable[[int], None], level: int, token: Any) -> None:
+def _call_from_thread(function: Callable[[int], None], level: int, token: Any) -> None:
     with contextlib.suppress(anyio.RunFinishedError, RuntimeError):
         anyio.from_thread.run_sync(function, level, token=token)
 
 
-def _end_within(seconds: float) -> None:
-    """Exit after this time even if the event loop or the interpreter waits for threads that never end."""
+def _exit_after(seconds: float) -> None:
+    """Exit after this time even if the event loop or the interpreter waits for a thread that never ends."""
 
     def end() -> None:
         time.sleep(seconds)
         _exit_now(0)
 
-    threading.Thread(target=end, name="streamq last resort", daemon=True).start()
+    threading.Thread(target=end, name="streamq shutdown timeout", daemon=True).start()
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit; at once if threads still run whose tasks were handed back."""
-    left = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon and t.is_alive()]
-    if left:
-        log.warning("%d threads still run and are left behind: %s", len(left), ", ".join(t.name for t in left[:5]))
+def _exit(code: int) -> NoReturn:
+    """Exit. Do not wait for threads that still run: their tasks are released already."""
+    threads = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon and t.is_alive()]
+    if threads:
+        log.warning("exiting while %d threads still run: %s", len(threads), ", ".join(t.name for t in threads[:5]))
         _exit_now(code)
     logging.shutdown()
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What a worker process is to do, as one value that can be sent to a child process."""
+"""The settings of a worker process, as one value that can be sent to a child process."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from streamq.cli.options import Where
+from streamq.cli.options import ServerOptions
 
 Backend = Literal["asyncio", "trio"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of `streamq worker`, checked as far as that goes without importing anything.
+    """The options of `streamq worker`, checked as far as possible without importing user code.
 
-    `weights` are those of the tiers that are served, None for all with their own. `commanded`
-    are the names of server options that were given on the command line and not by the
-    environment. `first` is False in the children that need not print a banner.
+    `weights` are the weights of the tiers to serve; None serves all tiers with their own weights.
+    `explicit_options` are the names of the server options that were given on the command line, not by the
+    environment. `first` is False in child processes that do not print the banner. `grace` and `lease` are seconds.
     """
 
     modules: tuple[str, ...]
-    where: Where
-    commanded: tuple[str, ...] = ()
+    server: ServerOptions
+    explicit_options: tuple[str, ...] = ()
     weights: dict[str, int | None] | None = None
     concurrency: int = 100
     backend: Backend = "asyncio"
@@ -39,7 +39,7 @@ class Settings:
 
     @property
     def supervised(self) -> bool:
-        """Whether the work is done by child processes."""
+        """Do child processes run the tasks?"""
         return self.processes > 1 or self.reload
 
     def pack(self) -> bytes:
@@ -50,7 +50,10 @@ class Settings:
     def unpack(cls, line: bytes) -> Settings:
         """Read what `pack` wrote."""
         values = json.loads(line)
-        where = Where(**values.pop("where"))
+        server = ServerOptions(**values.pop("server"))
         return cls(
-            modules=tuple(values.pop("modules")), where=where, commanded=tuple(values.pop("commanded")), **values
+            modules=tuple(values.pop("modules")),
+            server=server,
+            explicit_options=tuple(values.pop("explicit_options")),
+            **values,
         )

@@ -1,7 +1,7 @@
-"""Where a server is and how to be let in: the URL of a server as a frozen value.
+"""The address of a server with its credentials: the URL as a frozen value.
 
-This module does no I/O and knows nothing of connections. A password never leaves it except
-through the field `password`: neither `repr`, `str` nor an error message shows one.
+This module does no I/O and knows nothing of connections. It shows a password only in the field
+`password`: no `repr`, no `str` and no error message has one.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server: how to reach it, who to be there, and which database to use.
+    """One server: how to reach it, the user and password, and the database.
 
-    `scheme` is `redis` (TCP), `rediss` (TLS), `unix` (the socket at `path`) or `memory`
-    (whatever the `Dial` of the client opens). Timeouts are seconds; None leaves the choice
-    to the client. The `ssl_*` fields mean what they mean in redis-py.
+    `scheme` is `redis` (TCP), `rediss` (TLS), `unix` (the socket at `path`) or `memory` (the
+    `Dial` passed to the client opens it). Timeouts are in seconds; with None the client's
+    default applies. The `ssl_*` fields have the meaning of redis-py's.
     """
 
     scheme: Scheme = "redis"
@@ -75,21 +75,21 @@ class Address:
         `socket_timeout` and `socket_connect_timeout` (seconds), `ssl_cert_reqs`,
         `ssl_check_hostname`, `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`.
 
-        Raises ConfigurationError if the URL cannot be used; the message names the part that
-        is wrong and the remedy, and shows no password.
+        Raises ConfigurationError if the URL cannot be used. The message names the wrong part
+        and the remedy, and shows no password.
         """
         try:
             parts = urlparse(url)
             port = parts.port
-        except ValueError:  # its text may quote the password
-            raise _refusal(url, f"its host and port cannot be read; write host:port, and {_ENCODE}") from None
+        except ValueError:  # the text of this error may have the password
+            raise _unusable(url, f"its host and port cannot be read; write host:port, and {_ENCODE}") from None
         scheme = _SCHEMES.get(parts.scheme)
         if scheme is None:
             known = ", ".join(f"{name}://" for name in _SCHEMES)
-            raise _refusal(url, f"unknown scheme {parts.scheme!r}; use one of {known}")
+            raise _unusable(url, f"unknown scheme {parts.scheme!r}; use one of {known}")
         stray = parts.query if scheme == "unix" else parts.path + parts.query
         if "#" in url or "@" in stray:
-            raise _refusal(url, f"it has '#', or '@' after the host; {_ENCODE}")
+            raise _unusable(url, f"it has '#', or '@' after the host; {_ENCODE}")
         options = _options(url, parts.query)
         return cls(
             scheme=scheme,
@@ -128,8 +128,8 @@ class Address:
         return f"{self.scheme}://{credentials}{self.place}/{self.db}"
 
 
-def _refusal(url: str, reason: str) -> ConfigurationError:
-    """Name the URL without its user, password and options, which may hold secrets."""
+def _unusable(url: str, reason: str) -> ConfigurationError:
+    """Return the error for a URL. It shows no user, password or options: they may be secret."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return ConfigurationError(f"not a URL of a server: {reason}")
@@ -142,9 +142,9 @@ def _options(url: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise _refusal(url, f"unknown option {name!r}; known are {', '.join(_OPTIONS)}")
+            raise _unusable(url, f"unknown option {name!r}; known are {', '.join(_OPTIONS)}")
         if not value:
-            raise _refusal(url, f"the option {name!r} has no value; give it one or leave it out")
+            raise _unusable(url, f"the option {name!r} has no value; give it one or leave it out")
         options[name] = value
     return options
 
@@ -152,9 +152,9 @@ def _options(url: str, query: str) -> dict[str, str]:
 def _socket_path(url: str, parts: ParseResult) -> str:
     path = unquote(parts.path)
     if parts.hostname:
-        raise _refusal(url, "the path of a unix socket is absolute; write three slashes, unix:///run/redis.sock")
+        raise _unusable(url, "the path of a unix socket is absolute; write three slashes, unix:///run/redis.sock")
     if not path.strip("/"):
-        raise _refusal(url, "the path of the socket is missing; write unix:///run/redis.sock")
+        raise _unusable(url, "the path of the socket is missing; write unix:///run/redis.sock")
     return path
 
 
@@ -162,7 +162,7 @@ def _db(url: str, text: str) -> int:
     if not text:
         return 0
     if not (text.isascii() and text.isdigit()):
-        raise _refusal(url, f"the database {text!r} is not a number; write one from 0 on, as in redis://host:6379/0")
+        raise _unusable(url, f"the database {text!r} is not a number; write one from 0 on, as in redis://host:6379/0")
     return int(text)
 
 
@@ -175,14 +175,14 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < float("inf"):
-        raise _refusal(url, f"{name}={text!r} is not a number of seconds above 0; write for example {name}=5")
+        raise _unusable(url, f"{name}={text!r} is not a number of seconds above 0; write for example {name}=5")
     return seconds
 
 
 def _cert_reqs(url: str, text: str) -> CertReqs:
     value = _CERT_REQS.get(text.lower())
     if value is None:
-        raise _refusal(url, f"ssl_cert_reqs={text!r}; write required, optional or none")
+        raise _unusable(url, f"ssl_cert_reqs={text!r}; write required, optional or none")
     return value
 
 
@@ -193,4 +193,4 @@ def _flag(url: str, name: str, text: str) -> bool:
         case "0" | "false" | "no" | "off":
             return False
         case _:
-            raise _refusal(url, f"{name}={text!r}; write true or false")
+            raise _unusable(url, f"{name}={text!r}; write true or false")

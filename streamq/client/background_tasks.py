@@ -1,7 +1,7 @@
-"""Tasks that go on while everything around them is cancelled, until their owner is done.
+"""Tasks that keep running while the code around them is cancelled, until their owner ends.
 
-A connection must outlive the cancellation of the code that uses it: what is cancelled still
-hands back, settles or cleans up under a shield, and needs the server for it.
+A connection must outlive the cancellation of the code that uses it: cancelled code still
+releases, settles or cleans up under a shield, and needs the server for that.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import anyio.abc
 Ts = TypeVarTuple("Ts")
 
 
-class Shelter:
-    """A task group whose tasks are cancelled by its end alone.
+class BackgroundTasks:
+    """A task group whose tasks are cancelled only when its `async with` block ends.
 
-    An error of the body goes on as itself; one of a task ends the others and the body.
+    An error of the block is raised as it is, not in an exception group. An error of a task
+    ends the other tasks and cancels the block.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class Shelter:
         self._scopes: set[anyio.CancelScope] = set()
 
     def __repr__(self) -> str:
-        return f"<Shelter of {len(self._scopes)} tasks>"
+        return f"<BackgroundTasks of {len(self._scopes)} tasks>"
 
     async def __aenter__(self) -> Self:
         self._group = anyio.create_task_group()
@@ -40,33 +41,33 @@ class Shelter:
         group, self._group = self._group, None
         if group is None:
             return None
-        self._end()
+        self._cancel_all()
         group.cancel_scope.cancel()  # for tasks that have not begun
         if isinstance(error, anyio.get_cancelled_exc_class()):
             return await group.__aexit__(kind, error, trace)
-        # A task group would wrap the body's error in a group.
+        # A task group would wrap the error of the block in a group.
         await group.__aexit__(None, None, None)
         return None
 
     def start_soon(self, function: Callable[[Unpack[Ts]], Awaitable[object]], *args: *Ts, name: object = None) -> None:
         """Start a task. Raises RuntimeError outside `async with`."""
         if self._group is None:
-            raise RuntimeError("the shelter is closed: start tasks inside its 'async with'")
-        self._group.start_soon(self._shelter, function, args, name=name)
+            raise RuntimeError("no background task can be started here: start tasks inside the 'async with' block")
+        self._group.start_soon(self._run_shielded, function, args, name=name)
 
-    async def _shelter(self, function: Callable[[Unpack[Ts]], Awaitable[object]], args: tuple[*Ts]) -> None:
+    async def _run_shielded(self, function: Callable[[Unpack[Ts]], Awaitable[object]], args: tuple[*Ts]) -> None:
         with anyio.CancelScope(shield=True) as scope:
-            if self._group is None:  # it ended before this began
+            if self._group is None:  # the block ended before this task began
                 return
             self._scopes.add(scope)
             try:
                 await function(*args)
             except BaseException:
-                self._end()
+                self._cancel_all()
                 raise
             finally:
                 self._scopes.discard(scope)
 
-    def _end(self) -> None:
+    def _cancel_all(self) -> None:
         for scope in tuple(self._scopes):
             scope.cancel()

@@ -1,55 +1,72 @@
-"""A connection for reads that block on the server, and the rescue of what they were about to return.
+"""A connection for reads that block on the server, and the replies of cancelled reads.
 
-Theory. A blocked XREADGROUP that is ended by closing its socket may strand entries: the
-server may have put them into our pending list in that very instant, and nobody ever reads
-the reply. So a cancelled read is ended by the server: CLIENT UNBLOCK over the shared
-connection makes it reply, with entries or with nil, and that reply is read before the
-cancellation goes on. UNBLOCK answers 0 when the read has not reached the server yet, or is
-over already; it is therefore repeated until the reply is here. No UNBLOCK may be under way
-when the next read begins, or it would end that one.
+Theory. Closing the socket of a blocked XREADGROUP may lose entries: in that instant the server
+may have put them into our pending list, and nobody reads the reply. So the server ends a
+cancelled read. CLIENT UNBLOCK over the shared connection makes it reply, with entries or with
+nil, and that reply is read before the cancellation continues. UNBLOCK answers 0 if the read has
+not reached the server yet, or is over already. So UNBLOCK is repeated until the reply is here.
+No UNBLOCK may be under way when the next read begins: it would end that read.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import anyio
 from redis import exceptions
 
-from streamq.client.codec import Command, pack_greeting
-from streamq.client.shared_connection import Link, Outbox, Slot
+from streamq.client.resp_codec import Command, pack_unchecked
+from streamq.client.send_queue import Request, SendQueue
+from streamq.client.shared_connection import SharedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from streamq.client.client import Client
+    from streamq.client.connection import Connector
 
-_RESCUE_WITHIN = 3.0  # seconds that the end of a cancelled read may take
+_UNBLOCK_WITHIN = 3.0  # seconds that ending a cancelled read may take
 _CLOSE_WITHIN = 2.0
-_FIRST_PAUSE = 0.002  # seconds between one UNBLOCK and the next; doubles
+_FIRST_PAUSE = 0.002  # seconds between one UNBLOCK and the next; doubles each time
 _LONGEST_PAUSE = 0.1
 
 
-class BlockingConnection:
-    """A dedicated connection, made by `Client.blocking`; one read at a time.
+class SendCommand(Protocol):
+    """Sends one command over another connection: `Client.command`."""
 
-    It dials at the first read and again at the read after a failure.
+    async def __call__(self, *command: bytes | str | float) -> Any: ...
+
+
+class BlockingConnection:
+    """A connection for one blocking read at a time. Made by `Client.blocking`.
+
+    It connects at the first read, and again at the read after a failure.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._connector = client.connector()
-        self._link: Link | None = None
-        self._slot: Slot | None = None
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        reply_timeout: float,
+        send: SendCommand,
+        start: Callable[[SharedConnection], None],
+    ) -> None:
+        self._connector = connector
+        self._reply_timeout = reply_timeout
+        self._send = send
+        self._start = start
+        self._connection: SharedConnection | None = None  # nobody else sends over it
+        self._request: Request | None = None  # the read that is under way
         self._reading = anyio.ResourceGuard("reading from")
         self._unblocking = anyio.Lock()
-        self._ended_early = False  # unblock came while read was dialing
+        self._unblocked_early = False  # `unblock` was called while `read` was connecting
 
     def __repr__(self) -> str:
-        link = self._link
-        state = "idle" if link is None or not link.usable else "reading" if self._slot is not None else "connected"
-        return f"<BlockingConnection {self._client.address} {state}>"
+        if self._connection is None or not self._connection.usable:
+            state = "idle"
+        else:
+            state = "connected" if self._request is None else "reading"
+        return f"<BlockingConnection {self._connector.address} {state}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -57,117 +74,123 @@ class BlockingConnection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._give_up("the blocking connection was closed")
+        await self._close("the blocking connection was closed")
 
-    async def read(self, command: Command, *, block: float, on_stranded: Callable[[Any], None]) -> Any:
-        """Send one command that blocks at most `block` seconds on the server; return its reply.
+    async def read(self, command: Command, *, block: float, on_late_reply: Callable[[Any], None]) -> Any:
+        """Send one command that blocks for `block` seconds at most, and return its reply.
 
-        BLOCK itself, in milliseconds, is in the command already. The reply is raw, as from
-        `Client.call`; None says that nothing came.
+        The command itself must have its BLOCK option, in milliseconds. The reply is raw, as from
+        `Client.call`; None means that nothing came within `block`.
 
-        If the caller is cancelled, the read is ended on the server and a reply that is not
-        empty is handed to `on_stranded`, before the cancellation goes on. That takes a round
-        trip, and 3 seconds at most.
+        If the caller is cancelled, the server ends the read. A reply that is not empty is passed
+        to `on_late_reply` before the cancellation continues. That takes one round trip, and 3
+        seconds at most.
 
-        Raises error replies; OutcomeUnknown if the connection is lost, or the server silent
-        for `block` and the reply timeout; redis.exceptions.ConnectionError if the command
-        was not sent.
+        Raises error replies. Raises OutcomeUnknown if the connection is lost, or if the server is
+        silent for `block` and the reply timeout. Raises redis.exceptions.ConnectionError if the
+        command was not sent.
         """
         with self._reading:
-            self._ended_early = False
-            link = await self._connected()
+            self._unblocked_early = False
+            connection = await self._connected()
             async with self._unblocking:
-                if self._ended_early:
+                if self._unblocked_early:
                     return None
-                if not link.usable:
-                    raise exceptions.ConnectionError(f"the connection to {link.wire.place} was lost; nothing was sent")
-                slot = self._slot = link.submit(pack_greeting((command,)), 1, patience=block)
+                if not connection.usable:
+                    raise exceptions.ConnectionError(f"the connection to {connection.place} was lost; nothing was sent")
+                request = self._request = connection.submit(pack_unchecked((command,)), 1, block=block)
             try:
-                await slot.wait()
+                await request.wait()
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    await self._rescue(link, slot, on_stranded)
+                    await self._pass_on_late_reply(connection, request, on_late_reply)
                 raise
             finally:
-                self._slot = None
-        (reply,) = slot.result()
+                self._request = None
+        (reply,) = request.result()
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def unblock(self) -> None:
-        """End the read in flight: it returns what it has, or None. Without a read, do nothing.
+        """End the read that is under way: it returns its reply or None. Do nothing if there is no read.
 
-        Returns when that read has its reply. A read that begins later is never hit.
+        Returns when that read has its reply. Never ends a read that begins later.
         """
-        link, slot = self._link, self._slot
-        if link is not None and slot is not None:
+        connection, request = self._connection, self._request
+        if connection is not None and request is not None:
             with anyio.CancelScope(shield=True):
-                await self._end_read(link, slot)
+                await self._end_read(connection, request)
         else:
-            self._ended_early = True  # a read that is dialing returns None instead of starting
+            self._unblocked_early = True  # a read that is connecting returns None and sends nothing
 
-    async def _connected(self) -> Link:
-        if self._link is not None and self._link.usable:
-            return self._link
-        await self._give_up("the connection was given up")
-        wire = await self._connector.connect()
-        link = Link(wire, Outbox(anyio.Event), reply_timeout=self._client.reply_timeout, last=True)
-        self._client.start(link)
-        self._link = link
-        return link
+    async def _connected(self) -> SharedConnection:
+        if self._connection is not None and self._connection.usable:
+            return self._connection
+        await self._close("the connection was given up")
+        connection = SharedConnection(
+            await self._connector.connect(),
+            SendQueue(anyio.Event),
+            reply_timeout=self._reply_timeout,
+            owns_queue=True,
+        )
+        self._start(connection)
+        self._connection = connection
+        return connection
 
-    async def _rescue(self, link: Link, slot: Slot, on_stranded: Callable[[Any], None]) -> None:
-        """Get the reply of a read whose caller is cancelled; close the connection if that fails."""
-        if not slot.sent:
-            slot.abandoned = True
+    async def _pass_on_late_reply(
+        self, connection: SharedConnection, request: Request, on_late_reply: Callable[[Any], None]
+    ) -> None:
+        """End a read whose caller was cancelled, and pass its reply on. Close the connection if that fails."""
+        if not request.sent:
+            request.abandoned = True
             return
-        await self._end_read(link, slot)
+        await self._end_read(connection, request)
         try:
-            (reply,) = slot.result()
+            (reply,) = request.result()
         except exceptions.ConnectionError:
             return
         if reply and not isinstance(reply, Exception):
-            on_stranded(reply)
+            on_late_reply(reply)
 
-    async def _end_read(self, link: Link, slot: Slot) -> None:
-        """Have the server end the read of `slot`; return when it is done. Runs shielded."""
-        with anyio.move_on_after(_RESCUE_WITHIN):
+    async def _end_read(self, connection: SharedConnection, request: Request) -> None:
+        """Have the server end a read, and return when it has ended. Runs shielded."""
+        with anyio.move_on_after(_UNBLOCK_WITHIN):
             async with self._unblocking:
-                await self._unblock_until_done(link, slot)
-            await slot.wait()
-        if not slot.settled:
-            link.close("a blocked read could not be ended")
+                await self._unblock_until_finished(connection, request)
+            await request.wait()
+        if not request.finished:
+            connection.close("a blocked read could not be ended")
 
-    async def _unblock_until_done(self, link: Link, slot: Slot) -> None:
+    async def _unblock_until_finished(self, connection: SharedConnection, request: Request) -> None:
         pause = _FIRST_PAUSE
-        identity = link.wire.client_id
-        while identity is not None and not slot.settled:
+        client_id = connection.client_id
+        while client_id is not None and not request.finished:
             answered = False
             try:
-                answer = await self._client.command("CLIENT", "UNBLOCK", identity)
+                answer = await self._send("CLIENT", "UNBLOCK", client_id)
                 answered = True
             except exceptions.ResponseError:
-                return  # not allowed here: the read ends by itself, or is cut off
+                return  # an ACL refuses it: the read ends by itself, or `_end_read` closes the connection
             except exceptions.ConnectionError:
                 answer = 0
             finally:
-                if not answered and not slot.settled:
-                    # It may still be carried out, then against a later read: never use the id again.
-                    link.retire()
+                if not answered and not request.finished:
+                    # The UNBLOCK may be carried out later and end another read: never use this id again.
+                    connection.drain()
             if answer == 1:
                 return
             with anyio.move_on_after(pause):
-                await slot.wait()
+                await request.wait()
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _give_up(self, reason: str) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            if link.completed:
+    async def _close(self, reason: str) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if connection.completed:
                 self._connector.succeeded()
             else:
                 self._connector.failed()
-            link.close(reason)
+            connection.close(reason)
             with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
-                await link.ended.wait()
+                await connection.ended.wait()

@@ -1,4 +1,8 @@
-"""The client: redis-py's command methods, carried by one shared connection over anyio."""
+"""The client: redis-py's command methods over one shared connection, on anyio.
+
+It puts the parts of this folder together: the multiplexer for commands, and connections of their
+own for blocking reads and for pub/sub.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +15,44 @@ from redis.backoff import AbstractBackoff, ExponentialBackoff
 from redis.commands import AsyncCoreCommands
 
 from streamq.client.address import Address
-from streamq.client.background_tasks import Shelter
+from streamq.client.background_tasks import BackgroundTasks
 from streamq.client.blocking_connection import BlockingConnection
-from streamq.client.codec import Command, Encoder, pack, shape, words
 from streamq.client.connection import Connector
 from streamq.client.dial import Dial, dial_to
 from streamq.client.multiplexer import Multiplexer
 from streamq.client.pipeline import Pipeline
+from streamq.client.resp_codec import Command, Encoder, apply_callback, build_command, pack
 from streamq.client.scripts import Script, with_source
-from streamq.client.server_features import QUESTIONS, ServerFacts, read_facts
+from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.subscriber import Subscriber
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
-    from streamq.client.shared_connection import EventFactory, Link
+    from streamq.client.send_queue import EventFactory
+    from streamq.client.shared_connection import SharedConnection
 
 DEFAULT_BACKOFF = ExponentialBackoff(cap=2.0, base=0.05)
 
 
 class Client(AsyncCoreCommands):
-    """Redis for any number of tasks at once, under asyncio and under trio.
+    """A Redis client for any number of tasks at once, under asyncio and under trio.
 
-    Connects at the first use inside `async with client:`, and again whenever the connection
-    is lost. All callers share one connection, on which their commands are pipelined
-    automatically; blocking reads and subscriptions have connections of their own.
+    It connects at the first use inside `async with client:`, and again whenever the connection
+    is lost. All callers share one connection, and their commands are pipelined automatically.
+    Blocking reads and subscriptions have connections of their own.
 
-    `connect_timeout` bounds, in seconds, a dial with its login, and the time that a caller
-    waits for a lost connection to come back. `reply_timeout` is how long the server may be
-    silent while it owes a reply. `backoff` gives the longest pause between failed dials, of
-    which `jitter` (from 0 to 1) takes a part. Timeouts and the name in the address are used
-    where no argument says otherwise.
+    `connect_timeout` (seconds) bounds a dial with its login. It also bounds the time that a
+    caller waits for a lost connection to come back. `reply_timeout` (seconds) is how long the
+    server may be silent while it owes a reply. `backoff` gives the longest pause between failed
+    dials; the pause is that times `jitter()`, a random number from 0 to 1. Without an argument,
+    the timeouts and the client name of the address apply.
 
     Raises ConfigurationError if the certificates of the address cannot be loaded.
     """
 
-    _is_async_client: Literal[True] = True  # what redis-py's annotations go by
+    _is_async_client: Literal[True] = True  # redis-py's annotations depend on it
     _event_dispatcher: Any = None  # redis-py's own clients have one; its command methods do not use it
 
     def __init__(
@@ -71,51 +76,51 @@ class Client(AsyncCoreCommands):
         self._jitter = jitter
         self._decode = decode_responses
         self._encoder = Encoder(decode_responses=decode_responses)
-        self._mux: Multiplexer | None = None
-        self._apart: Multiplexer | None = None
-        self._tasks: Shelter | None = None
+        self._multiplexer: Multiplexer | None = None
+        self._second: Multiplexer | None = None  # of `call_on_second_connection`
+        self._tasks: BackgroundTasks | None = None
         self._closed = False
-        self._links: set[Link] = set()  # of blocking connections
-        self._facts: tuple[Link | None, ServerFacts] | None = None
+        self._blocking_connections: set[SharedConnection] = set()
+        self._features: tuple[SharedConnection | None, ServerFeatures] | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        """Make a client of a URL (see `Address.parse`) and the options of the class."""
+        """Make a client from a URL (see `Address.parse`) and the options of the class."""
         return cls(Address.parse(url), **options)
 
     def __repr__(self) -> str:
-        state = "closed" if self._mux is None else self._mux.state
+        state = "closed" if self._multiplexer is None else self._multiplexer.state
         return f"<Client {self.address} {state}>"
 
-    # --- life ------------------------------------------------------------------------------
+    # --- open and close ------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None or self._closed:
-            raise RuntimeError("a client is opened once; make another one")
-        tasks = self._tasks = await Shelter().__aenter__()
-        self._mux = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
-        tasks.start_soon(self._mux.run, name="streamq client")
+            raise RuntimeError("this client was opened before; make another one")
+        tasks = self._tasks = await BackgroundTasks().__aenter__()
+        self._multiplexer = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
+        tasks.start_soon(self._multiplexer.run, name="streamq client")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        tasks, mux = self._running()
-        self._closed = True  # from here on nothing new starts
-        mux.close()
-        if self._apart is not None:
-            self._apart.close()
-        for link in tuple(self._links):
-            link.close("the client was closed")
+        tasks, multiplexer = self._running()
+        self._closed = True  # nothing new starts from here on
+        multiplexer.close()
+        if self._second is not None:
+            self._second.close()
+        for connection in tuple(self._blocking_connections):
+            connection.close("the client was closed")
         return await tasks.__aexit__(kind, error, trace)
 
-    def _running(self) -> tuple[Shelter, Multiplexer]:
-        if self._tasks is None or self._mux is None or self._closed:
+    def _running(self) -> tuple[BackgroundTasks, Multiplexer]:
+        if self._tasks is None or self._multiplexer is None or self._closed:
             raise exceptions.ConnectionError("the client is not open: use it inside 'async with client:'")
-        return self._tasks, self._mux
+        return self._tasks, self._multiplexer
 
     def connector(self) -> Connector:
-        """Return what dials and logs in as this client does; one for each kind of connection."""
+        """Return a new Connector with the settings of this client. Each kind of connection has its own."""
         return Connector(
             self.address,
             self._dial,
@@ -125,48 +130,49 @@ class Client(AsyncCoreCommands):
             jitter=self._jitter,
         )
 
-    # --- commands --------------------------------------------------------------------------
+    # --- commands ------------------------------------------------------------------------------
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one write and return their raw replies in order.
 
-        A reply is bytes, int, None or a list of those; an error reply stands in its place as
-        the exception that redis-py has for it (a `redis.exceptions.RedisError`) and is not
-        raised. An EVALSHA of a registered `Script` that the server does not know is repeated
-        with its source after the other commands ran; if the connection is lost then, that error
-        stands in its place, because the others did run. MULTI and EXEC may stand in one call.
+        A reply is bytes, int, None or a list of those. An error reply is not raised: the list
+        has the exception that redis-py has for it (a `redis.exceptions.RedisError`). If the
+        server does not know the script of an EVALSHA, the command is repeated with the source of
+        the registered `Script` after the other commands ran. If the connection is lost then, the
+        list has that error in its place, because the other commands did run. MULTI and EXEC may
+        be in one call.
 
         Raises OutcomeUnknown if the commands may have reached the server and no reply came,
         redis.exceptions.ConnectionError (AuthenticationError, BusyLoadingError) if they were
         certainly not sent, and redis.exceptions.DataError if they cannot be sent.
         """
-        mux = self._mux
-        if mux is None:
-            mux = self._running()[1]
+        multiplexer = self._multiplexer
+        if multiplexer is None:
+            multiplexer = self._running()[1]
         if not commands:
             return []
-        replies = await mux.exchange(pack(commands), len(commands))
+        replies = await multiplexer.exchange(pack(commands), len(commands))
         for reply in replies:
             if reply.__class__ is exceptions.NoScriptError:
-                return await self._with_sources(mux, commands, replies)
+                return await self._with_sources(multiplexer, commands, replies)
         return replies
 
-    async def call_apart(self, commands: Sequence[Command]) -> list[Any]:
-        """As `call`, over another connection: for what holds up all that comes after it, as WAIT does.
+    async def call_on_second_connection(self, commands: Sequence[Command]) -> list[Any]:
+        """As `call`, over a second shared connection: for commands that delay all later ones, such as WAIT.
 
-        Scripts are sent whole, so that all commands run once and in their order.
+        Scripts are sent with their source, so that all commands run once and in order.
         """
         tasks, _ = self._running()
-        if self._apart is None:
-            self._apart = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
-            tasks.start_soon(self._apart.run, name="streamq client, apart")
+        if self._second is None:
+            self._second = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
+            tasks.start_soon(self._second.run, name="streamq client, second connection")
         whole = [with_source(command) or command for command in commands]
-        return await self._apart.exchange(pack(whole), len(whole))
+        return await self._second.exchange(pack(whole), len(whole))
 
     async def command(self, *command: bytes | str | float) -> Any:  # type: ignore[override]
-        """Send one command and return its raw reply; an error reply is raised.
+        """Send one command and return its raw reply. Raises error replies.
 
-        Raises as `call`. (redis-py's method of this name, COMMAND, is `command_info` here.)
+        Raises as `call` otherwise. (redis-py's method of this name, COMMAND, is `command_info` here.)
         """
         (reply,) = await self.call((command,))
         if isinstance(reply, Exception):
@@ -174,22 +180,24 @@ class Client(AsyncCoreCommands):
         return reply
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command as redis-py's command methods build it; shape its reply as they say.
+        """Send one command that redis-py's command methods built, and return its reply as they promise it.
 
-        Raises error replies, DataError for a command that a shared connection cannot carry
-        (blocking ones, subscriptions, SELECT, ...), and as `call` for the connection.
+        Raises error replies. Raises DataError for a command that a shared connection cannot
+        carry (blocking commands, subscriptions, SELECT, ...). Raises as `call` otherwise.
         """
-        mux = self._mux
-        if mux is None:
-            mux = self._running()[1]
-        command, callback = words(args)
-        replies = await mux.exchange(pack((command,)), 1)
+        multiplexer = self._multiplexer
+        if multiplexer is None:
+            multiplexer = self._running()[1]
+        command, callback = build_command(args)
+        replies = await multiplexer.exchange(pack((command,)), 1)
         if replies[0].__class__ is exceptions.NoScriptError:
-            replies = await self._with_sources(mux, (command,), replies)
-        return shape(replies[0], callback, options, decode=self._decode)
+            replies = await self._with_sources(multiplexer, (command,), replies)
+        return apply_callback(replies[0], callback, options, decode=self._decode)
 
-    async def _with_sources(self, mux: Multiplexer, commands: Sequence[Command], replies: list[Any]) -> list[Any]:
-        """Repeat what failed for want of a script that is registered here."""
+    async def _with_sources(
+        self, multiplexer: Multiplexer, commands: Sequence[Command], replies: list[Any]
+    ) -> list[Any]:
+        """Repeat the commands whose script the server does not know, if the script is registered here."""
         places: list[int] = []
         repeated: list[Command] = []
         for place, (command, reply) in enumerate(zip(commands, replies, strict=True)):
@@ -198,73 +206,73 @@ class Client(AsyncCoreCommands):
                 repeated.append(full)
         if repeated:
             try:
-                answers = await mux.exchange(pack(repeated), len(repeated))
-            except exceptions.ConnectionError as error:  # the replies of the others are not lost with it
+                answers = await multiplexer.exchange(pack(repeated), len(repeated))
+            except exceptions.ConnectionError as error:  # the replies of the other commands are not lost with it
                 answers = [error] * len(repeated)
             for place, answer in zip(places, answers, strict=True):
                 replies[place] = answer
         return replies
 
     def get_encoder(self) -> Encoder:
-        """Return what redis-py's command methods encode single values with."""
+        """Return the encoder that redis-py's command methods use for single values."""
         return self._encoder
 
     def register_script(self, script: str) -> Script:  # type: ignore[override]
-        """Return a `Script`; its source is registered for every client of the process."""
+        """Return a `Script`. Its source is registered for every client of the process."""
         return Script(script)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
-        """Return a pipeline: commands queued by redis-py's methods, sent by `execute`."""
+        """Return a pipeline: redis-py's methods queue commands there, and `execute` sends them."""
         return Pipeline(self.call, transaction=transaction, decode_responses=self._decode)
 
-    # --- connections -----------------------------------------------------------------------
+    # --- connections ---------------------------------------------------------------------------
 
     async def reset(self) -> None:  # type: ignore[override]
-        """Give up the current connection; the next use dials again.
+        """Give up the current connection. The next command connects again.
 
-        Replies that are outstanding get a second to arrive. After a READONLY reply this
-        happens by itself: the server has become a replica.
+        Outstanding replies get a second to arrive. After a READONLY reply the client does this
+        by itself: the server has become a replica.
         """
         await self._running()[1].reset()
 
     def blocking(self) -> BlockingConnection:
-        """Return a connection for blocking reads; open it with `async with`."""
-        return BlockingConnection(self)
+        """Return a connection for blocking reads. Open it with `async with`."""
+        return BlockingConnection(
+            self.connector(), reply_timeout=self.reply_timeout, send=self.command, start=self._start_connection
+        )
 
     def subscriber(self) -> Subscriber:
-        """Return a connection for pub/sub; open it with `async with`."""
-        return Subscriber(self)
+        """Return a connection for pub/sub. Open it with `async with`."""
+        return Subscriber(self.connector(), reply_timeout=self.reply_timeout, start=self._start_task)
 
-    async def facts(self) -> ServerFacts:
-        """Return what the server is and can do; asked once for each connection.
+    async def server_features(self) -> ServerFeatures:
+        """Return the product, the version and the commands of the server. It is asked once per connection.
 
-        Raises as `call` for the connection.
+        Raises as `call`.
         """
-        mux = self._running()[1]
-        if self._facts is not None and mux.link is not None and self._facts[0] is mux.link:
-            return self._facts[1]
-        facts = read_facts(await self.call(QUESTIONS))
-        self._facts = (mux.link, facts)
-        return facts
+        multiplexer = self._running()[1]
+        if self._features is not None and multiplexer.current is not None and self._features[0] is multiplexer.current:
+            return self._features[1]
+        features = read_features(await self.call(FEATURE_QUERIES))
+        self._features = (multiplexer.current, features)
+        return features
 
-    def start(self, link: Link) -> None:
-        """Run a link of a blocking connection among the tasks of this client."""
+    def _start_connection(self, connection: SharedConnection) -> None:
+        """Run the connection of a BlockingConnection. It is closed with the client."""
         tasks = self._running()[0]
-        self._links.add(link)
-        tasks.start_soon(self._carry, link, name="streamq blocking link")
+        self._blocking_connections.add(connection)
+        tasks.start_soon(self._run_connection, connection, name="streamq blocking connection")
 
-    async def _carry(self, link: Link) -> None:
+    async def _run_connection(self, connection: SharedConnection) -> None:
         try:
-            await link.run()
+            await connection.run()
         finally:
-            self._links.discard(link)
+            self._blocking_connections.discard(connection)
 
-    @property
-    def tasks(self) -> Shelter:
-        """The task group of the open client. Raises ConnectionError if it is not open."""
-        return self._running()[0]
+    def _start_task(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        self._running()[0].start_soon(function, name=name)
 
 
 def event_factory() -> EventFactory:
-    """Return the cheapest way to make an anyio.Event here: the class that the backend uses."""
+    """Return the Event class of the current backend: the cheapest way to make an anyio.Event."""
     return type(anyio.Event())

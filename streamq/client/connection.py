@@ -1,7 +1,7 @@
-"""Opening a connection: dial, log in, choose the database, and do that no faster than polite.
+"""Connecting: dial, log in, choose the database, and pause between failures.
 
-A `Wire` is a byte stream whose server has accepted us, with the parser of its replies; what
-is sent over it is the business of others. A `Connector` makes wires, one after the other.
+A `Connection` is a byte stream to a server and the parser of its replies. It does not know which
+request a reply belongs to. A `Connector` makes connections to one address, one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio
 import hiredis
 from redis import exceptions
 
-from streamq.client.codec import Command, pack_greeting, reply_error
+from streamq.client.resp_codec import Command, pack_unchecked, reply_error
 from streamq.client.sockets import SocketStream
 
 if TYPE_CHECKING:
@@ -29,62 +29,64 @@ if TYPE_CHECKING:
     from streamq.client.address import Address
     from streamq.client.dial import Dial
 
-_CHUNK: Final = 1 << 16  # bytes asked of the stream at once
+_CHUNK: Final = 1 << 16  # bytes that one read takes at most
 _CLOSE_WITHIN: Final = 2.0  # seconds
-_FAILURES_COUNTED: Final = 64  # redis-py's backoff is a power of it, which soon is no float any more
+_FAILURES_COUNTED: Final = 64  # redis-py's backoff raises 2 to this power, which must stay a float
 
-# After these the server behind the connection is no longer the one we want: it became a
-# replica, or it has forgotten who we are.
-_DISTRUST: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
+# After an error with one of these codes the connection is of no more use: the server became a
+# replica, or it has forgotten our login.
+_RECONNECT_CODES: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
 
 
-class Wire:
+class Connection:
     """A byte stream to a server and the parser of its replies."""
 
     def __init__(self, stream: ByteStream, place: str) -> None:
         self.stream = stream
         self.place = place
         self.reader = hiredis.Reader(replyError=self._reply_error)
-        self.client_id: int | None = None  # as CLIENT ID said; None where the server does not tell
-        self.distrusted = False
+        self.client_id: int | None = None  # the reply to CLIENT ID; None if the server refused it
+        self.must_reconnect = False  # the server sent one of _RECONNECT_CODES
 
     def __repr__(self) -> str:
-        return f"<Wire to {self.place} id={self.client_id}>"
+        return f"<Connection to {self.place} id={self.client_id}>"
 
     def _reply_error(self, text: str) -> Exception:
-        if text.startswith(_DISTRUST):
-            self.distrusted = True
+        if text.startswith(_RECONNECT_CODES):
+            self.must_reconnect = True
         return reply_error(text)
 
     async def feed(self) -> None:
-        """Wait for bytes and give them to the parser; raises what the stream raises."""
+        """Wait for bytes and feed them to the parser. Raises what the stream raises."""
         self.reader.feed(await self.stream.receive(_CHUNK))
 
-    def follow(self, arrived: Callable[[float], None], ended: Callable[[Exception], None]) -> bool:
-        """From now on feed the parser without a task: `arrived` hears the loop's time (s) then, `ended` of the end.
+    def feed_by_callback(self, on_replies: Callable[[float], None], on_end: Callable[[Exception], None]) -> bool:
+        """Feed the parser from a callback of the event loop from now on, without a task.
 
-        Returns False where that cannot be: have a task `feed` there.
+        `on_replies` is called with the loop's time, in seconds, whenever the parser was fed.
+        `on_end` is called once, with the error that ended the stream. Returns False, and does
+        nothing, where this is not possible: a task must call `feed` there.
         """
         if not isinstance(self.stream, SocketStream):
             return False
 
-        def take(data: bytes, now: float) -> None:
+        def on_data(data: bytes, now: float) -> None:
             try:
                 self.reader.feed(data)
-                arrived(now)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it must end the wire and not the event loop
-                ended(error)
+                on_replies(now)
+            except Exception as error:  # noqa: BLE001 - no error may reach the event loop: it ends the connection
+                on_end(error)
 
-        return self.stream.follow(take, ended)
+        return self.stream.receive_by_callback(on_data, on_end)
 
     async def aclose(self) -> None:
-        """Close the stream at once, whatever state it is in; raises nothing."""
+        """Close the stream at once, in whatever state it is. Raises nothing."""
         with suppress(Exception), anyio.move_on_after(_CLOSE_WITHIN, shield=True):
             await anyio.aclose_forcefully(self.stream)
 
-    async def greet(self, commands: Sequence[Command], replies: list[Any]) -> None:
+    async def handshake(self, commands: Sequence[Command], replies: list[Any]) -> None:
         """Send `commands` and append their replies to `replies` as they arrive."""
-        await self.stream.send(pack_greeting(commands))
+        await self.stream.send(pack_unchecked(commands))
         while len(replies) < len(commands):
             await self.feed()
             while len(replies) < len(commands) and (reply := self.reader.gets()) is not False:
@@ -92,7 +94,7 @@ class Wire:
 
 
 class Connector:
-    """Makes greeted wires to one address, with capped backoff and full jitter between failures."""
+    """Makes logged-in connections to one address, with capped backoff and full jitter between failures."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class Connector:
     ) -> None:
         self.address = address
         self.timeout = timeout
-        self.waiting = False
+        self.backing_off = False
         self._dial = dial
         self._backoff = backoff
         self._jitter = jitter
@@ -115,68 +117,68 @@ class Connector:
         self._not_before = 0.0
 
     def failed(self) -> None:
-        """Note a failure: the next dial waits. Called for wires that broke at once, too."""
+        """Note a failure: the next dial waits. Also called for a connection that broke before its first reply."""
         delay = self._backoff.compute(self._failures) * self._jitter()
         self._failures = min(self._failures + 1, _FAILURES_COUNTED)
         self._not_before = anyio.current_time() + delay
 
     def succeeded(self) -> None:
-        """Note that a connection served somebody: the next dial need not wait."""
+        """Note that a connection brought replies: the next dial does not wait."""
         self._failures = 0
         self._not_before = 0.0
 
-    async def connect(self) -> Wire:
-        """Wait as the backoff says, then dial once and log in.
+    async def connect(self) -> Connection:
+        """Wait for the backoff, then dial once and log in.
 
         Raises AuthenticationError if the server refuses the user or the password,
         BusyLoadingError if it is not ready yet (LOADING, MASTERDOWN), and
-        redis.exceptions.ConnectionError for everything else, timeout included.
+        redis.exceptions.ConnectionError for every other failure, the connect timeout included.
         """
-        await self._pace()
+        await self._wait_for_backoff()
         try:
             return await self._connect()
         except exceptions.ConnectionError:
             self.failed()
             raise
 
-    async def _pace(self) -> None:
+    async def _wait_for_backoff(self) -> None:
         if anyio.current_time() < self._not_before:
-            self.waiting = True
+            self.backing_off = True
             try:
                 await anyio.sleep_until(self._not_before)
             finally:
-                self.waiting = False
+                self.backing_off = False
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> Connection:
         place = self.address.place
         replies: list[Any] = []
-        wire: Wire | None = None
+        connection: Connection | None = None
         try:
             with anyio.fail_after(self.timeout):
-                wire = Wire(await self._dial(), place)
-                commands = self._greeting()
-                await wire.greet(commands, replies)
-            self._judge(commands, replies)
+                connection = Connection(await self._dial(), place)
+                commands = self._handshake_commands()
+                await connection.handshake(commands, replies)
+            self._check_handshake(commands, replies)
         except TimeoutError:
-            await _discard(wire)
+            await _close(connection)
             raise exceptions.ConnectionError(f"no connection to {place} within {self.timeout:g} s") from None
         except exceptions.ConnectionError:
-            await _discard(wire)
+            await _close(connection)
             raise
         except Exception as error:
-            await _discard(wire)
-            said = next((str(reply) for reply in replies if isinstance(reply, Exception)), "")
-            reason = said or _innermost(error)
+            await _close(connection)
+            server_error = next((str(reply) for reply in replies if isinstance(reply, Exception)), "")
+            reason = server_error or _root_cause(error)
             raise exceptions.ConnectionError(f"no connection to {place}: {reason}") from error
         except BaseException:
-            await _discard(wire)
+            await _close(connection)
             raise
-        identity = replies[-2]
-        wire.client_id = identity if isinstance(identity, int) else None
-        wire.distrusted = False
-        return wire
+        client_id = replies[-2]
+        connection.client_id = client_id if isinstance(client_id, int) else None
+        connection.must_reconnect = False
+        return connection
 
-    def _greeting(self) -> list[Command]:
+    def _handshake_commands(self) -> list[Command]:
         address = self.address
         commands: list[Command] = []
         if address.username is not None:
@@ -189,10 +191,10 @@ class Connector:
             commands.append(("CLIENT", "SETNAME", self._client_name))
         commands.append(("CLIENT", "SETINFO", "LIB-NAME", "streamq"))
         commands.append(("CLIENT", "ID"))
-        commands.append(("PING",))  # refused while the server loads, unlike all of the above
+        commands.append(("PING",))  # refused while the server loads its data, unlike the others
         return commands
 
-    def _judge(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
+    def _check_handshake(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
         """Raise for the first error reply that makes the connection unusable."""
         place = self.address.place
         for command, reply in zip(commands, replies, strict=True):
@@ -206,24 +208,24 @@ class Connector:
                 raise exceptions.AuthenticationError(f"{place} refuses {who}: {reply}")
             if isinstance(reply, exceptions.AuthenticationError):
                 raise exceptions.AuthenticationError(
-                    f"{place} wants a password: {reply}; write it into the URL, redis://:password@host"
+                    f"{place} requires a password: {reply}; write it into the URL, redis://:password@host"
                 )
-            # MISCONF: it cannot write to its disk and refuses PING like a write; reading goes on.
-            welcome = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
-            refused = name == "PING" and not welcome
+            # MISCONF: the server cannot write to its disk. It refuses PING like a write, but still serves reads.
+            harmless = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
+            refused = name == "PING" and not harmless
             if name == "SELECT":
                 raise exceptions.ConnectionError(f"{place} refuses database {self.address.db}: {reply}")
             if refused or isinstance(reply, exceptions.ConnectionError):
                 raise exceptions.ConnectionError(f"no connection to {place}: {reply}")
 
 
-async def _discard(wire: Wire | None) -> None:
-    if wire is not None:
-        await wire.aclose()
+async def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        await connection.aclose()
 
 
-def _innermost(error: BaseException) -> str:
-    """Say what really happened below anyio's 'All connection attempts failed'."""
+def _root_cause(error: BaseException) -> str:
+    """Return the text of the error below anyio's 'All connection attempts failed'."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[-1]
@@ -237,6 +239,6 @@ def _innermost(error: BaseException) -> str:
         case ssl.SSLError() | socket.gaierror():
             return error.strerror or str(error)
         case OSError(errno=int(number)) if number > 0:
-            return os.strerror(number)  # error.strerror is what asyncio or trio make of it
+            return os.strerror(number)  # error.strerror has the text of asyncio or trio
         case _:
             return str(error) or type(error).__name__

@@ -1,7 +1,7 @@
-"""How byte streams to a server are opened: TCP, TLS and unix sockets.
+"""Opening byte streams to a server: TCP, TLS and unix sockets.
 
-Nothing here speaks Redis. Another kind of transport is another `Dial`: `memory://` passes one
-that returns an end of an in-memory pipe.
+This module knows nothing of Redis. Another kind of transport is another `Dial`: `memory://`
+passes one that returns the end of an in-memory pipe.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 from anyio.abc import SocketAttribute
 
-from streamq.client.sockets import SocketStream, keep_alive
+from streamq.client.sockets import SocketStream, enable_keepalive
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Dial(Protocol):
-    """Opens one byte stream to the server; called once for each connection."""
+    """Opens one byte stream to the server. Called once for each connection."""
 
     async def __call__(self) -> ByteStream:
-        """Return a new stream. Raises OSError or an anyio stream error if there is none."""
+        """Return a new stream. Raises OSError or an anyio stream error if that fails."""
         ...
 
 
 def dial_to(address: Address) -> Dial:
     """Return the Dial that opens streams to `address`.
 
-    Raises ConfigurationError if its certificates cannot be loaded, or if it is a
-    `memory` address, which needs a Dial of its own.
+    Raises ConfigurationError if its certificates cannot be loaded. Raises ConfigurationError
+    for a `memory` address: the client needs a Dial of its own for it.
     """
     match address.scheme:
         case "unix":
@@ -43,7 +43,7 @@ def dial_to(address: Address) -> Dial:
         case "rediss":
             return _TlsDial(address.host, address.port, _tls_context(address))
         case "memory":
-            raise ConfigurationError(f"{address} has no network address; pass the client a dial of its own")
+            raise ConfigurationError(f"{address} has no network address; pass a dial of your own to the client")
 
 
 class _UnixDial:
@@ -77,7 +77,7 @@ class _TlsDial:
             tls_hostname=self._host,
             tls_standard_compatible=False,
         )
-        keep_alive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
+        enable_keepalive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
         return stream
 
 
@@ -86,12 +86,12 @@ def _tls_context(address: Address) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=address.ssl_ca_certs)
         if address.ssl_certfile is not None:
             context.load_cert_chain(address.ssl_certfile, address.ssl_keyfile)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is an OSError
         raise ConfigurationError(
             f"the certificates for {address} cannot be loaded ({error}); "
             "check ssl_ca_certs, ssl_certfile and ssl_keyfile"
         ) from error
-    # The order matters: a context that checks host names refuses to be set to CERT_NONE.
+    # The order matters: while a context checks host names, CERT_NONE cannot be set.
     context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs == "required"
     context.verify_mode = {
         "required": ssl.CERT_REQUIRED,

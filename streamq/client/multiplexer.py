@@ -1,8 +1,11 @@
-"""Keeps one link up for as long as callers want one, and lets nobody wait for ever.
+"""Keeps one shared connection up while callers want one, and bounds the wait of every caller.
 
-The policy of reconnecting lives here: the first failure ever is told at once; once a
-connection has been up, callers whose commands were not sent wait for the next one, at most
-the connect timeout; a refused password is always told at once.
+The policy of reconnecting is here:
+
+- The first failure of the very first connection is raised at once.
+- Once there was a connection, requests that were not sent wait for the next one, for the connect
+  timeout at most.
+- A refused password is always raised at once.
 """
 
 from __future__ import annotations
@@ -12,144 +15,145 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from redis import exceptions
 
-from streamq.client.shared_connection import EventFactory, Link, Outbox
+from streamq.client.send_queue import EventFactory, SendQueue
+from streamq.client.shared_connection import SharedConnection
 
 if TYPE_CHECKING:
-    from streamq.client.connection import Connector, Wire
+    from streamq.client.connection import Connection, Connector
 
-_RESET_WITHIN = 1.0  # seconds that outstanding replies get before a reset cuts them off
+_RESET_WITHIN = 1.0  # seconds that outstanding replies may take before a reset closes the connection
 
 
 class Multiplexer:
-    """Many callers, one connection at a time."""
+    """Many callers, one connection at a time. `current` is that connection, or None."""
 
-    def __init__(self, connector: Connector, event: EventFactory, *, reply_timeout: float) -> None:
+    def __init__(self, connector: Connector, new_event: EventFactory, *, reply_timeout: float) -> None:
         self._connector = connector
-        self._outbox = Outbox(event)
+        self._queue = SendQueue(new_event)
         self._reply_timeout = reply_timeout
-        self._was_up = False
+        self._ever_connected = False
         self._connecting = False
         self._last_error: Exception | None = None
         self._closed = False
-        self.link: Link | None = None
+        self.current: SharedConnection | None = None
 
     @property
     def state(self) -> str:
         """One of `closed`, `idle`, `connecting`, `backing off` and `connected`."""
         if self._closed:
             return "closed"
-        if self.link is not None:
+        if self.current is not None:
             return "connected"
-        if self._connector.waiting:
+        if self._connector.backing_off:
             return "backing off"
         return "connecting" if self._connecting else "idle"
 
-    async def exchange(self, data: bytes, wanted: int) -> list[Any]:
-        """Send packed commands and return their `wanted` raw replies in order.
+    async def exchange(self, data: bytes, reply_count: int) -> list[Any]:
+        """Send packed commands and return their `reply_count` raw replies in order.
 
         Raises OutcomeUnknown if the commands may have reached the server and no reply came,
         and redis.exceptions.ConnectionError if they were certainly not sent.
         """
-        outbox = self._outbox
-        if outbox.full or self._closed:
-            await self._admission()
-        slot = outbox.submit(data, wanted) if self.link is None else self.link.submit(data, wanted)
+        queue = self._queue
+        if queue.full or self._closed:
+            await self._wait_for_room()
+        request = (queue if self.current is None else self.current).submit(data, reply_count)
         try:
-            await slot.done.wait()
-            if len(slot.replies) != wanted:
-                await slot.wait()
+            await request.event.wait()
+            if len(request.replies) != reply_count:
+                await request.wait()
         except BaseException:
-            slot.abandoned = True
+            request.abandoned = True
             raise
-        return slot.result()
+        return request.result()
 
-    async def _admission(self) -> None:
+    async def _wait_for_room(self) -> None:
         limit = self._connector.timeout + self._reply_timeout
         with anyio.move_on_after(limit):
-            await self._outbox.drained()
+            await self._queue.wait_for_room()
         if self._closed:
             raise exceptions.ConnectionError("the client is closed: use it inside 'async with client:'")
-        if self._outbox.full:
+        if self._queue.full:
             raise exceptions.ConnectionError(
-                f"{self._connector.address.place} took nothing for {limit:g} s while {self._outbox.size} bytes waited"
+                f"{self._connector.address.place} accepted no bytes for {limit:g} s while {self._queue.size} waited"
             )
 
     async def run(self) -> None:
-        """Connect when somebody waits, again and again; ends by cancellation alone."""
+        """Connect whenever a caller waits. Ends only by cancellation."""
         try:
             while True:
-                await self._outbox.filled()
-                wire = await self._connected()
-                if wire is not None:
-                    await self._serve(wire)
+                await self._queue.wait_for_requests()
+                connection = await self._connect_while_wanted()
+                if connection is not None:
+                    await self._run_connection(connection)
         finally:
             self.close()
 
-    async def _serve(self, wire: Wire) -> None:
-        self._was_up = True
-        self.link = link = Link(wire, self._outbox, reply_timeout=self._reply_timeout)
+    async def _run_connection(self, connection: Connection) -> None:
+        self._ever_connected = True
+        self.current = current = SharedConnection(connection, self._queue, reply_timeout=self._reply_timeout)
         try:
-            await link.run()
+            await current.run()
         finally:
-            self.link = None
-            if link.completed:
+            self.current = None
+            if current.completed:
                 self._connector.succeeded()
             else:
-                self._connector.failed()  # or a server that drops us at once would be dialled in a circle
+                self._connector.failed()  # otherwise a server that drops us at once would be dialled without a pause
 
-    async def _connected(self) -> Wire | None:
-        """Return a wire, or None as soon as nobody waits for one any more."""
-        wire: Wire | None = None
+    async def _connect_while_wanted(self) -> Connection | None:
+        """Return a connection, or None as soon as no request waits for one."""
+        connection: Connection | None = None
         self._connecting = True
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._expire)
-                wire = await self._dial()
+                tasks.start_soon(self._expire_requests)
+                connection = await self._connect()
                 tasks.cancel_scope.cancel()
         except BaseException:
-            if wire is not None:
-                await wire.aclose()
+            if connection is not None:
+                await connection.aclose()
             raise
         finally:
             self._connecting = False
-        return wire
+        return connection
 
-    async def _dial(self) -> Wire | None:
-        while self._outbox.slots:
+    async def _connect(self) -> Connection | None:
+        while self._queue.requests:
             try:
                 return await self._connector.connect()
             except exceptions.BusyLoadingError as error:
                 self._last_error = error
             except exceptions.ConnectionError as error:
                 self._last_error = error
-                if not self._was_up or isinstance(error, exceptions.AuthenticationError):
-                    self._outbox.fail_all(type(error), str(error), error.__cause__)
+                if not self._ever_connected or isinstance(error, exceptions.AuthenticationError):
+                    self._queue.fail_all(type(error), str(error), error.__cause__)
         return None
 
-    async def _expire(self) -> None:
-        """Fail callers that have waited the connect timeout, within a tenth of it."""
+    async def _expire_requests(self) -> None:
+        """Fail requests that have waited for the connect timeout, late by a tenth of it at most."""
         limit = self._connector.timeout
         while True:
             message = f"no connection to {self._connector.address.place} within {limit:g} s"
             if self._last_error is not None:
                 message = f"{message}; the last attempt: {self._last_error}"
-            self._outbox.expire(anyio.current_time(), limit, message, self._last_error)
+            self._queue.expire(anyio.current_time(), limit, message, self._last_error)
             await anyio.sleep(limit / 10)
 
     async def reset(self) -> None:
-        """Give up the connection; outstanding replies get one second to arrive."""
-        link = self.link
-        if link is None:
+        """Give up the connection. Outstanding replies get one second to arrive."""
+        current = self.current
+        if current is None:
             return
-        link.retire()
+        current.drain()
         with anyio.move_on_after(min(_RESET_WITHIN, self._reply_timeout)):
-            await link.ended.wait()
-        link.close("it was reset")
-        await link.ended.wait()
+            await current.ended.wait()
+        current.close("it was reset")
+        await current.ended.wait()
 
     def close(self) -> None:
-        """Fail everybody who waits and accept nobody more; the socket closes with `run`."""
+        """Fail every request, and accept no more. The socket is closed when `run` ends."""
         self._closed = True
-        if self.link is not None:
-            self.link.close("the client was closed")
-        self._outbox.fail_all(exceptions.ConnectionError, "the client was closed before the command was sent")
+        if self.current is not None:
+            self.current.close("the client was closed")
+        self._queue.fail_all(exceptions.ConnectionError, "the client was closed before the command was sent")

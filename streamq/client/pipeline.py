@@ -1,7 +1,7 @@
-"""Commands collected first and sent at once, as a transaction unless asked otherwise.
+"""Explicit pipelines: commands that are queued first and sent together, by default as a transaction.
 
-A pipeline has redis-py's command methods; each queues its command and returns the pipeline.
-Nothing is sent before `execute`, and everything goes out in one write.
+A pipeline has redis-py's command methods. Each of them queues its command and returns the
+pipeline. `execute` sends all commands in one write; nothing is sent before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from redis import exceptions
 from redis.commands import AsyncCoreCommands
 
-from streamq.client.codec import Command, Encoder, ResponseCallback, shape, words
+from streamq.client.resp_codec import Command, Encoder, ResponseCallback, apply_callback, build_command
 from streamq.client.scripts import with_source
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ Call = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 
 class Pipeline(AsyncCoreCommands):
-    """Made by `Client.pipeline`; used by one task."""
+    """Commands to be sent together. Made by `Client.pipeline`, used by one task."""
 
-    _is_async_client: Literal[True] = True  # what redis-py's annotations go by
+    _is_async_client: Literal[True] = True  # redis-py's annotations depend on it
     _event_dispatcher: Any = None  # redis-py's own clients have one; its command methods do not use it
 
     def __init__(self, call: Call, *, transaction: bool, decode_responses: bool) -> None:
@@ -46,9 +46,9 @@ class Pipeline(AsyncCoreCommands):
         return True
 
     def __await__(self) -> Generator[Any, None, Self]:
-        """Allow `await pipe.set(...)`, which only queues."""
+        """Allow `await pipe.set(...)`. The await does nothing: the call has queued the command."""
         return self
-        yield  # makes this a generator: awaiting takes no turn of the loop
+        yield  # makes this a generator: the await takes no turn of the loop
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,21 +59,21 @@ class Pipeline(AsyncCoreCommands):
         self._queue.clear()
 
     def get_encoder(self) -> Encoder:
-        """Return what redis-py's command methods encode single values with."""
+        """Return the encoder that redis-py's command methods use for single values."""
         return Encoder(decode_responses=self._decode)
 
     def execute_command(self, *args: Any, **options: Any) -> Self:
-        """Queue one command; the door of redis-py's command methods."""
-        command, callback = words(args)
+        """Queue one command. redis-py's command methods call this."""
+        command, callback = build_command(args)
         self._queue.append((command, callback, options))
         return self
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send everything in one write and return the replies in order; empties the pipeline.
+        """Send all commands in one write, return the replies in order, and empty the pipeline.
 
-        With `raise_on_error` the first error reply is raised, naming its command; without
-        it errors stand among the replies. A transaction that the server discarded always
-        raises, and then none of its commands ran. Raises as `Client.call` for the connection.
+        With `raise_on_error` the first error reply is raised, and its message names the command.
+        Without it the errors are in the list of replies. A transaction that the server discarded
+        always raises; none of its commands ran. Raises as `Client.call` otherwise.
         """
         queue, self._queue = self._queue, []
         if not queue:
@@ -83,7 +83,7 @@ class Pipeline(AsyncCoreCommands):
         replies: list[Any] = []
         for position, (reply, (command, callback, options)) in enumerate(zip(raw, queue, strict=True)):
             try:
-                replies.append(shape(reply, callback, options, decode=self._decode))
+                replies.append(apply_callback(reply, callback, options, decode=self._decode))
             except exceptions.RedisError as error:
                 if raise_on_error:
                     raise _named(error, position, command) from None
@@ -91,8 +91,8 @@ class Pipeline(AsyncCoreCommands):
         return replies
 
     async def _exec(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        # A script that the server does not know would fail inside EXEC, where nothing can be
-        # repeated any more: scripts go with their source.
+        # A script that the server does not know would fail inside EXEC, where no command can be
+        # repeated. So scripts are sent with their source.
         sent: list[Command] = [("MULTI",), *(with_source(command) or command for command in commands), ("EXEC",)]
         first, *queued, outcome = await self._call(sent)
         if isinstance(first, Exception):
@@ -103,12 +103,12 @@ class Pipeline(AsyncCoreCommands):
                     raise _named(reply, position, command) from outcome
             raise outcome
         if not isinstance(outcome, list) or len(outcome) != len(commands):
-            raise exceptions.ResponseError("the reply to EXEC does not fit its commands")
+            raise exceptions.ResponseError("the reply to EXEC does not have one part for each command")
         return outcome
 
 
 def _named(error: Exception, position: int, command: tuple[Any, ...]) -> Exception:
-    """Return `error` with its message saying which command of the pipeline it answers."""
+    """Add to the message of `error` which command of the pipeline failed, and return it."""
     text = " ".join(word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in command)
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     error.args = (f"command {position + 1} ({shown}) of the pipeline: {error}", *error.args[1:])

@@ -1,6 +1,6 @@
-"""Lua scripts by their digest, with the source at hand for a server that forgot it.
+"""Lua scripts called by their digest, and their source for a server that does not know them.
 
-A server forgets scripts at a restart, a failover and SCRIPT FLUSH. The registry from digest
+A server loses its scripts at a restart, a failover and SCRIPT FLUSH. The registry from digest
 to source belongs to the process, so that any client can repeat an EVALSHA as EVAL.
 """
 
@@ -22,7 +22,7 @@ _EVAL: Final[dict[Any, str]] = {
 
 
 class Script:
-    """A Lua script; making one registers its source for the whole process."""
+    """A Lua script. Making one registers its source for the whole process."""
 
     __slots__ = ("sha", "source")
 
@@ -42,7 +42,7 @@ class Script:
 
 
 def with_source(command: Sequence[Any]) -> tuple[Any, ...] | None:
-    """Return an EVALSHA of a registered script as EVAL with its source; None for all else."""
+    """Return an EVALSHA of a registered script as EVAL with its source. Return None for any other command."""
     name = _EVAL.get(command[0])
     if name is None or len(command) < 2:
         return None

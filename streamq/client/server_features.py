@@ -1,7 +1,7 @@
-"""What the server on the other side is and can do, found out by asking it.
+"""The product, the version and the commands of a server, from its replies to a few queries.
 
-Every answer may be missing: an ACL may refuse INFO or COMMAND, an embedded server may not
-have them. What cannot be found out is `unknown`, empty, or False.
+Any reply may be missing: an ACL may refuse INFO or COMMAND, and an embedded server may not have
+them. An unknown product is `unknown`, an unknown version is empty, an unknown command is absent.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamq.client.codec import Command
+    from streamq.client.resp_codec import Command
 
-# Asked one by one where the server cannot list its commands (Redis 6.2, an embedded server).
-_NEWER: Final = ("XACKDEL", "XDELEX", "XNACK", "XAUTOCLAIM", "XCFGSET", "FUNCTION", "FCALL", "WAITAOF", "LMPOP")
+# Queried by name, for servers that cannot list their commands (Redis 6.2, an embedded server).
+_PROBED: Final = ("XACKDEL", "XDELEX", "XNACK", "XAUTOCLAIM", "XCFGSET", "FUNCTION", "FCALL", "WAITAOF", "LMPOP")
 
-QUESTIONS: Final[tuple[Command, ...]] = (
+FEATURE_QUERIES: Final[tuple[Command, ...]] = (
     ("HELLO",),
     ("INFO", "server"),
     ("COMMAND", "LIST"),
-    ("COMMAND", "INFO", *_NEWER),
+    ("COMMAND", "INFO", *_PROBED),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerFeatures:
     """The server behind a connection.
 
-    `product` is `redis`, `valkey`, ... in lower case, or `unknown`; `version` is its own
-    version as text, or empty; `commands` are the names it is known to have, in upper case.
+    `product` is `redis`, `valkey`, ... in lower case, or `unknown`. `version` is the product's
+    own version as text, or empty. `commands` are the known commands, in upper case.
     """
 
     product: str = "unknown"
@@ -39,27 +39,27 @@ class ServerFacts:
     commands: frozenset[str] = field(default=frozenset(), repr=False)
 
     def has(self, name: str) -> bool:
-        """Whether the server is known to have the command `name`, in any case of letters."""
+        """Whether the server is known to have the command `name`, in upper or lower case."""
         return name.upper() in self.commands
 
     def at_least(self, product: str, *version: int) -> bool:
         """Whether this is `product` in `version` or newer, as `at_least("redis", 8, 4)`.
 
-        For what a command list cannot tell: options of a command.
+        Use this for options of a command: a list of commands does not show them.
         """
         numbers = tuple(int(number) for number in re.findall(r"\d+", self.version))
         return self.product == product and bool(numbers) and numbers >= version
 
 
-def read_facts(replies: Sequence[Any]) -> ServerFacts:
-    """Return what the replies to QUESTIONS tell; any of them may be an error."""
-    hello, info, listed, asked = replies
+def read_features(replies: Sequence[Any]) -> ServerFeatures:
+    """Return the features from the replies to FEATURE_QUERIES. Any reply may be an error."""
+    hello, info, listed, probed = replies
     greeting = _pairs(hello)
     fields = _fields(info)
     product = fields.get("server_name") or greeting.get("server") or ("redis" if "redis_version" in fields else "")
     product = product.lower() or "unknown"
     version = fields.get(f"{product}_version") or greeting.get("version") or fields.get("redis_version") or ""
-    return ServerFacts(product=product, version=version, commands=_names(listed) | _known(asked))
+    return ServerFeatures(product=product, version=version, commands=_names(listed) | _found(probed))
 
 
 def _text(value: Any) -> str:
@@ -85,7 +85,7 @@ def _names(reply: Any) -> frozenset[str]:
     return frozenset(_text(name).upper() for name in reply if isinstance(name, bytes))
 
 
-def _known(reply: Any) -> frozenset[str]:
+def _found(reply: Any) -> frozenset[str]:
     if not isinstance(reply, list):
         return frozenset()
     return frozenset(_text(entry[0]).upper() for entry in reply if isinstance(entry, list) and entry)

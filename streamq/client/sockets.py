@@ -1,9 +1,11 @@
-"""Byte streams over TCP and unix sockets of our own, under every backend alike.
+"""Our own byte streams over TCP and unix sockets, the same under every backend.
 
-They can do what anyio's cannot: send at once what the kernel takes, from wherever the caller stands; and, where
-the event loop has callbacks, hand over what arrives without a task that waits for it. Besides, anyio's unix
-streams under asyncio complete a future twice if one is closed, or its reader cancelled, in the very turn of
-the loop in which data arrive; `wait_readable` and `wait_writable`, which these are made of, do not.
+They can do two things that anyio's streams cannot. They send without waiting as many bytes as
+the kernel takes. And where the event loop has callbacks, they receive without a task that waits.
+
+There is a third reason: anyio's unix streams under asyncio complete a future twice if a stream is
+closed, or its reader is cancelled, in the same turn of the loop in which data arrive. anyio's
+`wait_readable` and `wait_writable`, which these streams use, do not.
 """
 
 from __future__ import annotations
@@ -18,35 +20,35 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream, SocketAttribute
 
-from streamq.client.readiness import on_readable
+from streamq.client.readable_callback import on_readable
 
 _CHUNK = 1 << 16  # bytes that one read takes at most
-_STAGGER = 0.25  # seconds until the next address of a host is tried beside the last (RFC 8305, section 5)
+_NEXT_ADDRESS_AFTER = 0.25  # seconds until the next address of a host is tried in parallel (RFC 8305, section 5)
 _KEEPALIVE_IDLE = 30  # seconds of silence before the kernel probes the peer
 _KEEPALIVE_INTERVAL = 10
 _KEEPALIVE_PROBES = 3
 
 
 class SocketStream(ByteStream):
-    """One connected socket. Made by `to_path` and `to_host`."""
+    """A byte stream over one connected socket. Made by `to_path` and `to_host`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._closed = False
-        self._end_following: Callable[[], None] | None = None
+        self._stop_callbacks: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "following" if self._end_following is not None else "open"
+        state = "closed" if self._closed else "callback" if self._stop_callbacks is not None else "open"
         return f"<SocketStream {state} fd={self._socket.fileno()}>"
 
     @classmethod
     async def to_path(cls, path: str) -> SocketStream:
-        """Return a stream to a server's unix socket. Raises OSError if nobody accepts there."""
+        """Return a stream to the unix socket of a server. Raises OSError if no server accepts there."""
         await anyio.lowlevel.checkpoint()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.connect(path)  # at once, or not at all: its queue is full
+            sock.connect(path)  # succeeds at once, or fails because the queue of the listener is full
         except BaseException:
             sock.close()
             raise
@@ -54,21 +56,21 @@ class SocketStream(ByteStream):
 
     @classmethod
     async def to_host(cls, host: str, port: int) -> SocketStream:
-        """Return a stream to a TCP port, at whichever of the host's addresses answers first.
+        """Return a stream to a TCP port, at the first address of the host that accepts.
 
-        Raises OSError if none does, or if the host has no address.
+        Raises OSError if no address accepts, or if the host has none.
         """
-        sock = await _first_of(await _addresses(host, port))
+        sock = await _connect_to_first(await _addresses(host, port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_alive(sock)
+        enable_keepalive(sock)
         return cls(sock)
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
-        """Return what has arrived. Raises EndOfStream, ClosedResourceError or BrokenResourceError."""
+        """Wait for bytes and return them. Raises EndOfStream, ClosedResourceError or BrokenResourceError."""
         while True:
-            self._check()
+            self._check_open()
             await anyio.wait_readable(self._socket)
-            self._check()
+            self._check_open()
             try:
                 data = self._socket.recv(max_bytes)
             except BlockingIOError:
@@ -80,7 +82,7 @@ class SocketStream(ByteStream):
             return data
 
     async def send(self, item: bytes) -> None:
-        """Send all of it; no checkpoint if the kernel takes it at once.
+        """Send all bytes. There is no checkpoint if the kernel takes them at once.
 
         Raises ClosedResourceError or BrokenResourceError.
         """
@@ -89,8 +91,8 @@ class SocketStream(ByteStream):
             await anyio.wait_writable(self._socket)
 
     def send_now(self, data: bytes | memoryview) -> int:
-        """Send what the kernel takes at once, and return how many bytes that was. Raises as `send`."""
-        self._check()
+        """Send as many bytes as the kernel takes at once, and return their number. Raises as `send`."""
+        self._check_open()
         try:
             return self._socket.send(data)
         except BlockingIOError:
@@ -98,12 +100,14 @@ class SocketStream(ByteStream):
         except OSError as error:
             raise anyio.BrokenResourceError from error
 
-    def follow(self, arrived: Callable[[bytes, float], None], ended: Callable[[Exception], None]) -> bool:
-        """From now on have `arrived` called with what arrives and the loop's time (s); once with the end, `ended`.
+    def receive_by_callback(self, on_data: Callable[[bytes, float], None], on_end: Callable[[Exception], None]) -> bool:
+        """Receive by a callback of the event loop from now on, without a task.
 
-        Returns False, and does nothing, where the event loop has no callbacks: have a task `receive` there.
+        `on_data` is called with the bytes and the loop's time in seconds, `on_end` once with the
+        error that ends the stream. Returns False, and does nothing, where the event loop has no
+        callbacks: a task must call `receive` there.
         """
-        self._check()
+        self._check_open()
 
         def readable(now: float) -> None:
             try:
@@ -113,32 +117,32 @@ class SocketStream(ByteStream):
             except OSError as error:
                 broken = anyio.BrokenResourceError()
                 broken.__cause__ = error
-                self._unfollow()
-                ended(broken)
+                self._end_callbacks()
+                on_end(broken)
                 return
             if data:
-                arrived(data, now)
+                on_data(data, now)
             else:
-                self._unfollow()
-                ended(anyio.EndOfStream())
+                self._end_callbacks()
+                on_end(anyio.EndOfStream())
 
-        self._end_following = on_readable(self._socket, readable)
-        return self._end_following is not None
+        self._stop_callbacks = on_readable(self._socket, readable)
+        return self._stop_callbacks is not None
 
-    def _unfollow(self) -> None:
-        if self._end_following is not None:
-            self._end_following()
-            self._end_following = None
+    def _end_callbacks(self) -> None:
+        if self._stop_callbacks is not None:
+            self._stop_callbacks()
+            self._stop_callbacks = None
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent."""
+        """Tell the other end that no more bytes will be sent."""
         self._socket.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        """Close it; who waits for it gets ClosedResourceError."""
+        """Close the socket. A task that waits for it gets ClosedResourceError."""
         if not self._closed:
             self._closed = True
-            self._unfollow()
+            self._end_callbacks()
             anyio.notify_closing(self._socket)
             self._socket.close()
         await anyio.lowlevel.checkpoint()
@@ -147,40 +151,40 @@ class SocketStream(ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {SocketAttribute.raw_socket: lambda: self._socket, SocketAttribute.family: lambda: self._socket.family}
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
 
 
-_Address = tuple[int, Any]  # family, and what the kernel calls it
+_Endpoint = tuple[int, Any]  # address family, and the address as the kernel has it
 
 
-async def _addresses(host: str, port: int) -> list[_Address]:
-    """Return where a host may be, the two families by turns (RFC 8305, section 4). Raises OSError if it is unknown."""
+async def _addresses(host: str, port: int) -> list[_Endpoint]:
+    """Return the addresses of a host, both families by turns (RFC 8305, section 4). Raises OSError if it has none."""
     found: Sequence[tuple[Any, ...]]
-    try:  # a number needs no thread, and nobody to ask
+    try:  # a numeric address needs no thread and no resolver
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    order: dict[int, list[_Address]] = {}
+    order: dict[int, list[_Endpoint]] = {}
     for family, _, _, _, address in found:
         order.setdefault(int(family), []).append((int(family), address))
     turns = max(map(len, order.values()), default=0)
-    return [some[turn] for turn in range(turns) for some in order.values() if turn < len(some)]
+    return [family[turn] for turn in range(turns) for family in order.values() if turn < len(family)]
 
 
-async def _first_of(addresses: list[_Address]) -> socket.socket:
-    """Return a socket that is connected to one of these: the next is tried when the last fails, or takes its time."""
-    won: list[socket.socket] = []
+async def _connect_to_first(addresses: list[_Endpoint]) -> socket.socket:
+    """Return a socket connected to one of the addresses. The next one is tried after a failure, or after a delay."""
+    connected: list[socket.socket] = []
     failures: list[OSError] = []
 
-    async def attempt(address: _Address, ended: anyio.Event) -> None:
+    async def attempt(address: _Endpoint, ended: anyio.Event) -> None:
         try:
-            sock = await _connected(address)
+            sock = await _connect(address)
         except OSError as error:
             failures.append(error)
         else:
-            won.append(sock)
+            connected.append(sock)
             group.cancel_scope.cancel()
         finally:
             ended.set()
@@ -190,20 +194,20 @@ async def _first_of(addresses: list[_Address]) -> socket.socket:
             for address in addresses:
                 ended = anyio.Event()
                 group.start_soon(attempt, address, ended)
-                with anyio.move_on_after(_STAGGER):
+                with anyio.move_on_after(_NEXT_ADDRESS_AFTER):
                     await ended.wait()
     except BaseException:
-        for sock in won:
+        for sock in connected:
             sock.close()
         raise
-    for sock in won[1:]:
+    for sock in connected[1:]:
         sock.close()
-    if not won:
+    if not connected:
         raise failures[0]
-    return won[0]
+    return connected[0]
 
 
-async def _connected(address: _Address) -> socket.socket:
+async def _connect(address: _Endpoint) -> socket.socket:
     family, place = address
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -221,8 +225,8 @@ async def _connected(address: _Address) -> socket.socket:
     return sock
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished."""
+def enable_keepalive(sock: socket.socket) -> None:
+    """Let the kernel probe a silent peer, so that a vanished one is noticed."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
@@ -230,6 +234,6 @@ def keep_alive(sock: socket.socket) -> None:
             ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
             ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
         ):
-            option = getattr(socket, name, None)  # not every platform has each of them
+            option = getattr(socket, name, None)  # not every platform has all of them
             if option is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)

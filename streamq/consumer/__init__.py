@@ -1,1 +1,1 @@
-"""One member of the consumer group: it reads, runs, settles, renews leases and sends what is due."""
+"""One member of the consumer group: it reads deliveries, runs them, settles them, renews leases and ticks schedules."""

@@ -1,9 +1,8 @@
-"""Batches: messages that run together wait for each other here, and each goes its own way afterwards.
+"""Batching: messages of a batch task wait here for each other, run together, and are settled separately.
 
-Every message has its own runner, with its lease, its middleware, its cancellation and its outcome; in the
-innermost place of its run it joins a batch. The handler runs once for all of them, in a task of its own:
-a member that is cancelled, or loses its lease, drops out and disturbs nobody. If all have, the
-handler is cancelled.
+Every message has its own runner, lease, middleware, cancellation and outcome. In the innermost part of its run it joins
+a batch. The handler runs once for the whole batch, in an anyio task of its own. A message that is cancelled, or whose
+lease is lost, leaves the batch without effect on the others. If all messages have left, the handler is cancelled.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import anyio
 import anyio.abc
 
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
-from streamq.handlers.context import queue
+from streamq.handlers.context import store_var
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.wire.delivery import Delivery
@@ -26,7 +25,7 @@ _deliveries: ContextVar[tuple[Delivery, ...]] = ContextVar("streamq_batch")
 
 
 def current_batch() -> tuple[Delivery, ...]:
-    """Return the deliveries of the batch that runs here, in the order of its items.
+    """Return the deliveries of the batch that is handled here, in the order of its items.
 
     Raises LookupError outside the handler of a batch task. Works in threads, too.
     """
@@ -36,10 +35,10 @@ def current_batch() -> tuple[Delivery, ...]:
         raise LookupError("no batch is being handled here: call this inside the handler of a batch task") from None
 
 
-class _Member:
-    """One message in a batch, and what became of it."""
+class _BatchedMessage:
+    """One message in a batch, and its result or error."""
 
-    __slots__ = ("delivery", "error", "item", "limit", "result", "trace")
+    __slots__ = ("delivery", "error", "item", "limit", "result", "traceback")
 
     def __init__(self, delivery: Delivery, item: Any, limit: float | None) -> None:
         self.delivery = delivery
@@ -47,36 +46,36 @@ class _Member:
         self.limit = limit
         self.result: Any = None
         self.error: BaseException | None = None
-        self.trace: TracebackType | None = None
+        self.traceback: TracebackType | None = None
 
     def outcome(self) -> Any:
         """Return the result of this message, or raise what it failed with."""
         if self.error is not None:
-            # One error may be that of many: each raises it with the traceback it came with.
-            raise self.error.with_traceback(self.trace)
+            # Several messages may share one error: each raises it with its original traceback.
+            raise self.error.with_traceback(self.traceback)
         return self.result
 
     def fail(self, error: BaseException) -> None:
-        """This message failed."""
+        """Note that this message failed."""
         self.error = error
-        self.trace = error.__traceback__
+        self.traceback = error.__traceback__
 
 
 class _Batch:
-    """Messages that run together. `closed` once nobody may join, `over` once it has run."""
+    """Messages that run together. `closed` is set once no message may join, `done` once the batch has run."""
 
-    __slots__ = ("closed", "members", "over", "scope")
+    __slots__ = ("closed", "done", "members", "scope")
 
     def __init__(self) -> None:
-        self.members: dict[_Member, None] = {}  # in the order they came
+        self.members: dict[_BatchedMessage, None] = {}  # in the order they came
         self.closed = anyio.Event()
-        self.over = anyio.Event()
+        self.done = anyio.Event()
         self.scope = anyio.CancelScope()
 
-    def leave(self, member: _Member) -> None:
-        """This member was cancelled. If it was the last, the handler has nobody to run for."""
+    def leave(self, member: _BatchedMessage) -> None:
+        """Remove a cancelled message. If it was the last one, cancel the handler."""
         del self.members[member]
-        if not self.members and not self.over.is_set():
+        if not self.members and not self.done.is_set():
             self.closed.set()
             self.scope.cancel()
 
@@ -84,7 +83,7 @@ class _Batch:
 class Batches:
     """The batches of one task in one worker.
 
-    `handle` runs the handler for a list of items, once `ready` has returned.
+    `handle` runs the handler with a list of items, after `ready` has returned.
     """
 
     def __init__(
@@ -92,12 +91,12 @@ class Batches:
         ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:  # fmt: skip
         self._task = task
-        self._handle = handle
+        self._call_handler = handle
         self._ready = ready
         self._store = store
         self._start: Callable[[_Batch], object] | None = None
-        self._open: _Batch | None = None  # what the next message joins
-        self._hurried = False
+        self._open: _Batch | None = None  # the batch that the next message joins
+        self._never_wait = False
         self._running = 0
 
     def __repr__(self) -> str:
@@ -106,44 +105,44 @@ class Batches:
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run the batches, until cancelled."""
-        queue.set(self._store)
-        context = copy_context()  # no delivery's own: a batch runs for many
+        store_var.set(self._store)
+        context = copy_context()  # not that of one delivery: a batch runs for many
         async with anyio.create_task_group() as group:
-            self._start = lambda batch: context.copy().run(group.start_soon, self._lead, batch)
+            self._start = lambda batch: context.copy().run(group.start_soon, self._run_when_ready, batch)
             task_status.started()
             await anyio.sleep_forever()
 
     async def run(self, delivery: Delivery, item: Any, limit: float | None) -> Any:
-        """Run a message with others; return its result, or raise what it failed with.
+        """Run a message in a batch; return its result, or raise its error.
 
-        `limit` (s) bounds the handler. A delivery that is to run alone is a batch of one.
+        `limit` (s) is the timeout of the handler. An isolated delivery is a batch of one.
         """
         batch = self._open
-        if batch is None or batch.closed.is_set() or delivery.alone:
+        if batch is None or batch.closed.is_set() or delivery.isolated:
             batch = _Batch()
             if self._start is None:
                 raise NotOpenError(repr(self))
             self._start(batch)
-            if not delivery.alone:
+            if not delivery.isolated:
                 self._open = batch
-        member = _Member(delivery, item, limit)
+        member = _BatchedMessage(delivery, item, limit)
         batch.members[member] = None
-        if len(batch.members) >= self._task.batch.size or delivery.alone or self._hurried:
+        if len(batch.members) >= self._task.batch.size or delivery.isolated or self._never_wait:
             batch.closed.set()
         try:
-            await batch.over.wait()
+            await batch.done.wait()
         except BaseException:
             batch.leave(member)
             raise
         return member.outcome()
 
-    def hurry(self, *, for_good: bool = False) -> None:
-        """Run what waits without waiting for more; `for_good` if nothing more is to come."""
-        self._hurried |= for_good
+    def stop_waiting(self, *, for_good: bool = False) -> None:
+        """Run the open batch without waiting for more messages; `for_good`: and every later batch."""
+        self._never_wait |= for_good
         if self._open is not None:
             self._open.closed.set()
 
-    async def _lead(self, batch: _Batch) -> None:
+    async def _run_when_ready(self, batch: _Batch) -> None:
         """Wait until a batch is full, or old enough, and run it."""
         with anyio.move_on_after(self._task.batch.wait):
             await batch.closed.wait()
@@ -160,28 +159,28 @@ class Batches:
                 await self._run(batch, members)
         finally:
             self._running -= 1
-        batch.over.set()  # not if the worker is being cancelled: then all of them are
+        batch.done.set()  # not if the worker is being cancelled: then all messages are
 
-    async def _run(self, batch: _Batch, members: Sequence[_Member]) -> None:
+    async def _run(self, batch: _Batch, members: Sequence[_BatchedMessage]) -> None:
         limit = min((member.limit for member in members if member.limit is not None), default=None)
         try:
             if self._ready is not None:
                 await self._ready()  # not timed
             with anyio.move_on_after(limit) as timer:
-                self._part(members, await self._handle([member.item for member in members]))
+                self._assign_results(members, await self._call_handler([member.item for member in members]))
                 return
             if timer.cancelled_caught and limit is not None:
-                raise TaskTimeoutError(self._task.name, limit)  # noqa: TRY301 - as what the handler raises
+                raise TaskTimeoutError(self._task.name, limit)  # noqa: TRY301 - handled like an error of the handler
         except BaseException as error:
-            # A cancellation of ours goes on its way; one that the handler made up is its failure, and
-            # what ends the program does so from the run of a member.
+            # A cancellation from outside is raised again. A cancellation that the handler raised itself is its
+            # failure. An exception that ends the program is raised in the run of each message.
             if not isinstance(error, Exception | SystemExit) and (_cancelled() or not batch.members):
                 raise
             for member in members:
                 member.fail(error)
 
-    def _part(self, members: Sequence[_Member], returned: Any) -> None:
-        """Give each member what is its own."""
+    def _assign_results(self, members: Sequence[_BatchedMessage], returned: Any) -> None:
+        """Give each message its own result."""
         if returned is None:
             return
         if not isinstance(returned, list | tuple) or len(returned) != len(members):

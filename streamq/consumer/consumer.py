@@ -1,9 +1,9 @@
-"""The consumer: reads deliveries, and carries out what was settled, in as few round trips as can be.
+"""The consumer: reads deliveries and settles them, in as few round trips as possible.
 
-One loop, `turns`, carries out in one pipelined round trip what was settled since the last and
-reads what there is room for. When nothing waits anywhere a second loop blocks on a connection
-of its own. Policy is elsewhere: `Intake` says what to read and start, `outcome` what becomes of
-a run, `Settler` how it is said. Knows no task and no handler.
+One loop, `round_trips`, settles and reads. Each round trip carries all outcomes since the last one, and reads as many
+entries as there is room for. When no tier has entries, a second loop, `blocking_reads`, blocks on a connection of its
+own. Policy is elsewhere: `PrefetchBuffer` decides what to read and what to start, `tasks.outcome` decides what becomes
+of a run, `Settler` builds the commands that settle. Knows no task and no handler.
 """
 
 from __future__ import annotations
@@ -16,54 +16,57 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from streamq.consumer.events import Event, Listener, Reclaimed
+from streamq.consumer.events import Listener, Listeners, Reclaimed
 from streamq.consumer.outage import LONGEST_PAUSE, Outage
-from streamq.consumer.prefetch_buffer import Intake
-from streamq.consumer.settling import Settler, Turn
+from streamq.consumer.prefetch_buffer import PrefetchBuffer
+from streamq.consumer.round_trip import RoundTrip
+from streamq.consumer.settling import Settler
 from streamq.errors import BrokerError
-from streamq.queue.lease_commands import depart
+from streamq.queue.lease_commands import remove_consumers
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Reason
-from streamq.wire.delivery import Delivery, Failure
+from streamq.wire.dead_letter_fields import Failure
+from streamq.wire.delivery import Delivery
 
 log = logging.getLogger("streamq")
 
 BLOCK = 5.0  # seconds of one blocking read, at most
-_UNBLOCK_AGAIN = 0.05  # seconds after which a blocked read that goes on is ended again
+_UNBLOCK_AGAIN = 0.05  # seconds until a read that is still blocked is unblocked once more
 
 
 class Consumer:
     """One member of the consumer group.
 
-    `visibility_timeout` (s) is how long its deliveries are left alone when it is not heard of.
-    `on_ready` is called when deliveries can be started, `on_lost` when one in its hands is not
-    its own any more; `keep` says for how long (s) a delivery's result is wanted.
+    `visibility_timeout` (s) is how long a lease lasts after its last renewal. `on_ready` is called when deliveries can
+    start, `on_lost` when the lease of a running delivery is lost. `keep` returns how long (s) the result of a delivery
+    is kept, None for not at all.
     """
 
     def __init__(
-        self, store: Store, intake: Intake, *, name: str, visibility_timeout: float,
+        self, store: Store, buffer: PrefetchBuffer, *, name: str, visibility_timeout: float,
         on_ready: Callable[[], None], on_lost: Callable[[Delivery], None] = lambda _: None,
         max_crashes: int = 3, keep: Callable[[Delivery], float | None] = lambda _: None,
         listeners: tuple[Listener, ...] = (), uniform: random.Random | None = None,
     ) -> None:  # fmt: skip
         self.store = store
-        self.intake = intake
+        self.buffer = buffer
         self._clock = store.clock
         self.name = name
         self.visibility_timeout = visibility_timeout
         self.max_crashes = max_crashes
-        self._listening = bool(listeners)
-        self.fatal: set[bytes] = set()  # entries that took this worker down: not handed back, but left as evidence
+        self.listeners = Listeners(listeners)
+        self.fatal: set[bytes] = set()  # entries that took this worker down: not released, left as evidence of a crash
         self.settler = Settler(
-            store, intake, name=name, visibility_timeout=visibility_timeout, listeners=listeners, on_first=self.kick
-        )
-        self.outage = Outage(name, self.settler.emit, uniform or random.Random(), store.clock)
+            store, buffer, name=name, visibility_timeout=visibility_timeout, listeners=self.listeners,
+            on_first=self.wake_up,
+        )  # fmt: skip
+        self.outage = Outage(name, self.listeners, uniform or random.Random(), store.clock)
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._keep = keep
-        self._kick = anyio.Event()
-        self._turned = anyio.Event()
-        self._carrying = False
+        self._woken = anyio.Event()
+        self._round_trip_ended = anyio.Event()
+        self._in_flight = False
         self._block = anyio.Event()
         self._blocked = False
         self._unblocked = anyio.Event()
@@ -73,76 +76,72 @@ class Consumer:
 
     def __repr__(self) -> str:
         state = "in trouble" if self.outage else "reading" if self._reading else "draining"
-        return f"<Consumer {self.name} {state} {self.intake!r}>"
+        return f"<Consumer {self.name} {state} {self.buffer!r}>"
 
-    # --- what others say -----------------------------------------------------------------------
+    # --- called by the other loops -----------------------------------------------------------------------
 
     def settle(self, delivery: Delivery, outcome: Outcome, *, duration: float = 0.0, keep: float | None = None) -> None:
-        """Note what became of a delivery (see `Settler.settle`)."""
+        """Note the outcome of a delivery (see `Settler.settle`)."""
         self.settler.settle(delivery, outcome, duration=duration, keep=keep)
 
     def release(self, deliveries: list[Delivery]) -> None:
-        """Hand deliveries back, to be taken by anyone at once."""
+        """Release deliveries: any consumer may take them at once."""
         self.settler.release(deliveries)
 
-    def kick(self) -> None:
-        """Something changed that the loop of turns should look at."""
-        self._kick.set()
+    def wake_up(self) -> None:
+        """Wake the loop of round trips: there may be something to settle or to read."""
+        self._woken.set()
 
-    def reclaimed(self, deliveries: list[Delivery]) -> None:
-        """Take in what a sweep found; what took its workers down, alone, is dead."""
+    def accept_reclaimed(self, deliveries: list[Delivery]) -> None:
+        """Accept the deliveries that a sweep reclaimed; dead-letter those that are proven to crash their workers."""
         for delivery in deliveries:
-            if self._listening:
-                self.emit(Reclaimed(delivery, delivery.orphaned))
-            if delivery.convicted and len(delivery.crashes) >= self.max_crashes:
-                workers = ", ".join(delivery.crashes)
-                failure = Failure("CrashLoop", f"it took down {len(delivery.crashes)} workers: {workers}")
+            if self.listeners:
+                self.listeners.emit(Reclaimed(delivery, delivery.owner_died))
+            if delivery.crash_proven and len(delivery.crashed_workers) >= self.max_crashes:
+                workers = ", ".join(delivery.crashed_workers)
+                failure = Failure("CrashLoop", f"it took down {len(delivery.crashed_workers)} workers: {workers}")
                 self.settle(delivery, DeadLetter(Reason.CRASH_LOOP, failure), keep=self._keep(delivery))
                 continue
-            self.intake.accept(delivery.tier, [delivery])
+            self.buffer.accept(delivery.tier, [delivery])
         if deliveries:
             self._on_ready()
 
-    def lost(self, tier: int, entry_id: bytes) -> None:
-        """A delivery in our hands is not ours any more: it must not start, and its run ends."""
-        delivery = self.intake.held[tier].get(entry_id)
+    def lease_lost(self, tier: int, entry_id: bytes) -> None:
+        """Drop a delivery whose lease this consumer has lost: it does not start, and a run of it ends."""
+        delivery = self.buffer.held[tier].get(entry_id)
         if delivery is None:
             return
-        self.intake.forget(tier, entry_id)
-        if not self.intake.drop(delivery):
+        self.buffer.forget(tier, entry_id)
+        if not self.buffer.remove_unstarted(delivery):
             self._on_lost(delivery)
 
-    def promoted(self) -> None:
-        """Delayed messages moved to the streams: there may be something to read."""
+    def note_promoted(self) -> None:
+        """Note that delayed messages were moved to the streams: there may be something to read."""
         if not self._blocked:
-            self.intake.backlog = [True] * len(self.intake.backlog)
-            self.kick()
+            self.buffer.backlog = [True] * len(self.buffer.backlog)
+            self.wake_up()
 
     @property
     def unsettled(self) -> bool:
-        """Does anything wait for its round trip?"""
+        """Does anything wait for the next round trip?"""
         return self.settler.pending
 
     def now(self) -> float:
-        """Return the server's Unix time, as last compared."""
+        """Return the server's Unix time, as of the last comparison of clocks."""
         return self.settler.now()
 
-    def emit(self, event: Event) -> None:
-        """Tell the listeners."""
-        self.settler.emit(event)
+    # --- round trips -----------------------------------------------------------------------------
 
-    # --- the turns -----------------------------------------------------------------------------
-
-    async def turns(self) -> None:
+    async def round_trips(self) -> None:
         """Settle and read until `finish` was called and everything is settled."""
         while not (self._ended and not self.unsettled):
-            await self._worth_a_turn()
-            self.release(self.intake.stuck())
-            if self.intake.startable:
+            await self._wait_until_needed()
+            self.release(self.buffer.take_stuck())
+            if self.buffer.startable:
                 self._on_ready()
-            turn = self._next_turn()
-            if turn.commands:
-                await self._carry_out(turn)
+            trip = self._next_round_trip()
+            if trip.commands:
+                await self._carry_out(trip)
             elif self._wants_to_block():
                 self._blocked = True
                 self._unblocked = anyio.Event()
@@ -150,81 +149,81 @@ class Consumer:
             else:
                 await anyio.lowlevel.checkpoint()
 
-    async def _worth_a_turn(self) -> None:
-        """Wait until there is something to carry out, or to read."""
-        while not self._may_read() or not (self.intake.plan() or self._wants_to_block()):
-            times = [self.settler.due_at(quiet=self.intake.quiet), self.intake.overdue()]
+    async def _wait_until_needed(self) -> None:
+        """Wait until there is something to settle or to read."""
+        while not self._may_read() or not (self.buffer.plan_reads() or self._wants_to_block()):
+            times = [self.settler.due_at(idle=self.buffer.idle), self.buffer.next_check()]
             due = min((at for at in times if at is not None), default=None)
             if self._ended or (due is not None and due <= self._clock.elapsed()):
                 return
-            self._kick = anyio.Event()
+            self._woken = anyio.Event()
             with anyio.move_on_after(None if due is None else due - self._clock.elapsed()) as timer:
-                await self._kick.wait()
-            if timer.cancelled_caught:  # a gate that is open by now is not `overdue` any more
+                await self._woken.wait()
+            if timer.cancelled_caught:  # a suspect that may start by now is no `next_check` any more
                 return
 
     def _may_read(self) -> bool:
         return self._reading and not self._blocked
 
     def _wants_to_block(self) -> bool:
-        return self._may_read() and not any(self.intake.backlog) and self.intake.room() > 0
+        return self._may_read() and not any(self.buffer.backlog) and self.buffer.room() > 0
 
-    def _next_turn(self) -> Turn:
-        turn = Turn()
-        self.settler.load(turn, all_counters=self._ended)
+    def _next_round_trip(self) -> RoundTrip:
+        trip = RoundTrip()
+        self.settler.load(trip, all_counters=self._ended)
         if self._may_read():
-            for count, tiers in self.intake.plan().items():
-                self.intake.read_on()
-                turn.add(self.store.read(self.name, tiers, count), self._read, (tiers, count))
-        return turn
+            for count, tiers in self.buffer.plan_reads().items():
+                self.buffer.read_sent()
+                trip.add(self.store.read_commands.new_entries(self.name, tiers, count), self._read, (tiers, count))
+        return trip
 
-    async def _carry_out(self, turn: Turn) -> None:
-        self._carrying = True
+    async def _carry_out(self, trip: RoundTrip) -> None:
+        self._in_flight = True
         try:
-            replies = await self.store.attempt(turn.commands)
+            replies = await self.store.attempt(trip.commands)
         except BrokerError as error:
-            replies = [error] * len(turn.commands)
-        except BaseException:  # cancelled: nothing is known of any of them, so all are said again
-            for handler in turn.handlers:
+            replies = [error] * len(trip.commands)
+        except BaseException:  # cancelled: nobody knows which were carried out, so all are sent again
+            for handler in trip.handlers:
                 handler(BrokerError("cancelled"))
-            self.settler.repeating(again=True)
+            self.settler.note_resending(resending=True)
             raise
         finally:
-            self._carrying = False
-            self._turned.set()
-            self._turned = anyio.Event()
+            self._in_flight = False
+            self._round_trip_ended.set()
+            self._round_trip_ended = anyio.Event()
         worst: BrokerError | None = None
-        for reply, handler in zip(replies, turn.handlers, strict=True):
+        for reply, handler in zip(replies, trip.handlers, strict=True):
             if handler(reply):
                 worst = reply
-        self.settler.repeating(again=worst is not None)
+        self.settler.note_resending(resending=worst is not None)
         if worst is None:
-            self.outage.over("turns")
+            self.outage.over("round trips")
         else:
-            await self.recover("turns", worst)
+            await self.recover("round trips", worst)
 
-    def _read(self, what: tuple[list[int], int], reply: Any) -> bool:
-        tiers, count = what
+    def _read(self, subject: tuple[list[int], int], reply: Any) -> bool:
+        tiers, count = subject
         if isinstance(reply, BrokerError):
             for tier in tiers:
-                self.intake.seen(tier, more=True)
+                self.buffer.note_read(tier, more=True)
             return True
-        self._take_in(tiers, count, reply)
+        self._accept_read(tiers, count, reply)
         return False
 
-    def _take_in(self, tiers: list[int], count: int, reply: Any) -> None:
-        found = self.store.deliveries(reply)
+    def _accept_read(self, tiers: list[int], count: int, reply: Any) -> None:
+        found = self.store.read_commands.deliveries(reply)
         for tier in tiers:
             deliveries = found.get(tier, [])
-            self.intake.accept(tier, deliveries)
-            self.intake.seen(tier, more=len(deliveries) >= count)
+            self.buffer.accept(tier, deliveries)
+            self.buffer.note_read(tier, more=len(deliveries) >= count)
         if found:
             self._on_ready()
 
     # --- blocking reads -------------------------------------------------------------------------
 
     async def blocking_reads(self) -> None:
-        """Block on every stream while nothing waits, until reading ends."""
+        """Block on all streams while no tier has entries, until reading ends."""
         block = min(BLOCK, max(0.1, self.visibility_timeout / 3))
         async with self._blocking:
             while self._reading:
@@ -235,88 +234,84 @@ class Consumer:
                     if self._reading:
                         await self._block_once(block)
                 except BrokerError as error:
-                    self.intake.backlog = [True] * len(self.intake.backlog)
+                    self.buffer.backlog = [True] * len(self.buffer.backlog)
                     trouble = error
                 if trouble is not None:
                     await self.recover("blocking read", trouble)
-                self._blocked = False  # only now: nobody waits for a loop that waits for the server
+                self._blocked = False  # only now: `stop_reading` must not wait for a loop that waits for the server
                 self._unblocked.set()
-                self.kick()
+                self.wake_up()
 
     async def _block_once(self, block: float) -> None:
         tiers = list(range(len(self.store.tiers)))
-        count = max(1, self.intake.room() // len(tiers))
-        command = self.store.read(self.name, tiers, count, block)
+        count = max(1, self.buffer.room() // len(tiers))
+        command = self.store.read_commands.new_entries(self.name, tiers, count, block)
 
         def take_in(reply: Any) -> None:
-            self._take_in(tiers, count, reply)
+            self._accept_read(tiers, count, reply)
 
-        take_in(await self.store.blocked(self._blocking, command, block=block, on_stranded=take_in))
+        take_in(await self.store.blocked(self._blocking, command, block=block, on_late_reply=take_in))
         self.outage.over("blocking read")
 
     # --- the end ----------------------------------------------------------------------------------
 
     async def stop_reading(self) -> None:
-        """Read no more. What a blocked read gets in this instant is taken in."""
+        """Stop reading. Entries that a blocked read gets at this moment are accepted."""
         self._reading = False
-        self.intake.closed = True
+        self.buffer.closed = True
         self._block.set()
         while self._blocked:
-            # Again and again: the read may be about to begin, or to dial.
+            # Repeatedly: the read may be about to begin, or the connection about to dial.
             await self._blocking.unblock()
             with anyio.move_on_after(_UNBLOCK_AGAIN):
                 await self._unblocked.wait()
-        self.kick()
+        self.wake_up()
 
     def finish(self) -> None:
-        """End the loop of turns once everything is settled."""
+        """Let the loop of round trips end once everything is settled."""
         self._ended = True
-        self.kick()
+        self.wake_up()
 
-    async def flushed(self) -> None:
-        """Wait until nothing waits for its round trip."""
-        while self.unsettled or self._carrying:
-            await self._turned.wait()
+    async def wait_until_settled(self) -> None:
+        """Wait until every outcome so far has had its round trip."""
+        while self.unsettled or self._in_flight:
+            await self._round_trip_ended.wait()
 
     async def leave(self) -> None:
-        """Settle what is settled, hand everything else back, and leave the group.
+        """Send the last settlements, release everything else, and leave the group.
 
-        For the end, when the loops are over. What fails here is taken over by others when the
-        lease ends.
+        Call it when the loops have ended. If it fails, other consumers reclaim the deliveries when the leases end.
         """
         self._ended = True
         try:
             try:
-                await self._say_goodbye()
+                await self._leave_once()
             except BrokerError as error:  # a cut connection, a server that is no primary any more
-                log.info("%s: %s; saying it once more", self.name, error)
-                await self._say_goodbye()
+                log.info("%s: %s; trying to leave once more", self.name, error)
+                await self._leave_once()
         except BrokerError as error:
-            log.warning("%s: left without a word (%s); its leases end by themselves", self.name, error)
+            log.warning("%s: could not leave the group (%s); its leases end by themselves", self.name, error)
 
-    async def _say_goodbye(self) -> None:
-        while self.unsettled or self.settler.tallies:
-            turn = self._next_turn()
+    async def _leave_once(self) -> None:
+        while self.unsettled or self.settler.counting.unwritten:
+            trip = self._next_round_trip()
             replies: list[Any]
             try:
-                replies = await self.store.attempt(turn.commands)
+                replies = await self.store.attempt(trip.commands)
             except BrokerError as error:
-                replies = [error] * len(turn.commands)
-            failed = [reply for reply, handler in zip(replies, turn.handlers, strict=True) if handler(reply)]
+                replies = [error] * len(trip.commands)
+            failed = [reply for reply, handler in zip(replies, trip.handlers, strict=True) if handler(reply)]
             if failed:
                 raise failed[0]
             if not self.unsettled:
                 break
         await self.store.release_all(self.name, self.visibility_timeout, but=self.fatal)
-        await depart(self.store, self.name)
+        await remove_consumers(self.store, self.name)
 
-    # --- trouble ----------------------------------------------------------------------------------
+    # --- outages ----------------------------------------------------------------------------------
 
     async def recover(self, loop: str, error: BrokerError, *, longest: float = LONGEST_PAUSE) -> None:
-        """Do what cures an error, if anything does, and wait with backoff before the next try.
-
-        At most `longest` seconds.
-        """
+        """Create missing groups again, then wait with backoff, at most `longest` seconds, before the next try."""
         if error.code == "NOGROUP":
             try:
                 await self.store.ensure_groups()

@@ -1,12 +1,18 @@
-"""What listeners hear. Events are values; a listener changes nothing and must not wait."""
+"""Events of a worker, and the listeners that get them.
+
+Events are values. A listener changes nothing and must not wait.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from streamq.tasks.outcome import Outcome
 from streamq.wire.delivery import Delivery
+
+log = logging.getLogger("streamq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +24,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """A sweep took a delivery over. `died` says that its owner is dead; else it was handed back, or went stale."""
+    """A sweep reclaimed a delivery. `died`: its owner is dead. Otherwise it was released, or not renewed."""
 
     delivery: Delivery
     died: bool
@@ -26,7 +32,7 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A delivery was settled by this consumer, and the server said so. `duration` is the run's, in seconds."""
+    """This consumer settled a delivery, and the server confirmed it. `duration` (s) is that of the run."""
 
     delivery: Delivery
     outcome: Outcome
@@ -35,7 +41,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A run ended, or was cancelled, after somebody else had taken or settled its delivery."""
+    """A run ended, or was cancelled, after another consumer had reclaimed or settled its delivery."""
 
     delivery: Delivery
 
@@ -49,10 +55,31 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The server can be used again, after this many seconds."""
+    """The server can be used again, after `after` seconds."""
 
     after: float
 
 
 Event = Started | Reclaimed | Settled | Superseded | Trouble | Recovered
 Listener = Callable[[Event], None]
+
+
+class Listeners:
+    """The listeners of one consumer. False if there are none."""
+
+    def __init__(self, listeners: Iterable[Listener] = ()) -> None:
+        self._listeners = tuple(listeners)
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def __repr__(self) -> str:
+        return f"<Listeners {len(self._listeners)}>"
+
+    def emit(self, event: Event) -> None:
+        """Call each listener with an event; an exception is logged with the listener that raised it."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("listener %r raised", listener)

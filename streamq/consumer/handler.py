@@ -1,7 +1,7 @@
-"""From a task to the one call that runs a delivery of it: its handler, its limits, its middleware.
+"""A handler: the one call that runs a delivery of a task, with its function, its timeout and its middleware.
 
-Put together once per task and not once per message. Waiting in middleware, for others' threads and for
-a batch is not timed: a timeout is the handler's own.
+It is built once per task, not once per message. The timeout bounds the function alone: waiting in middleware, for a
+thread, or for a batch does not count.
 """
 
 from __future__ import annotations
@@ -27,10 +27,24 @@ from streamq.wire.side_effects import DEDUP_UNTIL
 Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
 
 
-class Prepared:
-    """A task made ready to run: its handler, its limits and its middleware in one call."""
+class Handler:
+    """A task made ready to run. `call` runs one delivery of it.
 
-    __slots__ = ("_bare", "_store", "_threads", "batches", "call", "default", "limit", "result_ttl", "task")
+    `runner_timeout` (s) is the timeout that the runner itself enforces (see `timeouts`), for a function of the event
+    loop with nothing around it. None where `call` enforces it, or where there is none.
+    """
+
+    __slots__ = (
+        "_store",
+        "_threads",
+        "_without_middleware",
+        "batches",
+        "call",
+        "default",
+        "result_ttl",
+        "runner_timeout",
+        "task",
+    )
 
     def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, store: Store) -> None:
         self.task = task
@@ -40,44 +54,49 @@ class Prepared:
         self._threads = threads
         self.batches: Batches | None = None
         if isinstance(task, BatchTask):
-            ready = threads.room if task.run_in == "thread" else None
-            self.batches = Batches(task, self._handle(), store, ready=ready)
-        # The timeout (s) that the runner itself keeps: of a handler with nothing around it. None where it does not.
+            ready = threads.wait_for_thread if task.run_in == "thread" else None
+            self.batches = Batches(task, self._batch_function(), store, ready=ready)
         in_loop = self.batches is None and task.run_in == "loop"
-        self.limit = task.timeout if in_loop and not chain.wraps_runs else None
-        self._bare = self._alone() if self.batches is None else self._together(self.batches)
-        self.call: Runnable = self._wrapped(chain) if chain.wraps_runs else self._bare
+        self.runner_timeout = task.timeout if in_loop and not chain.wraps_runs else None
+        self._without_middleware = self._single_call() if self.batches is None else self._batched_call(self.batches)
+        self.call: Runnable = self._with_middleware(chain) if chain.wraps_runs else self._without_middleware
 
-    def _alone(self) -> Runnable:
-        """Return the shortest way: no middleware, so no context either."""
-        task, store, invoke = self.task, self._store, self._invoke()
+    def _single_call(self) -> Runnable:
+        """Return the shortest call: no batch, no middleware, so no context either."""
+        task, store, invoke = self.task, self._store, self._function_call()
         timeout = task.timeout
         threads = self._threads if task.run_in == "thread" else None
 
-        def plainly(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            return invoke(args, kwargs) if delivery.plain else call(delivery, args, kwargs)
+        def direct(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            return invoke(args, kwargs) if delivery.only_basic_fields else call(delivery, args, kwargs)
 
-        def timed_outside(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            # What runs alone is waited for before its settlement goes, in a scope that must not be cancelled.
-            return invoke(args, kwargs) if delivery.plain and not delivery.alone else call(delivery, args, kwargs)
+        def timed_by_runner(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            # The runner waits for the settlement of an isolated delivery, in a scope that must not be cancelled.
+            return (
+                invoke(args, kwargs)
+                if delivery.only_basic_fields and not delivery.isolated
+                else call(delivery, args, kwargs)
+            )
 
         async def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             limit = timeout
-            if not delivery.plain:
+            if not delivery.only_basic_fields:
                 if DEDUP_UNTIL in delivery.fields:
                     await store.started(delivery)
                 if b"timeout" in delivery.fields:
                     limit = delivery.timeout or None
             if threads is not None:
-                await threads.room()  # not timed: others' threads that do not end are not its fault
-            return await (invoke(args, kwargs) if limit is None else _within(limit, task.name, invoke(args, kwargs)))
+                await threads.wait_for_thread()  # not timed: that threads of other runs do not end is not its fault
+            return await (
+                invoke(args, kwargs) if limit is None else _with_timeout(limit, task.name, invoke(args, kwargs))
+            )
 
-        if self.limit is not None:
-            return timed_outside
-        return plainly if timeout is None and threads is None else call
+        if self.runner_timeout is not None:
+            return timed_by_runner
+        return direct if timeout is None and threads is None else call
 
-    def _together(self, batches: Batches) -> Runnable:
-        """Return the way into a batch: the timeout is that of its handler, and no one's who waits for more."""
+    def _batched_call(self, batches: Batches) -> Runnable:
+        """Return the call that joins a batch. The timeout bounds the batch's handler, not the wait for messages."""
         task, store = self.task, self._store
         timeout, arguments, converter = task.timeout, task.arguments, task.arguments.converter
 
@@ -93,8 +112,8 @@ class Prepared:
 
         return call
 
-    def _handle(self) -> Callable[[list[Any]], Awaitable[Any]]:
-        """Return what runs the handler of a batch, with its items."""
+    def _batch_function(self) -> Callable[[list[Any]], Awaitable[Any]]:
+        """Return the function that runs the handler of a batch with its items."""
         function, threads = self.task.function, self._threads
 
         async def in_thread(items: list[Any]) -> Any:
@@ -108,12 +127,12 @@ class Prepared:
         }  # fmt: skip
         return ways[self.task.run_in]
 
-    def _wrapped(self, chain: MiddlewareChain) -> Runnable:
-        """Return the handler, with its timeout, inside the chain: waiting in middleware is not timed."""
-        bare, task, store = self._bare, self.task, self._store
+    def _with_middleware(self, chain: MiddlewareChain) -> Runnable:
+        """Return the call inside the middleware: waiting in middleware is not timed."""
+        inner, task, store = self._without_middleware, self.task, self._store
 
         def innermost(context: Context) -> Awaitable[Any]:
-            return bare(context.delivery, context.args, context.kwargs)
+            return inner(context.delivery, context.args, context.kwargs)
 
         whole = chain.around(innermost)
 
@@ -122,7 +141,7 @@ class Prepared:
 
         return call
 
-    def _invoke(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
+    def _function_call(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
         task = self.task
         function, arguments, converter = task.function, task.arguments, task.arguments.converter
         threads = self._threads
@@ -138,7 +157,7 @@ class Prepared:
                 args, kwargs = converter(args, kwargs)
             try:
                 return function(*args, **kwargs)  # type: ignore[no-any-return]
-            except TypeError:  # calling an async function runs nothing of it: the arguments are wrong
+            except TypeError:  # calling an async function runs nothing of it, so the arguments are wrong
                 arguments.bind(args, kwargs)
                 raise
 
@@ -154,8 +173,8 @@ class Prepared:
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
 
 
-async def _within(limit: float, name: str, running: Awaitable[Any]) -> Any:
-    """Wait for a run of a task for `limit` seconds. Raises TaskTimeoutError if it was ended then."""
+async def _with_timeout(limit: float, name: str, running: Awaitable[Any]) -> Any:
+    """Wait at most `limit` seconds for a run of a task. Raises TaskTimeoutError after that."""
     ended: BaseException | None = None
     with anyio.move_on_after(limit) as scope:
         try:
@@ -164,12 +183,12 @@ async def _within(limit: float, name: str, running: Awaitable[Any]) -> Any:
             ended = error
             raise
     if scope.cancelled_caught:
-        raise timed_out(name, limit, ended)
+        raise timeout_error(name, limit, ended)
     return None
 
 
-def timed_out(name: str, limit: float, ended: BaseException | None) -> TaskTimeoutError:
-    """Return the error of a task that was `ended` for its timeout; the cause says where it was."""
+def timeout_error(name: str, limit: float, ended: BaseException | None) -> TaskTimeoutError:
+    """Return the error of a run that timed out; its cause, the exception `ended`, shows where the run was."""
     error = TaskTimeoutError(name, limit)
     error.__cause__ = ended
     return error
@@ -183,7 +202,7 @@ async def _in_process(function: Callable[..., Any], args: Sequence[Any], kwargs:
 
 
 def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a task's function in a process of its own: the child looks it up, no code is sent."""
+    """Run a task's function in a child process: the child looks it up by name, no code is sent."""
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)

@@ -1,11 +1,11 @@
-"""Leases: keep what this consumer holds, and take over what nobody keeps.
+"""The lease keeper: renews the leases of this consumer, and reclaims deliveries that no living consumer holds.
 
-Two timers, neither gated by traffic. *Renew* runs every third of the visibility timeout and
-covers everything in hand, prefetched deliveries included. *Sweep* takes over what was handed
-back, what dead consumers held and what went stale; it is bounded per step, keeps its cursor,
-and takes no more than there is room for. It surveys first, in one round trip of plain commands: where nothing
-is pending there is nothing to take over, and an idle worker has no more to do. Both also learn the server's
-clock and remove dead consumers that hold nothing.
+Two loops with timers of their own, independent of traffic. *Renew* runs every third of the visibility timeout and
+covers every delivery that is held, prefetched ones included. It also compares the clocks. *Sweep* reclaims deliveries
+that were released, that dead consumers held, or that nobody renewed. Each step of a sweep is bounded, continues at a
+cursor, and takes no more than there is room for. A sweep begins with a survey, one round trip of plain commands: where
+nothing is pending there is nothing to reclaim, so an idle worker does no more. It also removes dead consumers that hold
+nothing. The commands are in `queue.lease_commands`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import anyio
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.outage import LONGEST_PAUSE
 from streamq.errors import BrokerError
-from streamq.queue.lease_commands import depart, reclaim, renew, survey
+from streamq.queue.lease_commands import reclaim, remove_consumers, renew, survey
 
 SWEEP_STEP = 100  # entries that one step of a sweep takes at most
-_NO_ROOM = 0.25  # seconds until a sweep that found no room looks again
-_NEXT_SUSPECT = 0.02  # the same, when a suspect has all the room: others may wait for their turn
-_IN_FULL = 3600.0  # seconds after which a tier is told again what hardly changes (see renew.lua)
+_NO_ROOM = 0.25  # seconds until the next sweep, after one that found no room
+_NEXT_SUSPECT = 0.02  # the same, while a suspect blocks all slots: other suspects may wait
+_IN_FULL = 3600.0  # seconds between two renewals of a tier that also write its lease and TTL (see renew.lua)
 _START = b"0-0"
-_NEVER = 365 * 24 * 3600.0  # seconds: idle for so long is nobody
+_NEVER = 365 * 24 * 3600.0  # seconds: no entry is idle for that long
 
 
-class Leases:
-    """The two loops that stand for one consumer."""
+class LeaseKeeper:
+    """The two loops, renew and sweep, of one consumer."""
 
     def __init__(self, consumer: Consumer, *, uniform: random.Random | None = None) -> None:
         self._consumer = consumer
@@ -40,13 +40,13 @@ class Leases:
         self._wake = anyio.Event()
         self._renewed = self._clock.elapsed()
         self._in_full_at = [float("-inf") for _ in consumer.store.tiers]
-        self._turns = cycle(range(len(consumer.store.tiers)))  # whose consumers the next survey asks after
+        self._next_tier = cycle(range(len(consumer.store.tiers)))  # the tier whose consumers the next survey checks
         self._surveyed = float("-inf")
-        self._others_until = 0.0  # until when the others may still be on their way back
+        self._others_return_until = 0.0  # until when the other consumers may still reconnect after an outage
         self.sweeping = True
 
     def __repr__(self) -> str:
-        return f"<Leases of {self._consumer.name} every {self.interval:g} s>"
+        return f"<LeaseKeeper of {self._consumer.name} every {self.interval:g} s>"
 
     @property
     def interval(self) -> float:
@@ -56,7 +56,7 @@ class Leases:
     # --- renew -------------------------------------------------------------------------------
 
     async def renew_forever(self) -> None:
-        """Renew in time until cancelled."""
+        """Renew every third of the visibility timeout, until cancelled."""
         while True:
             started = self._clock.elapsed()
             try:
@@ -68,45 +68,45 @@ class Leases:
             await anyio.sleep(max(0.0, started + self.interval - self._clock.elapsed()))
 
     async def renew(self) -> None:
-        """Renew every lease once; deliveries that turn out to be lost are given up."""
+        """Renew every lease once; drop the deliveries whose lease was lost."""
         consumer = self._consumer
-        held = [list(by_id) for by_id in consumer.intake.held]
+        held = [list(by_id) for by_id in consumer.buffer.held]
         in_full = [tier for tier, at in enumerate(self._in_full_at) if at <= self._clock.elapsed()]
         sent = self._clock.now()
         now, lost = await renew(self._store, consumer.name, consumer.visibility_timeout, held, in_full=in_full)
         self._note_in_full(in_full)
-        self._note_gap()
+        self._detect_outage()
         consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
         for tier, ids in enumerate(lost):
             for entry_id in ids:
-                consumer.lost(tier, entry_id)
+                consumer.lease_lost(tier, entry_id)
 
-    def _note_in_full(self, told: list[int]) -> None:
-        """Set when these tiers are told in full again: not all of them at once."""
-        now, tiers = self._clock.elapsed(), len(self._in_full_at)
-        for place, tier in enumerate(told):
-            self._in_full_at[tier] = now + _IN_FULL * (1 - place / tiers)
+    def _note_in_full(self, tiers: list[int]) -> None:
+        """Set when these tiers are renewed in full again: not all of them at the same time."""
+        now, count = self._clock.elapsed(), len(self._in_full_at)
+        for place, tier in enumerate(tiers):
+            self._in_full_at[tier] = now + _IN_FULL * (1 - place / count)
 
-    def _note_gap(self) -> None:
-        """Notice that nothing could be renewed for long: then the others could not either.
+    def _detect_outage(self) -> None:
+        """Notice that no renewal succeeded for long: then the other consumers could not renew either.
 
-        When a server was away for as long as a lease, all leases have ended, and whoever comes back first
-        would take what the others still run. They get the time to come back and renew.
+        When the server was away for as long as a lease, all leases have ended. The first consumer that reconnects
+        would reclaim what the others still run. So the others get time to reconnect and renew.
         """
         now = self._clock.elapsed()
         if now - self._renewed > self.interval * 2:
-            self._others_until = now + self.interval + LONGEST_PAUSE
+            self._others_return_until = now + self.interval + LONGEST_PAUSE
         self._renewed = now
 
     # --- sweep -------------------------------------------------------------------------------
 
     def sweep_soon(self) -> None:
-        """Something was handed back: sweep as soon as there is room."""
+        """Sweep as soon as there is room: a delivery was released."""
         self._wake.set()
 
     async def sweep_forever(self) -> None:
-        """Sweep in time, or when told, until cancelled."""
-        part = self._random.random()  # of the first interval: who starts with others does not sweep with them
+        """Sweep every third of the visibility timeout, and on `sweep_soon`, until cancelled."""
+        part = self._random.random()  # of the first interval: workers that start together do not sweep together
         while True:
             self._wake = anyio.Event()
             started = self._clock.elapsed()
@@ -121,19 +121,19 @@ class Leases:
             self._consumer.outage.over("sweep")
             pause = started + self.interval * part - self._clock.elapsed()
             if not complete:
-                pause = min(self.interval, _NEXT_SUSPECT if self._consumer.intake.isolating else _NO_ROOM)
+                pause = min(self.interval, _NEXT_SUSPECT if self._consumer.buffer.isolating else _NO_ROOM)
             with anyio.move_on_after(pause) as timer:
                 await self._wake.wait()
             if timer.cancelled_caught and complete:
                 part = 1.0
 
     async def _sweep(self) -> bool:
-        """Sweep every tier where anything is pending to its end; False if room ran out before."""
+        """Sweep each tier with pending entries to its end; False if room ran out before."""
         consumer = self._consumer
         if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
             return False
         forgotten = 2 * consumer.visibility_timeout
-        pending, gone = await survey(self._store, next(self._turns), now=consumer.now(), forgotten=forgotten)
+        pending, gone = await survey(self._store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
         self._surveyed = self._clock.elapsed()
         complete = True
         for tier, number in enumerate(pending):
@@ -143,13 +143,13 @@ class Leases:
             to_the_end, died = await self._sweep_tier(tier)
             complete, gone = complete and to_the_end, gone or died
         if gone:
-            await depart(self._store, forgotten=forgotten)
+            await remove_consumers(self._store, forgotten=forgotten)
         return complete
 
     async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
-        """Sweep one tier. Returns False if room ran out before its end, and whether owners were found dead."""
+        """Sweep one tier. Return whether its end was reached, and whether dead owners were found."""
         consumer = self._consumer
-        patient = self._clock.elapsed() < self._others_until
+        others_returning = self._clock.elapsed() < self._others_return_until
         died = False
         while (room := self._room()) > 0:
             count = min(SWEEP_STEP, room)
@@ -157,17 +157,17 @@ class Leases:
                 self._store,
                 consumer.name,
                 tier,
-                idle=_NEVER if patient else consumer.visibility_timeout,
+                idle=_NEVER if others_returning else consumer.visibility_timeout,
                 margin=self.interval,
                 cursor=self._cursors[tier],
                 count=count,
                 max_crashes=consumer.max_crashes,
-                suspect_after=consumer.intake.suspect_after,
+                suspect_after=consumer.buffer.suspect_after,
                 deadline=consumer.now() + self.interval,
             )
             self._cursors[tier] = cursor
-            died = died or any(delivery.orphaned for delivery in found)
-            consumer.reclaimed(found)
+            died = died or any(delivery.owner_died for delivery in found)
+            consumer.accept_reclaimed(found)
             if more_suspects:
                 return False, died
             if cursor == _START and len(found) < count:
@@ -175,4 +175,4 @@ class Leases:
         return False, died
 
     def _room(self) -> int:
-        return self._consumer.intake.room() if self.sweeping else 0
+        return self._consumer.buffer.room() if self.sweeping else 0

@@ -1,8 +1,8 @@
-"""What follows when a task is dead: `on_exhausted` is called, or, if it is a task, sent.
+"""`on_exhausted`: what a worker does when it has dead-lettered a task. It sends a task, or calls a function.
 
-A task is sent in the same atomic step as the dead letter is written. A function is called once the server
-has confirmed that, beside the runs: it holds no slot, and nothing waits for it. The confirmation may
-be lost with its connection, and the worker may die: a function is called at most once.
+A task is sent in the same atomic step that writes the dead letter. A function is called after the server has confirmed
+that step. It runs beside the handlers: it holds no slot, and nothing waits for it. The confirmation may be lost with
+its connection, and the worker may die, so a function is called at most once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from streamq.errors import ConfigurationError, UndecodableError
-from streamq.handlers.context import queue, running
+from streamq.handlers.context import delivery_var, store_var
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.tasks.exhausted import Exhausted
@@ -28,108 +28,108 @@ from streamq.tasks.task import Task
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import Message
-from streamq.wire.side_effects import Consequence, Later, Send
+from streamq.wire.side_effects import DelayTask, SendTask, SideEffect
 from streamq.wire.tiers import Priority, Tier, pick_tier
 
 log = logging.getLogger("streamq")
 
-LIMIT = 10.0  # seconds for one call
-AT_ONCE = 8  # calls at one time
-WAITING = 1000  # calls that may wait for their turn; what comes on top is dropped, and named in the log
-# A task of the other reasons has no arguments that could be read, or no worker that knows it.
-_TOLD = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED, Reason.CRASH_LOOP, Reason.EXPIRED))
+CALL_TIMEOUT = 10.0  # seconds for one call
+MOST_CALLS = 8  # calls at the same time
+MOST_WAITING = 1000  # calls that may wait; further ones are dropped, and logged
+# With the other reasons the arguments cannot be read, or no worker knows the task.
+_REASONS = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED, Reason.CRASH_LOOP, Reason.EXPIRED))
 
 
-class Aftermath:
-    """The calls and the sendings of one worker's tasks. `tiers` and `keys` are those of its broker.
+class OnExhausted:
+    """The `on_exhausted` of the tasks of one worker. `tiers` and `keys` are those of its broker.
 
     Raises ConfigurationError or EncodingError for a task that cannot be sent as its options say.
     """
 
     def __init__(self, tasks: Iterable[Task[Any, Any]], store: Store, *, keys: Keys, tiers: Sequence[Tier]) -> None:
-        self._then = {task.name.encode(): task.on_exhausted for task in tasks if task.on_exhausted is not None}
+        self._on_exhausted = {task.name.encode(): task.on_exhausted for task in tasks if task.on_exhausted is not None}
         self._store = store
         self._keys = keys
         self._tiers = tuple(tiers)
         self._waiting: deque[tuple[Callable[[Exhausted], object], Exhausted]] = deque()
-        self._some = anyio.Event()
+        self._wake = anyio.Event()
         self._closing = False
-        self._over = anyio.Event()
-        self._limiter = anyio.CapacityLimiter(AT_ONCE)
-        for then in self._then.values():
-            if isinstance(then, Task):
-                self._sending(then, {})  # what cannot be sent is found out now
+        self._ended = anyio.Event()
+        self._limiter = anyio.CapacityLimiter(MOST_CALLS)
+        for target in self._on_exhausted.values():
+            if isinstance(target, Task):
+                self._send_effect(target, {})  # raise now if it cannot be sent
 
     def __repr__(self) -> str:
-        return f"<Aftermath of {len(self._then)} tasks, {len(self._waiting)} calls waiting>"
+        return f"<OnExhausted of {len(self._on_exhausted)} tasks, {len(self._waiting)} calls waiting>"
 
     def __bool__(self) -> bool:
-        """Does any task want it?"""
-        return bool(self._then)
+        """Has any task an `on_exhausted`?"""
+        return bool(self._on_exhausted)
 
-    # --- what the settler says -----------------------------------------------------------------
+    # --- called by the settler -----------------------------------------------------------------
 
-    def follow(self, delivery: Delivery, outcome: DeadLetter) -> list[Consequence]:
-        """Return what is sent in the same step as the dead letter is written."""
-        then = self._of(delivery, outcome)
-        if not isinstance(then, Task):
+    def side_effects(self, delivery: Delivery, outcome: DeadLetter) -> list[SideEffect]:
+        """Return the task that is sent in the step that writes the dead letter, if any."""
+        target = self._target(delivery, outcome)
+        if not isinstance(target, Task):
             return []
         try:
-            told = Exhausted(delivery, outcome.reason, outcome.failure).as_dict()
-        except UndecodableError:  # it took its workers down before anybody read it
+            argument = Exhausted(delivery, outcome.reason, outcome.failure).as_dict()
+        except UndecodableError:  # it crashed its workers before it was decoded
             return []
-        return [self._sending(then, told)]
+        return [self._send_effect(target, argument)]
 
-    def buried(self, delivery: Delivery, outcome: DeadLetter) -> None:
-        """The dead letter is written: have the function called."""
-        then = self._of(delivery, outcome)
-        if then is None or isinstance(then, Task):
+    def confirmed(self, delivery: Delivery, outcome: DeadLetter) -> None:
+        """Queue the call of the function: the dead letter is written."""
+        target = self._target(delivery, outcome)
+        if target is None or isinstance(target, Task):
             return
-        if len(self._waiting) >= WAITING or self._over.is_set():
-            log.error("on_exhausted of %r is not called: %d wait for that", delivery, len(self._waiting))
+        if len(self._waiting) >= MOST_WAITING or self._ended.is_set():
+            log.error("on_exhausted of %r is not called: %d calls wait already", delivery, len(self._waiting))
             return
-        self._waiting.append((then, Exhausted(delivery, outcome.reason, outcome.failure)))
-        self._some.set()
+        self._waiting.append((target, Exhausted(delivery, outcome.reason, outcome.failure)))
+        self._wake.set()
 
-    def _of(self, delivery: Delivery, outcome: DeadLetter) -> Any:
-        if outcome.reason not in _TOLD:
+    def _target(self, delivery: Delivery, outcome: DeadLetter) -> Any:
+        if outcome.reason not in _REASONS:
             return None
-        return self._then.get(delivery.fields.get(b"task", b""))
+        return self._on_exhausted.get(delivery.fields.get(b"task", b""))
 
-    def _sending(self, then: Task[..., Any], told: dict[str, Any]) -> Send | Later:
-        options = then.sending
-        priority = then.priority if options.priority is None else options.priority
+    def _send_effect(self, target: Task[..., Any], argument: dict[str, Any]) -> SendTask | DelayTask:
+        options = target.send_options
+        priority = target.priority if options.priority is None else options.priority
         tier = pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
         if options.tier is not None:
             names = [tier.name for tier in self._tiers]
             if options.tier not in names:
-                raise ConfigurationError(f"on_exhausted {then.name!r}: tier={options.tier!r} is none of {names}")
+                raise ConfigurationError(f"on_exhausted {target.name!r}: tier={options.tier!r} is none of {names}")
             tier = names.index(options.tier)
         message = Message(
-            task=then.name, args=(told,), kwargs={}, task_id=new_task_id(), priority=priority, retries=options.retries,
-            timeout=options.timeout, result_ttl=options.result_ttl, headers=options.headers,
+            task=target.name, args=(argument,), kwargs={}, task_id=new_task_id(), priority=priority,
+            retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl, headers=options.headers,
         )  # fmt: skip
-        # The dead task's own limit bounds this, too. Other groups have deaths of their own.
+        # The dead task was within the size limit, so this is. Other groups have dead letters of their own.
         fields = [*message.fields(limit=sys.maxsize), "group", self._keys.group]
         delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay
         stream = self._keys.tiers[tier].stream
-        return Later(stream, message.task_id, fields, delay) if delay else Send(stream, fields)
+        return DelayTask(stream, message.task_id, fields, delay) if delay else SendTask(stream, fields)
 
     # --- the calls -------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Make the calls, until `finish`ed or cancelled."""
-        queue.set(self._store)
+        """Make the calls, until `finish` or cancellation."""
+        store_var.set(self._store)
         async with anyio.create_task_group() as group:
-            for _ in range(AT_ONCE):
+            for _ in range(MOST_CALLS):
                 group.start_soon(self._calls)
-        self._over.set()
+        self._ended.set()
 
     async def finish(self) -> None:
-        """Wait until all calls are made that wait for it."""
+        """Wait until all waiting calls are made."""
         self._closing = True
-        self._some.set()
-        await self._over.wait()
+        self._wake.set()
+        await self._ended.wait()
 
     async def _calls(self) -> None:
         while True:
@@ -137,14 +137,14 @@ class Aftermath:
                 await self._call(*self._waiting.popleft())
             if self._closing:
                 return
-            if self._some.is_set():
-                self._some = anyio.Event()
-            await self._some.wait()
+            if self._wake.is_set():
+                self._wake = anyio.Event()
+            await self._wake.wait()
 
     async def _call(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
-        running.set(dead.delivery)
+        delivery_var.set(dead.delivery)
         try:
-            with anyio.fail_after(LIMIT):
+            with anyio.fail_after(CALL_TIMEOUT):
                 if _is_async(function):
                     returned = function(dead)
                 else:

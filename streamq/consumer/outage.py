@@ -1,19 +1,18 @@
-"""What a worker's loops do while the server cannot be used: say so once, wait with backoff, go on.
+"""Outages: while the server cannot be used, the loops of a worker log that once, wait with backoff, and go on.
 
-Each loop has its own streak of failures, so that one that cannot go on (a key of the wrong
-type, say) neither spins nor hides behind the others' success.
+Failures are counted for each loop. So if one loop fails while the others succeed (a key of the wrong type, say), it
+does not spin, and its failure is not hidden.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
 
 import anyio
 
 from streamq.clock import Clock
-from streamq.consumer.events import Event, Recovered, Trouble
+from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.errors import BrokerError
 from streamq.tasks.retry_policy import Backoff
 
@@ -24,11 +23,11 @@ _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
 
 class Outage:
-    """The troubles of one consumer, by loop."""
+    """The outages of one consumer, by loop."""
 
-    def __init__(self, name: str, emit: Callable[[Event], None], uniform: random.Random, clock: Clock) -> None:
+    def __init__(self, name: str, listeners: Listeners, uniform: random.Random, clock: Clock) -> None:
         self._name = name
-        self._emit = emit
+        self._listeners = listeners
         self._random = uniform
         self._clock = clock
         self._streaks: dict[str, int] = {}
@@ -43,7 +42,7 @@ class Outage:
 
     @property
     def error(self) -> BrokerError | None:
-        """The latest error, None if all is well."""
+        """The latest error, None if the server can be used."""
         return self._error if self._streaks else None
 
     async def wait(self, loop: str, error: BrokerError, longest: float = LONGEST_PAUSE) -> None:
@@ -51,14 +50,14 @@ class Outage:
         if not self._streaks:
             self._since = self._clock.elapsed()
             log.warning("%s: %s; waiting for the server", self._name, error)
-            self._emit(Trouble(str(error)))
+            self._listeners.emit(Trouble(str(error)))
         self._error = error
         streak = self._streaks[loop] = self._streaks.get(loop, 0) + 1
         await anyio.sleep(min(longest, _PAUSE.ceiling(min(streak, 8))) * self._random.uniform(0.5, 1.0))
 
     def over(self, loop: str) -> None:
-        """Note that a loop got its answer."""
+        """Note that a loop got its reply."""
         if self._streaks and self._streaks.pop(loop, 0) and not self._streaks:
             after = self._clock.elapsed() - self._since
             log.warning("%s: the server answers again, after %.1f s", self._name, after)
-            self._emit(Recovered(after))
+            self._listeners.emit(Recovered(after))

@@ -1,11 +1,14 @@
-"""What one consumer has in its hands: prefetched, set apart, running. Pure state, no I/O.
+"""The deliveries that one consumer holds: prefetched, suspect, running. Pure state, no I/O.
 
-Decides what starts next (fair over tiers, suspects alone), how much to read, and what to hand
-back. The prefetch follows Little's law: hold what will start within `HORIZON` seconds, as many as
-lately finished within one. Tasks that start together end together, and an average would not see that:
-so it is the busiest horizon that counts, or rather the second of them, for one alone may be the end of
-tasks that took minutes. Fast tasks are thus read by the hundred, and a worker whose tasks take minutes
-holds nothing that an idle one could run.
+Decides what starts next (fair over tiers, suspects in isolation), how much to read, and what to release.
+
+The prefetch follows Little's law: hold as many deliveries as will start within `HORIZON` seconds. The estimate is how
+many runs finished within one horizon lately. Tasks that start together end together, which an average would hide, so
+the busiest horizon counts. More exactly the second busiest: the busiest one may be the end of tasks that took minutes.
+So fast tasks are read by the hundred, and a worker whose tasks take minutes holds nothing that an idle one could run.
+
+A suspect is a delivery that was held by `suspect_after` workers when they died. It runs in isolation: nothing else
+starts while it waits or runs, so a crash proves that it is the cause.
 """
 
 from __future__ import annotations
@@ -18,78 +21,77 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.tiers import FairChooser
 
 HORIZON = 0.02  # seconds of work to hold beyond the free slots; some ten round trips
-STUCK = 1.0  # seconds without a start after which prefetched deliveries are handed back
-_LATELY = 0.25  # seconds that a horizon counts: what is held for the next of two starts within half of it
+STUCK_AFTER = 1.0  # seconds without a start after which prefetched deliveries are released
+_WINDOW = 0.25  # seconds that a horizon counts; two bursts of starts within half of it keep the prefetch up
 
 
-class Intake:
+class PrefetchBuffer:
     """The deliveries of one consumer.
 
-    `slots` is how many may run at once, `suspect_after` how many workers must have died
-    holding a delivery before it runs alone, `patience` how long (s) a suspect waits for the
-    runs beside it to end.
+    `slots` is how many may run at once. `suspect_after` is how many workers must have died holding a delivery before it
+    is a suspect. `suspect_wait` is how long (s) a suspect waits for the other runs to end; then it starts beside them.
     """
 
     def __init__(
         self, weights: Sequence[int], *, slots: int, max_prefetch: int,
-        suspect_after: int, patience: float, clock: Callable[[], float],
+        suspect_after: int, suspect_wait: float, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.slots = slots
         self.max_prefetch = max_prefetch
         self.suspect_after = suspect_after
-        self.patience = patience
+        self.suspect_wait = suspect_wait
         self.running = 0
         self.finished = 0
         self.held: list[dict[bytes, Delivery]] = [{} for _ in weights]
-        self.backlog = [True] * len(weights)  # is there more to read, as far as known?
+        self.backlog = [True] * len(weights)  # by tier: are more entries to be read, as far as known?
         self.closed = False
         self._clock = clock
         self._chooser = FairChooser(weights)
         self._buffers: list[deque[Delivery]] = [deque() for _ in weights]
         self._buffered = 0
         self._suspects: deque[Delivery] = deque()
-        self._solo: Delivery | None = None
-        self._gate_since = 0.0
-        self.last_take = clock()
-        self._begun = self.last_take  # the horizon that `finished` counts
-        self._mark = 0  # deliveries that are left when it is time to read on
-        self.passed = False  # that mark, and nobody has looked since: the rest is to run while the server works
-        # Those before it: when one began, how many finished. No more of them fit into `_LATELY`.
-        self._horizons: deque[tuple[float, int]] = deque(maxlen=ceil(_LATELY / HORIZON))
+        self._running_suspect: Delivery | None = None
+        self._suspect_since = 0.0
+        self.last_start = clock()
+        self._horizon_began = self.last_start  # when the horizon began whose runs `finished` counts
+        self._read_at = 0  # how many deliveries are left in the buffers when it is time to read more
+        self.read_due = False  # that mark was passed and no read planned since: the rest can run while the server works
+        # Earlier horizons: when each began, how many runs finished. No more of them fit into `_WINDOW`.
+        self._horizons: deque[tuple[float, int]] = deque(maxlen=ceil(_WINDOW / HORIZON))
 
     def __repr__(self) -> str:
         return (
-            f"<Intake running={self.running}/{self.slots} buffered={self._buffered} "
+            f"<PrefetchBuffer running={self.running}/{self.slots} buffered={self._buffered} "
             f"suspects={len(self._suspects)} prefetch={self.prefetch()}>"
         )
 
     # --- in ----------------------------------------------------------------------------------
 
     def accept(self, tier: int, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Take deliveries in and return those that were not here already (a sweep may find our own)."""
+        """Add deliveries; return those that are new (a sweep may find deliveries that are held here already)."""
         held = self.held[tier]
         buffer = self._buffers[tier]
         if held:
             deliveries = [delivery for delivery in deliveries if delivery.entry_id not in held]
         if not self._buffered:
-            self.last_take = self._clock()
+            self.last_start = self._clock()
         before = len(buffer)
         for delivery in deliveries:
             held[delivery.entry_id] = delivery
-            if delivery.crashes and len(delivery.crashes) >= self.suspect_after:
+            if delivery.crashed_workers and len(delivery.crashed_workers) >= self.suspect_after:
                 if not self._suspects:
-                    self._gate_since = self._clock()
+                    self._suspect_since = self._clock()
                 self._suspects.append(delivery)
                 continue
             buffer.append(delivery)
         self._buffered += len(buffer) - before
-        self._mark = self._buffered * 2 // 5  # less than half, or `plan` would find it too early
+        self._read_at = self._buffered * 2 // 5  # less than half, or `plan_reads` would find it too early
         if buffer:
             self._chooser.ready(tier)
         return list(deliveries)
 
-    def seen(self, tier: int, *, more: bool) -> None:
-        """A read of this tier showed whether more is waiting."""
+    def note_read(self, tier: int, *, more: bool) -> None:
+        """Note that a read of this tier showed whether more entries wait."""
         self.backlog[tier] = more
         if not more and not self._buffers[tier]:
             self._chooser.idle(tier)
@@ -97,12 +99,12 @@ class Intake:
     # --- out ---------------------------------------------------------------------------------
 
     def take(self) -> Delivery | None:
-        """Return the delivery to start now, or None; its run ends with `done`."""
+        """Return the delivery to start now, or None; its run ends with `run_ended`."""
         now = self._clock()
-        if now >= self._begun + HORIZON:
-            self._horizons.append((self._begun, self.finished))
-            self._begun, self.finished = now, 0
-        if self._suspects or self._solo is not None:
+        if now >= self._horizon_began + HORIZON:
+            self._horizons.append((self._horizon_began, self.finished))
+            self._horizon_began, self.finished = now, 0
+        if self._suspects or self._running_suspect is not None:
             return self._take_suspect(now)
         tier = self._chooser.choose() if self._buffered and not self.closed else None
         if tier is None:
@@ -110,50 +112,50 @@ class Intake:
         buffer = self._buffers[tier]
         delivery = buffer.popleft()
         if not buffer:
-            self._chooser.dry(tier)
+            self._chooser.not_ready(tier)
         self._buffered -= 1
-        if self._buffered == self._mark:
-            self.passed = True
+        if self._buffered == self._read_at:
+            self.read_due = True
         self.running += 1
-        self.last_take = now
+        self.last_start = now
         return delivery
 
     def _take_suspect(self, now: float) -> Delivery | None:
-        if not self._gate_open():
+        if not self._suspect_may_start():
             return None
         delivery = self._suspects.popleft()
-        delivery.alone = not self.running
-        self._solo = delivery
-        self._gate_since = self.last_take = now
+        delivery.isolated = not self.running
+        self._running_suspect = delivery
+        self._suspect_since = self.last_start = now
         self.running += 1
         return delivery
 
-    def _gate_open(self) -> bool:
-        """May a suspect start? Once nothing runs beside it, or what runs has taken too long."""
-        if self.closed or self._solo is not None or not self._suspects:
+    def _suspect_may_start(self) -> bool:
+        """May a suspect start? Yes if nothing else runs, or if the other runs have taken too long."""
+        if self.closed or self._running_suspect is not None or not self._suspects:
             return False
-        return not self.running or self._clock() >= self._gate_since + self.patience
+        return not self.running or self._clock() >= self._suspect_since + self.suspect_wait
 
-    def done(self, delivery: Delivery) -> None:
-        """The run of this delivery ended; it stays held until it is settled."""
+    def run_ended(self, delivery: Delivery) -> None:
+        """Note that the run of a delivery ended; the delivery stays held until it is settled."""
         self.running -= 1
         self.finished += 1
-        if delivery is self._solo:
-            self._solo = None
-            self._gate_since = self._clock()
+        if delivery is self._running_suspect:
+            self._running_suspect = None
+            self._suspect_since = self._clock()
 
     def forget(self, tier: int, entry_id: bytes) -> None:
-        """This delivery is settled, handed back or lost."""
+        """Hold a delivery no longer: it was settled or released, or its lease is lost."""
         self.held[tier].pop(entry_id, None)
 
     def settled(self, tier: int, deliveries: Iterable[Delivery]) -> None:
-        """These deliveries of a tier are settled."""
+        """Hold deliveries of a tier no longer: they were settled."""
         pop = self.held[tier].pop
         for delivery in deliveries:
             pop(delivery.entry_id, None)
 
-    def drop(self, delivery: Delivery) -> bool:
-        """Take back a delivery that has not started; False if it has."""
+    def remove_unstarted(self, delivery: Delivery) -> bool:
+        """Take out a delivery that has not started; False if it has."""
         buffer = self._buffers[delivery.tier]
         if delivery in self._suspects:
             self._suspects.remove(delivery)
@@ -163,42 +165,42 @@ class Intake:
         buffer.remove(delivery)
         self._buffered -= 1
         if not buffer:
-            self._chooser.dry(delivery.tier)
+            self._chooser.not_ready(delivery.tier)
         return True
 
-    def unstarted(self) -> list[Delivery]:
-        """Take back everything that has not started."""
+    def take_unstarted(self) -> list[Delivery]:
+        """Take out and return everything that has not started."""
         found = [*self._suspects]
         self._suspects.clear()
         for tier, buffer in enumerate(self._buffers):
             found += buffer
             buffer.clear()
-            self._chooser.dry(tier)
+            self._chooser.not_ready(tier)
         self._buffered = 0
         return found
 
-    def stuck(self) -> list[Delivery]:
-        """Take back what was prefetched and could not start for a while (see STUCK)."""
-        if not self._buffered or self._clock() < self.last_take + STUCK:
+    def take_stuck(self) -> list[Delivery]:
+        """Take out and return prefetched deliveries that could not start for a while (see STUCK_AFTER)."""
+        if not self._buffered or self._clock() < self.last_start + STUCK_AFTER:
             return []
         waiting = list(self._suspects)
         self._suspects.clear()
-        found = self.unstarted()
+        found = self.take_unstarted()
         self._suspects.extend(waiting)
-        self._horizons.clear()  # or there would be room to take it back
+        self._horizons.clear()  # or there would be room to read them again at once
         self.finished = 0
         return found
 
     @property
     def isolating(self) -> bool:
-        """Is a suspect here, running or waiting to run alone?"""
-        return bool(self._suspects) or self._solo is not None
+        """Is there a suspect, waiting or running in isolation?"""
+        return bool(self._suspects) or self._running_suspect is not None
 
-    def overdue(self) -> float | None:
-        """Return when to look again: what is prefetched is stuck, or a suspect has waited enough."""
-        times = [self.last_take + STUCK] if self._buffered else []
-        gate = self._gate_since + self.patience
-        if self._suspects and self._solo is None and gate > self._clock():
+    def next_check(self) -> float | None:
+        """Return when to look again: prefetched deliveries are stuck then, or a suspect has waited long enough."""
+        times = [self.last_start + STUCK_AFTER] if self._buffered else []
+        gate = self._suspect_since + self.suspect_wait
+        if self._suspects and self._running_suspect is None and gate > self._clock():
             times.append(gate)
         return min(times, default=None)
 
@@ -211,22 +213,22 @@ class Intake:
 
     @property
     def startable(self) -> bool:
-        """Could `take` give something now?"""
-        if self._suspects or self._solo is not None:
-            return self._gate_open()
+        """Would `take` return a delivery now?"""
+        if self._suspects or self._running_suspect is not None:
+            return self._suspect_may_start()
         return self._buffered > 0 and not self.closed
 
     @property
-    def quiet(self) -> bool:
-        """Nothing runs and nothing waits here."""
+    def idle(self) -> bool:
+        """Does nothing run, and nothing wait?"""
         return not self.running and not self._buffered and not self._suspects
 
     def prefetch(self) -> int:
         """Return how many deliveries to hold beyond the free slots."""
-        since, horizons = self._clock() - _LATELY, self._horizons
+        since, horizons = self._clock() - _WINDOW, self._horizons
         while horizons and horizons[0][0] < since:
             horizons.popleft()
-        most = self.finished if self._begun >= since else 0
+        most = self.finished if self._horizon_began >= since else 0
         second = 0
         for _, finished in horizons:
             if finished > most:
@@ -241,17 +243,17 @@ class Intake:
             return 0
         return max(0, self.slots - self.running) + self.prefetch() - self._buffered
 
-    def read_on(self) -> None:
-        """What comes next is on its way: nobody need say that it is time for it."""
-        self._mark, self.passed = -1, False
+    def read_sent(self) -> None:
+        """Note that a read was sent: until its reply comes, it is not time to read more."""
+        self._read_at, self.read_due = -1, False
 
-    def plan(self) -> dict[int, list[int]]:
+    def plan_reads(self) -> dict[int, list[int]]:
         """Return what to read: for each COUNT the tiers to read with it, in one command.
 
-        Empty while there is more than half of what is wanted. Tiers with a backlog share what
-        is wanted by weight; the others are asked for what would be theirs, at least one.
+        Empty while the buffers hold more than half of the wanted number. Tiers with a backlog share that number by
+        weight; each other tier is asked for what its share would be, at least one.
         """
-        self.passed = False
+        self.read_due = False
         room = self.room()
         wanted = room + self._buffered
         known = [tier for tier, more in enumerate(self.backlog) if more]

@@ -1,9 +1,9 @@
-"""The scheduler: moves delayed messages to their streams when they are due.
+"""The promoter: moves delayed messages to their streams when they are due, and listens to the wake channel.
 
-It sleeps until the next is due. What changes that from outside, a message due earlier, comes
-over a pub/sub channel, so nothing is polled; a look every `TICK` seconds covers what nobody said, as
-of a message that was written by hand, and leaps of the server's clock. A look asks for the first of each
-tier and the time, and no more. Every worker has one and any may act: the step is atomic.
+It sleeps until the next message is due. A message that is due earlier is announced on the wake channel (pub/sub), so
+nothing is polled. A look every `LOOK_EVERY` seconds covers what is not announced: a message that was written by hand,
+a leap of the server's clock. A look reads the first message of each tier and the time, no more. Every worker has a
+promoter and any of them may promote: the step is atomic (promote.lua).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from streamq.errors import BrokerError
 from streamq.queue.delayed import next_due, promote
 from streamq.queue.server_errors import translated
 
-TICK = 10.0
-_DEAF = 5.0  # seconds: the same, while the channel cannot be heard
+LOOK_EVERY = 10.0  # seconds between two looks
+_LOOK_EVERY_UNSUBSCRIBED = 5.0  # the same, while the wake channel is not subscribed
 _BATCH = 100  # messages of each tier that one step moves
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 
 
-class Scheduler:
-    """The loop that promotes, and the one that listens."""
+class Promoter:
+    """The loop that promotes, and the loop that listens to the wake channel."""
 
     def __init__(
         self, consumer: Consumer, *, on_released: Callable[[], None], on_cancel: Callable[[bytes], None],
@@ -37,15 +37,15 @@ class Scheduler:
         self._on_cancel = on_cancel
         self._on_schedules = on_schedules
         self._wake = anyio.Event()
-        self._deaf = True
+        self._unsubscribed = True
         self.next_due: float | None = None  # seconds, as of the last look
 
     def __repr__(self) -> str:
-        return f"<Scheduler of {self._consumer.name} next due in {self.next_due}>"
+        return f"<Promoter of {self._consumer.name} next due in {self.next_due}>"
 
     async def promote_forever(self) -> None:
-        """Promote what is due, when it is due, until cancelled."""
-        expected = True  # that something is due: it was known, or somebody said so
+        """Promote messages when they are due, until cancelled."""
+        expected = True  # is something due: by the last look, or announced?
         while True:
             self._wake = anyio.Event()
             moved, more = 0, False
@@ -59,38 +59,38 @@ class Scheduler:
                 continue
             self._consumer.outage.over("promote")
             if moved:
-                self._consumer.promoted()
+                self._consumer.note_promoted()
             if more:
                 continue
-            tick = _DEAF if self._deaf else TICK
-            pause = tick if self.next_due is None else min(tick, self.next_due + _MARGIN)
+            look_every = _LOOK_EVERY_UNSUBSCRIBED if self._unsubscribed else LOOK_EVERY
+            pause = look_every if self.next_due is None else min(look_every, self.next_due + _MARGIN)
             with anyio.move_on_after(pause) as timer:
                 await self._wake.wait()
-            expected = pause < tick or not timer.cancelled_caught
+            expected = pause < look_every or not timer.cancelled_caught
 
     async def listen_forever(self) -> None:
-        """Hear what other processes tell sleeping workers, until cancelled."""
+        """Receive the messages of the wake channel, until cancelled."""
         while True:
             try:
                 async with self._store.client.subscriber() as subscriber:
                     await subscriber.subscribe(self._store.keys.wake)
-                    self._deaf = False
+                    self._unsubscribed = False
                     self._consumer.outage.over("listen")
-                    self._hear(b"")  # before now nobody listened
+                    self._on_message(b"")  # messages before now were missed
                     while True:
                         _, payload = await subscriber.receive()
-                        self._hear(payload)
+                        self._on_message(payload)
             except redis.exceptions.RedisError as error:
-                self._deaf = True
+                self._unsubscribed = True
                 await self._consumer.recover("listen", translated(error))
 
-    def _hear(self, payload: bytes) -> None:
-        word, _, rest = payload.partition(b" ")
-        if word == b"cancel":
+    def _on_message(self, payload: bytes) -> None:
+        kind, _, rest = payload.partition(b" ")
+        if kind == b"cancel":
             self._on_cancel(rest)
-        if word in (b"due", b""):  # nothing: the connection was lost, and anything may have been said
+        if kind in (b"due", b""):  # empty: the connection was lost, and any message may have been missed
             self._wake.set()
-        if word in (b"released", b""):
+        if kind in (b"released", b""):
             self._on_released()
-        if word in (b"schedules", b""):
+        if kind in (b"schedules", b""):
             self._on_schedules()

@@ -1,14 +1,14 @@
-"""Recurring tasks: sends what the schedules have due, when it is due. Every worker has this loop, and none is special.
+"""The scheduler: sends the messages of schedules when their ticks are due. Every worker has one; none is special.
 
-At its time each worker that knows of a tick tries to send it, and one script lets the first do it (tick.lua):
-the message and the next tick are one step, so that a crash loses neither, and nothing is sent twice. It
-goes by the server's clock; who comes too early is told how long to wait.
+When a tick is due, each worker that knows the schedule tries to send it. One script (tick.lua) lets the first worker
+do so: it sends the message and sets the next tick in one step. So a crash loses neither, and nothing is sent twice. The
+server's clock counts; a worker that comes too early gets the time until the tick.
 
-Cost: nothing while no schedule is known. It looks when the worker starts, when the wake channel says that schedules
-changed or its connection was lost, and, where it has something to tick, every `LOOK` seconds, which covers
-leaps of clocks and a server that lost its data: what tasks declare is then registered again. Whoever remembers of
-it a tick that is over asks the others first, one of which may have sent it and know the next. A tick
-costs each such worker one command.
+Cost: nothing while no schedule is known. Schedules are loaded when the worker starts, when the wake channel announces
+a change, when its connection was lost, and, while there is a schedule to tick, every `LOAD_EVERY` seconds. That covers
+leaps of clocks and a server that lost its data: schedules that tasks declare are then registered again. A worker that
+remembers a past tick of a lost schedule asks the other workers first: one of them may have sent it, and know the next
+one. A tick costs each worker one command.
 """
 
 from __future__ import annotations
@@ -22,52 +22,63 @@ import anyio
 
 from streamq.consumer.consumer import Consumer
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
-from streamq.queue.schedules import Definition, Row, as_ms, ask, first_after, look, register, tick
+from streamq.queue.schedules import (
+    ScheduleDefinition,
+    StoredSchedule,
+    first_tick_after,
+    notify_workers,
+    read_schedules,
+    register,
+    tick_command,
+    tick_ms,
+)
 from streamq.tasks.cron import due_ticks
 
 log = logging.getLogger("streamq")
 
-LOOK = 60.0  # seconds
+LOAD_EVERY = 60.0  # seconds between two loads of the schedules
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
-_ASIDE = 2.0  # seconds after which a message that the server refused is tried again
-_ITS_OWN = frozenset({"ERR", "WRONGTYPE"})  # errors that are of one schedule
-_ASKED = 1.0  # seconds that the others have to answer: each that reaches the server is told at once
+_RETRY_REFUSED = 2.0  # seconds after which a message that the server refused is tried again
+_ITS_OWN = frozenset({"ERR", "WRONGTYPE"})  # codes of errors that concern one schedule alone
+_WAIT_FOR_OTHERS = 1.0  # seconds in which other workers may register the schedule: each gets the message at once
 _BATCH = 100  # ticks of one schedule that one step sends
 
 
 @dataclass(slots=True)
-class _Clockwork:
-    """A schedule that is ticked here: its next tick in ms, and when that is on the worker's own clock."""
+class _ActiveSchedule:
+    """A schedule that this worker ticks: its next tick (Unix ms), and when that is on the worker's monotonic clock."""
 
-    definition: Definition
+    definition: ScheduleDefinition
     due: int
     at: float
-    failed: int = -1  # the tick whose message the server refused
-    refused: int = -1  # the tick for which it was found gone or changed, and was not
+    refused_tick: int = -1  # the tick whose message the server refused
+    not_found_tick: int = -1  # the tick for which the script found no such schedule
 
 
-class Recurring:
-    """The loop that ticks. `declared` is what the tasks of this worker declare."""
+class Scheduler:
+    """The loop that ticks schedules. `declared` are the schedules that tasks of this worker declare."""
 
-    def __init__(self, consumer: Consumer, declared: Sequence[Definition]) -> None:
+    def __init__(self, consumer: Consumer, declared: Sequence[ScheduleDefinition]) -> None:
         self._consumer = consumer
         self._store = consumer.store
         self._elapsed = consumer.store.clock.elapsed
         self._declared = {one.name: one for one in declared}
         self._unusable: set[tuple[str, str]] = set()  # name and revision
-        self._running: dict[str, _Clockwork] = {}
-        self._lost: dict[str, tuple[_Clockwork, float]] = {}  # what the others are asked for, and until when
-        self._offset = 0.0  # what the server's time is ahead of `elapsed`
+        self._active: dict[str, _ActiveSchedule] = {}
+        self._lost: dict[
+            str, tuple[_ActiveSchedule, float]
+        ] = {}  # schedules that other workers are asked for, and until when
+        self._offset = 0.0  # seconds that the server's Unix time is ahead of `elapsed`
         self._wake = anyio.Event()
         self._stale = True
         self._first = True
-        self._look_at = 0.0
+        self._load_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<Recurring of {self._consumer.name}: {sorted(self._running)}>"
+        return f"<Scheduler of {self._consumer.name}: {sorted(self._active)}>"
 
     def changed(self) -> None:
-        """Schedules were changed, or may have been: look."""
+        """Load the schedules again: they have changed, or may have."""
         self._stale = True
         self._wake.set()
 
@@ -76,12 +87,12 @@ class Recurring:
         while True:
             self._wake = anyio.Event()
             try:
-                if self._stale or (self._knows() and self._elapsed() >= self._look_at):
-                    await self._look()
+                if self._stale or (self._has_schedules() and self._elapsed() >= self._load_at):
+                    await self._load()
                 await self._tick()
             except BrokerError as error:
-                if error.code == "NOPERM" and not self._declared and not self._running:
-                    log.info("%s may not look for schedules, and ticks none: %s", self._consumer.name, error)
+                if error.code == "NOPERM" and not self._declared and not self._active:
+                    log.info("%s has no right to read schedules, so it ticks none: %s", self._consumer.name, error)
                     await self._wake.wait()
                     continue
                 self._stale = True
@@ -95,40 +106,40 @@ class Recurring:
                 await self._wake.wait()
 
     def _pause(self) -> float | None:
-        """Return for how long nothing is due; None where there is nothing to tick."""
-        if not self._knows():
+        """Return the seconds until a tick or a load is due, None if there is no schedule."""
+        if not self._has_schedules():
             return None
-        soonest = min((one.at for one in self._running.values()), default=self._look_at)
-        return max(0.0, min(soonest, self._look_at) - self._elapsed())
+        soonest = min((one.at for one in self._active.values()), default=self._load_at)
+        return max(0.0, min(soonest, self._load_at) - self._elapsed())
 
-    def _knows(self) -> bool:
-        return bool(self._running or self._lost)
+    def _has_schedules(self) -> bool:
+        return bool(self._active or self._lost)
 
-    # --- what is known -------------------------------------------------------------------------
+    # --- loading ---------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _load(self) -> None:
         self._stale = False
-        now, rows = await look(self._store)
+        now, rows = await read_schedules(self._store)
         if await self._register(now, {row.name: row for row in rows}):
-            now, rows = await look(self._store)
+            now, rows = await read_schedules(self._store)
         self._synchronize(now)
-        self._look_at = min([self._elapsed() + LOOK, *(until for _, until in self._lost.values())])
-        before, self._running = self._running, {}
+        self._load_at = min([self._elapsed() + LOAD_EVERY, *(until for _, until in self._lost.values())])
+        before, self._active = self._active, {}
         for row in rows:
             one = row.definition
             if one is None or row.due is None or not self._is_ours(one):
                 continue
-            work = self._running[row.name] = _Clockwork(one, row.due, self._when(row.due))
+            active = self._active[row.name] = _ActiveSchedule(one, row.due, self._when(row.due))
             if (old := before.get(row.name)) is not None and old.definition == one:
-                work.refused, work.failed = old.refused, old.failed
+                active.not_found_tick, active.refused_tick = old.not_found_tick, old.refused_tick
 
-    def _is_ours(self, one: Definition) -> bool:
+    def _is_ours(self, one: ScheduleDefinition) -> bool:
         if (one.name, one.revision) in self._unusable:
             return False
         return one.name in self._declared if one.declared else True
 
-    async def _register(self, now: int, rows: dict[str, Row]) -> bool:
-        """Define what is declared here: all that differs at the start, later what is gone. Was there anything?"""
+    async def _register(self, now: int, rows: dict[str, StoredSchedule]) -> bool:
+        """Register declared schedules: at the start all that differ, later those that are gone. Was there any?"""
         done = False
         lost = {}
         for name, one in self._declared.items():
@@ -136,21 +147,21 @@ class Recurring:
             gone = row is None or row.due is None
             if not (gone or (self._first and row is not None and row.packed != one.packed())):
                 continue
-            # A server that lost its data lost what was declared by newer code, and the next tick; we remember both.
-            known, until = self._lost.get(name, (self._running.get(name), None))
+            # A server that lost its data lost the definition (perhaps of newer code) and the next tick: we know both.
+            known, until = self._lost.get(name, (self._active.get(name), None))
             if known is not None and known.definition.declared:
                 if known.due <= now and (until is None or self._elapsed() < until):
-                    lost[name] = known, self._elapsed() + _ASKED if until is None else until
+                    lost[name] = known, self._elapsed() + _WAIT_FOR_OTHERS if until is None else until
                     continue
                 await register(self._store, known.definition, known.due)
-            elif await register(self._store, one, first_after(one, now / 1000)) is None:
+            elif await register(self._store, one, first_tick_after(one, now / 1000)) is None:
                 log.warning(
-                    "the schedule %r of @task(cron=...) is not used: one of this name was stored; "
-                    "remove that with: streamq schedules rm %s", name, name,
+                    "the schedule %r of @task(cron=...) is not used: a stored schedule has this name; "
+                    "remove that one with: streamq schedules rm %s", name, name,
                 )  # fmt: skip
             done = True
         if lost.keys() - self._lost.keys():
-            await ask(self._store)
+            await notify_workers(self._store)
         self._lost = lost
         self._first = False
         return done
@@ -164,22 +175,22 @@ class Recurring:
     # --- ticking -------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Send all that is due, in one round trip. Raises BrokerError."""
+        """Send all ticks that are due, in one round trip. Raises BrokerError if the server cannot be used."""
         elapsed = self._elapsed()
-        due = [one for one in self._running.values() if one.at <= elapsed]
-        works, commands = [], []
+        due = [one for one in self._active.values() if one.at <= elapsed]
+        sent, commands = [], []
         for one in due:
             try:
                 commands.append(self._command(one, elapsed + self._offset))
-                works.append(one)
+                sent.append(one)
             except (ConfigurationError, MissingExtraError) as error:
                 self._unusable.add((one.definition.name, one.definition.revision))
-                del self._running[one.definition.name]
-                log.warning("the schedule %r is not ticked here: %s", one.definition.name, error)
+                del self._active[one.definition.name]
+                log.warning("this worker does not tick the schedule %r: %s", one.definition.name, error)
         if not commands:
             return
         trouble: BrokerError | None = None
-        for one, reply in zip(works, await self._store.attempt(commands), strict=True):
+        for one, reply in zip(sent, await self._store.attempt(commands), strict=True):
             if isinstance(reply, BrokerError):
                 trouble = self._failed(one, reply) or trouble
             else:
@@ -187,28 +198,28 @@ class Recurring:
         if trouble is not None:
             raise trouble
 
-    def _command(self, one: _Clockwork, now: float) -> Any:
+    def _command(self, one: _ActiveSchedule, now: float) -> Any:
         definition, first = one.definition, one.due / 1000
         wanted, following = due_ticks(definition.cron, definition.tz, definition.missed, first, max(now, first))
         if len(wanted) > _BATCH:
             wanted, following = wanted[:_BATCH], wanted[_BATCH]
-        return tick(self._store, definition, one.due, wanted, as_ms(following))
+        return tick_command(self._store, definition, one.due, wanted, tick_ms(following))
 
-    def _failed(self, one: _Clockwork, error: BrokerError) -> BrokerError | None:
-        """Put a schedule aside that cannot be ticked; return an error that is not of this one alone."""
+    def _failed(self, one: _ActiveSchedule, error: BrokerError) -> BrokerError | None:
+        """Delay a schedule whose tick was refused; return the error if it does not concern this schedule alone."""
         if error.code not in _ITS_OWN:
             return error
-        if one.failed != one.due:
-            log.warning("the schedule %r waits, its message was refused: %s", one.definition.name, error)
-        one.failed, one.at = one.due, self._elapsed() + _ASIDE
+        if one.refused_tick != one.due:
+            log.warning("the schedule %r waits: the server refused its message: %s", one.definition.name, error)
+        one.refused_tick, one.at = one.due, self._elapsed() + _RETRY_REFUSED
         return None
 
-    def _ticked(self, one: _Clockwork, reply: Any) -> None:
+    def _ticked(self, one: _ActiveSchedule, reply: Any) -> None:
         _, due, now = map(int, reply)
         self._synchronize(now)
         if due >= 0:
             one.due, one.at = due, self._when(due)
-        elif one.refused != one.due:  # gone, or changed: nobody told us yet
-            one.refused, self._stale = one.due, True
-        else:  # and we have looked since: it is one that the server cannot read
-            one.at = self._elapsed() + LOOK
+        elif one.not_found_tick != one.due:  # gone or changed, and not announced yet
+            one.not_found_tick, self._stale = one.due, True
+        else:  # and loaded since: the server cannot read its definition
+            one.at = self._elapsed() + LOAD_EVERY

@@ -1,8 +1,8 @@
-"""Timeouts of runs that share their runner's cancel scope: only a run that lasts is given a deadline.
+"""Timeouts of runs that share the cancel scope of their runner.
 
-A cancel scope of its own costs as much as all the rest of a short run, and a timer a good part of that.
-So a run only notes, as it begins, when it has to end; a look at all of them, now and then, gives a deadline
-to those whose time is about to come. That is exact: a run ends at its time, however rare the looks are.
+A cancel scope for each run would cost as much as all the rest of a short run, and a timer a good part of that. So a run
+only notes, when it begins, when it has to end. A regular look at all runs sets a deadline for those that have to end
+soon. The timeout is exact: a run ends at its time, however rare the looks are.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import anyio
 
 from streamq.clock import Clock
 
-_LOOK = 0.05  # seconds between two looks, at least; runs that end within one more get their deadline at each
+_LOOK_EVERY = 0.05  # seconds between two looks, at least; each sets the deadlines until the look after the next one
 
 
 class Slot:
-    """One runner: its scope, and what its run is to be ended for."""
+    """The cancel scope of one runner, and why its run was ended."""
 
     __slots__ = ("_armed", "due", "reason", "scope", "spent")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self.scope = scope
-        self.spent = False  # the scope is cancelled: the next run needs another
-        self.reason = ""  # why somebody ended the run; empty if it was its time
+        self.spent = False  # the scope is cancelled: the next run needs a new one
+        self.reason = ""  # why the run was ended; empty if by its timeout
         self.due = inf  # when the run has to end, on the clock of `Timeouts`
         self._armed = False
 
     def arm(self, deadline: float) -> None:
-        """End the run at a time on the event loop's clock, unless it was said before."""
+        """Set the deadline of the run, on the event loop's clock, unless it has one."""
         if not self._armed:
             self._armed = True
             self.scope.deadline = deadline
 
     def over(self) -> None:
-        """The run ended, or was ended."""
+        """Note that the run ended; remove its deadline."""
         self.due = inf
         if self._armed:
             self._armed = False
-            self.scope.deadline = inf  # before it is asked: trio would look at the clock
+            self.scope.deadline = inf  # before `cancel_called` is read: trio would look at the clock
             self.spent |= self.scope.cancel_called
 
-    def give_up(self, reason: str) -> None:
+    def end_run(self, reason: str) -> None:
         """End the run now."""
         if not self.reason:
             self.reason = reason
@@ -52,18 +52,18 @@ class Slot:
 
 
 class Timeouts:
-    """When the runs of a worker have to end; `slots` returns those that are at work.
+    """Ends the runs of a worker whose timeout has passed. `slots` returns the slots of the runs under way.
 
-    `shortest` is the least timeout (s) of any task: the next look is never farther off than that, so that no run is
-    given a deadline as it begins, whatever else runs, unless there is no time for two looks.
+    `shortest` is the shortest timeout (s) of any task. The next look is never later than that. So no run gets its
+    deadline as it begins, unless its timeout is too short for two looks.
     """
 
     def __init__(self, clock: Clock, slots: Callable[[], Collection[Slot]], *, shortest: float) -> None:
         self._shortest = shortest
-        self._horizon = inf  # what is due before it, the next look does not find in time
+        self._horizon = inf  # a run that is due before this is not found in time by the next look
         self._elapsed = clock.elapsed
         self._slots = slots
-        self._rest: anyio.Event | None = None  # while no run has to end
+        self._none_due: anyio.Event | None = None  # while no run has to end
 
     def __repr__(self) -> str:
         return f"<Timeouts {sum(slot.due < inf for slot in self._slots())} running>"
@@ -72,32 +72,32 @@ class Timeouts:
         """Have the run that begins now end when it is `due`."""
         slot.due = due
         if due < self._horizon:
-            if self._rest is None:
+            if self._none_due is None:
                 self._arm(slot, self._elapsed())
             else:
-                self._rest.set()
+                self._none_due.set()
 
     async def watch_forever(self) -> None:
-        """Look after the runs that have to end."""
+        """Set the deadlines of runs that have to end soon, until cancelled."""
         while True:
             now, due = self._elapsed(), min((slot.due for slot in self._slots()), default=inf)
             if due == inf:
-                await self._resting()
+                await self._wait_until_due()
                 continue
-            pause = max(_LOOK, min(due - now, self._shortest) - _LOOK)
-            self._horizon = now + pause + _LOOK
+            pause = max(_LOOK_EVERY, min(due - now, self._shortest) - _LOOK_EVERY)
+            self._horizon = now + pause + _LOOK_EVERY
             for slot in self._slots():
                 if slot.due < self._horizon:
                     self._arm(slot, now)
             await anyio.sleep(pause)
 
-    async def _resting(self) -> None:
+    async def _wait_until_due(self) -> None:
         self._horizon = inf
-        self._rest = anyio.Event()
+        self._none_due = anyio.Event()
         try:
-            await self._rest.wait()
+            await self._none_due.wait()
         finally:
-            self._rest = None
+            self._none_due = None
 
     def _arm(self, slot: Slot, now: float) -> None:
         slot.arm(anyio.current_time() + (slot.due - now))

@@ -1,6 +1,6 @@
-"""Dead letters: tasks that will not run again unless somebody says so."""
+"""Dead letters: tasks that do not run again unless they are replayed."""
 
-from streamq.dead_letter.entry import DeadLetter
-from streamq.dead_letter.queue import PAGE, REPLAYED_FROM, DeadLetterQueue
+from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.dead_letter.queue import DeadLetterQueue
 
-__all__ = ["PAGE", "REPLAYED_FROM", "DeadLetter", "DeadLetterQueue"]
+__all__ = ["DeadLetterEntry", "DeadLetterQueue"]

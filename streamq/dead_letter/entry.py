@@ -1,7 +1,7 @@
-"""A dead letter: one entry of the dead letter stream, decoded for people.
+"""A dead letter: one decoded entry of the dead letter stream.
 
-Whatever lies in that stream is a dead letter; one that was written by hand, with half of its
-fields missing, is shown like any other. How workers write them is in `message.dead_letter`.
+Every entry of that stream is a dead letter, also one that was written by hand and lacks fields. How workers
+write entries is in `wire/message.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ import orjson
 
 from streamq.wire.message import entry_ms, iso
 
-_KEPT = ("priority", "timeout", "result_ttl", "retries", "group", "then")  # fields that a replay carries over
+_REPLAYED_FIELDS = (
+    "priority",
+    "timeout",
+    "result_ttl",
+    "retries",
+    "group",
+    "then",
+)  # fields that a replay keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """One dead task. What its entry lacks is empty, zero or None.
+class DeadLetterEntry:
+    """One dead task. A field that its entry lacks is empty, zero or None.
 
-    `died_at` and `enqueued_at` are aware datetimes. `starts` counts runs, crashes and postponed
-    ones included; `attempts` those of the retry budget. `crashed` names the workers that died
-    with it. `origin` is the stream and the entry it came from. `raw` holds, byte for byte, the
-    fields that could not be read; it is empty for a task that can be replayed. `options` are
-    the fields of the message that a replay carries over.
+    `died_at` and `enqueued_at` are aware datetimes. `starts` counts all runs, with crashed and postponed
+    ones. `attempts` counts the runs of the retry budget. `crashed` names the workers that died while they ran
+    it. `origin` is its stream and entry id. `raw` contains the bytes of the fields that could not be
+    decoded; it is empty for a task that can be replayed. `options` are the message fields that a replay keeps.
     """
 
     entry_id: str
@@ -52,17 +58,17 @@ class DeadLetter:
 
     @property
     def replayable(self) -> bool:
-        """Can it become a task again?"""
+        """Can this dead letter be replayed?"""
         return bool(self.task_name) and not self.raw
 
     @classmethod
-    def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetter:
-        """Decode one entry of the dead letter stream. Never raises: what is unreadable is in `raw`."""
-        return _Reader(entry_id, flat).letter()
+    def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterEntry:
+        """Decode one entry of the dead letter stream. Never raises: fields that cannot be decoded are in `raw`."""
+        return _Decoder(entry_id, flat).decode()
 
 
-class _Reader:
-    """Decodes one entry; what it cannot read it notes and goes on."""
+class _Decoder:
+    """Decodes one entry. Fields that cannot be decoded go into `raw`."""
 
     def __init__(self, entry_id: bytes, flat: Sequence[bytes]) -> None:
         pairs = iter(flat)
@@ -72,9 +78,9 @@ class _Reader:
         self._fields = {name.decode(errors="backslashreplace"): value for name, value in named}
         self._raw = {name[4:]: value for name, value in self._fields.items() if name.startswith("raw.")}
 
-    def letter(self) -> DeadLetter:
+    def decode(self) -> DeadLetterEntry:
         origin = self._text("origin")
-        return DeadLetter(
+        return DeadLetterEntry(
             entry_id=self._entry_id,
             task_id=self._text("task_id") or origin.partition(" ")[2] or self._entry_id,
             task_name=self._text("task", exact=True),
@@ -87,13 +93,13 @@ class _Reader:
             traceback=self._text("traceback"),
             attempts=self._count("attempts"),
             starts=self._count("starts"),
-            enqueued_at=self._moment("enqueued_at"),
-            died_at=self._moment("died_at") or self._died_at,
+            enqueued_at=self._time("enqueued_at"),
+            died_at=self._time("died_at") or self._died_at,
             worker=self._text("worker"),
             crashed=tuple(self._text("crashed").split()),
             origin=origin,
             headers=self._json("headers", {}),
-            options={name: self._text(name, exact=True) for name in _KEPT if name in self._fields},
+            options={name: self._text(name, exact=True) for name in _REPLAYED_FIELDS if name in self._fields},
             raw=self._raw,
         )
 
@@ -123,9 +129,9 @@ class _Reader:
         text = self._text(name)
         return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
-    def _moment(self, name: str) -> datetime | None:
+    def _time(self, name: str) -> datetime | None:
         try:
-            moment = datetime.fromisoformat(self._text(name))
+            time = datetime.fromisoformat(self._text(name))
         except ValueError:
             return None
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

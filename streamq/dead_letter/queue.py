@@ -1,7 +1,7 @@
-"""The dead letter queue: look at what died, run it again, remove it, watch it come in.
+"""The dead letter queue: read, replay, remove and follow dead letters.
 
-Reads one stream, page by page: no round trip carries more than `PAGE` entries. Knows nothing
-of workers; they write dead letters by `scripts/dead.lua`, which keeps the bound.
+Reads one stream, page by page: no round trip carries more than `PAGE` entries. Knows nothing about
+workers. They write dead letters with `scripts/dead_letter.lua`, which keeps the bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
-from streamq.dead_letter.entry import DeadLetter
+from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -34,30 +34,32 @@ from streamq.wire.message import Field, Message
 log = logging.getLogger("streamq")
 
 PAGE = 100  # entries of one round trip
-REPLAYED_FROM = "replayed_from"  # the header that names the dead task
-_TRIM_STEP = 10_000  # entries that one trim removes
-_BLOCK = 5.0  # seconds of one blocking read
-_OUTAGE = Backoff(base=0.1, factor=2.0, cap=2.0)
-_PASSING = frozenset({"UNAVAILABLE", "UNKNOWN", "LOADING", "MASTERDOWN", "NOGROUP"})  # errors that waiting cures
+REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task
+_TRIM_STEP = 10_000  # most entries that one trim removes
+_BLOCK_SECONDS = 5.0  # seconds of one blocking read
+_OUTAGE_BACKOFF = Backoff(base=0.1, factor=2.0, cap=2.0)
+_TRANSIENT_CODES = frozenset(
+    {"UNAVAILABLE", "UNKNOWN", "LOADING", "MASTERDOWN", "NOGROUP"}
+)  # codes of errors that go away by themselves
 _LAST_SEQUENCE = (1 << 64) - 1
 
 
 class DeadLetterQueue:
-    """The dead letters of a broker's namespace, and how many of them are kept.
+    """The dead letters of a broker's namespace, and the bound of their stream.
 
-    `max_size` is how many are kept at most and `max_age` (s) for how long; None leaves that as
-    the broker has it (10,000, of any age). The bound holds for what dies through this broker
-    object, in its workers that is, from now on; what exceeds it already is removed at the
-    first use. A queue that was given no bound removes nothing by being looked at.
+    `max_size` is the most dead letters to keep, and `max_age` (seconds or timedelta) how long to keep them.
+    None keeps the broker's value (by default 10,000, of any age). The bound applies to dead letters that
+    workers of this broker object write from now on. The first use removes dead letters above a bound that
+    was given. A queue without one removes nothing when it is read.
 
-    Raises ConfigurationError for a bound that cannot be used.
+    Raises ConfigurationError if a bound cannot be used.
     """
 
     def __init__(
         self, *, broker: RedisBroker, max_size: int | None = None, max_age: float | timedelta | None = None
     ) -> None:
         self._broker = broker
-        self._excess = max_size is not None or max_age is not None  # may there be more than is wanted?
+        self._may_exceed_bound = max_size is not None or max_age is not None  # may the stream hold more than the bound?
         bound = broker.dead_letters
         if max_size is not None:
             if type(max_size) is not int or max_size < 1:
@@ -66,8 +68,8 @@ class DeadLetterQueue:
         if max_age is not None:
             bound = replace(bound, max_age=_seconds("max_age", max_age))
         self.bound = bound
-        if self._excess:
-            broker.dead_letters = bound  # its store and its workers ask for it at each death
+        if self._may_exceed_bound:
+            broker.dead_letters = bound  # its store and its workers read it for each dead letter
 
     def __repr__(self) -> str:
         age = f" max_age={self.bound.max_age:g}" if self.bound.max_age else ""
@@ -77,80 +79,80 @@ class DeadLetterQueue:
     def _key(self) -> str:
         return self._broker.keys.dead
 
-    # --- looking -------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------
 
     async def size(self) -> int:
-        """Return how many dead letters there are."""
-        store = await self._ready()
+        """Return the number of dead letters."""
+        store = await self._trimmed_store()
         return int(await store.one(("XLEN", self._key)))
 
     async def peek(
         self, count: int = 20, *, after: str | None = None, oldest_first: bool = False,
         task_name: str | None = None, reason: str | None = None, error_type: str | None = None,
-    ) -> list[DeadLetter]:  # fmt: skip
-        """Return up to `count` dead letters and leave them where they are; newest first.
+    ) -> list[DeadLetterEntry]:  # fmt: skip
+        """Return up to `count` dead letters, newest first. They stay in the stream.
 
-        The next page begins `after` the `entry_id` of the last one, in the same order. Those
-        that do not match are left out: `error_type` is a class with its module or without.
-        Raises ConfigurationError if `after` is no entry id, BrokerError if the server cannot be
-        used.
+        To get the next page, give the `entry_id` of the last one as `after`, with the same order. `task_name`,
+        `reason` and `error_type` select dead letters; `error_type` is a class name with its module or without.
+        Raises ConfigurationError if `after` is not an entry id, BrokerError if the server cannot be used.
         """
-        store = await self._ready()
-        found: list[DeadLetter] = []
-        wanted = _filter(task_name, reason, error_type)
-        size = PAGE if wanted is not None else min(PAGE, count)
+        store = await self._trimmed_store()
+        found: list[DeadLetterEntry] = []
+        matches = _matcher(task_name, reason, error_type)
+        size = PAGE if matches is not None else min(PAGE, count)
         while len(found) < count:
             page = await self._page(store, size, after=after, newest_first=not oldest_first)
-            found += page if wanted is None else filter(wanted, page)
+            found += page if matches is None else filter(matches, page)
             if len(page) < size:
                 break
             after = page[-1].entry_id
         return found[: max(0, count)]
 
-    async def find(self, task_id: str) -> DeadLetter:
+    async def find(self, task_id: str) -> DeadLetterEntry:
         """Return the newest dead letter of a task. Raises DeadLetterNotFoundError if there is none.
 
-        `task_id` may be the entry id of a dead letter, too. Searches from the newest, a page
-        at a time.
+        `task_id` may also be the entry id of a dead letter. Searches from the newest, page by page.
         """
-        store = await self._ready()
+        store = await self._trimmed_store()
         after: str | None = None
         while True:
             page = await self._page(store, PAGE, after=after, newest_first=True)
-            for letter in page:
-                if task_id in (letter.task_id, letter.entry_id):
-                    return letter
+            for dead_letter in page:
+                if task_id in (dead_letter.task_id, dead_letter.entry_id):
+                    return dead_letter
             if len(page) < PAGE:
                 raise DeadLetterNotFoundError(task_id)
             after = page[-1].entry_id
 
-    async def tail(self, *, after: str | None = None) -> AsyncGenerator[DeadLetter, None]:
-        """Yield dead letters as they come in, from now on or `after` an entry id, without end.
+    async def tail(self, *, after: str | None = None) -> AsyncGenerator[DeadLetterEntry, None]:
+        """Yield new dead letters as they arrive, or all `after` an entry id, without end.
 
-        Blocks on a connection of its own and waits for a server that is away. Close the
-        iterator when you leave it half way (`contextlib.aclosing`).
+        Blocks on its own connection. If the server is down, waits for it. Close the iterator if you leave it
+        before its end (`contextlib.aclosing`).
         """
-        store = await self._ready()
-        last = _entry_id(after) if after is not None else await self._newest(store)
-        troubled = 0
+        store = await self._trimmed_store()
+        last = _entry_id(after) if after is not None else await self._newest_id(store)
+        failures = 0
         async with store.client.blocking() as connection:
             while True:
-                command = ("XREAD", "COUNT", PAGE, "BLOCK", round(_BLOCK * 1000), "STREAMS", self._key, last)
+                command = ("XREAD", "COUNT", PAGE, "BLOCK", round(_BLOCK_SECONDS * 1000), "STREAMS", self._key, last)
                 try:
-                    reply = await store.blocked(connection, command, block=_BLOCK, on_stranded=_ignored)
+                    reply = await store.blocked(
+                        connection, command, block=_BLOCK_SECONDS, on_late_reply=_ignore_late_reply
+                    )
                 except BrokerError as error:
-                    if error.code not in _PASSING:
+                    if error.code not in _TRANSIENT_CODES:
                         raise
-                    troubled += 1
-                    log.warning("dead letters cannot be read: %s; trying again", error)
-                    await anyio.sleep(_OUTAGE.ceiling(min(troubled, 8)))
+                    failures += 1
+                    log.warning("cannot read dead letters: %s; trying again", error)
+                    await anyio.sleep(_OUTAGE_BACKOFF.ceiling(min(failures, 8)))
                     continue
-                troubled = 0
+                failures = 0
                 for entry_id, flat in reply[0][1] if reply else ():
                     last = entry_id.decode()
-                    yield DeadLetter.of(entry_id, flat)
+                    yield DeadLetterEntry.of(entry_id, flat)
 
-    # --- running again ---------------------------------------------------------------------------
+    # --- replaying ---------------------------------------------------------------------------
 
     @overload
     async def replay(self, *, task_id: str, retries: int | None = None) -> str: ...
@@ -163,47 +165,46 @@ class DeadLetterQueue:
         self, *, task_id: str | None = None, task_name: str | None = None, reason: str | None = None,
         error_type: str | None = None, limit: int | None = None, retries: int | None = None,
     ) -> str | list[str]:  # fmt: skip
-        """Make dead letters tasks again, each in one atomic step, and return their new ids.
+        """Enqueue dead letters again, each in one atomic step, and return their new task ids.
 
-        With `task_id` that one task (the newest, if it died more than once). Else all that match
-        `task_name`, `reason` and `error_type`, at most `limit`, in the order they died in; those
-        that cannot be replayed stay. A replay is a first attempt in the tier it had, with its
-        priority, timeout, result TTL and headers; the header `replayed_from` names the dead
-        task. `retries` overrides its retry budget.
+        `task_id` replays one task (its newest dead letter, if it has several). Without it, replays all
+        that match `task_name`, `reason` and `error_type`, at most `limit`, oldest first. Dead letters that cannot be
+        replayed stay. A replay is a first attempt in the same tier, with the same priority, timeout,
+        result TTL and headers. The header `replayed_from` names the dead task. `retries` overrides the
+        retry budget.
 
-        The new id is a random one: ids of entries repeat among tiers, and this one is known
-        before the step, so that OutcomeUnknownError can name it (as its `task_id`).
+        The new id is random: entry ids repeat among tiers, and this id is known before the step, so that
+        OutcomeUnknownError can carry it (as `task_id`).
 
-        Raises DeadLetterNotFoundError if there is no such task (any more), UndecodableError if
-        it is no message, ConfigurationError if its tier is none of the broker's, or if nothing
-        says which to replay.
+        Raises DeadLetterNotFoundError if there is no such dead letter, UndecodableError if it is not a
+        message, ConfigurationError if the broker does not have its tier, or if no selection is given.
         """
         if retries is not None and (type(retries) is not int or retries < 0):
             raise ConfigurationError(f"retries={retries!r} cannot be used: give an integer of at least 0")
-        chosen = _filter(task_name, reason, error_type)
+        chosen = _matcher(task_name, reason, error_type)
         if task_id is not None:
             if chosen is not None or limit is not None:
-                raise ConfigurationError("replay takes a task_id or a filter: give one of them")
+                raise ConfigurationError("replay takes a task_id or a filter: give one of the two")
             return await self._replay_one(task_id, retries)
         if chosen is None and limit is None:
             raise ConfigurationError("replay needs a task_id, a filter (task_name, reason, error_type) or a limit")
         return await self._replay_all(chosen, limit, retries)
 
     async def _replay_one(self, task_id: str, retries: int | None) -> str:
-        store = await self._ready()
-        letter = await self.find(task_id)
-        if not letter.replayable:
+        store = await self._trimmed_store()
+        dead_letter = await self.find(task_id)
+        if not dead_letter.replayable:
             raise UndecodableError(
-                f"dead letter {letter.entry_id} (task {letter.task_id!r}) is no message and cannot be replayed; "
-                f"unreadable: {', '.join(letter.raw) or 'it names no task'}; enqueue it anew, corrected"
+                f"dead letter {dead_letter.entry_id} (task {dead_letter.task_id!r}) is not a message and cannot be "
+                f"replayed; unreadable: {', '.join(dead_letter.raw) or 'it names no task'}; enqueue a corrected task"
             )
-        tier = self._tier(letter)
+        tier = self._tier_index(dead_letter)
         if tier is None:
             names = ", ".join(tier.name for tier in self._broker.tiers)
-            raise ConfigurationError(f"task {task_id!r} died in the tier {letter.tier!r}; this broker has {names}")
+            raise ConfigurationError(f"task {task_id!r} died in the tier {dead_letter.tier!r}; this broker has {names}")
         new_id = secrets.token_urlsafe(12)
         try:
-            entry = await store.one(self._step(letter, tier, new_id, retries))
+            entry = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
         except OutcomeUnknownError as error:
             error.task_id = new_id
             raise
@@ -212,47 +213,47 @@ class DeadLetterQueue:
         return new_id
 
     async def _replay_all(
-        self, wanted: Callable[[DeadLetter], bool] | None, limit: int | None, retries: int | None
+        self, matches: Callable[[DeadLetterEntry], bool] | None, limit: int | None, retries: int | None
     ) -> list[str]:
-        store = await self._ready()
+        store = await self._trimmed_store()
         replayed: list[str] = []
-        # What dies again while this goes on is behind the newest of now, and not replayed again.
-        async with aclosing(self._pages(store, await self._newest(store))) as pages:
+        # A task that dies again during the replay is newer than this entry, so it is not replayed twice.
+        async with aclosing(self._pages(store, await self._newest_id(store))) as pages:
             async for page in pages:
                 commands: dict[str, Command] = {}
-                for letter in page:
-                    tier = self._tier(letter)
-                    if not letter.replayable or tier is None or not (wanted is None or wanted(letter)):
+                for dead_letter in page:
+                    tier = self._tier_index(dead_letter)
+                    if not dead_letter.replayable or tier is None or not (matches is None or matches(dead_letter)):
                         continue
                     if limit is not None and len(replayed) + len(commands) >= limit:
                         break
                     new_id = secrets.token_urlsafe(12)
-                    commands[new_id] = self._step(letter, tier, new_id, retries)
+                    commands[new_id] = self._replay_command(dead_letter, tier, new_id, retries)
                 entries = await store.call(list(commands.values()))
                 replayed += [new_id for new_id, entry in zip(commands, entries, strict=True) if entry]
                 if limit is not None and len(replayed) >= limit:
                     break
         return replayed
 
-    def _step(self, letter: DeadLetter, tier: int, new_id: str, retries: int | None) -> Command:
+    def _replay_command(self, dead_letter: DeadLetterEntry, tier: int, new_id: str, retries: int | None) -> Command:
         fields: list[Field] = Message(
-            task=letter.task_name,
+            task=dead_letter.task_name,
             task_id=new_id,
-            args=letter.args,
-            kwargs=letter.kwargs,
-            headers={**letter.headers, REPLAYED_FROM: letter.task_id},
-        ).fields(limit=1 << 62)  # it was accepted once: the header must not make it too large
-        options = dict(letter.options) if retries is None else {**letter.options, "retries": str(retries)}
+            args=dead_letter.args,
+            kwargs=dead_letter.kwargs,
+            headers={**dead_letter.headers, REPLAYED_FROM: dead_letter.task_id},
+        ).fields(limit=1 << 62)  # it was accepted once: the new header must not exceed the size limit
+        options = dict(dead_letter.options) if retries is None else {**dead_letter.options, "retries": str(retries)}
         for pair in options.items():
             fields += pair
-        return step("replay")([self._key, self._broker.keys.tiers[tier].stream], letter.entry_id, *fields)
+        return step("replay")([self._key, self._broker.keys.tiers[tier].stream], dead_letter.entry_id, *fields)
 
-    def _tier(self, letter: DeadLetter) -> int | None:
-        """Return the tier that a dead letter came from: by its name, or else by its stream."""
+    def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
+        """Return the index of the tier of a dead letter: by the tier's name, or else by its stream."""
         for index, tier in enumerate(self._broker.tiers):
-            if tier.name == letter.tier:
+            if tier.name == dead_letter.tier:
                 return index
-        stream = letter.origin.partition(" ")[0]
+        stream = dead_letter.origin.partition(" ")[0]
         for index, keys in enumerate(self._broker.keys.tiers):
             if keys.stream == stream:
                 return index
@@ -264,84 +265,86 @@ class DeadLetterQueue:
         self, *, older_than: float | timedelta | None = None, task_name: str | None = None,
         reason: str | None = None, error_type: str | None = None,
     ) -> int:  # fmt: skip
-        """Remove dead letters for good and return how many: all, or those that match.
+        """Remove all dead letters, or those that match, and return how many were removed.
 
-        `older_than` is seconds, or a timedelta, since they died, by the server's clock. What
-        dies while this goes on stays. Raises BrokerError if the server cannot be used.
+        `older_than` is the least age in seconds, or as a timedelta, by the server's clock. Dead letters that
+        arrive during the purge stay. Raises BrokerError if the server cannot be used.
         """
-        store = await self._ready()
-        last = await self._newest(store)
+        store = await self._trimmed_store()
+        last = await self._newest_id(store)
         if older_than is not None:
             seconds, micros = await store.one(("TIME",))
             limit = int(seconds) * 1000 + int(micros) // 1000 - round(_seconds("older_than", older_than) * 1000)
             last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=_order)
-        wanted = _filter(task_name, reason, error_type)
+        matches = _matcher(task_name, reason, error_type)
         removed = 0
-        # By id and not by XTRIM MINID: that of Redis 6.2.5 takes younger entries as well.
+        # By id and not by XTRIM MINID: in Redis 6.2.5 that removes newer entries as well.
         async with aclosing(self._pages(store, last)) as pages:
             async for page in pages:
-                if ids := [letter.entry_id for letter in page if wanted is None or wanted(letter)]:
+                if ids := [dead_letter.entry_id for dead_letter in page if matches is None or matches(dead_letter)]:
                     removed += int(await store.one(("XDEL", self._key, *ids)))
         return removed
 
     async def _trim(self, store: Store, size: int) -> None:
-        """Trim in steps that do not keep the server for long."""
+        """Trim in steps that do not block the server for long."""
         while await store.one(("XTRIM", self._key, "MAXLEN", "~", size, "LIMIT", _TRIM_STEP)):
             pass
         await store.one(("XTRIM", self._key, "MAXLEN", "=", size))
 
-    # --- plumbing ----------------------------------------------------------------------------------
+    # --- pages ----------------------------------------------------------------------------------
 
-    async def _ready(self) -> Store:
-        """Return the store; at the first use remove what exceeds the bound that was given."""
+    async def _trimmed_store(self) -> Store:
+        """Return the store. The first call removes dead letters above the bound that was given."""
         store = self._broker.store
-        if self._excess:
-            self._excess = False
+        if self._may_exceed_bound:
+            self._may_exceed_bound = False
             try:
                 await self._trim(store, self.bound.max_size)
                 if self.bound.max_age:
                     await self.purge(older_than=self.bound.max_age)
             except BaseException:
-                self._excess = True
+                self._may_exceed_bound = True
                 raise
         return store
 
-    async def _newest(self, store: Store) -> str:
+    async def _newest_id(self, store: Store) -> str:
         entries = await store.one(("XREVRANGE", self._key, "+", "-", "COUNT", 1))
         return str(entries[0][0], "ascii") if entries else "0-0"
 
-    async def _page(self, store: Store, size: int, *, after: str | None, newest_first: bool) -> list[DeadLetter]:
+    async def _page(self, store: Store, size: int, *, after: str | None, newest_first: bool) -> list[DeadLetterEntry]:
         if size <= 0:
             return []
         start = None if after is None else f"({_entry_id(after)}"
         first, last = (start or "+", "-") if newest_first else (start or "-", "+")
         command = ("XREVRANGE" if newest_first else "XRANGE", self._key, first, last, "COUNT", size)
-        return [DeadLetter.of(entry_id, flat) for entry_id, flat in await store.one(command)]
+        return [DeadLetterEntry.of(entry_id, flat) for entry_id, flat in await store.one(command)]
 
-    async def _pages(self, store: Store, last: str) -> AsyncGenerator[list[DeadLetter], None]:
-        """Yield pages, oldest first, up to the entry `last`."""
+    async def _pages(self, store: Store, last: str) -> AsyncGenerator[list[DeadLetterEntry], None]:
+        """Yield pages, oldest first, up to the entry id `last`."""
         after: str | None = None
         while True:
             page = await self._page(store, PAGE, after=after, newest_first=False)
-            yield [letter for letter in page if _order(letter.entry_id) <= _order(last)]
+            yield [dead_letter for dead_letter in page if _order(dead_letter.entry_id) <= _order(last)]
             if len(page) < PAGE or _order(page[-1].entry_id) >= _order(last):
                 return
             after = page[-1].entry_id
 
 
-def _filter(task_name: str | None, reason: str | None, error_type: str | None) -> Callable[[DeadLetter], bool] | None:
-    """Return what tells whether a dead letter matches, None if all do."""
+def _matcher(
+    task_name: str | None, reason: str | None, error_type: str | None
+) -> Callable[[DeadLetterEntry], bool] | None:
+    """Return a function that tells whether a dead letter matches, None if all match."""
     if task_name is None and reason is None and error_type is None:
         return None
 
-    def wanted(letter: DeadLetter) -> bool:
+    def matches(dead_letter: DeadLetterEntry) -> bool:
         return (
-            task_name in (None, letter.task_name)
-            and reason in (None, letter.reason)
-            and error_type in (None, letter.error_type, letter.error_type.rpartition(".")[2])
+            task_name in (None, dead_letter.task_name)
+            and reason in (None, dead_letter.reason)
+            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
         )
 
-    return wanted
+    return matches
 
 
 def _seconds(what: str, value: float | timedelta) -> float:
@@ -354,7 +357,7 @@ def _seconds(what: str, value: float | timedelta) -> float:
 def _entry_id(text: str) -> str:
     ms, _, sequence = text.partition("-")
     if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
-        raise ConfigurationError(f"after={text!r} is no entry id: give the entry_id of a dead letter")
+        raise ConfigurationError(f"after={text!r} is not an entry id: give the entry_id of a dead letter")
     return text
 
 
@@ -363,5 +366,5 @@ def _order(entry_id: str) -> tuple[int, int]:
     return int(ms), int(sequence or 0)
 
 
-def _ignored(_: Any) -> None:
-    """Reading dead letters takes nothing away: what a cancelled read got is still there."""
+def _ignore_late_reply(_: Any) -> None:
+    """Ignore the reply of a cancelled read: reading removes nothing, so the entries are still there."""

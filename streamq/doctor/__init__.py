@@ -1,4 +1,4 @@
-"""`examine`: what a server and the queue on it are like, as findings with evidence and remedy."""
+"""`examine`: checks a server and its queue, and returns findings with evidence and remedy."""
 
 from streamq.doctor.examine import examine
 from streamq.doctor.finding import Finding, Report, Severity

@@ -1,4 +1,4 @@
-"""Judges facts: every check is a pure function from facts to findings, and this is their order."""
+"""The list of checks in their order. Each check is a pure function from `Observations` to findings."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Final
 
 from streamq.doctor import data_checks, delay_checks, key_checks, server_checks, stream_checks, worker_checks
 from streamq.doctor.finding import Finding
-from streamq.doctor.observations import Facts
+from streamq.doctor.observations import Observations
 
-Check = Callable[[Facts], Iterator[Finding]]
+Check = Callable[[Observations], Iterator[Finding]]
 
 CHECKS: Final[tuple[Check, ...]] = (
     server_checks.reachable, server_checks.features, server_checks.cluster, server_checks.permissions,
     server_checks.clock, server_checks.settings,
     data_checks.memory, data_checks.persistence, data_checks.replication,
-    stream_checks.kinds, stream_checks.streams,
+    stream_checks.key_types, stream_checks.streams,
     worker_checks.workers, worker_checks.crashes,
     delay_checks.delayed, delay_checks.schedules, delay_checks.dead_letters,
     key_checks.keys, server_checks.not_asked,
 )  # fmt: skip
 
 
-def judge(facts: Facts) -> Iterator[Finding]:
-    """Yield what every check finds, in their order."""
+def run_checks(observed: Observations) -> Iterator[Finding]:
+    """Yield the findings of all checks, in the order of `CHECKS`."""
     for check in CHECKS:
-        yield from check(facts)
+        yield from check(observed)

@@ -1,4 +1,4 @@
-"""Judges what is delayed, and what is dead."""
+"""Checks delayed tasks, schedules and dead letters."""
 
 from __future__ import annotations
 
@@ -7,96 +7,98 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import found, typed
-from streamq.doctor.observations import Facts
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.observations import Observations
 
-_MANY: Final = 10  # deaths in an hour
-_NEAR: Final = 0.9  # of the bound
-_SHOWN: Final = 3
-
-
-def delayed(facts: Facts) -> Iterator[Finding]:
-    """Does what is delayed come when it is due, and is it whole?"""
-    troubles = list(_delayed(facts))
-    yield from troubles
-    waiting = sum(tier.delayed.waiting for tier in facts.tiers)
-    if not troubles and waiting:
-        yield found("delayed_fine", f"{waiting} tasks are delayed, and none is overdue", waiting=waiting)
+_MANY_RECENT: Final = 10  # dead letters of the last hour
+_NEAR_BOUND: Final = 0.9  # share of the bound
+_MAX_SHOWN: Final = 3
 
 
-def _delayed(facts: Facts) -> Iterator[Finding]:
-    for tier in facts.tiers:
-        keys, seen = tier.keys, tier.delayed
-        if seen.overdue and seen.oldest_due is not None:
-            late = facts.now - seen.oldest_due
-            yield found(
+def delayed(observed: Observations) -> Iterator[Finding]:
+    """Check that delayed tasks are promoted in time, and that each has an id and a message."""
+    problems = list(_delayed_problems(observed))
+    yield from problems
+    waiting = sum(tier.delayed.waiting for tier in observed.tiers)
+    if not problems and waiting:
+        yield make_finding("delayed_fine", f"{waiting} delayed tasks, and none is overdue", waiting=waiting)
+
+
+def _delayed_problems(observed: Observations) -> Iterator[Finding]:
+    for tier in observed.tiers:
+        keys, delayed_set = tier.keys, tier.delayed
+        if delayed_set.overdue and delayed_set.oldest_due is not None:
+            late = observed.now - delayed_set.oldest_due
+            yield make_finding(
                 "delayed_overdue",
-                f"{seen.overdue} tasks of {keys.delayed} are due, for up to {late:.0f} s, and were not moved: "
+                f"{delayed_set.overdue} tasks of {keys.delayed} are overdue by up to {late:.0f} s: "
                 "no worker runs, or it cannot write",
-                "start one: streamq worker app.tasks; its log says what it cannot do",
-                key=keys.delayed, overdue=seen.overdue, late_s=round(late, 1),
+                "start a worker: streamq worker app.tasks; if one runs, read its log",
+                key=keys.delayed, overdue=delayed_set.overdue, late_s=round(late, 1),
             )  # fmt: skip
-        if seen.without_message:
-            ids = list(seen.without_message)
-            yield found(
+        if delayed_set.without_message:
+            ids = list(delayed_set.without_message)
+            yield make_finding(
                 "delayed_without_message",
-                f"{len(ids)} ids in {keys.delayed} have no message: they become dead letters",
-                f"{typed('ZREM', keys.delayed, *ids[:_SHOWN])}, and send those tasks again",
+                f"{len(ids)} ids in {keys.delayed} have no message: these tasks become dead letters",
+                f"{redis_cli_command('ZREM', keys.delayed, *ids[:_MAX_SHOWN])}, and enqueue those tasks again",
                 key=keys.delayed, ids=ids,
             )  # fmt: skip
-        if seen.without_delay:
-            ids = list(seen.without_delay)
-            yield found(
-                "message_without_delay", f"{len(ids)} messages in {keys.messages} are not delayed: they never run",
-                f"to run it: {typed('ZADD', keys.delayed, '0', ids[0])}; if it is done: "
-                f"{typed('HDEL', keys.messages, ids[0])}",
+        if delayed_set.without_delay:
+            ids = list(delayed_set.without_delay)
+            yield make_finding(
+                "message_without_delay",
+                f"{len(ids)} messages in {keys.messages} have no due time: these tasks never run",
+                f"to run the first one: {redis_cli_command('ZADD', keys.delayed, '0', ids[0])}; to remove it: "
+                f"{redis_cli_command('HDEL', keys.messages, ids[0])}",
                 key=keys.messages, ids=ids,
             )  # fmt: skip
 
 
-def schedules(facts: Facts) -> Iterator[Finding]:
-    """Does somebody tick what recurs?"""
-    if not facts.late_schedules:
+def schedules(observed: Observations) -> Iterator[Finding]:
+    """Check that the ticks of schedules are sent in time."""
+    if not observed.late_schedules:
         return
-    names = sorted(facts.late_schedules, key=facts.late_schedules.__getitem__)
-    late = facts.now - facts.late_schedules[names[0]]
-    yield found(
+    names = sorted(observed.late_schedules, key=observed.late_schedules.__getitem__)
+    late = observed.now - observed.late_schedules[names[0]]
+    yield make_finding(
         "schedules_overdue",
-        f"{len(names)} schedules were not ticked, for up to {late:.0f} s: {', '.join(names[:_SHOWN])}; "
-        "no worker runs that knows them, or their definitions cannot be used",
-        f"start one, or if they are not wanted any more: {shlex.join(('streamq', 'schedules', 'rm', *names[:_SHOWN]))}",
+        f"{len(names)} schedules are overdue by up to {late:.0f} s: {', '.join(names[:_MAX_SHOWN])}; "
+        "no running worker knows them, or their definitions are invalid",
+        "start a worker that knows them, or remove them: "
+        f"{shlex.join(('streamq', 'schedules', 'rm', *names[:_MAX_SHOWN]))}",
         names=names, late_s=round(late, 1),
     )  # fmt: skip
 
 
-def dead_letters(facts: Facts) -> Iterator[Finding]:
-    """How many tasks died, how many of them lately, and will there be room for the next?"""
-    dead = facts.dead
+def dead_letters(observed: Observations) -> Iterator[Finding]:
+    """Check how many dead letters there are, how many are new, and how near the bound is."""
+    dead = observed.dead
     if dead.kind not in ("none", "stream"):
         return
     if not dead.size:
-        if facts.saw(facts.dead_key, "xlen"):
-            yield found("dead_letters_none", "no task is dead", key=facts.dead_key)
+        if observed.could_read(observed.dead_key, "xlen"):
+            yield make_finding("dead_letters_none", "no dead letters", key=observed.dead_key)
         return
-    lately = sum(dead.lately.values())
-    seen = {
-        "key": facts.dead_key,
+    recent = sum(dead.recent.values())
+    evidence = {
+        "key": observed.dead_key,
         "size": dead.size,
         "bound": dead.bound,
-        "last_hour": lately,
-        "reasons": dict(dead.lately),
+        "last_hour": recent,
+        "reasons": dict(dead.recent),
     }
-    many = f"{lately}{' or more' if dead.more else ''}"
-    reasons = ", ".join(f"{reason or 'none'} {count}" for reason, count in dead.lately.items())
-    if dead.size >= dead.bound * _NEAR:
-        yield found(
+    many = f"{recent}{' or more' if dead.more else ''}"
+    reasons = ", ".join(f"{reason or 'none'} {count}" for reason, count in dead.recent.items())
+    if dead.size >= dead.bound * _NEAR_BOUND:
+        yield make_finding(
             "dead_letters_near_bound",
-            f"{dead.size} dead letters of at most {dead.bound}: then each new one removes the oldest",
-            "streamq dlq ls, streamq dlq replay --all or streamq dlq purge", **seen,
+            f"{dead.size} dead letters; at {dead.bound}, each new one removes the oldest",
+            "streamq dlq ls, streamq dlq replay --all or streamq dlq purge", **evidence,
         )  # fmt: skip
-    if lately >= _MANY:
-        message = f"{many} tasks died in the last hour: {reasons}"
-        yield found("dead_letters_growing", message, "streamq dlq ls", **seen)
-    elif dead.size < dead.bound * _NEAR:
-        message = f"{dead.size} dead letters, {many} of them of the last hour"
-        yield found("dead_letters", message, "streamq dlq ls", **seen)
+    if recent >= _MANY_RECENT:
+        message = f"{many} new dead letters in the last hour: {reasons}"
+        yield make_finding("dead_letters_growing", message, "streamq dlq ls", **evidence)
+    elif dead.size < dead.bound * _NEAR_BOUND:
+        message = f"{dead.size} dead letters, {many} of them from the last hour"
+        yield make_finding("dead_letters", message, "streamq dlq ls", **evidence)

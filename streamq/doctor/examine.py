@@ -1,4 +1,4 @@
-"""`examine`: ask everything, then judge it. Nothing on the server is changed."""
+"""`examine`: reads the state of the server, then runs all checks on it. Changes nothing on the server."""
 
 from __future__ import annotations
 
@@ -7,74 +7,76 @@ from datetime import UTC, datetime
 from typing import Final
 
 from streamq.broker import RedisBroker
-from streamq.doctor.checks import judge
+from streamq.doctor.checks import run_checks
 from streamq.doctor.finding import Finding, Report
-from streamq.doctor.finding_codes import found
-from streamq.doctor.observations import Facts, Rights
-from streamq.doctor.queries import NOT_READY, Questions
-from streamq.doctor.read_keys import look_at_keys
-from streamq.doctor.read_rights import ROLES, Role, rights
-from streamq.doctor.read_server import look_at_server
-from streamq.doctor.read_streams import look_at_schedules, look_at_the_dead, look_at_tier
+from streamq.doctor.finding_codes import make_finding
+from streamq.doctor.observations import Observations, Rights
+from streamq.doctor.queries import NOT_READY, Queries
+from streamq.doctor.read_keys import read_keys
+from streamq.doctor.read_rights import ROLES, Role, read_rights
+from streamq.doctor.read_server import read_server
+from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.errors import BrokerError, ConfigurationError, check_integer
 
-MOST_SCANNED: Final = 100_000
-_LOGIN: Final = ("NOAUTH", "WRONGPASS")
+MAX_SCANNED: Final = 100_000
+_LOGIN_CODES: Final = ("NOAUTH", "WRONGPASS")
 
 
-async def examine(broker: RedisBroker, *, role: Role = "worker", scan: int = MOST_SCANNED) -> Report:
-    """Examine the server behind an open broker, and its queue, and return what was found.
+async def examine(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX_SCANNED) -> Report:
+    """Check the server of an open broker, and its queue, and return the findings.
 
-    `role` says what the user of the broker's URL must be allowed to do: what a `worker`, `producer`,
-    `monitor` or `operator` does. `scan` is how many keys the server may look at in search of strange ones;
-    0 is none. Works with few rights: what may not be asked is a finding as well. Changes nothing.
+    `role` selects the permissions that the user of the broker's URL must have: those of a `worker`, `producer`,
+    `monitor` or `operator`. `scan` is the most keys that the server may scan in search of unknown ones; 0
+    turns the scan off. Changes nothing. If the user may not make a check, that is a finding.
 
-    A server that cannot be reached is a finding, too. Raises ConfigurationError for an unknown role.
+    A server that cannot be reached is a finding as well. Raises ConfigurationError for an unknown role.
     """
     if role not in ROLES:
         raise ConfigurationError(f"role={role!r} is not known: give one of {', '.join(ROLES)}")
     check_integer("scan", scan, 0)
     taken_at = datetime.now(UTC)
     try:
-        findings = tuple(judge(await look(broker, role=role, scan=scan)))
+        findings = tuple(run_checks(await observe(broker, role=role, scan=scan)))
     except BrokerError as error:
-        findings = (_unusable(error, where(broker)),)
+        findings = (_server_unusable(error, shown_address(broker)),)
     keys = broker.keys
     return Report(
-        server=where(broker), namespace=keys.namespace, group=keys.group, role=role, taken_at=taken_at,
+        server=shown_address(broker), namespace=keys.namespace, group=keys.group, role=role, taken_at=taken_at,
         findings=findings,
     )  # fmt: skip
 
 
-async def look(broker: RedisBroker, *, role: Role = "worker", scan: int = MOST_SCANNED) -> Facts:
-    """Ask everything and judge nothing. Raises BrokerError if the server cannot be used."""
-    questions = Questions(broker.store)
+async def observe(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX_SCANNED) -> Observations:
+    """Read everything that the checks need. Raises BrokerError if the server cannot be used."""
+    queries = Queries(broker.store)
     keys = broker.keys
-    server, now = await look_at_server(questions)
-    # memory:// has no users: whoever shares the process may do everything.
-    allowed = Rights(role=role) if server.in_process else await rights(questions, keys, role)
-    tiers = [await look_at_tier(questions, broker.tiers, index, now) for index in range(len(broker.tiers))]
-    facts = Facts(
+    server, now = await read_server(queries)
+    # memory:// has no users and no permissions.
+    allowed = Rights(role=role) if server.in_process else await read_rights(queries, keys, role)
+    tiers = [await read_tier(queries, broker.tiers, index, now) for index in range(len(broker.tiers))]
+    observed = Observations(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
-        dead=await look_at_the_dead(questions, broker.dead_letters.max_size, now),
-        late_schedules=await look_at_schedules(questions, now),
-        scan=await look_at_keys(questions, broker.tiers, scan) if scan else None,
+        dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
+        late_schedules=await read_late_schedules(queries, now),
+        scan=await read_keys(queries, broker.tiers, scan) if scan else None,
     )  # fmt: skip
-    return replace(facts, refused=dict(questions.refused))
+    return replace(observed, refused=dict(queries.refused))
 
 
-def where(broker: RedisBroker) -> str:
+def shown_address(broker: RedisBroker) -> str:
     """Return the broker's address without its password."""
     embedded = broker.url.startswith(("memory:", "embedded:"))
     return broker.url if embedded else str(broker.client.address)
 
 
-def _unusable(error: BrokerError, place: str) -> Finding:
-    """Return the finding for a server that cannot be asked anything."""
-    if error.code in _LOGIN:
+def _server_unusable(error: BrokerError, address: str) -> Finding:
+    """Return the finding for a server that answers no command."""
+    if error.code in _LOGIN_CODES:
         remedy = "give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
-        return found("login_refused", str(error), remedy, error=error.code)
+        return make_finding("login_refused", str(error), remedy, error=error.code)
     if error.code in NOT_READY or " is not ready: " in str(error):
-        return found("not_ready", str(error), "wait until it has loaded its data, and look again", error=error.code)
-    remedy = "start a Redis or Valkey server there, or say where with --url or STREAMQ_URL"
-    return found("unreachable", f"{place} cannot be used: {error}", remedy, error=error.code)
+        return make_finding(
+            "not_ready", str(error), "wait until it has loaded its data, and run the check again", error=error.code
+        )
+    remedy = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
+    return make_finding("unreachable", f"{address} cannot be used: {error}", remedy, error=error.code)

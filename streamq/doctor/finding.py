@@ -1,4 +1,4 @@
-"""What an examination says: findings, each with a stable code, and the report they make up. Pure values."""
+"""Findings with stable codes, and the report that contains them. Pure values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Severity(IntEnum):
-    """How bad a finding is. An error loses, refuses or holds up work; a warning will, some day."""
+    """How bad a finding is. An error loses, refuses or delays tasks now; a warning may do so later."""
 
     OK = 0
     INFO = 1
@@ -20,16 +20,16 @@ class Severity(IntEnum):
 
     @property
     def word(self) -> str:
-        """The name as it stands in JSON and in the docs."""
+        """The name in JSON and in the docs."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    `code` is stable, for programs; `message` is for people. `evidence` are the values that were
-    seen, `remedy` is what to type or to do, empty where nothing is to be done.
+    `code` is stable, for programs. `message` is for people. `evidence` contains the values that the check
+    read. `remedy` says what to type or to do; it is empty if there is nothing to do.
     """
 
     code: str
@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return plain values that have JSON."""
         return {
             "code": self.code, "severity": self.severity.word, "message": self.message,
             "evidence": dict(self.evidence), "remedy": self.remedy,
@@ -48,9 +48,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one examination found, in the order in which it looked.
+    """The findings of one examination, in the order of the checks.
 
-    `server` is its address without the password; `taken_at` is this machine's time.
+    `server` is the address without the password. `taken_at` is the time of this machine.
     """
 
     server: str
@@ -68,21 +68,21 @@ class Report:
     @property
     def counts(self) -> dict[str, int]:
         """How many findings there are of each severity, by its word."""
-        found = Counter(finding.severity for finding in self.findings)
-        return {severity.word: found[severity] for severity in Severity}
+        counts = Counter(finding.severity for finding in self.findings)
+        return {severity.word: counts[severity] for severity in Severity}
 
     def codes(self, least: Severity = Severity.OK) -> list[str]:
-        """Return the codes of the findings that are at least so bad, in order, each once."""
+        """Return the codes of the findings of at least this severity, in order, each once."""
         return list(dict.fromkeys(finding.code for finding in self.findings if finding.severity >= least))
 
     def exit_code(self, *, strict: bool = False) -> int:
-        """Return 2 if there is an error, 1 if there is a warning and `strict` says that it matters, else 0."""
+        """Return 2 if there is an error, 1 if there is a warning and `strict` is set, else 0."""
         if self.worst is Severity.ERROR:
             return 2
         return int(strict and self.worst is Severity.WARNING)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return plain values that have JSON."""
         return {
             "server": self.server, "namespace": self.namespace, "group": self.group, "role": self.role,
             "taken_at": self.taken_at.isoformat(timespec="milliseconds"), "worst": self.worst.word,

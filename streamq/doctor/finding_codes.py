@@ -1,4 +1,4 @@
-"""Every code that a finding can have, with its severity: one code, one severity. The table of `docs/doctor.md`."""
+"""All codes of findings, each with its one severity. `docs/doctor.md` has the same table."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SEVERITIES: Final = MappingProxyType(
 """Each code's severity."""
 
 
-def typed(*words: str) -> str:
-    """Return a command of redis-cli, to be copied into a shell: names come from the server and may be anything."""
+def redis_cli_command(*words: str) -> str:
+    """Return a redis-cli command, quoted for a shell: names come from the server and may contain anything."""
     return shlex.join(("redis-cli", *words))
 
 
-def found(code: str, message: str, remedy: str = "", /, **evidence: Any) -> Finding:
-    """Return a finding of this code. Raises KeyError for one that is not in the table."""
+def make_finding(code: str, message: str, remedy: str = "", /, **evidence: Any) -> Finding:
+    """Return a finding with this code. Raises KeyError for an unknown code."""
     return Finding(code, SEVERITIES[code], message, evidence, remedy)

@@ -1,4 +1,4 @@
-"""Judges the names in the namespace: keys that nobody documented, and keys that stay for ever."""
+"""Checks the keys in the namespace: unknown keys, and keys that have lost their TTL."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import found, typed
-from streamq.doctor.observations import Facts
-from streamq.doctor.read_keys import MORTAL
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.observations import Observations
+from streamq.doctor.read_keys import WITH_TTL
 
-_SHOWN: Final = 5
+_MAX_SHOWN: Final = 5
 
 
-def keys(facts: Facts) -> Iterator[Finding]:
-    """Is there anything that should not be, or that should have gone?"""
-    scan = facts.scan
-    immortal = [getattr(tier.keys, what) for tier in facts.tiers for what, ttl in tier.ttls.items()
-                if what in MORTAL and ttl == -1]  # fmt: skip
-    immortal = list(dict.fromkeys((*immortal, *(scan.immortal if scan else ()))))
-    if immortal:
-        yield found(
-            "no_ttl", f"{len(immortal)} keys have lost their TTL and stay for ever: {_some(immortal)}",
-            typed("EXPIRE", immortal[0], "3600"), keys=immortal,
+def keys(observed: Observations) -> Iterator[Finding]:
+    """Check for unknown keys and for keys without the TTL that they should have."""
+    scan = observed.scan
+    without_ttl = [getattr(tier.keys, what) for tier in observed.tiers for what, ttl in tier.ttls.items()
+                if what in WITH_TTL and ttl == -1]  # fmt: skip
+    without_ttl = list(dict.fromkeys((*without_ttl, *(scan.without_ttl if scan else ()))))
+    if without_ttl:
+        yield make_finding(
+            "no_ttl", f"{len(without_ttl)} keys have lost their TTL and never expire: {_first_names(without_ttl)}",
+            redis_cli_command("EXPIRE", without_ttl[0], "3600"), keys=without_ttl,
         )  # fmt: skip
     if scan is None:
         return
     if scan.unknown:
         names = list(scan.unknown)
-        yield found(
-            "unknown_keys", f"{len(names)} keys in the namespace are none of streamq's: {_some(names)}",
-            "find out who writes them, and give each program a --namespace of its own", keys=dict(scan.unknown),
+        yield make_finding(
+            "unknown_keys", f"{len(names)} keys in the namespace are not streamq's: {_first_names(names)}",
+            "find the program that writes them, and give each program its own --namespace", keys=dict(scan.unknown),
         )  # fmt: skip
     if scan.streams:
-        message = f"{len(scan.streams)} streams here are of other tiers, and were not examined: {_some(scan.streams)}"
-        yield found(
+        message = (
+            f"{len(scan.streams)} streams belong to other tiers and were not checked: {_first_names(scan.streams)}"
+        )
+        yield make_finding(
             "other_streams",
             message,
             f"streamq doctor --queue {shlex.quote(scan.streams[0])}",
             streams=list(scan.streams),
         )
     if not scan.complete:
-        yield found(
+        yield make_finding(
             "scan_stopped",
-            f"the search for strange keys stopped early, after {scan.scanned} keys; {scan.met} are in the namespace",
+            f"the scan for unknown keys stopped after {scan.scanned} keys; {scan.met} of them are in the namespace",
             f"streamq doctor --scan {scan.scanned * 10}", scanned=scan.scanned, met=scan.met,
         )  # fmt: skip
-    elif not (immortal or scan.unknown):
-        yield found("keys_fine", f"all {scan.met} keys in the namespace are documented ones", met=scan.met)
+    elif not (without_ttl or scan.unknown):
+        yield make_finding("keys_fine", f"all {scan.met} keys in the namespace are known", met=scan.met)
 
 
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _first_names(names: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(names[:_MAX_SHOWN]) + more

@@ -1,7 +1,7 @@
-"""What an examination saw, as values: no check asks the server anything, all of them judge these.
+"""The values that an examination read. Checks read only these and never the server.
 
-Times are Unix seconds by the server's clock, durations seconds. What could not be asked is None
-or empty; why is in `Facts.refused`.
+Times are Unix seconds by the server's clock, durations are seconds. A value that could not be read is None
+or empty; `Observations.refused` says why.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from streamq.wire.keys import PARKED, TierKeys
+from streamq.wire.keys import RELEASED_CONSUMER, TierKeys
 
-DEFAULT_LEASE = 30.0  # seconds: the visibility timeout of a worker that nobody configured
+DEFAULT_LEASE = 30.0  # seconds: the default visibility timeout of a worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """The server itself. `features` are commands that streamq can make use of, and whether they are there.
+    """The server. `features` are the commands that streamq can use, and whether the server has them.
 
-    `offset` is how far its clock is ahead of this machine's, give or take `offset_error`.
+    `offset` is how far its clock is ahead of this machine's, plus or minus `offset_error`.
     `slots` are the cluster slots of the keys.
     """
 
@@ -34,14 +34,14 @@ class Server:
     slots: frozenset[int] = frozenset()
 
     def number(self, name: str) -> int | None:
-        """Return a number of INFO, or else of the configuration, None if there is none."""
+        """Return a number from INFO, else from the configuration, else None."""
         text = self.info.get(name) or self.config.get(name) or ""
         return int(text) if text.isascii() and text.removeprefix("-").isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
-class Denied:
-    """A permission that is needed and not there, as an ACL rule (`+xadd`, `~queue:bulk`), and what for."""
+class DeniedCommand:
+    """A missing permission as an ACL rule (`+xadd`, `~queue:bulk`), and the command that needs it."""
 
     permission: str
     command: str
@@ -49,17 +49,17 @@ class Denied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
-    """What the user of the URL may do, of what its role needs; nothing was asked if `asked` is 0."""
+    """The result of checking the permissions of a role. `asked` is the number of probes, 0 if there was no check."""
 
     user: str = ""
     role: str = "worker"
     asked: int = 0
-    denied: tuple[Denied, ...] = ()
+    denied: tuple[DeniedCommand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A consumer group; `alive` is how many of its consumers live, None if nobody can know."""
+    """A consumer group. `alive` is how many of its consumers are alive, None if unknown."""
 
     name: str
     pending: int
@@ -69,27 +69,27 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A consumer of our group. `until` is when it stops to count as alive, None without any heartbeat."""
+    """A consumer of the broker's group. It counts as alive until `alive_until`; None if it has no heartbeat."""
 
     name: str
     pending: int
     idle: float
-    until: float | None = None
+    alive_until: float | None = None
     lease: float = DEFAULT_LEASE
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A pending entry, who holds it and since when it was not renewed."""
+class StalePending:
+    """A pending entry, its consumer, and the seconds since its lease was last renewed."""
 
     entry_id: str
-    owner: str
+    consumer: str
     idle: float
 
 
 @dataclass(frozen=True, slots=True)
 class Delayed:
-    """The delayed set of a tier and its messages; ids are samples."""
+    """The delayed set of a tier and its messages. The ids are samples."""
 
     waiting: int = 0
     messages: int = 0
@@ -100,91 +100,91 @@ class Delayed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TierFacts:
-    """One tier: its keys with their types and TTLs (ms; -1 is none), and what lies in them.
+class TierObservations:
+    """One tier: its keys with their types and TTLs (ms; -1 is none), and their content.
 
-    `kinds` and `ttls` are by the field of `TierKeys`. `held` are the entries that were not renewed for long,
-    `gone` those pending whose entry is not in the stream, `stranded` those in the stream that the group
-    was given and nobody holds: samples of at most `SAMPLE`.
+    The keys of `types` and `ttls` are the fields of `TierKeys`. `stale` are pending entries whose lease was not
+    renewed for long. `gone` are pending entries that are not in the stream. `stranded` are entries in the
+    stream that were delivered and are not pending. Each is a sample of at most `SAMPLE`.
     """
 
     name: str
     keys: TierKeys
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     ttls: Mapping[str, int] = field(default_factory=dict)
     length: int = 0
     last_id: str = "0-0"
     groups: tuple[Group, ...] = ()
     consumers: tuple[Consumer, ...] = ()
     waits_since: float | None = None
-    held: tuple[Held, ...] = ()
+    stale: tuple[StalePending, ...] = ()
     gone: tuple[str, ...] = ()
     stranded: tuple[str, ...] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
     delayed: Delayed = Delayed()
 
     def group(self, name: str) -> Group | None:
-        """Return a group by its name."""
+        """Return the group with this name, None if there is none."""
         return next((group for group in self.groups if group.name == name), None)
 
     def waiting(self, group: str) -> int:
-        """Return how many entries wait for a worker of this group: not delivered, or handed back."""
+        """Return how many entries wait for a worker of this group: not delivered, or released."""
         ours = self.group(group)
-        parked = sum(consumer.pending for consumer in self.consumers if consumer.name == PARKED)
+        parked = sum(consumer.pending for consumer in self.consumers if consumer.name == RELEASED_CONSUMER)
         return max(0, self.length - (ours.pending if ours else 0)) + parked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetters:
-    """The dead letter stream. `lately` are deaths of the last hour by reason, `more` if there were more."""
+    """The dead letter stream. `recent` counts those of the last hour by reason; `more` says that it stopped early."""
 
     kind: str = "none"
     size: int = 0
     bound: int = 10_000
-    lately: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, int] = field(default_factory=dict)
     more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyFacts:
-    """What a scan of the namespace met. `scanned` is about how many keys the server looked at; names are samples."""
+class KeyObservations:
+    """The result of a scan. `scanned` is about how many keys the server scanned. The names are samples."""
 
     scanned: int = 0
     met: int = 0
     complete: bool = True
     unknown: Mapping[str, str] = field(default_factory=dict)  # name -> type
-    streams: tuple[str, ...] = ()  # of tiers that this broker does not have
-    immortal: tuple[str, ...] = ()  # without the TTL that they should have
-    wrong: Mapping[str, str] = field(default_factory=dict)  # documented names of another type -> type
+    streams: tuple[str, ...] = ()  # streams of tiers that this broker does not have
+    without_ttl: tuple[str, ...] = ()  # keys without the TTL that they should have
+    wrong: Mapping[str, str] = field(default_factory=dict)  # known names with a wrong type -> type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Everything that was seen. `refused` are the permissions that were missing to look, and for what.
+class Observations:
+    """All values that were read. `refused` maps each permission that was missing to the command that needed it.
 
-    `late_schedules` are those that nobody ticked, each with the time it was due.
+    `late_schedules` maps each overdue schedule to its due time.
     """
 
     now: float
     group: str = "workers"
     server: Server = Server()
     rights: Rights = Rights()
-    tiers: tuple[TierFacts, ...] = ()
+    tiers: tuple[TierObservations, ...] = ()
     dead_key: str = "queue:dead"
     dead: DeadLetters = DeadLetters()
     late_schedules: Mapping[str, float] = field(default_factory=dict)
-    scan: KeyFacts | None = None
+    scan: KeyObservations | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
-    def living(self) -> list[str]:
-        """Return the names of the consumers that live, over all tiers."""
-        names = (consumer.name for tier in self.tiers for consumer in tier.consumers if self.lives(consumer))
+    def live_consumers(self) -> list[str]:
+        """Return the names of the consumers that are alive in any tier."""
+        names = (consumer.name for tier in self.tiers for consumer in tier.consumers if self.is_alive(consumer))
         return list(dict.fromkeys(names))
 
-    def saw(self, key: str, *commands: str) -> bool:
-        """Were these commands allowed, and was this key?"""
+    def could_read(self, key: str, *commands: str) -> bool:
+        """Did the server allow these commands on this key?"""
         return not self.refused.keys() & {f"~{key}", *(f"+{command}" for command in commands)}
 
-    def lives(self, consumer: Consumer) -> bool:
-        """Is its heartbeat in time?"""
-        return consumer.until is not None and consumer.until > self.now
+    def is_alive(self, consumer: Consumer) -> bool:
+        """Is the heartbeat of this consumer in time?"""
+        return consumer.alive_until is not None and consumer.alive_until > self.now

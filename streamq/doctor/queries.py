@@ -1,4 +1,4 @@
-"""Asking the server: what it refuses is noted and answered with None, so that the rest can go on."""
+"""Sends read-only commands. A refused command returns None and is noted, so that the other checks can go on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from streamq.client import Command
 from streamq.errors import BrokerError
 from streamq.queue.store import Store
 
-SAMPLE: Final = 100  # entries, members or names of one kind that are looked at one by one
-NOT_READY: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")  # nothing can be asked
+SAMPLE: Final = 100  # most entries, members or names of one kind that are checked one by one
+NOT_READY: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")  # the server answers no command
 _CONTAINERS: Final = frozenset({"ACL", "CLIENT", "COMMAND", "CONFIG", "XGROUP", "XINFO"})
 
 
-class Questions:
-    """Commands that change nothing, and what came of them.
+class Queries:
+    """Sends read-only commands and notes which of them the server refuses.
 
-    `refused` are the permissions that were missing, as ACL rules, each with the first command that needed it.
-    Raises BrokerError if the server is gone or cannot answer at all.
+    `refused` maps each missing permission, as an ACL rule, to the first command that needed it. Methods raise
+    BrokerError if the server cannot be used.
     """
 
     def __init__(self, store: Store) -> None:
@@ -26,15 +26,15 @@ class Questions:
         self.refused: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"<Questions to {self.store!r} refused={sorted(self.refused)}>"
+        return f"<Queries to {self.store!r} refused={sorted(self.refused)}>"
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return one answer for each command; None for what is refused, absent or of another type."""
+        """Send commands and return one reply for each. It is None if the command was refused or failed."""
         replies = await self.store.attempt(commands) if commands else []
         return [self._answer(command, reply) for command, reply in zip(commands, replies, strict=True)]
 
     async def one(self, *command: str | float) -> Any:
-        """Return the answer to one command, as `ask`."""
+        """Send one command and return its reply, as `ask` does."""
         return (await self.ask(command))[0]
 
     def _answer(self, command: Command, reply: Any) -> Any:
@@ -43,12 +43,12 @@ class Questions:
         if reply.code in NOT_READY:
             raise reply
         if reply.code == "NOPERM":
-            self.refused.setdefault(permission(command, str(reply)), shown(command))
+            self.refused.setdefault(missing_permission(command, str(reply)), described(command))
         return None
 
 
-def permission(command: Command, refusal: str) -> str:
-    """Return what the ACL lacks for a command that it refused: a command, a key or a channel."""
+def missing_permission(command: Command, refusal: str) -> str:
+    """Return the ACL rule that a refused command needs: for the command, its key or its channel."""
     words = [str(word) for word in command]
     if "access" in refusal:
         sign = "&" if "channel" in refusal else "~"
@@ -57,7 +57,7 @@ def permission(command: Command, refusal: str) -> str:
 
 
 def target(command: Command) -> str:
-    """Return the key or channel that a command is about."""
+    """Return the key or channel of a command, empty if it has none."""
     words = [str(word) for word in command]
     match words[0]:
         case "XREADGROUP":
@@ -70,31 +70,31 @@ def target(command: Command) -> str:
             return words[1] if len(words) > 1 else ""
 
 
-def shown(command: Command) -> str:
-    """Return a command as a person would name it: what it does, and to which key."""
+def described(command: Command) -> str:
+    """Return a command as text: its name and its key."""
     name = " ".join(str(word) for word in command[: 2 if command[0] in _CONTAINERS else 1])
     what = target(command)
     return name if not what or what == name.partition(" ")[2] else f"{name} {what}"
 
 
 def pairs(reply: Any) -> dict[str, Any]:
-    """Return a flat list of names and values as a dict; empty for anything else."""
+    """Return a flat list of names and values as a dict, an empty one for any other reply."""
     if not isinstance(reply, list):
         return {}
     return {text(name): value for name, value in zip(reply[::2], reply[1::2], strict=False)}
 
 
 def text(value: Any) -> str:
-    """Return bytes of the server as text."""
+    """Return a reply of bytes as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def rows(reply: Any) -> Sequence[Any]:
-    """Return a list; an empty one for anything else."""
+    """Return a reply that is a list, an empty list for any other."""
     return reply if isinstance(reply, list) else []
 
 
 def lines(reply: Any) -> Mapping[str, str]:
-    """Return the fields of INFO."""
+    """Parse the reply of INFO into a dict."""
     parted = (line.partition(":") for line in text(reply or b"").splitlines())
     return {name: value for name, separator, value in parted if separator}

@@ -1,7 +1,7 @@
-"""Asks about the tiers and the dead letters: streams, groups, consumers, what is pending, what is delayed.
+"""Reads the tiers and the dead letters: streams, groups, consumers, pending entries, delayed tasks.
 
-Lists are bounded. What looks wrong in one answer is asked about again before it is believed, in an order
-of questions in which a task that merely moved on between them cannot look wrong twice.
+Lists are bounded. If a reply looks wrong, a second command confirms it. The order of the two commands
+makes sure that a task that only moved on between them does not look wrong twice.
 """
 
 from __future__ import annotations
@@ -11,49 +11,57 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from streamq.doctor.observations import DEFAULT_LEASE, Consumer, DeadLetters, Delayed, Group, Held, TierFacts
-from streamq.doctor.queries import SAMPLE, Questions, pairs, rows, text
+from streamq.doctor.observations import (
+    DEFAULT_LEASE,
+    Consumer,
+    DeadLetters,
+    Delayed,
+    Group,
+    StalePending,
+    TierObservations,
+)
+from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
 from streamq.errors import ConfigurationError
-from streamq.wire.keys import PARKED, Keys
+from streamq.wire.keys import RELEASED_CONSUMER, Keys
 from streamq.wire.message import entry_ms
 from streamq.wire.tiers import Tier
 
-OVERDUE: Final = 60.0  # seconds after which a worker must have moved what is due
-LATELY: Final = 3600.0  # seconds over which deaths are counted
-_DEATHS: Final = 500  # of the last hour that are read
-_PAGE: Final = 10  # entries, which may be large, of one reply
+OVERDUE: Final = 60.0  # seconds after the due time until a task or tick counts as overdue
+RECENT: Final = 3600.0  # seconds in which dead letters count as recent
+_MAX_RECENT: Final = 500  # most recent dead letters that are read
+_PAGE: Final = 10  # entries of one reply; an entry may be large
 
 
-async def look_at_tier(questions: Questions, tiers: Sequence[Tier], index: int, now: float) -> TierFacts:
-    """Return what lies in one tier."""
-    store, name = questions.store, tiers[index].name
+async def read_tier(queries: Queries, tiers: Sequence[Tier], index: int, now: float) -> TierObservations:
+    """Read the state of one tier."""
+    store, name = queries.store, tiers[index].name
     keys, group = store.keys.tiers[index], store.keys.group
     named = asdict(keys)
-    replies = await questions.ask(
+    replies = await queries.ask(
         *(("TYPE", key) for key in named.values()), *(("PTTL", key) for key in named.values()),
         ("XLEN", keys.stream), ("XINFO", "STREAM", keys.stream), ("XINFO", "GROUPS", keys.stream),
         ("XINFO", "CONSUMERS", keys.stream, group), ("ZRANGE", keys.alive, 0, -1, "WITHSCORES"),
         ("HGETALL", keys.leases), ("HSCAN", keys.crashes, 0, "COUNT", SAMPLE),
     )  # fmt: skip
-    kinds = {what: text(kind) for what, kind in zip(named, replies, strict=False) if kind is not None}
+    types = {what: text(kind) for what, kind in zip(named, replies, strict=False) if kind is not None}
     ttls = dict(zip(named, (reply if isinstance(reply, int) else -2 for reply in replies[len(named) :]), strict=False))
     length, stream, groups, consumers, alive, leases, crashes = replies[2 * len(named) :]
-    facts = TierFacts(
-        name=name, keys=keys, kinds=kinds, ttls=ttls, length=length or 0,
+    observed = TierObservations(
+        name=name, keys=keys, types=types, ttls=ttls, length=length or 0,
         last_id=text(pairs(stream).get("last-generated-id", b"0-0")),
         groups=tuple(map(_group, rows(groups))),
         consumers=_consumers(rows(consumers), pairs(alive), pairs(leases)),
         crashes={entry: text(names) for entry, names in pairs(rows(crashes)[1] if crashes else None).items()},
-        delayed=await _delayed(questions, keys.delayed, keys.messages, now),
+        delayed=await _read_delayed(queries, keys.delayed, keys.messages, now),
     )  # fmt: skip
-    facts = replace(facts, groups=await _living(questions, tiers, index, facts.groups, now))
-    if (ours := facts.group(group)) is None:
-        return replace(facts, waits_since=await _oldest(questions, keys.stream, "-"))
-    held, gone = await _pending(questions, facts, group)
-    facts = replace(facts, consumers=await _heard_of(questions, facts))
+    observed = replace(observed, groups=await _count_alive_consumers(queries, tiers, index, observed.groups, now))
+    if (ours := observed.group(group)) is None:
+        return replace(observed, waits_since=await _first_entry_time(queries, keys.stream, "-"))
+    stale, gone = await _read_pending(queries, observed, group)
+    observed = replace(observed, consumers=await _read_missing_heartbeats(queries, observed))
     return replace(
-        facts, held=held, gone=gone, waits_since=await _waits_since(questions, facts, ours),
-        stranded=await _stranded(questions, facts, ours) if len(facts.groups) == 1 else (),
+        observed, stale=stale, gone=gone, waits_since=await _waits_since(queries, observed, ours),
+        stranded=await _read_stranded(queries, observed, ours) if len(observed.groups) == 1 else (),
     )  # fmt: skip
 
 
@@ -62,89 +70,97 @@ def _group(flat: Any) -> Group:
     return Group(text(named.get("name")), named.get("pending", 0), text(named.get("last-delivered-id", b"0-0")))
 
 
-def _consumers(found: Sequence[Any], alive: dict[str, Any], leases: dict[str, Any]) -> tuple[Consumer, ...]:
-    """Put together what the group knows of its consumers and what they say of themselves."""
-    known = {text(named["name"]): (named["pending"], named["idle"] / 1000) for named in map(pairs, found)}
+def _consumers(replies: Sequence[Any], alive: dict[str, Any], leases: dict[str, Any]) -> tuple[Consumer, ...]:
+    """Combine the consumers of XINFO with their heartbeats and visibility timeouts."""
+    known = {text(named["name"]): (named["pending"], named["idle"] / 1000) for named in map(pairs, replies)}
     consumers = []
     for name in dict.fromkeys((*known, *alive)):
         pending, idle = known.get(name, (0, 0.0))
-        until = float(alive[name]) / 1000 if name in alive else None
+        alive_until = float(alive[name]) / 1000 if name in alive else None
         lease = int(leases[name]) / 1000 if text(leases.get(name, b"")).isdigit() else DEFAULT_LEASE
-        consumers.append(Consumer(name, pending, idle, until, lease))
+        consumers.append(Consumer(name, pending, idle, alive_until, lease))
     return tuple(consumers)
 
 
-async def _heard_of(questions: Questions, facts: TierFacts) -> tuple[Consumer, ...]:
-    """Ask again for the heartbeats that were missing: a worker that has just begun reads before its first."""
-    silent = [consumer.name for consumer in facts.consumers if consumer.until is None and consumer.name != PARKED]
-    scores = await questions.ask(*(("ZSCORE", facts.keys.alive, name) for name in silent))
-    heard = {name: float(score) / 1000 for name, score in zip(silent, scores, strict=True) if score is not None}
-    return tuple(replace(one, until=heard.get(one.name, one.until)) for one in facts.consumers)
+async def _read_missing_heartbeats(queries: Queries, observed: TierObservations) -> tuple[Consumer, ...]:
+    """Read missing heartbeats again: a new worker reads entries before its first heartbeat."""
+    without_heartbeat = [
+        consumer.name
+        for consumer in observed.consumers
+        if consumer.alive_until is None and consumer.name != RELEASED_CONSUMER
+    ]
+    scores = await queries.ask(*(("ZSCORE", observed.keys.alive, name) for name in without_heartbeat))
+    heartbeats = {
+        name: float(score) / 1000 for name, score in zip(without_heartbeat, scores, strict=True) if score is not None
+    }
+    return tuple(replace(one, alive_until=heartbeats.get(one.name, one.alive_until)) for one in observed.consumers)
 
 
-async def _living(
-    questions: Questions, tiers: Sequence[Tier], index: int, groups: Sequence[Group], now: float
+async def _count_alive_consumers(
+    queries: Queries, tiers: Sequence[Tier], index: int, groups: Sequence[Group], now: float
 ) -> tuple[Group, ...]:
-    """Note of each group how many of its consumers live."""
+    """Return the groups, each with the number of its consumers that are alive."""
     counted = []
     for group in groups:
         try:
-            alive = Keys.of(questions.store.keys.namespace, group.name, tiers).tiers[index].alive
-        except ConfigurationError:  # no group of ours
+            alive = Keys.of(queries.store.keys.namespace, group.name, tiers).tiers[index].alive
+        except ConfigurationError:  # not a valid name of a streamq group
             counted.append(group)
             continue
-        counted.append(replace(group, alive=await questions.one("ZCOUNT", alive, round(now * 1000), "+inf")))
+        counted.append(replace(group, alive=await queries.one("ZCOUNT", alive, round(now * 1000), "+inf")))
     return tuple(counted)
 
 
 # --- entries -------------------------------------------------------------------------------------
 
 
-async def _oldest(questions: Questions, stream: str, start: str) -> float | None:
-    entries = rows(await questions.one("XRANGE", stream, start, "+", "COUNT", 1))
+async def _first_entry_time(queries: Queries, stream: str, start: str) -> float | None:
+    entries = rows(await queries.one("XRANGE", stream, start, "+", "COUNT", 1))
     return entry_ms(entries[0][0]) / 1000 if entries else None
 
 
-async def _waits_since(questions: Questions, facts: TierFacts, group: Group) -> float | None:
-    """Return since when the oldest entry waits: not delivered, or handed back and not taken."""
-    found = [await _oldest(questions, facts.keys.stream, f"({group.delivered}")]
-    if any(consumer.name == PARKED and consumer.pending for consumer in facts.consumers):
-        parked = rows(await questions.one("XPENDING", facts.keys.stream, group.name, "-", "+", 1, PARKED))
-        found.append(entry_ms(parked[0][0]) / 1000 if parked else None)
-    return min((since for since in found if since is not None), default=None)
+async def _waits_since(queries: Queries, observed: TierObservations, group: Group) -> float | None:
+    """Return since when the oldest entry waits: one not delivered, or one released and not taken again."""
+    times = [await _first_entry_time(queries, observed.keys.stream, f"({group.delivered}")]
+    if any(consumer.name == RELEASED_CONSUMER and consumer.pending for consumer in observed.consumers):
+        parked = rows(await queries.one("XPENDING", observed.keys.stream, group.name, "-", "+", 1, RELEASED_CONSUMER))
+        times.append(entry_ms(parked[0][0]) / 1000 if parked else None)
+    return min((since for since in times if since is not None), default=None)
 
 
-async def _pending(questions: Questions, facts: TierFacts, group: str) -> tuple[tuple[Held, ...], tuple[str, ...]]:
-    """Return what was not renewed for long, and of the oldest that are pending those that are not there."""
-    stream = facts.keys.stream
-    longest = max((consumer.lease for consumer in facts.consumers), default=DEFAULT_LEASE)
-    stale, oldest = await questions.ask(
+async def _read_pending(
+    queries: Queries, observed: TierObservations, group: str
+) -> tuple[tuple[StalePending, ...], tuple[str, ...]]:
+    """Return stale pending entries, and the oldest pending entries that are not in the stream."""
+    stream = observed.keys.stream
+    longest = max((consumer.lease for consumer in observed.consumers), default=DEFAULT_LEASE)
+    stale, oldest = await queries.ask(
         ("XPENDING", stream, group, "IDLE", round(longest * 3000), "-", "+", SAMPLE),
         ("XPENDING", stream, group, "-", "+", SAMPLE),
     )
-    held = tuple(Held(text(row[0]), text(row[1]), row[2] / 1000) for row in rows(stale))
+    stale = tuple(StalePending(text(row[0]), text(row[1]), row[2] / 1000) for row in rows(stale))
     ids = [text(row[0]) for row in rows(oldest)]
     gone: list[str] = []
-    for page in _paged(ids):
-        # Not there first, pending still afterwards: settled in between it would be neither.
-        there = await questions.ask(*(("XRANGE", stream, entry, entry) for entry in page))
+    for page in _pages(ids):
+        # Absent first, and pending afterwards. An entry that is settled in between is neither.
+        there = await queries.ask(*(("XRANGE", stream, entry, entry) for entry in page))
         missing = [entry for entry, reply in zip(page, there, strict=True) if reply == []]
-        still = await questions.ask(*(("XPENDING", stream, group, entry, entry, 1) for entry in missing))
+        still = await queries.ask(*(("XPENDING", stream, group, entry, entry, 1) for entry in missing))
         gone += [entry for entry, reply in zip(missing, still, strict=True) if reply]
-    return held, tuple(gone)
+    return stale, tuple(gone)
 
 
-async def _stranded(questions: Questions, facts: TierFacts, group: Group) -> tuple[str, ...]:
-    """Return entries that the group was given and nobody holds, of the oldest that are in the stream."""
-    stream, stranded, start = facts.keys.stream, list[str](), "-"
+async def _read_stranded(queries: Queries, observed: TierObservations, group: Group) -> tuple[str, ...]:
+    """Return the oldest entries in the stream that were delivered and are not pending."""
+    stream, stranded, start = observed.keys.stream, list[str](), "-"
     for _ in range(SAMPLE // _PAGE):
         page = [
-            text(row[0]) for row in rows(await questions.one("XRANGE", stream, start, group.delivered, "COUNT", _PAGE))
+            text(row[0]) for row in rows(await queries.one("XRANGE", stream, start, group.delivered, "COUNT", _PAGE))
         ]
-        # Held by nobody first, in the stream still afterwards: settled in between it would be gone.
-        pending = await questions.ask(*(("XPENDING", stream, group.name, entry, entry, 1) for entry in page))
+        # Not pending first, and in the stream afterwards. An entry that is settled in between is gone.
+        pending = await queries.ask(*(("XPENDING", stream, group.name, entry, entry, 1) for entry in page))
         free = [entry for entry, reply in zip(page, pending, strict=True) if reply == []]
-        there = await questions.ask(*(("XRANGE", stream, entry, entry) for entry in free))
+        there = await queries.ask(*(("XRANGE", stream, entry, entry) for entry in free))
         stranded += [entry for entry, reply in zip(free, there, strict=True) if reply]
         if len(page) < _PAGE:
             break
@@ -152,81 +168,81 @@ async def _stranded(questions: Questions, facts: TierFacts, group: Group) -> tup
     return tuple(stranded)
 
 
-def _paged(ids: Sequence[str]) -> list[Sequence[str]]:
+def _pages(ids: Sequence[str]) -> list[Sequence[str]]:
     return [ids[at : at + _PAGE] for at in range(0, len(ids), _PAGE)]
 
 
-async def look_at_schedules(questions: Questions, now: float) -> dict[str, float]:
-    """Return the schedules whose tick nobody sent, and when (Unix seconds) that was: the oldest, `SAMPLE` at most."""
-    reply = await questions.one("ZRANGE", questions.store.keys.ticks, 0, SAMPLE - 1, "WITHSCORES")
+async def read_late_schedules(queries: Queries, now: float) -> dict[str, float]:
+    """Return overdue schedules with their due times (Unix seconds): the oldest, at most `SAMPLE`."""
+    reply = await queries.one("ZRANGE", queries.store.keys.ticks, 0, SAMPLE - 1, "WITHSCORES")
     due = {name: float(score) / 1000 for name, score in pairs(reply).items()}
     return {name: at for name, at in due.items() if at < now - OVERDUE}
 
 
-# --- the delayed ---------------------------------------------------------------------------------
+# --- delayed tasks ---------------------------------------------------------------------------------
 
 
-async def _delayed(questions: Questions, delayed: str, messages: str, now: float) -> Delayed:
-    waiting, stored, first, overdue, names = await questions.ask(
+async def _read_delayed(queries: Queries, delayed: str, messages: str, now: float) -> Delayed:
+    waiting, stored, first, overdue, names = await queries.ask(
         ("ZCARD", delayed), ("HLEN", messages), ("ZRANGE", delayed, 0, SAMPLE - 1, "WITHSCORES"),
         ("ZCOUNT", delayed, "-inf", f"({(now - OVERDUE) * 1000:.0f}"), ("HRANDFIELD", messages, SAMPLE),
     )  # fmt: skip
     due = {name: float(score) / 1000 for name, score in pairs(first).items()}
     return Delayed(
         waiting or 0, stored or 0, overdue or 0, min(due.values(), default=None),
-        without_message=await _without_message(questions, delayed, messages, list(due)),
-        without_delay=await _without_delay(questions, delayed, messages, [text(name) for name in rows(names)]),
+        without_message=await _without_message(queries, delayed, messages, list(due)),
+        without_delay=await _without_delay(queries, delayed, messages, [text(name) for name in rows(names)]),
     )  # fmt: skip
 
 
-async def _without_message(questions: Questions, delayed: str, messages: str, ids: Sequence[str]) -> tuple[str, ...]:
-    """Return the ids that have no message, and are delayed nevertheless."""
-    there = await questions.ask(*(("HEXISTS", messages, one) for one in ids))
+async def _without_message(queries: Queries, delayed: str, messages: str, ids: Sequence[str]) -> tuple[str, ...]:
+    """Return ids in the delayed set that have no message."""
+    there = await queries.ask(*(("HEXISTS", messages, one) for one in ids))
     absent = [one for one, reply in zip(ids, there, strict=True) if reply == 0]
-    return await _halves(questions, absent, (("HEXISTS", messages), 0), ("ZMSCORE", delayed))
+    return await _confirmed_halves(queries, absent, (("HEXISTS", messages), 0), ("ZMSCORE", delayed))
 
 
-async def _without_delay(questions: Questions, delayed: str, messages: str, ids: Sequence[str]) -> tuple[str, ...]:
-    """Return the ids of messages that are not delayed, and are kept nevertheless."""
-    scores = rows(await questions.one("ZMSCORE", delayed, *ids)) if ids else []
+async def _without_delay(queries: Queries, delayed: str, messages: str, ids: Sequence[str]) -> tuple[str, ...]:
+    """Return ids of messages that are not in the delayed set."""
+    scores = rows(await queries.one("ZMSCORE", delayed, *ids)) if ids else []
     absent = [one for one, score in zip(ids, scores, strict=False) if score is None]
-    return await _halves(questions, absent, (("ZMSCORE", delayed), [None]), ("HEXISTS", messages))
+    return await _confirmed_halves(queries, absent, (("ZMSCORE", delayed), [None]), ("HEXISTS", messages))
 
 
-async def _halves(
-    questions: Questions, ids: Sequence[str], absent: tuple[tuple[str, str], object], present: tuple[str, str]
+async def _confirmed_halves(
+    queries: Queries, ids: Sequence[str], absent: tuple[tuple[str, str], object], present: tuple[str, str]
 ) -> tuple[str, ...]:
-    """Return the ids that are absent, then present in the other place, then absent again.
+    """Return the ids that are absent in one place, then present in the other, then absent again.
 
-    Unlike entries, ids come back: a task that is retried is delayed under the same one. Both places change in one
-    step, so what is sound would have to come and go between three commands that follow each other.
+    An id can come back, unlike an entry: a retried task is delayed under the same id. Both places change in
+    one atomic step, so a correct id would have to come and go between three commands in a row.
     """
-    lacks, nothing = absent
-    replies = await questions.ask(
-        *(command for one in ids for command in ((*lacks, one), (*present, one), (*lacks, one)))
+    absent_command, absent_reply = absent
+    replies = await queries.ask(
+        *(command for one in ids for command in ((*absent_command, one), (*present, one), (*absent_command, one)))
     )
     thrice = zip(ids, replies[::3], replies[1::3], replies[2::3], strict=True)
     return tuple(
         one for one, before, there, after in thrice
-        if before == nothing == after and there not in (None, 0, [None])
+        if before == absent_reply == after and there not in (None, 0, [None])
     )  # fmt: skip
 
 
-# --- the dead ------------------------------------------------------------------------------------
+# --- dead letters ------------------------------------------------------------------------------------
 
 
-async def look_at_the_dead(questions: Questions, bound: int, now: float) -> DeadLetters:
-    """Return how many dead letters there are, and why those of the last hour died."""
-    key = questions.store.keys.dead
-    since = f"{(now - LATELY) * 1000:.0f}"
-    kind, size = await questions.ask(("TYPE", key), ("XLEN", key))
+async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLetters:
+    """Return the number of dead letters, and the reasons of those of the last hour."""
+    key = queries.store.keys.dead
+    since = f"{(now - RECENT) * 1000:.0f}"
+    kind, size = await queries.ask(("TYPE", key), ("XLEN", key))
     reasons: Counter[str] = Counter()
     start, more = "+", True
-    while more and reasons.total() < _DEATHS:
-        page = rows(await questions.one("XREVRANGE", key, start, since, "COUNT", _PAGE * 5))
+    while more and reasons.total() < _MAX_RECENT:
+        page = rows(await queries.one("XREVRANGE", key, start, since, "COUNT", _PAGE * 5))
         reasons.update(text(pairs(flat).get("reason", b"")) for _, flat in page)
         more = len(page) == _PAGE * 5
         start = f"({text(page[-1][0])}" if page else start
     return DeadLetters(
-        kind="none" if kind is None else text(kind), size=size or 0, bound=bound, lately=dict(reasons), more=more
+        kind="none" if kind is None else text(kind), size=size or 0, bound=bound, recent=dict(reasons), more=more
     )

@@ -1,114 +1,118 @@
-"""Judges the streams and their groups: what is there, of the right type, and whether all of it will be delivered."""
+"""Checks the streams and their groups: key types, and whether all entries will be delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import found, typed
-from streamq.doctor.observations import Facts, Group, TierFacts
-from streamq.doctor.read_keys import KINDS
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.observations import Group, Observations, TierObservations
+from streamq.doctor.read_keys import TYPES
 
 
-def kinds(facts: Facts) -> Iterator[Finding]:
-    """Does each key of ours hold what it should?"""
-    seen = {
-        getattr(tier.keys, what): (kind, KINDS.get(what, kind))
-        for tier in facts.tiers
-        for what, kind in tier.kinds.items()
+def key_types(observed: Observations) -> Iterator[Finding]:
+    """Check the type of each key."""
+    type_by_key = {
+        getattr(tier.keys, kind): (type_, TYPES.get(kind, type_))
+        for tier in observed.tiers
+        for kind, type_ in tier.types.items()
     }
-    seen[facts.dead_key] = (facts.dead.kind, "stream")
-    for key, (kind, expected) in seen.items():
-        if kind not in (expected, "none"):
-            yield _wrong(key, kind)
-    for key, kind in facts.scan.wrong.items() if facts.scan else ():
-        if key not in seen:
-            yield _wrong(key, kind)
+    type_by_key[observed.dead_key] = (observed.dead.kind, "stream")
+    for key, (type_, expected) in type_by_key.items():
+        if type_ not in (expected, "none"):
+            yield _wrong_type(key, type_)
+    for key, type_ in observed.scan.wrong.items() if observed.scan else ():
+        if key not in type_by_key:
+            yield _wrong_type(key, type_)
 
 
-def _wrong(key: str, kind: str) -> Finding:
-    return found(
-        "wrong_type", f"{key} is a {kind}: something else uses this name, and our commands fail",
-        f"choose another --namespace, or {typed('RENAME', key, f'{key}.old')}", key=key, type=kind,
+def _wrong_type(key: str, type_: str) -> Finding:
+    return make_finding(
+        "wrong_type", f"{key} is a {type_}: another program uses this name, and commands of streamq fail",
+        f"choose another --namespace, or {redis_cli_command('RENAME', key, f'{key}.old')}", key=key, type=type_,
     )  # fmt: skip
 
 
-def streams(facts: Facts) -> Iterator[Finding]:
-    """Will everything that is in the streams be given to somebody, and leave them afterwards?"""
-    missing = [tier.keys.stream for tier in facts.tiers if tier.kinds.get("stream") == "none"]
+def streams(observed: Observations) -> Iterator[Finding]:
+    """Check that all entries will be delivered, and then leave the stream."""
+    missing = [tier.keys.stream for tier in observed.tiers if tier.types.get("stream") == "none"]
     if missing:
-        message = f"nothing was ever sent to {', '.join(missing)}, and no worker has run: fine for an empty queue"
-        yield found("stream_missing", message, streams=missing)
-    troubled = False
-    for tier in facts.tiers:
-        if tier.kinds.get("stream", "stream") == "stream" and facts.saw(
+        message = f"no task was ever enqueued to {', '.join(missing)}, and no worker has run: normal for a new queue"
+        yield make_finding("stream_missing", message, streams=missing)
+    problem_found = False
+    for tier in observed.tiers:
+        if tier.types.get("stream", "stream") == "stream" and observed.could_read(
             tier.keys.stream, "xinfo|groups", "xinfo|stream"
         ):
-            for finding in _stream(tier, facts):
-                troubled = True
+            for finding in _stream_problems(tier, observed):
+                problem_found = True
                 yield finding
-    here = [tier for tier in facts.tiers if tier.group(facts.group) is not None]
-    if here and not troubled:
-        message = "streams and groups are sound"
-        yield found("streams_fine", message, lengths={tier.keys.stream: tier.length for tier in here})
+    tiers_with_group = [tier for tier in observed.tiers if tier.group(observed.group) is not None]
+    if tiers_with_group and not problem_found:
+        message = "no problem in streams and groups"
+        yield make_finding(
+            "streams_fine", message, lengths={tier.keys.stream: tier.length for tier in tiers_with_group}
+        )
 
 
-def _stream(tier: TierFacts, facts: Facts) -> Iterator[Finding]:
-    stream, ours = tier.keys.stream, tier.group(facts.group)
+def _stream_problems(tier: TierObservations, observed: Observations) -> Iterator[Finding]:
+    stream, ours = tier.keys.stream, tier.group(observed.group)
     if ours is None:
-        yield found(
+        yield make_finding(
             "group_missing",
-            f"{stream} has no group {facts.group!r} yet; {tier.length} entries wait for its first worker",
-            "nothing, if no worker has run yet: it makes the group, from the beginning",
+            f"{stream} has no group {observed.group!r} yet; {tier.length} entries wait for its first worker",
+            "nothing, if no worker has run yet: the first worker creates the group at the start of the stream",
             stream=stream, length=tier.length,
         )  # fmt: skip
     else:
-        yield from _group(tier, ours)
-    others = [group for group in tier.groups if group.name != facts.group]
+        yield from _group_problems(tier, ours)
+    others = [group for group in tier.groups if group.name != observed.group]
     if others:
         names = [group.name for group in others]
-        message = f"{stream} has other groups: {', '.join(names)}; entries leave once all have acknowledged them"
-        yield found("other_groups", message, stream=stream, groups=names)
+        message = f"{stream} has other groups: {', '.join(names)}; an entry leaves when all groups have acknowledged it"
+        yield make_finding("other_groups", message, stream=stream, groups=names)
     for group in others:
         behind = group.pending or _order(group.delivered) < _order(tier.last_id)
         if group.alive == 0 and tier.length and behind:
-            yield found(
-                "group_abandoned", f"nobody works for the group {group.name!r} of {stream}: nothing leaves the stream",
-                f"if it is not needed any more: {typed('XGROUP', 'DESTROY', stream, group.name)}",
+            yield make_finding(
+                "group_abandoned",
+                f"no worker of the group {group.name!r} of {stream} is alive: no entry leaves the stream",
+                f"if the group is not needed any more: {redis_cli_command('XGROUP', 'DESTROY', stream, group.name)}",
                 stream=stream, group=group.name, pending=group.pending, length=tier.length,
             )  # fmt: skip
 
 
-def _group(tier: TierFacts, ours: Group) -> Iterator[Finding]:
+def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
     stream = tier.keys.stream
-    again = typed("XGROUP", "SETID", stream, ours.name, "0")
+    set_id = redis_cli_command("XGROUP", "SETID", stream, ours.name, "0")
     if _order(ours.delivered) > _order(tier.last_id):
-        yield found(
+        yield make_finding(
             "group_ahead",
-            f"{stream}: the group was given {ours.delivered}, and the newest entry is {tier.last_id}: what comes in "
-            "between is never delivered (after a failover, or XGROUP SETID)",
-            f"stop the workers, then {again}: all that is in the stream runs",
+            f"{stream}: the group's last delivered id is {ours.delivered}, and the newest entry is {tier.last_id}: new "
+            "entries in between are never delivered (after a failover, or XGROUP SETID)",
+            f"stop the workers, then {set_id}: all entries of the stream are delivered again",
             stream=stream, group=ours.name, last_delivered_id=ours.delivered, last_generated_id=tier.last_id,
         )  # fmt: skip
     if tier.stranded:
-        yield found(
+        yield make_finding(
             "stranded",
-            f"{stream}: nobody holds {_some(tier.stranded)} of those that the group was given: they never run (a group "
-            "made at $, or XACK without XDEL)",
-            f"to run them: stop the workers, then {again}; if they are done: "
-            f"{typed('XDEL', stream, *tier.stranded[:3])}",
+            f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: they never run "
+            "(a group created at $, or XACK without XDEL)",
+            f"to run them: stop the workers, then {set_id}; to remove them: "
+            f"{redis_cli_command('XDEL', stream, *tier.stranded[:3])}",
             stream=stream, entries=list(tier.stranded),
         )  # fmt: skip
     if tier.gone:
-        yield found(
+        yield make_finding(
             "pending_gone",
-            f"{stream}: {_some(tier.gone)} pending and not in the stream any more: trimmed or deleted by hand",
-            f"never XTRIM {stream}; a sweep forgets them, or {typed('XACK', stream, ours.name, tier.gone[0])}",
+            f"{stream}: {_count_entries(tier.gone)} pending and not in the stream: trimmed or deleted by hand",
+            f"never XTRIM {stream}; the next sweep removes them, or run "
+            f"{redis_cli_command('XACK', stream, ours.name, tier.gone[0])}",
             stream=stream, entries=list(tier.gone),
         )  # fmt: skip
 
 
-def _some(ids: tuple[str, ...]) -> str:
+def _count_entries(ids: tuple[str, ...]) -> str:
     return f"{len(ids)} entries" if len(ids) > 1 else f"the entry {' '.join(ids)}"
 
 

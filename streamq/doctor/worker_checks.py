@@ -1,4 +1,4 @@
-"""Judges who works: living and dead consumers, what the dead still hold, leases, evidence of crashes."""
+"""Checks the workers: consumers that are alive or dead, entries that dead ones hold, leases, crashes."""
 
 from __future__ import annotations
 
@@ -6,146 +6,155 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import found, typed
-from streamq.doctor.observations import Consumer, Facts
-from streamq.wire.keys import PARKED
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.observations import Consumer, Observations
+from streamq.wire.keys import RELEASED_CONSUMER
 
-_NEW: Final = 60.0  # seconds that tasks may wait for the first worker
-_TAKEOVER: Final = 3.0  # leases after which the living must have taken over from the dead
-_SHOWN: Final = 5
+_FIRST_WORKER_WAIT: Final = 60.0  # seconds that tasks may wait for a first worker
+_TAKEOVER_LEASES: Final = 3.0  # visibility timeouts after which another worker must have taken over
+_MAX_SHOWN: Final = 5
 
 
-def workers(facts: Facts) -> Iterator[Finding]:
-    """Does anybody work, and what did those leave behind who do not?"""
+def workers(observed: Observations) -> Iterator[Finding]:
+    """Check that a worker is alive, and that entries of dead workers are taken over."""
     if not all(
-        facts.saw(tier.keys.stream, "xinfo|groups", "xinfo|consumers", "xlen") and facts.saw(tier.keys.alive, "zrange")
-        for tier in facts.tiers
+        observed.could_read(tier.keys.stream, "xinfo|groups", "xinfo|consumers", "xlen")
+        and observed.could_read(tier.keys.alive, "zrange")
+        for tier in observed.tiers
     ):
         return
-    living = facts.living()
-    waiting = sum(tier.waiting(facts.group) for tier in facts.tiers)
-    troubles = [*_nobody(facts, living, waiting), *_dead(facts, living), *_unrenewed(facts)]
-    yield from troubles
-    if living and not troubles:
-        yield found(
-            "workers_fine", f"{len(living)} workers live; {waiting} tasks wait", workers=living, waiting=waiting
+    alive = observed.live_consumers()
+    waiting = sum(tier.waiting(observed.group) for tier in observed.tiers)
+    problems = [*_no_worker(observed, alive, waiting), *_dead_consumers(observed, alive), *_not_renewed(observed)]
+    yield from problems
+    if alive and not problems:
+        yield make_finding(
+            "workers_fine", f"{len(alive)} workers are alive; {waiting} tasks wait", workers=alive, waiting=waiting
         )
 
 
-def _nobody(facts: Facts, living: Sequence[str], waiting: int) -> Iterator[Finding]:
-    left = [one for tier in facts.tiers for one in tier.consumers if one.until is not None and one.pending]
-    orphaned = sum(consumer.pending for consumer in left)
-    if living or not (waiting or orphaned):
+def _no_worker(observed: Observations, alive: Sequence[str], waiting: int) -> Iterator[Finding]:
+    dead_with_entries = [
+        one for tier in observed.tiers for one in tier.consumers if one.alive_until is not None and one.pending
+    ]
+    orphaned = sum(consumer.pending for consumer in dead_with_entries)
+    if alive or not (waiting or orphaned):
         return
-    since = [tier.waits_since for tier in facts.tiers if tier.waits_since is not None]
-    since += [consumer.until for consumer in left if consumer.until is not None]
-    age = max(0.0, facts.now - min(since, default=facts.now))
-    code = "no_worker" if age > _NEW else "no_worker_yet"
-    yield found(
-        code, f"{waiting + orphaned} tasks wait, the oldest for {_lasting(age)}, and no worker lives",
-        "start one: streamq worker app.tasks", waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1),
-        by_stream={tier.keys.stream: tier.waiting(facts.group) for tier in facts.tiers},
+    since = [tier.waits_since for tier in observed.tiers if tier.waits_since is not None]
+    since += [consumer.alive_until for consumer in dead_with_entries if consumer.alive_until is not None]
+    age = max(0.0, observed.now - min(since, default=observed.now))
+    code = "no_worker" if age > _FIRST_WORKER_WAIT else "no_worker_yet"
+    yield make_finding(
+        code, f"{waiting + orphaned} tasks wait, the oldest for {_duration_text(age)}, and no worker is alive",
+        "start a worker: streamq worker app.tasks", waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1),
+        by_stream={tier.keys.stream: tier.waiting(observed.group) for tier in observed.tiers},
     )  # fmt: skip
 
 
-def _dead(facts: Facts, living: Sequence[str]) -> Iterator[Finding]:
-    """Judge the consumers that do not live: those that hold entries, and those that hold nothing."""
-    late: list[dict[str, Any]] = []
+def _dead_consumers(observed: Observations, alive: Sequence[str]) -> Iterator[Finding]:
+    """Check the consumers that are not alive: those with pending entries, and those without."""
+    overdue: list[dict[str, Any]] = []
     due: list[dict[str, Any]] = []
     unknown: list[dict[str, Any]] = []
     empty: list[str] = []
-    for tier in facts.tiers:
+    for tier in observed.tiers:
         for consumer in tier.consumers:
-            if consumer.name == PARKED or facts.lives(consumer):
+            if consumer.name == RELEASED_CONSUMER or observed.is_alive(consumer):
                 continue
             if not consumer.pending:
                 empty.append(consumer.name)
                 continue
-            row = _row(tier.keys.stream, consumer, facts.now)
-            if consumer.until is None:
+            row = _evidence_row(tier.keys.stream, consumer, observed.now)
+            if consumer.alive_until is None:
                 unknown.append(row)
             else:
-                in_time = facts.now - consumer.until <= _TAKEOVER * consumer.lease
-                (due if in_time else late).append(row)
-    yield from _holding(late, due, unknown, living, facts.group)
+                in_time = observed.now - consumer.alive_until <= _TAKEOVER_LEASES * consumer.lease
+                (due if in_time else overdue).append(row)
+    yield from _dead_with_entries(overdue, due, unknown, alive, observed.group)
     if empty:
         names = list(dict.fromkeys(empty))
-        message = f"{len(names)} consumers are dead and hold nothing: the next sweep of a worker removes them"
-        yield found("dead_consumers", message, consumers=names)
+        message = f"{len(names)} dead consumers have no pending entries: the next sweep of a worker removes them"
+        yield make_finding("dead_consumers", message, consumers=names)
 
 
-def _holding(
-    late: list[dict[str, Any]],
+def _dead_with_entries(
+    overdue: list[dict[str, Any]],
     due: list[dict[str, Any]],
     unknown: list[dict[str, Any]],
-    living: Sequence[str],
+    alive: Sequence[str],
     group: str,
 ) -> Iterator[Finding]:
-    if late:
-        why = "those that live have had no room for them" if living else "no worker lives to take over"
-        longest = max(row["dead_for_s"] for row in late)
-        yield found(
-            "orphans", f"{_pending(late)} tasks are in the hands of dead workers, for up to {_lasting(longest)}: {why}",
-            "start a worker, or one more: streamq worker app.tasks", consumers=late,
+    if overdue:
+        why = "the workers that are alive had no free capacity" if alive else "no worker is alive"
+        longest = max(row["dead_for_s"] for row in overdue)
+        yield make_finding(
+            "orphans",
+            f"{_pending(overdue)} tasks are pending for dead workers, for up to {_duration_text(longest)}: {why}",
+            "start a worker, or one more: streamq worker app.tasks", consumers=overdue,
         )  # fmt: skip
     if due:
         message = (
-            f"{_pending(due)} tasks are in the hands of workers that died lately; a living one takes over by itself"
+            f"{_pending(due)} tasks are pending for workers that died a moment ago; another worker takes over soon"
         )
-        yield found("takeover_due", message, consumers=due)
+        yield make_finding("takeover_due", message, consumers=due)
     if unknown:
-        names = ", ".join(str(row["consumer"]) for row in unknown[:_SHOWN])
+        names = ", ".join(str(row["consumer"]) for row in unknown[:_MAX_SHOWN])
         row = unknown[0]
-        yield found(
+        yield make_finding(
             "unknown_consumer",
-            f"{_pending(unknown)} tasks are held by consumers that never said that they live: {names}",
-            "a sweep takes them over once they are idle for longer than the longest lease; is it a program of yours? "
-            + typed("XPENDING", row["stream"], group, "-", "+", "10", row["consumer"]), consumers=unknown,
+            f"{_pending(unknown)} tasks are pending for consumers without any heartbeat: {names}",
+            "a sweep takes them over when they are idle for longer than the longest lease; is it your own program? "
+            + redis_cli_command("XPENDING", row["stream"], group, "-", "+", "10", row["consumer"]), consumers=unknown,
         )  # fmt: skip
 
 
-def _unrenewed(facts: Facts) -> Iterator[Finding]:
-    """Find entries whose owner lives and has not renewed them for three of its leases."""
+def _not_renewed(observed: Observations) -> Iterator[Finding]:
+    """Find entries whose consumer is alive and has not renewed them for three visibility timeouts."""
     rows = []
-    for tier in facts.tiers:
-        owners = {consumer.name: consumer for consumer in tier.consumers if facts.lives(consumer)}
+    for tier in observed.tiers:
+        live_consumers = {consumer.name: consumer for consumer in tier.consumers if observed.is_alive(consumer)}
         rows += [
-            {"stream": tier.keys.stream, "entry": held.entry_id, "consumer": held.owner, "idle_s": round(held.idle, 1)}
-            for held in tier.held
-            if held.owner in owners and held.idle > 3 * owners[held.owner].lease
+            {
+                "stream": tier.keys.stream,
+                "entry": entry.entry_id,
+                "consumer": entry.consumer,
+                "idle_s": round(entry.idle, 1),
+            }
+            for entry in tier.stale
+            if entry.consumer in live_consumers and entry.idle > 3 * live_consumers[entry.consumer].lease
         ]
     if rows:
-        message = f"{len(rows)} tasks are held by living workers that do not renew them: nobody runs them"
-        remedy = "a sweep takes them over; if they stay, restart those workers and report it"
-        yield found("lease_not_renewed", message, remedy, entries=rows)
+        message = f"{len(rows)} tasks are pending for workers that are alive and do not renew them: they do not run"
+        remedy = "a sweep takes them over; if they stay pending, restart those workers and report it"
+        yield make_finding("lease_not_renewed", message, remedy, entries=rows)
 
 
-def crashes(facts: Facts) -> Iterator[Finding]:
-    """Which tasks were in the hands of workers that died?"""
-    for tier in facts.tiers:
-        deaths = {entry: len(names.split()) for entry, names in tier.crashes.items() if ":" not in entry}
+def crashes(observed: Observations) -> Iterator[Finding]:
+    """Report the tasks that were running when workers died."""
+    for tier in observed.tiers:
+        crash_counts = {entry: len(names.split()) for entry, names in tier.crashes.items() if ":" not in entry}
         convicted = [entry.removesuffix(":alone") for entry, mark in tier.crashes.items() if mark == "!"]
-        suspects = {entry: count for entry, count in deaths.items() if count >= 2 and entry not in convicted}
-        once = [entry for entry, count in deaths.items() if count == 1 and entry not in convicted]
-        seen = {"stream": tier.keys.stream, "evidence": dict(list(tier.crashes.items())[: 4 * _SHOWN])}
+        suspects = {entry: count for entry, count in crash_counts.items() if count >= 2 and entry not in convicted}
+        crashed_once = [entry for entry, count in crash_counts.items() if count == 1 and entry not in convicted]
+        evidence = {"stream": tier.keys.stream, "evidence": dict(list(tier.crashes.items())[: 4 * _MAX_SHOWN])}
         if convicted:
-            message = (
-                f"{tier.keys.stream}: {len(convicted)} tasks took their workers down and are to be dead letters next"
-            )
-            look = typed("XRANGE", tier.keys.stream, convicted[0], convicted[0])
-            yield found("crash_verdict", message, look, entries=convicted, **seen)
+            message = f"{tier.keys.stream}: {len(convicted)} tasks crashed their workers and become dead letters next"
+            remedy = redis_cli_command("XRANGE", tier.keys.stream, convicted[0], convicted[0])
+            yield make_finding("crash_verdict", message, remedy, entries=convicted, **evidence)
         if suspects:
             first = next(iter(suspects))
-            message = f"{tier.keys.stream}: {len(suspects)} tasks were there when several workers died: they run alone"
-            look = f"find out what it does: {typed('XRANGE', tier.keys.stream, first, first)}"
-            yield found("suspects", message, look, entries=suspects, **seen)
-        if once:
-            message = f"{tier.keys.stream}: {len(once)} tasks were in the hands of a worker that died"
-            yield found("crash_evidence", message, entries=once, **seen)
+            message = (
+                f"{tier.keys.stream}: {len(suspects)} tasks were running when several workers died: each now runs alone"
+            )
+            remedy = f"find out what the task does: {redis_cli_command('XRANGE', tier.keys.stream, first, first)}"
+            yield make_finding("suspects", message, remedy, entries=suspects, **evidence)
+        if crashed_once:
+            message = f"{tier.keys.stream}: {len(crashed_once)} tasks were running when a worker died"
+            yield make_finding("crash_evidence", message, entries=crashed_once, **evidence)
 
 
-def _row(stream: str, consumer: Consumer, now: float) -> dict[str, Any]:
-    dead_for = None if consumer.until is None else round(now - consumer.until, 1)
+def _evidence_row(stream: str, consumer: Consumer, now: float) -> dict[str, Any]:
+    dead_for = None if consumer.alive_until is None else round(now - consumer.alive_until, 1)
     return {
         "stream": stream, "consumer": consumer.name, "pending": consumer.pending, "idle_s": round(consumer.idle, 1),
         "dead_for_s": dead_for,
@@ -156,7 +165,7 @@ def _pending(rows: list[dict[str, Any]]) -> int:
     return sum(row["pending"] for row in rows)
 
 
-def _lasting(seconds: float) -> str:
+def _duration_text(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,14 +1,14 @@
-"""The data of one `memory://` server, and the only module that drives fakeredis.
+"""The data of one `memory://` server, kept by fakeredis. No other module calls fakeredis.
 
-Goes through its public names (`FakeServer`, `FakeRedis`, `FakeRedisConnection`), with three
-additions, each of which is optional in the sense that the rest works without it:
+It uses public names (`FakeServer`, `FakeRedis`, `FakeRedisConnection`) and three others. The
+rest works without each of them:
 
-- `Database.add_watch(key, watcher)` of `FakeServer.dbs`: how a write to a key is noticed,
-  also one that a script or a transaction made.
-- `corrections`: a socket whose stream commands answer as Redis does.
-- `_Clock`: fakeredis asks the module `time` for the time and offers no other way in.
+- `Database.add_watch(key, watcher)` of `FakeServer.dbs` reports a write to a key, also one by a
+  script or a transaction.
+- `redis_differences` has a socket whose stream commands reply as Redis does.
+- `_Clock` replaces the module `time` in fakeredis: it has no other way to set the time.
 
-Nothing here is safe to call without the lock of the `MemoryServer` that owns the dataset.
+Call everything here under the lock of the `MemoryServer` that owns the dataset.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ if TYPE_CHECKING:
 
     from streamq.embedded.resp import Reply
 
-_LUA_SETUP: Final = Path(__file__).with_name("redis.lua")
+_LUA_SETUP: Final = Path(__file__).with_name("lua_setup.lua")
 
 
 class Watcher(Protocol):
-    """Told, in the middle of the writing command, that a key it watches was modified."""
+    """An object that watches keys. `notify_watch` is called in the middle of the writing command."""
 
     def notify_watch(self) -> None: ...
 
 
 class Dataset:
-    """Keys and values, scripts, and the registry of subscribers.
+    """Keys and values, scripts and subscriptions.
 
-    `clock` gives the time in seconds since the epoch: the server's TIME, ids of entries, idle
-    times and expiry follow it. Raises MissingExtraError if fakeredis is not installed.
+    `clock` returns seconds since 1970. TIME, ids of entries, idle times and expiry follow it.
+
+    Raises MissingExtraError if fakeredis is not installed.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         try:
             import fakeredis  # noqa: PLC0415 - the extra is imported when it is needed
-            import lupa  # noqa: F401, PLC0415 - fakeredis offers EVAL only where it is found
+            import lupa  # noqa: F401, PLC0415 - fakeredis has EVAL only if lupa is installed
         except ImportError as error:
             raise MissingExtraError("memory://", "embedded") from error
         self._fakeredis = fakeredis
@@ -76,22 +77,22 @@ class Dataset:
         )
 
     def watch(self, database: int, key: bytes, watcher: Watcher) -> None:
-        """Have `watcher` told of every write to `key`. It is held weakly."""
+        """Notify `watcher` of every write to `key`. The dataset holds it weakly."""
         self.server.dbs[database].add_watch(key, watcher)
 
     def unwatch(self, database: int, key: bytes, watcher: Watcher) -> None:
-        """End what `watch` began."""
+        """End the notifications that `watch` began."""
         self.server.dbs[database].remove_watch(key, watcher)
 
     def sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield (number, keys) of every database that is not empty."""
+        """Yield (number, number of keys) of every database that is not empty."""
         for number, database in sorted(self.server.dbs.items()):
             if len(database):
                 yield number, len(database)
 
 
 class Session:
-    """What fakeredis knows of one connection: its database, transaction and subscriptions."""
+    """One connection of fakeredis, with its database, transaction and subscriptions."""
 
     def __init__(self, client: FakeRedis, clock: _Clock | None) -> None:
         client.response_callbacks.clear()
@@ -100,7 +101,7 @@ class Session:
         self._clock = clock
 
     def run(self, arguments: list[bytes]) -> list[Reply]:
-        """Carry out a command and return its replies: one, or one per channel of SUBSCRIBE."""
+        """Run a command and return its replies: one, or one for each channel of SUBSCRIBE."""
         if self._clock is None:
             return self._run(arguments)
         with self._clock:
@@ -109,14 +110,14 @@ class Session:
     def _run(self, arguments: list[bytes]) -> list[Reply]:
         try:
             self._connection.send_command(*arguments)
-        except Exception as error:  # noqa: BLE001 - a fault of fakeredis is the reply, not our end
-            self._connection.disconnect()  # its parser has ended
+        except Exception as error:  # noqa: BLE001 - an exception of fakeredis becomes an error reply
+            self._connection.disconnect()  # the parser of this connection is unusable after an exception
             self._connection.connect()
             return [CommandError(f"ERR {type(error).__name__}: {error}")]
         return self.take()
 
     def take(self) -> list[Reply]:
-        """Return what lies ready for this connection: replies, or messages of its channels."""
+        """Return the replies, and the messages of its channels, that are ready for this connection."""
         replies: list[Reply] = []
         while self._connection.can_read(timeout=0):
             try:
@@ -132,13 +133,13 @@ class Session:
 
 
 def _connection_class(plain: type[Any]) -> type[Any]:
-    """The connection with our corrections, or the plain one under a fakeredis that has changed inside."""
+    """Return the corrected connection class, or `plain` if the inside of fakeredis has changed."""
     try:
         from streamq.embedded.redis_differences import CorrectedConnection  # noqa: PLC0415 - imports the extra
     except (ImportError, AttributeError) as error:
         warnings.warn(
-            f"this fakeredis differs inside from the one that streamq knows ({error}): memory:// "
-            "runs without corrections, and leases may not behave as on a real server",
+            f"this fakeredis differs inside from the version that streamq knows ({error}): memory:// "
+            "works without corrections, and leases may behave differently from a real server",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -147,11 +148,11 @@ def _connection_class(plain: type[Any]) -> type[Any]:
 
 
 class _Clock:
-    """Another time for the commands of one dataset, through a stand-in for the module `time`.
+    """Another clock for the commands of one dataset, through a replacement of the module `time`.
 
-    Put in place of `time` in the modules of fakeredis, and only once somebody wants a clock
-    of his own. Outside the `with` of a command, and for all other users of fakeredis in this
-    process, the stand-in tells the real time.
+    The replacement is put into the modules of fakeredis when the first dataset gets a clock of
+    its own. It returns the real time outside the `with` of a command, and so for all other users
+    of fakeredis in this process.
     """
 
     _current = threading.local()
@@ -179,7 +180,7 @@ class _Clock:
 
 
 class _TimeModule:
-    """Looks like the module `time`, but for `time.time`."""
+    """Has all of the module `time`, and another `time.time`."""
 
     time = staticmethod(_Clock.now)
 

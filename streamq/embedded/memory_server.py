@@ -1,12 +1,7 @@
 """`memory://`: a Redis server inside the process.
 
-Owns what the connections of one server share: the dataset and its lock, the readers that
-are blocked, the subscribers, and the counts that INFO tells. What a single connection says
-is in `connection`.
-
-Fairness, and its cost: a blocked reader watches its keys, so a write marks exactly the
-readers that wait for it; after the writing command those are tried again, first come first
-served, as Redis does. A write nobody waits for costs one look at an empty list.
+Owns the servers of this process by name, and accepts connections. What the connections of one
+server share is in `server_state`; how a connection answers is in `connection`.
 """
 
 from __future__ import annotations
@@ -14,37 +9,35 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import hiredis
 
 from streamq.embedded.connection import Connection
-from streamq.embedded.dataset import Dataset
-from streamq.embedded.pipe import pipe
+from streamq.embedded.memory_stream import pipe
+from streamq.embedded.server_state import ServerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anyio.abc import ByteStream, TaskGroup
 
-    from streamq.client import Shelter
-    from streamq.embedded.blocking_reads import BlockedRead
-    from streamq.embedded.pipe import MemoryStream
+    from streamq.client import BackgroundTasks
+    from streamq.embedded.memory_stream import MemoryStream
 
 
 class Dial(Protocol):
-    """Opens a connection."""
+    """Opens one connection to a server."""
 
     async def __call__(self) -> ByteStream: ...
 
 
-class MemoryServer:
-    """One dataset and the connections to it. `MemoryServer()` is private, `named` is shared.
+class MemoryServer(ServerState):
+    """A dataset and its connections. `MemoryServer()` is private, `MemoryServer.named()` is shared.
 
-    Safe to use from several event loops in several threads. `clock` gives the time in seconds
-    since the epoch. TIME, ids of entries, idle times and expiry follow it; the timeouts of
-    blocking commands follow the clock of the event loop that waits.
+    Safe to use from several event loops in several threads. `clock` returns seconds since 1970.
+    TIME, ids of entries, idle times and expiry follow it. The timeouts of blocking commands follow
+    the clock of the event loop that waits.
 
     Raises MissingExtraError if the extra `embedded` is not installed.
     """
@@ -53,17 +46,7 @@ class MemoryServer:
     _named_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, *, name: str = "", clock: Callable[[], float] = time.time) -> None:
-        self.name = name
-        self.clock = clock
-        self.lock = threading.Lock()
-        self.dataset = Dataset(clock)
-        self.connections: dict[int, Connection] = {}
-        self.subscribers: set[Connection] = set()
-        self.blocked: dict[BlockedRead, None] = {}  # in the order they came
-        self.touched: list[BlockedRead] = []
-        self.calls: Counter[str] = Counter()
-        self.accepted = 0
-        self.started_at = clock()
+        super().__init__(name=name, clock=clock)
         self._ids = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -71,10 +54,10 @@ class MemoryServer:
 
     @classmethod
     def named(cls, name: str, *, clock: Callable[[], float] = time.time) -> Self:
-        """Return the server of that name in this process; the first call makes it, with that `clock`.
+        """Return the server of that name in this process. The first call makes it, with `clock`.
 
-        It keeps its data until the process ends or `discard` is called. The name "" stands
-        for no name: a new, private server each time.
+        It keeps its data until the process ends or `discard` is called. The empty name makes a
+        new, private server each time. Raises TypeError if the name belongs to another class.
         """
         if not name:
             return cls(clock=clock)
@@ -83,24 +66,20 @@ class MemoryServer:
                 cls._named[name] = cls(name=name, clock=clock)
             server = cls._named[name]
         if not isinstance(server, cls):
-            raise TypeError(f"memory://{name} is a {type(server).__name__}")
+            raise TypeError(f"memory://{name} is a {type(server).__name__}, not a {cls.__name__}; use another name")
         return server
 
     @classmethod
     def discard(cls, name: str) -> None:
-        """Forget the server of that name: the next `named` makes an empty one."""
+        """Forget the server of that name. The next `named` makes an empty one."""
         with cls._named_lock:
             cls._named.pop(name, None)
 
-    @property
-    def url(self) -> str:
-        return f"memory://{self.name}"
-
-    def dialer(self, task_group: TaskGroup | Shelter) -> Dial:
+    def dialer(self, task_group: TaskGroup | BackgroundTasks) -> Dial:
         """Return a function that opens connections, each served by a task in `task_group`.
 
-        A connection ends when either end is closed or the task group is cancelled; its
-        client then meets the end of the stream, as with a socket.
+        A connection ends when either end is closed or the task group is cancelled. The client
+        then gets the end of the stream, as with a socket.
         """
 
         async def dial() -> ByteStream:
@@ -117,11 +96,11 @@ class MemoryServer:
         return dial
 
     def execute(self, *arguments: str | bytes | float) -> Any:
-        """Carry out one command at once, without a connection, as a person would with redis-cli.
+        """Run one command at once, without a connection, as with redis-cli.
 
-        Returns the reply as hiredis would give it, an error as `hiredis.ReplyError`. What
-        would block finds nothing; whoever waits for what is written is woken. For tests,
-        demonstrations and debuggers.
+        Returns the reply as hiredis does, an error as `hiredis.ReplyError`. A command that would
+        block returns nil. A write wakes the clients that wait for it. For tests, demonstrations
+        and debuggers.
         """
         request = [part if isinstance(part, bytes) else str(part).encode() for part in arguments]
         reader = hiredis.Reader()
@@ -139,21 +118,3 @@ class MemoryServer:
             connection = Connection(self, next(self._ids), stream)
             self.connections[connection.id] = connection
             return connection
-
-    # --- called by connections, under the lock ------------------------------------------
-
-    def settle(self) -> None:
-        """After a command: hand messages to subscribers, entries to the readers that wait for them."""
-        for subscriber in list(self.subscribers):
-            subscriber.push()
-        while self.touched:
-            touched, self.touched = set(self.touched), []
-            for read in list(self.blocked):
-                if read in touched:
-                    read.retry()
-
-    def forget(self, connection: Connection) -> None:
-        """A connection has ended."""
-        self.connections.pop(connection.id, None)
-        self.subscribers.discard(connection)
-        connection.session.close()

@@ -1,31 +1,32 @@
-"""Where fakeredis answers otherwise than Redis in what leases rest on, put right.
+"""Corrections of fakeredis where it differs from Redis in replies that leases depend on.
 
-With `groups`, the only module that knows the inside of fakeredis: it subclasses the socket
-on which its commands are methods, so that a corrected command is corrected inside scripts
-and transactions too. If a newer fakeredis has moved these names, `dataset` goes on without.
+Only this module and `consumer_groups` know the inside of fakeredis. It subclasses the socket
+class whose methods are the commands, so that a correction also applies inside scripts and
+transactions. If a newer fakeredis has moved these names, `dataset` works without corrections.
 
-Found with fakeredis 2.40 by `tests/embedded/test_parity.py`, which compares the replies
-with those of real servers:
+The differences were found with fakeredis 2.40 by `tests/embedded/test_parity.py`, which
+compares the replies with those of real servers. Corrected is:
 
-- XREADGROUP of a missing stream is NOGROUP, not ERR; of another type WRONGTYPE; COUNT 0 is
-  no limit; reading the history resets the idle time; an empty read keeps `inactive`.
-- XPENDING: IDLE n means at least n, no idle time is negative; counts of consumers are
-  strings and sorted by name; nothing pending ends in nil.
-- XCLAIM answers in the order asked, clamps a TIME in the future to now, honours LASTID,
-  refuses unknown options.
-- XAUTOCLAIM looks at ten times COUNT entries and returns the id to go on from, drops
-  deleted entries however young, takes "(" and "-".
+- XREADGROUP: a missing stream is NOGROUP, not ERR; a key of another type is WRONGTYPE; COUNT 0
+  is no limit; reading pending entries again resets their idle time; an empty read does not
+  change `inactive`.
+- XPENDING: IDLE n means n or more; no idle time is negative; the counts of consumers are
+  strings, sorted by name; without pending entries the last part is nil.
+- XCLAIM replies in the order of the request, takes now for a TIME in the future, applies
+  LASTID, refuses unknown options.
+- XAUTOCLAIM examines ten times COUNT entries and returns the id to continue from; it removes
+  deleted entries of any age; it accepts "(" and "-".
 - XACK refuses a malformed id. BUSYGROUP is the first word of its error.
-- Idle times of consumers move when the consumer acts, not when an entry is acknowledged.
-- Inside scripts, commands that block do not (they hung); redis.pcall gives its error as a
-  string. (`redis.lua` corrects cjson.encode, global variables and redis.error_reply.)
-- A fault in fakeredis itself is an error reply and does not end the connection.
-- XREAD without news is nil; COMMAND INFO knows only what this kind of server has.
+- The idle time of a consumer starts again with its commands, not when an entry is acknowledged.
+- Inside scripts, blocking commands do not block (they hung); redis.pcall returns its error as
+  a string. (`lua_setup.lua` corrects cjson.encode, global variables and redis.error_reply.)
+- An exception inside fakeredis is an error reply, and does not end the connection.
+- XREAD without entries is nil; COMMAND INFO knows only the commands of this kind of server.
 
-Not corrected: XRANGE with COUNT 0 answers an empty array instead of nil; one stream named
-twice in one XREAD is answered once; error({err=...}) loses its code; what Lua's own pcall
-catches of redis.call is userdata (redis.pcall is as in Redis); no redis.sha1hex, bit,
-cmsgpack or struct.
+Not corrected is: XRANGE with COUNT 0 replies an empty array instead of nil; one stream named
+twice in one XREAD is in the reply once; error({err=...}) loses its code; an error of redis.call
+that Lua's own pcall catches is userdata (redis.pcall is as in Redis); redis.sha1hex, bit,
+cmsgpack and struct are missing.
 """
 
 from __future__ import annotations
@@ -58,30 +59,30 @@ _MAX: Final = StreamEntryKey(MAX_ID_PART, MAX_ID_PART)
 
 
 class CorrectedSocket(FakeSocket):
-    """One connection of fakeredis, answering as Redis does."""
+    """One connection of fakeredis that replies as Redis does."""
 
     def _decode_result(self, result: _Reply) -> _Reply:
-        """Hand out statuses and errors as they are, with the first word of an error."""
+        """Return statuses and errors unchanged, with the code of an error."""
         return result
 
     def _blocking(
         self, timeout: float | None, func: Callable[[bool], _Reply], shape: Callable[[_Reply], _Reply] | None = None
     ) -> _Reply:
-        """Never wait: outside scripts `blocking` does, and inside them nobody may."""
+        """Never wait: outside scripts `server_state` does that, and inside scripts no command may wait."""
         del timeout
-        result = func(True)  # as at the first try, which refuses wrong types
+        result = func(True)  # as in the first try, which refuses wrong types
         return result if shape is None else shape(result)
 
     def _run_command(
         self, func: Callable[[Any], Any] | None, sig: Signature, args: list[Any], from_script: bool
     ) -> _Reply:
-        """Turn any fault of fakeredis into an error reply: it would end the connection."""
+        """Turn any exception of fakeredis into an error reply: it would end the connection."""
         try:
             return super()._run_command(func, sig, args, from_script)
-        except Exception as error:  # noqa: BLE001 - what a fault raises is not known
+        except Exception as error:  # noqa: BLE001 - a bug of fakeredis may raise anything
             return SimpleError(f"ERR {type(error).__name__}: {error}")
 
-    # --- reading ---------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------
 
     def xread(self, *args: bytes) -> _Reply:
         return super().xread(*args) or None
@@ -99,10 +100,10 @@ class CorrectedSocket(FakeSocket):
         limit = count if count > 0 else None
         reply = []
         for name, group, after in read_from:
-            consumer = consumer_groups.seen(group, consumer_name, current_time())
+            consumer = consumer_groups.touch_consumer(group, consumer_name, current_time())
             if after is not None:
-                reply.append([name, consumer_groups.history(group, consumer, after, limit)])
-            elif entries := consumer_groups.deliver(group, consumer, limit, keep=b"NOACK" not in options):
+                reply.append([name, consumer_groups.redeliver_pending(group, consumer, after, limit)])
+            elif entries := consumer_groups.deliver(group, consumer, limit, add_to_pending=b"NOACK" not in options):
                 reply.append([name, entries])
         return reply or None
 
@@ -118,7 +119,7 @@ class CorrectedSocket(FakeSocket):
             )
         return group
 
-    # --- the pending list --------------------------------------------------------------------
+    # --- the pending list ----------------------------------------------------------------------
 
     def xack(self, key: CommandItem, group_name: bytes, *args: bytes) -> int:
         if not args:
@@ -126,12 +127,14 @@ class CorrectedSocket(FakeSocket):
         group = None if key.value is None else key.value.group_get(group_name)
         if group is None:
             return 0
-        return sum(consumer_groups.drop(group, entry) for entry in [StreamEntryKey.parse_str(arg) for arg in args])
+        return sum(
+            consumer_groups.remove_pending(group, entry) for entry in [StreamEntryKey.parse_str(arg) for arg in args]
+        )
 
     def xpending(self, key: CommandItem, group_name: bytes, *args: bytes) -> _Reply:
         group = _group(key, group_name)
         if not args:
-            return consumer_groups.summary(group)
+            return consumer_groups.pending_summary(group)
         idle, words = 0, list(args)
         if words[0].upper() == b"IDLE" and len(words) > 1:
             idle, words = _integer(words[1]), words[2:]
@@ -139,7 +142,7 @@ class CorrectedSocket(FakeSocket):
             raise SimpleError(_SYNTAX)
         low, high = _lower(words[0]), _upper(words[1])
         consumer = words[3] if len(words) == 4 else None
-        return consumer_groups.pending(group, low, high, _integer(words[2]), idle, consumer)
+        return consumer_groups.pending_range(group, low, high, _integer(words[2]), idle, consumer)
 
     def xclaim(
         self, key: CommandItem, group_name: bytes, consumer_name: bytes, min_idle_ms: int, *args: bytes
@@ -151,12 +154,12 @@ class CorrectedSocket(FakeSocket):
                 break
             ids.append(StreamEntryKey.parse_str(arg))
         now = current_time()
-        terms = _claim_terms(args[len(ids) :], now)
-        consumer = consumer_groups.seen(group, consumer_name, now)
-        claimed = [entry for entry in ids if consumer_groups.claim(group, entry, consumer, min_idle_ms, terms)]
-        if terms.last_id is not None:
-            group.last_delivered_key = max(group.last_delivered_key, terms.last_id)
-        return consumer_groups.records(group, claimed, only_ids=terms.only_ids)
+        options = _claim_options(args[len(ids) :], now)
+        consumer = consumer_groups.touch_consumer(group, consumer_name, now)
+        claimed = [entry for entry in ids if consumer_groups.claim(group, entry, consumer, min_idle_ms, options)]
+        if options.last_id is not None:
+            group.last_delivered_key = max(group.last_delivered_key, options.last_id)
+        return consumer_groups.format_entries(group, claimed, only_ids=options.only_ids)
 
     def xautoclaim(
         self, key: CommandItem, group_name: bytes, consumer_name: bytes, min_idle_ms: int, start: bytes, *args: bytes
@@ -175,14 +178,14 @@ class CorrectedSocket(FakeSocket):
         if count < 1:
             raise SimpleError("ERR COUNT must be > 0")
         now = current_time()
-        terms = consumer_groups.Terms(time=now, only_ids=only_ids)
-        sweep = consumer_groups.sweep(
-            group, consumer_groups.seen(group, consumer_name, now), low, count, min_idle_ms, terms
+        options = consumer_groups.ClaimOptions(time=now, only_ids=only_ids)
+        result = consumer_groups.autoclaim(
+            group, consumer_groups.touch_consumer(group, consumer_name, now), low, count, min_idle_ms, options
         )
         return [
-            sweep.cursor.encode(),
-            consumer_groups.records(group, sweep.claimed, only_ids=only_ids),
-            [entry.encode() for entry in sweep.deleted],
+            result.cursor.encode(),
+            consumer_groups.format_entries(group, result.claimed, only_ids=only_ids),
+            [entry.encode() for entry in result.deleted],
         ]
 
     # --- groups and consumers ------------------------------------------------------------------
@@ -194,19 +197,21 @@ class CorrectedSocket(FakeSocket):
             raise SimpleError(error.value.removeprefix("ERR ") if "BUSYGROUP" in error.value else error.value) from None
 
     def xinfo_groups(self, key: CommandItem) -> _Reply:
-        return sorted(super().xinfo_groups(key), key=lambda facts: facts[b"name"])
+        return sorted(super().xinfo_groups(key), key=lambda fields: fields[b"name"])
 
     def xinfo_consumers(self, key: CommandItem, group_name: bytes) -> _Reply:
-        return sorted(super().xinfo_consumers(key, group_name), key=lambda facts: facts["name"])
+        return sorted(super().xinfo_consumers(key, group_name), key=lambda fields: fields["name"])
 
-    # --- the rest --------------------------------------------------------------------------------
+    # --- the rest ------------------------------------------------------------------------------
 
     def command_info(self, *commands: bytes) -> _Reply:
-        return [
-            facts if (known := SUPPORTED_COMMANDS.get(_text(name).lower())) and self.server_type in known.server_types
-            else None
-            for name, facts in zip(commands, super().command_info(*(name.lower() for name in commands)), strict=True)
-        ]  # fmt: skip
+        replies = super().command_info(*(name.lower() for name in commands))
+        return [reply if self._is_supported(name) else None for name, reply in zip(commands, replies, strict=True)]
+
+    def _is_supported(self, name: bytes) -> bool:
+        """Whether this kind of server has the command."""
+        command = SUPPORTED_COMMANDS.get(_text(name).lower())
+        return command is not None and self.server_type in command.server_types
 
     def _lua_redis_pcall(self, lua_runtime: Any, expected_globals: set[Any], op: bytes, *args: Any) -> _Reply:
         try:
@@ -216,7 +221,7 @@ class CorrectedSocket(FakeSocket):
 
 
 class CorrectedConnection(FakeRedisConnection):
-    """Opens a `CorrectedSocket`."""
+    """A connection of fakeredis that opens a `CorrectedSocket`."""
 
     def _connect(self) -> CorrectedSocket:
         return CorrectedSocket(
@@ -247,7 +252,7 @@ def _group(key: CommandItem, group_name: bytes) -> StreamGroup:
 
 
 def _read_options(args: Sequence[bytes]) -> tuple[dict[bytes, bytes], Sequence[bytes], Sequence[bytes]]:
-    """Take the arguments of a read apart: options, names of streams, ids to start after."""
+    """Parse the arguments of a read. Return its options, the streams, and the ids to start after."""
     options: dict[bytes, bytes] = {}
     rest = list(args)
     while rest:
@@ -264,8 +269,8 @@ def _read_options(args: Sequence[bytes]) -> tuple[dict[bytes, bytes], Sequence[b
     raise SimpleError(_SYNTAX)
 
 
-def _claim_terms(args: Sequence[bytes], now: int) -> consumer_groups.Terms:
-    """Read what follows the ids in XCLAIM."""
+def _claim_options(args: Sequence[bytes], now: int) -> consumer_groups.ClaimOptions:
+    """Parse the options after the ids of XCLAIM."""
     time, count, last_id, only_ids, force = now, None, None, False, False
     rest = list(args)
     while rest:
@@ -285,7 +290,7 @@ def _claim_terms(args: Sequence[bytes], now: int) -> consumer_groups.Terms:
                 last_id = StreamEntryKey.parse_str(rest.pop(0))
             case _:
                 raise SimpleError(f"ERR Unrecognized XCLAIM option '{_text(option)}'")
-    return consumer_groups.Terms(
+    return consumer_groups.ClaimOptions(
         time=time if 0 <= time <= now else now,
         count=count if count is not None and count >= 0 else None,
         only_ids=only_ids,
@@ -295,7 +300,7 @@ def _claim_terms(args: Sequence[bytes], now: int) -> consumer_groups.Terms:
 
 
 def _lower(value: bytes) -> StreamEntryKey:
-    """The first id of a range that begins like this."""
+    """Return the first id of a range with this start."""
     if value in {b"-", b"+"}:
         return _MIN if value == b"-" else _MAX
     bound = StreamRangeTest.decode(value)
@@ -306,7 +311,7 @@ def _lower(value: bytes) -> StreamEntryKey:
 
 
 def _upper(value: bytes) -> StreamEntryKey:
-    """The last id of a range that ends like this."""
+    """Return the last id of a range with this end."""
     if value in {b"-", b"+"}:
         return _MIN if value == b"-" else _MAX
     bound = StreamRangeTest.decode(value, missing_seq=MAX_ID_PART)

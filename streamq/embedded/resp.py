@@ -1,8 +1,8 @@
-"""RESP2, seen from a server: requests are parsed by hiredis, replies are encoded here.
+"""RESP2 on the side of a server: hiredis parses requests, this module encodes replies.
 
-Does no I/O and knows no command. fakeredis speaks of a status as an object whose `value`
-is bytes and of an error as an exception whose `value` is text; both are told apart by that
-shape, so that no private name of it is needed.
+Does no I/O and knows no command. In fakeredis a status is an object whose `value` is bytes, and
+an error is an exception whose `value` is text. They are recognised by that attribute, so that no
+private name of fakeredis is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import hiredis
 
-from streamq.client.codec import CODES
+from streamq.client.resp_codec import CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ NIL_ARRAY: Final = b"*-1\r\n"
 
 
 class ProtocolError(Exception):
-    """A client sent something that is not a request."""
+    """A client sent bytes that are not a request."""
 
 
 class Status:
@@ -51,13 +51,13 @@ OK: Final = Status(b"OK")
 
 
 class RequestParser:
-    """Cuts a stream of bytes into requests: feed bytes, take lists of arguments."""
+    """Parses a stream of bytes into requests: feed bytes, get lists of arguments."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(notEnoughData=self)
 
     def feed(self, data: bytes) -> Iterator[list[bytes]]:
-        """Yield the requests that are complete now. Raises ProtocolError if `data` is none of it."""
+        """Yield the requests that are complete now. Raises ProtocolError if the bytes are not RESP."""
         self._reader.feed(data)
         while True:
             try:
@@ -73,7 +73,7 @@ class RequestParser:
 
 
 def encode(reply: Reply, *, nil_arrays: bool = False) -> bytes:
-    """Encode one reply. With `nil_arrays` a None is the null array: the reply's command says which."""
+    """Encode one reply. With `nil_arrays` None is the null array, else the null bulk string."""
     out: list[bytes] = []
     _encode(reply, out, NIL_ARRAY if nil_arrays else NIL)
     return b"".join(out)
@@ -103,14 +103,14 @@ def _encode_scalar(reply: Reply) -> bytes:
         return b"-%b\r\n" % _line(error_text(reply))
     if isinstance(value := getattr(reply, "value", None), bytes):
         return b"+%b\r\n" % value
-    raise TypeError(f"not a reply: {reply!r}")
+    raise TypeError(f"{reply!r} cannot be encoded as a reply")
 
 
 def error_text(error: Exception) -> str:
-    """The line of an error reply, code first.
+    """Return the line of an error reply, which begins with its code.
 
-    redis-py cuts the codes it knows off the text and keeps them as `status_code`; before 7.4 only
-    the class says which it was.
+    redis-py removes the codes that it knows from the text. Newer versions keep the code as `status_code`; with older
+    ones only the class of the error says which code it was.
     """
     value = getattr(error, "value", None)
     if isinstance(value, str):

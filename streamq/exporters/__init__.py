@@ -1,6 +1,35 @@
-"""Exporters: a queue's figures and runs, for the systems that watch the rest of a service.
+"""Exporters: metrics for Prometheus, and spans for OpenTelemetry.
 
-Each is a module of its own, imported by its name, and needs an extra: `streamq.exporters.prometheus`
-(`metrics`) and `streamq.exporters.tracing` (`otel`). Nothing is imported here, so that one of
-them can be had without the other.
+    from streamq.exporters import QueueCollector                        # needs streamq[metrics]
+    from streamq.exporters import TracingMiddleware, inject_headers     # needs streamq[otel]
+
+Names are loaded on first use (PEP 562). So importing this package needs no extra, and one exporter does not
+need the extra of the other. Raises MissingExtraError if a name is used without its extra.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamq.exporters.prometheus import QueueCollector
+    from streamq.exporters.tracing import TracingMiddleware, inject_headers
+
+_HOMES = {"QueueCollector": "prometheus", "TracingMiddleware": "tracing", "inject_headers": "tracing"}
+
+__all__ = ["QueueCollector", "TracingMiddleware", "inject_headers"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

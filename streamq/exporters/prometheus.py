@@ -1,10 +1,10 @@
-"""`QueueCollector`: the snapshots of a monitor, as Prometheus scrapes them.
+"""`QueueCollector`: exposes the snapshots of a monitor as Prometheus metrics.
 
-Owns the names of the metrics (the table is in `docs/exporters.md`); all figures are the monitor's.
-A scrape does no I/O and may come from any thread: it reads the last refresh, one frozen value.
+Owns the names of the metrics (the table is in `docs/exporters.md`). The monitor computes all figures. A
+scrape does no I/O and may come from any thread: it reads the last refresh, one frozen value.
 
-What was done lies in a window that moves, so it is exposed as gauges and never as counters: a
-figure that also falls would make `rate()` invent work.
+Figures of past runs cover a moving window, so they are gauges and not counters: they also fall, and `rate()`
+would report work that did not happen.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ log = logging.getLogger("streamq.exporters")
 _PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _QUANTILES = (("0.5", "p50_latency_ms"), ("0.95", "p95_latency_ms"), ("0.99", "p99_latency_ms"))
 _OUTCOMES = ("done", "failed", "retried", "postponed", "died", "superseded")
-_NOTHING = QueueMetrics(taken_at=datetime.fromtimestamp(0, UTC), covered_s=0.0)
+_EMPTY_METRICS = QueueMetrics(taken_at=datetime.fromtimestamp(0, UTC), covered_s=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Refreshed:
-    """What the refreshes came to so far. `metrics` is None before the first, and after one that failed."""
+class _RefreshState:
+    """The result of the refreshes so far. `metrics` is None before the first, and after one that failed."""
 
     metrics: QueueMetrics | None = None
-    at: float = 0.0  # Unix seconds of this machine, of the last that succeeded
+    at: float = 0.0  # Unix time of the last refresh that succeeded, by this machine's clock
     succeeded: int = 0
     failed: int = 0
 
 
 class QueueCollector(Collector):
-    """A custom collector for a `prometheus_client` registry, fed by `refresh()`.
+    """A custom collector for a `prometheus_client` registry. `refresh()` updates it.
 
-    `prefix` begins the name of every metric; two queues in one registry need two. After a refresh
-    that failed, `<prefix>_up` is 0 and the figures are left out, so that old ones never pass for new.
+    `prefix` is the start of every metric name. Two queues in one registry need two prefixes. After a failed
+    refresh `<prefix>_up` is 0 and the figures are left out, so that old figures are not taken for new ones.
 
-    Raises ConfigurationError for a prefix that no metric can have.
+    Raises ConfigurationError if the prefix cannot start a metric name.
 
         REGISTRY.register(collector := QueueCollector(QueueMonitor(broker=broker)))
         await task_group.start(collector.refresh_forever)
@@ -61,117 +61,131 @@ class QueueCollector(Collector):
 
     def __init__(self, monitor: QueueMonitor, *, prefix: str = "streamq") -> None:
         if not _PREFIX.fullmatch(prefix):
-            raise ConfigurationError(f"prefix={prefix!r} cannot be used: give letters, digits and _, no digit first")
+            raise ConfigurationError(
+                f"prefix={prefix!r} cannot be used: give letters, digits and _, and no digit first"
+            )
         self._monitor = monitor
         self._prefix = prefix
-        self._last = _Refreshed()
+        self._state = _RefreshState()
 
     def __repr__(self) -> str:
-        last = self._last
-        return f"<QueueCollector {self._prefix} {last.succeeded} refreshed, {last.failed} failed, of {self._monitor!r}>"
+        state = self._state
+        return (
+            f"<QueueCollector {self._prefix} {state.succeeded} refreshed, {state.failed} failed, of {self._monitor!r}>"
+        )
 
     async def refresh(self) -> QueueMetrics:
-        """Take a snapshot for the scrapes to come, and return it.
+        """Take a snapshot, keep it for later scrapes, and return it.
 
-        Raises BrokerError if the server cannot be used; scrapes say so until the next success.
+        Raises BrokerError if the server cannot be used. Scrapes then show `up` 0 until the next success.
         """
         try:
             metrics = await self._monitor.snapshot()
         except BrokerError:
-            self._last = replace(self._last, metrics=None, failed=self._last.failed + 1)
+            self._state = replace(self._state, metrics=None, failed=self._state.failed + 1)
             raise
-        self._last = replace(self._last, metrics=metrics, at=time.time(), succeeded=self._last.succeeded + 1)
+        self._state = replace(self._state, metrics=metrics, at=time.time(), succeeded=self._state.succeeded + 1)
         return metrics
 
     async def refresh_forever(
         self, interval: float = 5.0, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Refresh every `interval` seconds until cancelled; a server that cannot be used is logged and tried again.
+        """Refresh every `interval` seconds until cancelled. A failed refresh is logged and tried again.
 
-        Has started, for `task_group.start`, after the first refresh. Raises ConfigurationError for
-        an interval below 0.1 s.
+        With `task_group.start` it has started after the first refresh. Raises ConfigurationError if the
+        interval is below 0.1 s.
         """
         check_number("interval", interval, 0.1)
         while True:
-            was_up = self._last.metrics is not None or not self._last.failed
+            was_up = self._state.metrics is not None or not self._state.failed
             try:
                 await self.refresh()
             except BrokerError as error:
                 if was_up:
-                    log.warning("no figures of the queue: %s; trying again every %g s", error, interval)
+                    log.warning("cannot read the figures of the queue: %s; trying again every %g s", error, interval)
             task_status.started()
             task_status = anyio.TASK_STATUS_IGNORED
             await anyio.sleep(interval)
 
     def describe(self) -> Iterable[Metric]:
-        """Return every family without samples: a registry refuses a second collector of the same names."""
-        for family in self._families(_Refreshed(_NOTHING)):
+        """Return all families without samples. A registry uses them to refuse two collectors with the same names."""
+        for family in self._families(_RefreshState(_EMPTY_METRICS)):
             family.samples.clear()
             yield family
 
     def collect(self) -> Iterable[Metric]:
         """Return the families of the last refresh."""
-        return self._families(self._last)
+        return self._families(self._state)
 
     # --- the families --------------------------------------------------------------------------
 
-    def _families(self, last: _Refreshed) -> Iterator[Metric]:
-        yield self._gauge("up", "1 if the last refresh succeeded", last.metrics is not None)
-        yield self._gauge("last_refresh_timestamp_seconds", "Unix time of the last refresh that succeeded", last.at)
+    def _families(self, state: _RefreshState) -> Iterator[Metric]:
+        yield self._gauge("up", "1 if the last refresh succeeded", state.metrics is not None)
+        yield self._gauge("last_refresh_timestamp_seconds", "Unix time of the last refresh that succeeded", state.at)
         refreshes = CounterMetricFamily(f"{self._prefix}_refreshes", "Refreshes of these figures", labels=["outcome"])
-        refreshes.add_metric(["succeeded"], last.succeeded)
-        refreshes.add_metric(["failed"], last.failed)
+        refreshes.add_metric(["succeeded"], state.succeeded)
+        refreshes.add_metric(["failed"], state.failed)
         yield refreshes
-        if last.metrics is not None:
-            yield from self._present(last.metrics)
-            yield from self._past("", [], {(): last.metrics})
-            yield from self._past("tier_", ["tier"], {(name,): tier for name, tier in last.metrics.tiers.items()})
-            yield from self._past("task_", ["task"], {(name,): task for name, task in last.metrics.tasks.items()})
+        if state.metrics is not None:
+            yield from self._current_families(state.metrics)
+            yield from self._window_families("", [], {(): state.metrics})
+            yield from self._window_families(
+                "tier_", ["tier"], {(name,): tier for name, tier in state.metrics.tiers.items()}
+            )
+            yield from self._window_families(
+                "task_", ["task"], {(name,): task for name, task in state.metrics.tasks.items()}
+            )
 
-    def _present(self, metrics: QueueMetrics) -> Iterator[Metric]:
-        """What there is now."""
+    def _current_families(self, metrics: QueueMetrics) -> Iterator[Metric]:
+        """Yield the families of the current state."""
         for name, text in (
             ("depth", "Tasks that wait to be started"),
-            ("processing", "Tasks in the hands of workers"),
-            ("delayed", "Tasks that wait for their time or their next attempt"),
+            ("processing", "Tasks that workers hold"),
+            ("delayed", "Tasks that are not yet due: delayed or to be retried"),
         ):
             yield self._by_label(
                 name, text, "tier", {tier.name: getattr(tier, name) for tier in metrics.tiers.values()}
             )
         oldest = {tier.name: tier.oldest_wait_s for tier in metrics.tiers.values()}
-        yield self._by_label("oldest_wait_seconds", "Age of the oldest task that waits", "tier", oldest)
+        yield self._by_label("oldest_wait_seconds", "Age of the oldest waiting task", "tier", oldest)
         yield self._gauge("dead_letters", "Dead letters", metrics.dead_letter_count)
-        yield self._gauge("consumers_alive", "Workers whose heartbeat counts", metrics.workers)
+        yield self._gauge("consumers_alive", "Workers that are alive", metrics.workers)
         circuits = GaugeMetricFamily(
-            f"{self._prefix}_circuit_not_closed", "1 for each circuit breaker's circuit that is not closed",
+            f"{self._prefix}_circuit_not_closed", "1 for each circuit that is not closed",
             labels=["circuit", "scope", "worker", "state"],
         )  # fmt: skip
-        # Two breakers of a process may share a name: one sample for both.
+        # Two breakers of one process may share a name. They get one sample.
         for labels in sorted({(one.name, one.scope, one.worker or "", one.state) for one in metrics.circuits}):
             circuits.add_metric(labels, 1)
         yield circuits
-        yield self._gauge("window_seconds", "Seconds that the figures of what was done cover", metrics.covered_s)
+        yield self._gauge(
+            "window_seconds",
+            "Seconds that the window_*, throughput, error and latency figures cover",
+            metrics.covered_s,
+        )
 
-    def _past(self, scope: str, labels: list[str], found: Mapping[tuple[str, ...], Figures]) -> Iterator[Metric]:
-        """What was done in the window: of the queue, of each tier, or of each task."""
+    def _window_families(
+        self, scope: str, labels: list[str], figures_by_key: Mapping[tuple[str, ...], Figures]
+    ) -> Iterator[Metric]:
+        """Yield the families of the window: of the queue, of each tier, or of each task."""
 
         def family(name: str, text: str, *more: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(f"{self._prefix}_{scope}{name}", text, labels=[*labels, *more])
 
-        runs = family("window_runs", "Runs in the window, by what became of them", "outcome")
+        runs = family("window_runs", "Runs in the window, by outcome", "outcome")
         throughput = family("throughput_per_second", "Tasks done per second")
-        errors = family("error_ratio", "Share of the runs that failed")
+        errors = family("error_ratio", "Share of failed runs")
         latency = family(
-            "latency_seconds", "From arrival to the end of the run, right within a factor of 2", "quantile"
+            "latency_seconds", "From arrival to the end of the run, accurate within a factor of 2", "quantile"
         )
         mean = family("latency_mean_seconds", "From arrival to the end of the run")
         run_mean = family("run_mean_seconds", "The run alone")
-        for key, figures in found.items():
+        for key, figures in figures_by_key.items():
             for outcome in _OUTCOMES:
                 runs.add_metric([*key, outcome], getattr(figures, outcome))
             throughput.add_metric(key, figures.throughput_per_sec)
             errors.add_metric(key, figures.error_rate)
-            if figures.done:  # what nobody measured is left out: 0 would look like the best of all
+            if figures.done:  # without runs there is no latency: 0 would look like the best value
                 for quantile, name in _QUANTILES:
                     latency.add_metric([*key, quantile], getattr(figures, name) / 1000)
                 mean.add_metric(key, figures.avg_latency_ms / 1000)

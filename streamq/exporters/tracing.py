@@ -1,8 +1,8 @@
-"""`TracingMiddleware`: an OpenTelemetry span for each run, in the trace of whoever sent the task.
+"""`TracingMiddleware`: an OpenTelemetry span for each run, in the trace of the producer.
 
-Owns what a span of a run looks like; knows no exporter and sets up no provider. The trace travels
-in the message's headers, in the form of the propagator that is configured (W3C `traceparent` by
-default); a retry carries the same headers, so all runs of a task are children of one span.
+Owns the names and attributes of the spans. Knows no exporter and sets up no provider. The trace is in the
+headers of the message, in the format of the configured propagator (W3C `traceparent` by default). A
+retry keeps the headers, so all runs of a task are children of one span.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streamq.tasks.outcome import failure_of
 from streamq.wire.delivery import Delivery
 
 try:
-    from opentelemetry import context as contexts
+    from opentelemetry import context as otel_context
     from opentelemetry import propagate
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer
 except ImportError as error:
@@ -26,9 +26,9 @@ except ImportError as error:
 
 
 def inject_headers() -> dict[str, str]:
-    """Return the current trace as headers for a message; empty outside a trace.
+    """Return the current trace as headers for a message. They are empty outside a trace.
 
-    With them the run joins the sender's trace:
+    With these headers the run joins the producer's trace:
 
         await broker.enqueue(send.options(headers=inject_headers()), "a@b.c")
     """
@@ -38,12 +38,11 @@ def inject_headers() -> dict[str, str]:
 
 
 class TracingMiddleware:
-    """Put every run in a span of its own, named like its task; add it first, to be the outermost.
+    """Start a span for each run, named like its task. Add it first, so that it is the outermost middleware.
 
-    `tracer` is that of the global provider unless it is given. A run that raises ends with the
-    status ERROR and the exception as an event; one that was only held back (RetryLater, a limit, an
-    open breaker) or interrupted (its worker left, it was cancelled) is no error. The attribute
-    `streamq.outcome` says which.
+    `tracer` is by default that of the global provider. A run that raises ends with the status ERROR and an
+    exception event. A postponed run (RetryLater, a limit, an open breaker) and an interrupted one (its
+    worker stopped, it was cancelled) are no errors. The attribute `streamq.outcome` has the outcome.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -54,20 +53,20 @@ class TracingMiddleware:
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
         """Run the task in its span. Raises what the run raises."""
-        # Attached as a whole, so that the handler finds the sender's baggage as well, and nothing of
-        # what the worker itself was started in.
-        token = contexts.attach(propagate.extract(_carried(context.delivery), contexts.Context()))
+        # Replaces the whole context, so that the handler sees the producer's baggage and nothing of the context in
+        # which the worker was started.
+        token = otel_context.attach(propagate.extract(_text_headers(context.delivery), otel_context.Context()))
         try:
             with self._tracer.start_as_current_span(
                 context.task.name, kind=SpanKind.CONSUMER, attributes=_attributes(context.delivery),
                 record_exception=False, set_status_on_exception=False,
             ) as span:  # fmt: skip
-                return await _traced(span, context, call_next)
+                return await _run_in_span(span, context, call_next)
         finally:
-            contexts.detach(token)
+            otel_context.detach(token)
 
 
-async def _traced(span: Span, context: Context, call_next: CallNext) -> Any:
+async def _run_in_span(span: Span, context: Context, call_next: CallNext) -> Any:
     try:
         result = await call_next(context)
     except RetryLater:
@@ -77,15 +76,15 @@ async def _traced(span: Span, context: Context, call_next: CallNext) -> Any:
         span.set_attribute("streamq.outcome", "interrupted")
         raise
     except BaseException as error:
-        _failed(span, error)
+        _record_failure(span, error)
         raise
     span.set_attribute("streamq.outcome", "done")
     return result
 
 
-def _failed(span: Span, error: BaseException) -> None:
-    # Not span.record_exception: it trusts the exception's __str__, and text that UTF-8 cannot carry
-    # would cost the exporter the whole batch.
+def _record_failure(span: Span, error: BaseException) -> None:
+    # Not span.record_exception: it uses the exception's __str__, and text that UTF-8 cannot encode would make
+    # the exporter lose the whole batch.
     failure = failure_of(error)
     span.set_attributes({"streamq.outcome": "failed", "error.type": failure.error_type})
     span.add_event(
@@ -98,15 +97,15 @@ def _failed(span: Span, error: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR, f"{failure.error_type}: {failure.error}"))
 
 
-def _carried(delivery: Delivery) -> dict[str, str]:
-    """Return the headers that a propagator can read: anyone may have written the others."""
+def _text_headers(delivery: Delivery) -> dict[str, str]:
+    """Return the headers that are text. A propagator can read only these; other programs may write other values."""
     if b"headers" not in delivery.fields:
         return {}
     return {name: value for name, value in delivery.headers.items() if isinstance(value, str)}
 
 
 def _attributes(delivery: Delivery) -> dict[str, str | int | bool]:
-    """Return what a span says of its message, by OpenTelemetry's semantic conventions for messaging."""
+    """Return the attributes of a span, by OpenTelemetry's semantic conventions for messaging."""
     return {
         "messaging.system": "redis",
         "messaging.operation.name": "run",

@@ -1,1 +1,1 @@
-"""What a handler has at hand while it runs."""
+"""What a handler can use while it runs: its delivery, progress, the request to stop, an inbox."""

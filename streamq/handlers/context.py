@@ -1,4 +1,8 @@
-"""The run at hand, for its handler: its delivery, its worker's store, whether it was told to stop."""
+"""The run that a handler is part of: its delivery, the store of its worker, and whether it was asked to stop.
+
+The worker sets these context variables for each run. This module must not load the Redis client: modules of tasks
+import it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,16 @@ from typing import Any
 
 from streamq.wire.delivery import Delivery
 
-running: ContextVar[Delivery] = ContextVar("streamq_delivery")
-# The Store of the worker that runs here. Any: this module must not load the Redis client.
-queue: ContextVar[Any] = ContextVar("streamq_queue")
-# The Reporter of that worker. Any, for the same reason.
-reporter: ContextVar[Any] = ContextVar("streamq_reporter")
+delivery_var: ContextVar[Delivery] = ContextVar("streamq_delivery")
+store_var: ContextVar[Any] = ContextVar("streamq_queue")  # the Store of the worker; Any, for it loads the Redis client
+reporter_var: ContextVar[Any] = ContextVar("streamq_reporter")  # its ProgressReporter; Any, for the same reason
 
 
 class Cancellation:
-    """Whether the run of a handler in a thread was told to stop: to be looked at, or waited for.
+    """The request to stop, for a handler in a thread: `is_set` reads it, `wait` waits for it.
 
-    It is set when the run was cancelled by its sender, lost its lease, passed its timeout, or
-    the worker's grace period is over; also when it has ended, for threads of the handler's own.
+    It is set when the sender cancelled the run, when the run lost its lease or exceeded its timeout, and when the grace
+    period of the worker is over. It is also set when the run has ended, for threads that the handler started.
     """
 
     __slots__ = ("_event",)
@@ -31,52 +33,58 @@ class Cancellation:
         return f"<Cancellation {'requested' if self.is_set() else 'not requested'}>"
 
     def is_set(self) -> bool:
-        """Return whether the handler is to stop."""
+        """Return whether the handler was asked to stop."""
         return self._event.is_set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Sleep for so long, or until the handler is to stop; return whether it is."""
+        """Wait at most `seconds` for the request to stop (None: for ever). Return whether it is set."""
         return self._event.wait(seconds)
 
-    def tell(self) -> None:
-        """Tell the handler to stop; the worker does."""
+    def request(self) -> None:
+        """Ask the handler to stop. For the worker."""
         self._event.set()
 
 
-cancellation: ContextVar[Cancellation] = ContextVar("streamq_cancellation")
+cancellation_var: ContextVar[Cancellation] = ContextVar("streamq_cancellation")
 
 
 def current_delivery() -> Delivery:
-    """Return the delivery whose handler is running here. Raises LookupError outside a handler.
+    """Return the delivery of the handler that calls this.
 
-    Works in async handlers and in threads; a handler in a process of its own has none.
+    For async handlers and handlers in threads. A handler in a process of its own has no delivery.
+
+    Raises LookupError outside a handler.
     """
     try:
-        return running.get()
+        return delivery_var.get()
     except LookupError:
         raise LookupError("no delivery is being handled here: call this inside a task's handler") from None
 
 
-def current_queue() -> Any:
-    """Return the Store of the worker that runs here. Raises LookupError outside a worker's handler."""
+def current_store() -> Any:
+    """Return the Store of the worker whose handler calls this. Raises LookupError outside a handler."""
     try:
-        return queue.get()
+        return store_var.get()
     except LookupError:
         raise LookupError("no worker runs here: call this inside a task's handler, or give a broker") from None
 
 
 def current_cancellation() -> Cancellation:
-    """Return what tells the handler in this thread to stop. Raises LookupError outside such a handler.
+    """Return the request to stop for the handler in this thread.
 
     Async handlers have none: they are cancelled.
+
+    Raises LookupError outside a handler in a thread.
     """
     try:
-        return cancellation.get()
+        return cancellation_var.get()
     except LookupError:
-        raise LookupError("no handler runs in this thread; an async one is cancelled, and needs not ask") from None
+        raise LookupError(
+            "no handler runs in this thread; an async handler is cancelled and needs no request"
+        ) from None
 
 
 def cancel_requested() -> bool:
-    """Return whether the handler in this thread is to stop; False where nobody can be told so."""
-    told = cancellation.get(None)
-    return told is not None and told.is_set()
+    """Return whether the handler in this thread was asked to stop. False outside a handler in a thread."""
+    requested = cancellation_var.get(None)
+    return requested is not None and requested.is_set()

@@ -1,11 +1,13 @@
-"""An inbox in the caller's own PostgreSQL: an effect and its record are committed together, or neither is.
+"""An inbox in the PostgreSQL of the application: an effect and its record are committed together, or neither is.
 
-Whoever claims a key inserts a row for it into the transaction that has the effect. A rival's insert waits
-in the database until that transaction has ended: it finds the row if it was committed, and has the effect itself
-if it was rolled back. A process that dies takes its transaction with it, and no lease and no token is needed.
+A claim inserts a row for its key, in the transaction of the effect. A second claim of the same key waits in the
+database until that transaction ends. If it was committed, the second claim finds the row. If it was rolled back, the
+second claim inserts the row itself. When a process dies, the database rolls its transaction back. So no lease and no
+token is needed.
 
-It knows no driver and imports none. Each question is a generator that yields SQL and is sent the first row; what is
-below asks it through a DB-API cursor (psycopg), an async cursor of psycopg, or a connection of asyncpg.
+This module knows no driver and imports none. Each operation is a generator: it yields a statement, and is sent the
+first row of the answer. `_run` and `_run_async` execute it, through a DB-API cursor (psycopg), an async cursor of
+psycopg, or a connection of asyncpg.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from streamq.errors import ConfigurationError, StreamqError, check_number
 from streamq.wire.message import dumps
 
 _TABLE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
-_TRIES: Final = 3  # a row that was in the way may be pruned before it is read
-_IDLE: Final = 0  # libpq's PQTRANS_IDLE: a connection outside a transaction
+_TRIES: Final = 3  # a row that refused the insert may be pruned before it is read
+_IDLE: Final = 0  # libpq's PQTRANS_IDLE: the connection is in no transaction
 
 _DDL: Final = """\
 CREATE TABLE IF NOT EXISTS {table} (
@@ -37,12 +39,12 @@ _PRUNE: Final = """\
 WITH gone AS (DELETE FROM {table} WHERE at < now() - make_interval(secs => {0}) RETURNING key)
 SELECT count(*) FROM gone"""
 
-Question: TypeAlias = Generator[tuple[str, list[Any]], Any, Any]
+Statements: TypeAlias = Generator[tuple[str, list[Any]], Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of a claim: the row is ours, or it is `done` and has the `result` that was recorded."""
+    """The answer to a claim. If `done`, the effect is committed already, and `result` is what was recorded."""
 
     key: str
     done: bool
@@ -51,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """The inbox in one table; `table` may name its schema as well.
+    """The inbox in one table, given as `name` or `schema.name`.
 
     Raises ConfigurationError for a name that would need quotes.
     """
@@ -64,51 +66,53 @@ class Inbox:
 
     @property
     def ddl(self) -> str:
-        """The statement that makes the table, where it is missing."""
+        """The statement that creates the table if it is missing."""
         return _DDL.format(table=self.table)
 
     # --- with a DB-API cursor ------------------------------------------------------------------
 
     def claim(self, cursor: Any, key: str) -> Entry:
-        """Claim a key in the transaction of the cursor, which begins one unless it commits each statement.
+        """Claim a key in the transaction of the cursor. The driver begins one if there is none.
 
-        Waits while another transaction has it. If the entry is not `done`, have the effect in this same transaction.
+        Waits while another transaction has the key. If the entry is not `done`, make the effect in this same
+        transaction.
 
-        Raises ConfigurationError if the connection is in autocommit mode and in no transaction.
+        Raises ConfigurationError if the connection is in autocommit mode and in no transaction, or if the key is not a
+        text.
         """
         _check(cursor.connection)
-        return _asked(cursor, self._claim(key))  # type: ignore[no-any-return]
+        return _run(cursor, self._claim(key))  # type: ignore[no-any-return]
 
     def record(self, cursor: Any, key: str, result: Any) -> None:
         """Keep a result with the key, in the transaction that claimed it.
 
-        Raises TypeError if it is not JSON, and ConfigurationError if nobody claimed the key: let the transaction
+        Raises TypeError if the result is not JSON, ConfigurationError if the key was not claimed. Let the transaction
         be rolled back then.
         """
-        _asked(cursor, self._record(key, result))
+        _run(cursor, self._record(key, result))
 
     def prune(self, cursor: Any, older_than: float) -> int:
-        """Delete what was claimed more than `older_than` seconds ago, and return how many rows that was."""
-        return _asked(cursor, self._prune(older_than))  # type: ignore[no-any-return]
+        """Delete the rows that were claimed more than `older_than` seconds ago. Return how many there were."""
+        return _run(cursor, self._prune(older_than))  # type: ignore[no-any-return]
 
     # --- with an async cursor of psycopg, or a connection of asyncpg -----------------------------
 
     async def aclaim(self, cursor: Any, key: str) -> Entry:
-        """As `claim`."""
+        """Claim a key, as `claim` does."""
         _check(cursor if _is_asyncpg(cursor) else cursor.connection)
-        return await _asked_async(cursor, self._claim(key))  # type: ignore[no-any-return]
+        return await _run_async(cursor, self._claim(key))  # type: ignore[no-any-return]
 
     async def arecord(self, cursor: Any, key: str, result: Any) -> None:
-        """As `record`."""
-        await _asked_async(cursor, self._record(key, result))
+        """Keep a result, as `record` does."""
+        await _run_async(cursor, self._record(key, result))
 
     async def aprune(self, cursor: Any, older_than: float) -> int:
-        """As `prune`."""
-        return await _asked_async(cursor, self._prune(older_than))  # type: ignore[no-any-return]
+        """Delete old rows, as `prune` does."""
+        return await _run_async(cursor, self._prune(older_than))  # type: ignore[no-any-return]
 
-    # --- the questions ---------------------------------------------------------------------------
+    # --- the operations --------------------------------------------------------------------------
 
-    def _claim(self, key: str) -> Question:
+    def _claim(self, key: str) -> Statements:
         if not isinstance(key, str) or not key:
             raise ConfigurationError(f"key={key!r} cannot be used: give a text that is not empty")
         for _ in range(_TRIES):
@@ -118,13 +122,15 @@ class Inbox:
             if row is not None:
                 result = _first(row)
                 return Entry(key, done=True, result=None if result is None else orjson.loads(result))
-        raise StreamqError(f"the inbox row of {key!r} came and went {_TRIES} times: prune with a longer older_than")
+        raise StreamqError(
+            f"the inbox row of {key!r} was pruned {_TRIES} times while it was claimed: prune with a longer older_than"
+        )
 
-    def _record(self, key: str, result: Any) -> Question:
+    def _record(self, key: str, result: Any) -> Statements:
         if (yield self._sql(_RECORD, dumps(result).decode(), key)) is None:
             raise ConfigurationError(f"the key {key!r} was not claimed: claim it first, in the same transaction")
 
-    def _prune(self, older_than: float) -> Question:
+    def _prune(self, older_than: float) -> Statements:
         check_number("older_than", older_than, 0.0)
         return _first((yield self._sql(_PRUNE, float(older_than))))
 
@@ -132,35 +138,36 @@ class Inbox:
         return statement.replace("{table}", self.table), list(values)
 
 
-def _asked(cursor: Any, question: Question) -> Any:
-    """Carry a question out through a DB-API cursor, and return its answer."""
+def _run(cursor: Any, statements: Statements) -> Any:
+    """Execute an operation through a DB-API cursor, and return its result."""
     row = None
     while True:
         try:
-            statement, values = question.send(row)
-        except StopIteration as answer:
-            return answer.value
-        cursor.execute(_marked(statement, values, "%s"), values)
+            statement, values = statements.send(row)
+        except StopIteration as end:
+            return end.value
+        cursor.execute(_with_placeholders(statement, values, "%s"), values)
         row = cursor.fetchone()
 
 
-async def _asked_async(cursor: Any, question: Question) -> Any:
+async def _run_async(cursor: Any, statements: Statements) -> Any:
+    """Execute an operation through an async cursor of psycopg, or a connection of asyncpg."""
     row = None
     while True:
         try:
-            statement, values = question.send(row)
-        except StopIteration as answer:
-            return answer.value
+            statement, values = statements.send(row)
+        except StopIteration as end:
+            return end.value
         if _is_asyncpg(cursor):
-            row = await cursor.fetchrow(_marked(statement, values, "${}"), *values)
+            row = await cursor.fetchrow(_with_placeholders(statement, values, "${}"), *values)
         else:
-            await cursor.execute(_marked(statement, values, "%s"), values)
+            await cursor.execute(_with_placeholders(statement, values, "%s"), values)
             row = await cursor.fetchone()
 
 
-def _marked(statement: str, values: list[Any], mark: str) -> str:
-    """Return a statement with the driver's marks where its values go."""
-    return statement.format(*(mark.format(at) for at in range(1, len(values) + 1)))
+def _with_placeholders(statement: str, values: list[Any], placeholder: str) -> str:
+    """Return a statement with the placeholders of the driver for its values."""
+    return statement.format(*(placeholder.format(at) for at in range(1, len(values) + 1)))
 
 
 def _is_asyncpg(cursor: Any) -> bool:
@@ -168,18 +175,18 @@ def _is_asyncpg(cursor: Any) -> bool:
 
 
 def _first(row: Any) -> Any:
-    """Return the first column of a row, whatever the driver was told to make of rows."""
+    """Return the first column of a row: a driver returns tuples, or mappings if it was configured so."""
     return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
 
 
 def _check(connection: Any) -> None:
     """Refuse a claim that would be committed before its effect: a crash between the two would lose the effect."""
     in_transaction = getattr(connection, "is_in_transaction", None)
-    if in_transaction is not None:  # asyncpg commits each statement, unless told otherwise
-        alone = not in_transaction()
+    if in_transaction is not None:  # asyncpg commits each statement outside a transaction
+        commits_alone = not in_transaction()
     else:
-        alone = bool(getattr(connection, "autocommit", False)) and connection.info.transaction_status == _IDLE
-    if alone:
+        commits_alone = bool(getattr(connection, "autocommit", False)) and connection.info.transaction_status == _IDLE
+    if commits_alone:
         raise ConfigurationError(
             f"{connection!r} would commit the claim before its effect: use 'with connection.transaction():'"
         )

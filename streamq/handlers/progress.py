@@ -1,7 +1,7 @@
-"""Progress: what a running task says of itself, for whoever waits for it or shows it.
+"""Progress: what a running task reports of itself, for those who wait for it or show it.
 
-A handler may report as often as it likes: a report is noted by its worker's reporter (`reporting.py`).
-Loads no Redis client, so that a module of tasks may import it.
+A handler can report as often as it likes: the reporter of its worker (`consumer/progress_reporter.py`) keeps the last
+report and writes it. This module must not load the Redis client: modules of tasks import it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio.lowlevel
 import orjson
 
 from streamq.errors import BrokerError, ConfigurationError, check_number
-from streamq.handlers.context import cancel_requested, current_delivery, reporter
+from streamq.handlers.context import cancel_requested, current_delivery, reporter_var
 from streamq.wire.message import dumps
 
 LONGEST_NOTE = 1000  # characters
@@ -24,7 +24,7 @@ LARGEST_DATA = 65_536  # bytes of JSON
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task has come: `done` of `total`, in units of its own. `at` is Unix seconds."""
+    """How far a task has come: `done` of `total`, in a unit of the task's choice. `at` is in Unix seconds."""
 
     done: float
     total: float | None = None
@@ -34,16 +34,16 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The part that is done, from 0 to 1; None if the total is not known."""
+        """The part that is done, from 0 to 1. None without a total."""
         if self.total is None:
             return None
         return min(1.0, self.done / self.total) if self.total else 1.0
 
     @classmethod
     def parse(cls, payload: bytes) -> Progress:
-        """Return a report as it lies in Redis; only `done` must be there.
+        """Return the report that Redis keeps. Only `done` must be there.
 
-        Raises BrokerError for anything else: it was written by nobody of streamq.
+        Raises BrokerError for anything else: streamq did not write it.
         """
         try:
             value: Mapping[str, Any] = orjson.loads(payload)
@@ -53,12 +53,12 @@ class Progress:
                 value.get("data"), float(value.get("at", 0.0)),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BrokerError(f"what lies under a progress key is no progress: {payload[:80]!r}") from error
+            raise BrokerError(f"the value of a progress key is no progress: {payload[:80]!r}") from error
 
 
 @dataclass(slots=True)
 class Report:
-    """What one run said last. `data` is JSON: the handler may change its own copy."""
+    """The last report of one run. `data` is JSON already, so the handler can change its own object."""
 
     done: float
     total: float | None
@@ -68,17 +68,17 @@ class Report:
 
     @classmethod
     def of(cls, done: float, total: float | None, note: str, data: Any, at: float) -> Report:
-        """Raises ConfigurationError for what cannot be reported."""
+        """Return a report. Raises ConfigurationError for a value that cannot be reported."""
         check_number("done", done, 0.0)
         if total is not None:
             check_number("total", total, 0.0)
         if not isinstance(note, str):
             raise ConfigurationError(f"note={note!r} cannot be reported: give a text")
         note = note[:LONGEST_NOTE].encode(errors="backslashreplace").decode()
-        return cls(done, total, note, b"" if data is None else _packed(data), at)
+        return cls(done, total, note, b"" if data is None else _encode_data(data), at)
 
-    def packed(self) -> bytes:
-        """Return it as it lies in Redis."""
+    def encode(self) -> bytes:
+        """Return the report as it is kept in Redis."""
         value: dict[str, Any] = {"done": self.done}
         if self.total is not None:
             value["total"] = self.total
@@ -90,31 +90,31 @@ class Report:
 
 
 async def report_progress(done: float, total: float | None = None, note: str = "", data: Any = None) -> None:
-    """Say how far the task has come whose handler (or middleware) runs here: `done` of `total`.
+    """Report how far the task has come: `done` of `total`. For handlers and their middleware.
 
-    `note` is a text for people (1,000 characters), `data` any JSON (64 KiB). May be called as often as
-    one likes: what was reported last is written, at most every 0.1 s, and in any case before the
-    run's outcome is settled. A server that is away costs reports and never the task.
+    `note` is a text for people (1,000 characters at most), `data` is any JSON (64 KiB at most). Call it as often as you
+    like: the last report is written, at most every 0.1 s, and always before the run is settled. While the server cannot
+    be reached reports are lost; the task is not.
 
-    Raises LookupError outside a worker's handler, ConfigurationError for what cannot be reported.
+    Raises LookupError outside a worker's handler, ConfigurationError for a value that cannot be reported.
     """
     reports = _reporter()
     if reports.note(current_delivery(), done, total, note, data):
         reports.wake()
-    if reports.due():  # a handler that does nothing but report must not hold up the others
+    if reports.due():  # a handler that only reports must let other tasks run, too
         await anyio.lowlevel.checkpoint()
 
 
 def report_progress_sync(done: float, total: float | None = None, note: str = "", data: Any = None) -> None:
-    """Do what `report_progress` does, from a handler in a thread.
+    """Report progress as `report_progress` does, from a handler in a thread.
 
-    What a run reports after it was told to stop is ignored.
+    Reports of a run that was asked to stop are ignored.
     """
     reports, delivery = _reporter(), current_delivery()
     if cancel_requested():
         return
     must_wake = reports.note(delivery, done, total, note, data)
-    if cancel_requested():  # in this instant, and the run is closed already
+    if cancel_requested():  # meanwhile, and the run may have been settled already
         reports.forget(delivery)
     elif must_wake:
         from anyio import from_thread  # noqa: PLC0415 - few handlers need it
@@ -125,12 +125,12 @@ def report_progress_sync(done: float, total: float | None = None, note: str = ""
 
 def _reporter() -> Any:
     try:
-        return reporter.get()
+        return reporter_var.get()
     except LookupError:
         raise LookupError("no worker runs here: report progress inside a task's handler") from None
 
 
-def _packed(data: Any) -> bytes:
+def _encode_data(data: Any) -> bytes:
     try:
         packed = dumps(data)
     except (TypeError, RecursionError) as error:

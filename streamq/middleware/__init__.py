@@ -1,6 +1,6 @@
-"""Middleware: what wraps the runs of tasks, and what wraps their enqueue.
+"""Middleware wraps runs of tasks, and enqueues: limits, circuit breakers, recorded effects, and your own.
 
-The built-in parts are loaded on first use: a producer that has none pays for none.
+The built-in middleware is imported on first use, so a producer without middleware does not pay for it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from streamq.middleware.chain import CallNext, Context, Middleware, MiddlewareCh
 
 if TYPE_CHECKING:
     from streamq.middleware.circuit_breaker import CircuitBreaker
-    from streamq.middleware.circuit_fleet import CircuitView, RemoteFailureError
+    from streamq.middleware.circuit_view import CircuitView, RemoteFailureError
     from streamq.middleware.concurrency_limit import ConcurrencyLimit
     from streamq.middleware.idempotency import Idempotency
     from streamq.middleware.rate_limit import RateLimitMiddleware
 
-_HOMES = {
+_MODULES = {
     "CircuitBreaker": "circuit_breaker",
-    "CircuitView": "circuit_fleet",
+    "CircuitView": "circuit_view",
     "ConcurrencyLimit": "concurrency_limit",
     "Idempotency": "idempotency",
     "RateLimitMiddleware": "rate_limit",
-    "RemoteFailureError": "circuit_fleet",
+    "RemoteFailureError": "circuit_view",
 }
 
 __all__ = [
@@ -43,12 +43,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415
 
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

@@ -1,8 +1,8 @@
-"""Middleware wraps a run, or an enqueue: it may look, wait, refuse or change, and calls the next.
+"""What middleware is, and how a chain of it is put around a run or an enqueue.
 
-Chains of the broker, of the worker and of the task are put together once per task, not once per
-message; the broker's is outermost, the task's innermost, and within a chain the first added is
-outermost.
+Middleware may look, wait, refuse or change, and calls the next link. The chains of the broker, the worker and the task
+are joined once per task, not once per message. The broker's chain is outermost, the task's innermost. Within a chain
+the first link that was added is outermost. This module knows no limit and no circuit breaker.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from streamq.wire.delivery import Delivery
 class Context:
     """One run, as middleware sees it.
 
-    `state` is theirs, for what one leaves for another; `store` speaks the commands of the queue
-    the run belongs to.
+    `state` is a dict in which one middleware may leave data for another. `store` sends commands to the server of the
+    queue.
     """
 
     __slots__ = ("args", "delivery", "kwargs", "state", "store", "task")
@@ -46,24 +46,24 @@ SendNext = Callable[[Call[Any]], Awaitable[Handle[Any]]]
 
 @runtime_checkable
 class Middleware(Protocol):
-    """What wraps a run: an async callable. To hold a task back it raises RetryLater."""
+    """Wraps a run: an async callable. It raises RetryLater to postpone the task."""
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any: ...
 
 
 @runtime_checkable
 class SendMiddleware(Protocol):
-    """What wraps an enqueue. It may pass on another call, or raise to refuse this one."""
+    """Wraps an enqueue. It may pass on another call, or raise to refuse this one."""
 
     async def enqueue(self, call: Call[Any], send_next: SendNext) -> Handle[Any]: ...
 
 
 @runtime_checkable
 class Resident(Protocol):
-    """Middleware with work of its own beside the runs: renewing what it holds, say.
+    """Middleware with work of its own beside the runs, such as renewing leases.
 
-    Each worker runs `live` from its start until its last run has ended, and cancels it then; one
-    object may serve several workers at once. What `live` raises ends the worker.
+    Each worker runs `live` from its start until its last run has ended, then it cancels `live`. One object may serve
+    several workers at once. An error that `live` raises ends the worker.
     """
 
     async def live(self, store: Store) -> None: ...
@@ -72,7 +72,7 @@ class Resident(Protocol):
 class MiddlewareChain:
     """An ordered list of middleware; the first added is the outermost.
 
-    `wraps_runs` and `wraps_enqueues` say whether any of its links does.
+    `wraps_runs` and `wraps_enqueues` say whether any link wraps runs, or enqueues.
     """
 
     def __init__(self, *middleware: Middleware | SendMiddleware) -> None:
@@ -92,7 +92,7 @@ class MiddlewareChain:
         return len(self._links)
 
     def add(self, middleware: Middleware | SendMiddleware) -> Self:
-        """Add the next link and return the chain. Raises ConfigurationError if it wraps nothing."""
+        """Add the next link and return the chain. Raises ConfigurationError if the link wraps nothing."""
         if isinstance(middleware, type) or not (callable(middleware) or isinstance(middleware, SendMiddleware)):
             raise ConfigurationError(
                 f"{middleware!r} is no middleware: give an object with 'async def __call__(self, context, call_next)' "
@@ -104,36 +104,36 @@ class MiddlewareChain:
         return self
 
     def joined(self, *inner: Iterable[Any]) -> MiddlewareChain:
-        """Return one chain of this one and others, each inside the one before."""
+        """Return one chain of this chain and others, each inside the one before."""
         return MiddlewareChain(*self, *(link for links in inner for link in links))
 
     def around(self, handler: CallNext) -> CallNext:
-        """Return the handler with every link around it that wraps runs."""
+        """Return the handler inside all links that wrap runs."""
         for link in reversed(self._links):
             if callable(link):  # some wrap enqueues alone
-                handler = _linked(link, handler)
+                handler = _wrap_run(link, handler)
         return handler
 
     def around_enqueue(self, send: SendNext) -> SendNext:
-        """Return what sends a call with every link around it that wraps enqueues."""
+        """Return the function that sends a call, inside all links that wrap enqueues."""
         for link in reversed(self._links):
             if isinstance(link, SendMiddleware):
-                send = _sending(link, send)
+                send = _wrap_enqueue(link, send)
         return send
 
     def residents(self) -> list[Resident]:
-        """Return the links that have work of their own."""
+        """Return the links that have work of their own beside the runs."""
         return [link for link in self._links if isinstance(link, Resident)]
 
 
-def _linked(link: Any, call_next: CallNext) -> CallNext:
+def _wrap_run(link: Any, call_next: CallNext) -> CallNext:
     def call(context: Context) -> Awaitable[Any]:
         return link(context, call_next)  # type: ignore[no-any-return]
 
     return call
 
 
-def _sending(link: SendMiddleware, send_next: SendNext) -> SendNext:
+def _wrap_enqueue(link: SendMiddleware, send_next: SendNext) -> SendNext:
     def send(call: Call[Any]) -> Awaitable[Handle[Any]]:
         return link.enqueue(call, send_next)
 

@@ -1,6 +1,6 @@
-"""`ConcurrencyLimit`: at most so many runs at once in the whole fleet; the others wait in Redis, in a line.
+"""`ConcurrencyLimit`: at most so many runs at once in the whole fleet. Other tasks wait in Redis, in order.
 
-How permits are leased and handed on is in `permits.py`.
+`concurrency_permits` leases the permits and passes them on. `concurrency_waiters` checks that waiters can be woken.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ import anyio
 
 from streamq.errors import BrokerError, ConfigurationError, check_integer, check_number
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.limit_key import Key, check_key, keyed
-from streamq.middleware.permits import Permits, Place
-from streamq.middleware.rate_limit import HeldBack
+from streamq.middleware.concurrency_commands import Waiter
+from streamq.middleware.concurrency_permits import Permits
+from streamq.middleware.limit_key import Key, check_key, resolve_key
+from streamq.middleware.limit_reached import LimitReached
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
 
 _HEADER: Final = "concurrency:"
-_BLIND: Final = 1.0  # seconds, and up to twice that, until a server that could not be used is asked again
-_LEAST: Final = 0.3  # seconds of a lease: it is renewed every third, and servers are asked in milliseconds
+_RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
+_MIN_LEASE: Final = 0.3  # seconds: a lease is renewed every third, and a server answers within milliseconds
 
 
 class ConcurrencyLimit:
     """Run at most `max_running` tasks of one name, or of one key, at once, in the whole fleet.
 
-    `key` is what to count by instead of the name of the task: a function of the context, or a format string over
-    the arguments ("customer:{customer_id}"); two limits that count by the same key need a `name` each. A task that
-    finds no permit goes to the delayed set and stands in line: it holds no slot and spends no attempt, and whoever
-    gives a permit back wakes the first of the line. Permits are leased for `lease` seconds and renewed every third of
-    that, so those of a worker that died come back. While the server cannot be used, tasks are put off for 1 to 2 s.
+    `key` is what to count by instead of the task's name: a function of the context, or a format string over the
+    arguments ("customer:{customer_id}"). Two limits that count by the same key need a `name` each. A task that finds no
+    permit goes to the delayed set and waits in order. It holds no slot and spends no attempt. A run that releases its
+    permit wakes the first waiter. Permits are leased for `lease` seconds and renewed every third of that, so those of a
+    worker that died become free. While the server cannot be used, tasks are postponed for 1 to 2 s.
 
-    `lost` counts runs whose permits could not be renewed in time: these go on, and may be beyond the bound.
-    Raises ConfigurationError for what cannot be used.
+    `lost` counts runs whose permits could not be renewed in time. These runs go on, and may exceed the limit.
+    `uniform` is the source of jitter. Raises ConfigurationError if an option is out of range.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class ConcurrencyLimit:
     ) -> None:  # fmt: skip
         if scope != "fleet":
             raise ConfigurationError(
-                f"scope={scope!r} is none: give 'fleet'; for one process there is Worker(concurrency=...)"
+                f"scope={scope!r} does not exist: give 'fleet'; for one process there is Worker(concurrency=...)"
             )
         self.max_running = check_integer("max_running", max_running, 1)
-        self.lease = float(check_number("lease", lease, _LEAST))
+        self.lease = float(check_number("lease", lease, _MIN_LEASE))
         self.scope = scope
         self.name = name
         self._key = check_key(key)
@@ -65,60 +66,63 @@ class ConcurrencyLimit:
 
     @property
     def lost(self) -> int:
-        """How many runs of this process lost their permits, because they could not be renewed in time."""
+        """How many runs of this process lost their permits because they could not be renewed in time."""
         return self._lost + sum(permits.lost for permits in self._permits.values())
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
-        """Run the task if there is a permit for it. Raises HeldBack, and its place in the line, if there is none."""
-        key = keyed(self._key, context)
+        """Run the task if there is a permit for it. Raises LimitReached if there is none; the task waits then."""
+        key = resolve_key(self._key, context)
         name = f"{self.name}:{key}" if self.name else key
-        permits = self._of(context.store)
-        place = self._place(context, name)
+        permits = self._permits_of(context.store)
+        waiter = self._waiter(context, name)
         run = f"{context.delivery.task_id} {secrets.token_hex(8)}"
         try:
-            told = await permits.take(place, run)
+            waiting = await permits.acquire(waiter, run)
         except BrokerError as error:
-            after = self._random.uniform(_BLIND, 2 * _BLIND)
-            headers = self._headers(context, place) if place.since else None
-            raise HeldBack(f"no permit for {name} can be asked for: {error}", after=after, headers=headers) from error
-        if told is not None:
-            mine, after = told
-            if context.delivery.expires is not None:  # then it leaves the line, and nobody need call it
+            after = self._random.uniform(_RETRY_SERVER_AFTER, 2 * _RETRY_SERVER_AFTER)
+            headers = self._headers(context, waiter) if waiter.since else None
+            raise LimitReached(
+                f"the server cannot be asked for a permit for {name}: {error}", after=after, headers=headers
+            ) from error
+        if waiting is not None:
+            waiter, after = waiting
+            if context.delivery.expires is not None:  # it stops waiting then, and needs no permit
                 after = min(after, max(0.0, context.delivery.expires - context.store.clock.now()) + 0.1)
-            raise HeldBack(
-                f"{self.max_running} of {name} run: it is in line", after=after, headers=self._headers(context, mine)
-            )
+            raise LimitReached(
+                f"{self.max_running} of {name} run: it waits for a permit", after=after,
+                headers=self._headers(context, waiter),
+            )  # fmt: skip
         try:
             return await call_next(context)
         finally:
-            await permits.give(name, run)
+            await permits.release(name, run)
 
     async def live(self, store: Store) -> None:
-        """Renew the permits of a worker's runs, and look after those that wait."""
-        permits = self._of(store)
+        """Renew the permits of a worker's runs, and check its waiters."""
+        permits = self._permits_of(store)
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(permits.keep_forever)
-                group.start_soon(permits.look_forever)
+                group.start_soon(permits.maintain_forever)
+                group.start_soon(permits.waiter_checks.run_forever)
         finally:
             self._lost += permits.lost
             self._permits.pop(store, None)
 
-    def _of(self, store: Store) -> Permits:
+    def _permits_of(self, store: Store) -> Permits:
         permits = self._permits.get(store)
         if permits is None:
             permits = self._permits[store] = Permits(store, self.max_running, self.lease, uniform=self._random)
         return permits
 
-    def _headers(self, context: Context, place: Place) -> dict[str, Any]:
-        """Return a place as it travels: valid for the next run of this task alone."""
-        return {_HEADER + place.name: [place.run, place.since, context.delivery.starts + 1]}
+    def _headers(self, context: Context, waiter: Waiter) -> dict[str, Any]:
+        """Return the header of a waiter: valid for the next run of this task only."""
+        return {_HEADER + waiter.name: [waiter.identity, waiter.since, context.delivery.starts + 1]}
 
-    def _place(self, context: Context, name: str) -> Place:
-        """Return the place that a delivery has already, or a new one."""
+    def _waiter(self, context: Context, name: str) -> Waiter:
+        """Return the waiter that a delivery already is, or a new one."""
         if b"headers" in context.delivery.fields:
             match context.delivery.headers.get(_HEADER + name):
-                case [run, since, int() as starts] if starts == context.delivery.starts:
-                    if (place := Place.told(name, run, since)) is not None:
-                        return place
-        return Place.of(context.store, name, context.delivery)
+                case [identity, since, int() as starts] if starts == context.delivery.starts:
+                    if (waiter := Waiter.from_header(name, identity, since)) is not None:
+                        return waiter
+        return Waiter.from_delivery(context.store, name, context.delivery)

@@ -1,4 +1,7 @@
-"""`Idempotency`: a task whose run succeeded is not run again; whoever comes later gets the recorded result."""
+"""`Idempotency`: a task that succeeded is not run again; later runs of its key return the recorded result.
+
+`queue/once` keeps the record. This module puts it around whole runs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import anyio
 
 from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.limit_key import Key, check_key, keyed
+from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.once import LEASE, TTL, Effect, once
 from streamq.tasks.arguments import encode_extra
 
@@ -19,10 +22,10 @@ log = logging.getLogger("streamq")
 class Idempotency:
     """Run a task once per key: a success is recorded for `ttl` seconds, and later runs return its result.
 
-    `key` is a text with the task's arguments in braces (`"payment:{payment_id}"`), or a function of the context;
-    without one it is the group and the task's id, so that a delivery that comes twice runs once. A run that fails
-    is not recorded. While one is in progress it is leased for `lease` seconds and renewed; a rival waits up
-    to `wait` seconds for its end, in its slot, and then goes to the delayed set until that lease is over.
+    `key` is a format string over the task's arguments ("payment:{payment_id}"), or a function of the context. Without
+    one it is the group and the task's id, so that a task that is delivered twice runs once. A run that fails is not
+    recorded. A run in progress is leased for `lease` seconds and renewed. Another run of the key waits up to `wait`
+    seconds for its end, in its slot, and then goes to the delayed set until that lease is over.
 
     Raises ConfigurationError for a value that cannot be used.
     """
@@ -37,7 +40,7 @@ class Idempotency:
         return f"<Idempotency key={self._key or 'task_id'} ttl={self._ttl:g} lease={self._lease:g}>"
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
-        """Run the task, or return what was recorded. Raises what `once` raises."""
+        """Run the task, or return the recorded result. Raises what `once` raises."""
         key = self._key_of(context)
         async with once(key, ttl=self._ttl, lease=self._lease, wait=self._wait, broker=context) as effect:
             if effect.done:
@@ -45,7 +48,7 @@ class Idempotency:
             try:
                 result = await call_next(context)
             except (TaskTimeoutError, anyio.get_cancelled_exc_class()):
-                # A thread cannot be ended: it may still be at it. Others come when the lease is over.
+                # A thread cannot be ended: it may still run. Others begin when the lease is over.
                 effect.abandoned = context.task.run_in == "thread"
                 raise
             _record(effect, result, context)
@@ -55,11 +58,11 @@ class Idempotency:
         if self._key is None:
             # Each group runs each task once.
             return f"{context.store.keys.group}:{context.delivery.task_id}"
-        return keyed(self._key, context)
+        return resolve_key(self._key, context)
 
 
 def _record(effect: Effect, result: Any, context: Context) -> None:
-    """Record a result; one that is not JSON fails no run that succeeded, but every later one that asks for it."""
+    """Record a result. One that is not JSON does not fail this run, but every later run that asks for it."""
     try:
         effect.record(result, encode_extra if context.task.arguments.converter is not None else None)
     except UnrecordableError as error:

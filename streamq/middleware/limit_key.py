@@ -1,8 +1,8 @@
-"""What a limit, a circuit or an effect counts by: the task's name, or a key made of its arguments.
+"""The key that a limit, a circuit or an effect counts by: the task's name, or a text made of its arguments.
 
-A key is a function of the context, or a format string such as "customer:{customer_id}" over the
-task's parameters by name (defaults included; "{order[id]}" looks into a dict). The values are
-those of the message, as JSON gave them: before pydantic makes anything of them.
+A key is a function of the context, or a format string such as "customer:{customer_id}" over the names of the task's
+parameters. Defaults count, and "{order[id]}" looks into a dict. The values are those of the message, as JSON has them:
+pydantic has not validated them yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FORMATTER = string.Formatter()
 
 
 def check_key(key: Key) -> Key:
-    """Return a key that can be used. Raises ConfigurationError for one that cannot."""
+    """Return the key. Raises ConfigurationError if it is neither a function nor a format string over names."""
     if key is None or callable(key):
         return key
     if not isinstance(key, str) or not key:
@@ -36,11 +36,11 @@ def check_key(key: Key) -> Key:
     return key
 
 
-def keyed(key: Key, context: Context) -> str:
-    """Return what a run is counted by.
+def resolve_key(key: Key, context: Context) -> str:
+    """Return the key of a run.
 
-    Raises ConfigurationError if the key names what the task has not, and ArgumentsError if the
-    task cannot be called with the arguments of this run.
+    Raises ConfigurationError if the key names a parameter that the task does not have, ArgumentsError if the task
+    cannot be called with the arguments of this run.
     """
     if key is None:
         return context.task.name
@@ -57,7 +57,7 @@ def keyed(key: Key, context: Context) -> str:
 
 
 def _arguments(context: Context) -> dict[str, Any]:
-    """Return the arguments of a run by the names of the parameters, defaults included."""
+    """Return the arguments of a run by parameter name, defaults included."""
     task: Task[Any, Any] = context.task
     signature = task.arguments.signature
     try:

@@ -1,9 +1,9 @@
-"""`RateLimitMiddleware`: at most so many starts per second; what comes too early waits in Redis.
+"""`RateLimitMiddleware`: at most so many starts per second. A task that comes too early waits in the delayed set.
 
-The rules are in `bucket.py`, pure; `rate_fleet.py` has them carried out in Redis. A task that finds no token is
-given a slot and raises RetryLater until then; the slot travels in a header, valid for the next run alone.
-A slot of one process means nothing to another: there the task counts as planned, and the gate of that process decides.
-Cost: O(1) per task; a key of a process costs memory until its plan has passed, one of the fleet has a TTL.
+The rules are in `token_bucket`, pure; `rate_limit_fleet` carries them out in Redis. A task that finds no token gets a
+reservation and raises LimitReached until then. The reservation travels in a header, and is valid for the next run only.
+A reservation of one process means nothing to another: there the task counts as due, and takes a token of that process.
+Cost: O(1) per task. A key takes memory of the process until its reservations have passed; in Redis it has a TTL.
 """
 
 from __future__ import annotations
@@ -18,79 +18,58 @@ from typing import Any, Final, Literal
 
 from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater, check_integer
 from streamq.middleware.chain import CallNext, Context
-from streamq.middleware.limit_key import Key, check_key, keyed
+from streamq.middleware.limit_key import Key, check_key, resolve_key
+from streamq.middleware.limit_reached import LimitReached
+from streamq.middleware.per_key import PerKey
 from streamq.middleware.rate_limit_fleet import FleetBuckets
-from streamq.middleware.token_bucket import SLACK, Bucket, Rate, Ticket
+from streamq.middleware.token_bucket import Bucket, Rate, Reservation
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
-
-__all__ = ["SLACK", "HeldBack", "RateLimitMiddleware"]
 
 log = logging.getLogger("streamq")
 
 _HEADER: Final = "rate_limit:"
-_FLEET: Final = "fleet"  # who gave a slot: all, or one process under a name of chance
-_FEW: Final = 64  # buckets that are not worth a look for idle ones
-_BLIND: Final = 1.0  # seconds, and up to twice that, until a server that could not be used is asked again
-
-
-class HeldBack(RetryLater):
-    """A limit holds a task back. It has not run: outer limits take their tokens back."""
+_FLEET: Final = "fleet"  # the issuer of reservations in Redis; a process has a random name instead
+_RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
 
 
 class _LocalBuckets:
-    """The buckets of one limit in this process; its steps are those of FleetBuckets."""
+    """The buckets of one limit in this process, with the methods of FleetBuckets."""
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._clock = clock
-        self._buckets: dict[str, Bucket] = {}
-        self._look_at = _FEW
+        self._buckets = PerKey(lambda _: Bucket(), lambda bucket: bucket.idle(clock()))
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    async def admit(self, _: Store, name: str, ticket: Ticket | None) -> tuple[float, Ticket | None]:
+    async def acquire(self, _: Store, name: str, reservation: Reservation | None) -> tuple[float, Reservation | None]:
         now = self._clock()
-        return now, self._bucket(name).admit(self._rate, now, ticket)
+        return now, self._buckets.get(name).acquire(self._rate, now, reservation)
 
-    async def give_back(self, _: Store, name: str) -> float:
-        self._bucket(name).give_back(self._rate)
+    async def return_token(self, _: Store, name: str) -> float:
+        self._buckets.get(name).return_token(self._rate)
         return self._clock()
 
-    async def drain(self, _: Store, name: str, after: float) -> tuple[float, Ticket]:
+    async def drain(self, _: Store, name: str, after: float) -> tuple[float, Reservation]:
         now = self._clock()
-        return now, self._bucket(name).drain(self._rate, now, after)
-
-    def _bucket(self, name: str) -> Bucket:
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            if len(self._buckets) >= self._look_at:
-                self._drop_idle()
-            bucket = self._buckets[name] = Bucket()
-        return bucket
-
-    def _drop_idle(self) -> None:
-        """Forget the keys that are as if they had never been used; amortized O(1) for each new one."""
-        now = self._clock()
-        self._buckets = {name: bucket for name, bucket in self._buckets.items() if not bucket.idle(now)}
-        self._look_at = max(_FEW, 2 * len(self._buckets))
+        return now, self._buckets.get(name).drain(self._rate, now, after)
 
 
 class RateLimitMiddleware:
-    """Start at most `max_per_second` tasks of one name, or of one key, evenly.
+    """Start at most `max_per_second` tasks of one name, or of one key, evenly spread.
 
-    After a pause, up to `burst` may start at once; with the default of 1, starts are spread evenly.
-    `key` is what to count by instead of the name of the task: a function of the context, or a format string over
-    the arguments ("customer:{customer_id}"). With `scope="fleet"` all workers share the bucket of a key, in Redis;
-    two limits that count by the same key need a `name` each. A task that must wait goes to the delayed set with the
-    time it may run: it holds no slot and spends no attempt.
+    `burst` is the burst size: so many may start at once after a pause. `key` is what to count by instead of the task's
+    name: a function of the context, or a format string over the arguments ("customer:{customer_id}"). With
+    `scope="fleet"` all workers share the bucket of a key, in Redis. Two limits that count by the same key need a `name`
+    each. A task that must wait goes to the delayed set until its time. It holds no slot and spends no attempt.
 
-    A handler that raises RetryLater(after=..., drain=True) has nothing of its key start for so long. While
-    the server cannot be used, tasks of a fleet's limit are put off for 1 to 2 s: none starts uncounted.
+    If a handler raises RetryLater(after=..., drain=True), nothing of its key starts for that time. While the server
+    cannot be used, tasks of a limit of the fleet are postponed for 1 to 2 s: none starts uncounted.
 
-    `clock` returns monotonic seconds, for `scope="process"`; `uniform` is where jitter comes from. Raises
-    ConfigurationError for a rate, a burst, a key or a scope that cannot be used.
+    `clock` returns monotonic seconds, for `scope="process"`. `uniform` is the source of jitter.
+    Raises ConfigurationError for a rate, a burst, a key or a scope that cannot be used.
     """
 
     def __init__(
@@ -101,7 +80,7 @@ class RateLimitMiddleware:
         if not 0 < max_per_second < math.inf:
             raise ConfigurationError(f"max_per_second={max_per_second!r} cannot be used: give a number above 0")
         if scope not in ("process", "fleet"):
-            raise ConfigurationError(f"scope={scope!r} is none: give 'process' or 'fleet'")
+            raise ConfigurationError(f"scope={scope!r} does not exist: give 'process' or 'fleet'")
         self.max_per_second = float(max_per_second)
         self.burst = check_integer("burst", burst, 1)
         self.scope = scope
@@ -111,7 +90,7 @@ class RateLimitMiddleware:
         rate = Rate.of(max_per_second, burst)
         self._local = _LocalBuckets(rate, clock)
         self._buckets = FleetBuckets(rate) if scope == "fleet" else self._local
-        self._giver = _FLEET if scope == "fleet" else secrets.token_urlsafe(4)
+        self._issuer = _FLEET if scope == "fleet" else secrets.token_urlsafe(4)
 
     def __repr__(self) -> str:
         rate, named = f"{self.max_per_second:g}/s", f" {self.name}" if self.name else ""
@@ -119,75 +98,77 @@ class RateLimitMiddleware:
         return f"<RateLimitMiddleware{named} {rate} burst={self.burst} {where}>"
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
-        """Run the task if there is a token for it. Raises HeldBack with the time that is left."""
-        key = keyed(self._key, context)
+        """Run the task if there is a token for it. Raises LimitReached with the time that is left if there is none."""
+        key = resolve_key(self._key, context)
         name = f"{self.name}:{key}" if self.name else key
-        ticket = self._ticket(context, name)
+        reservation = self._reservation(context, name)
         try:
-            now, wait = await self._buckets.admit(context.store, name, ticket)
+            now, reserved = await self._buckets.acquire(context.store, name, reservation)
         except BrokerError as error:
-            raise self._blind(context, name, ticket, error) from error
-        if wait is not None:
-            raise HeldBack(
-                f"held back by the limit of {self.max_per_second:g}/s for {name}",
-                after=max(0.0, wait.due - now), headers=self._headers(context, name, wait),
+            raise self._server_unusable(context, name, reservation, error) from error
+        if reserved is not None:
+            raise LimitReached(
+                f"postponed by the limit of {self.max_per_second:g}/s for {name}",
+                after=max(0.0, reserved.due - now), headers=self._headers(context, name, reserved),
             )  # fmt: skip
         try:
             return await call_next(context)
-        except (HeldBack, CircuitOpenError) as held:
-            # It did not start, so it took no token; and when it comes back, soon or late, it has waited here already.
-            now = await self._given_back(context, name)
-            held.headers = {**(held.headers or {}), **self._headers(context, name, Ticket(now))}
+        except (LimitReached, CircuitOpenError) as postponed:
+            # It did not start, so its token is returned. When it comes back, soon or late, it has waited here already.
+            now = await self._return_token(context, name)
+            postponed.headers = {**(postponed.headers or {}), **self._headers(context, name, Reservation(now))}
             raise
         except RetryLater as request:
             if request.drain:
                 await self._drain(context, name, request)
             raise
 
-    # --- when the server cannot be used ------------------------------------------------------------
+    def _server_unusable(
+        self, context: Context, name: str, reservation: Reservation | None, error: BrokerError
+    ) -> LimitReached:  # fmt: skip
+        """Return the error that postpones a task for a moment. The task keeps its reservation."""
+        after = self._random.uniform(_RETRY_SERVER_AFTER, 2 * _RETRY_SERVER_AFTER)
+        headers = None if reservation is None else self._headers(context, name, reservation)
+        return LimitReached(
+            f"the server cannot be asked for the limit of {name}: {error}", after=after, headers=headers
+        )
 
-    def _blind(self, context: Context, name: str, ticket: Ticket | None, error: BrokerError) -> HeldBack:
-        """Return what puts a task off for a moment; the slot that it has stays its own."""
-        after = self._random.uniform(_BLIND, 2 * _BLIND)
-        headers = None if ticket is None else self._headers(context, name, ticket)
-        return HeldBack(f"the limit for {name} cannot be asked: {error}", after=after, headers=headers)
-
-    async def _given_back(self, context: Context, name: str) -> float:
+    async def _return_token(self, context: Context, name: str) -> float:
         try:
-            return await self._buckets.give_back(context.store, name)
-        except BrokerError:  # a token is lost; the slot is one that has passed
+            return await self._buckets.return_token(context.store, name)
+        except BrokerError:  # a token is lost; the reservation is one that has passed
             return 0.0
 
     async def _drain(self, context: Context, name: str, request: RetryLater) -> None:
-        """Have nothing of this key start for as long as a handler was told to wait; its task comes first then."""
-        request.drain = False  # this limit is the one next to the handler, and outer ones have others to serve
+        """Let nothing of this key start for the time that a handler asked for. Its task comes first then."""
+        request.drain = False  # only the innermost limit is drained: outer ones limit other calls as well
         if not isinstance(request.after, int | float) or not request.after < math.inf:
             return  # a mistake of the handler: it counts as a failed run
         after = max(0.0, float(request.after))
         try:
-            now, slot = await self._buckets.drain(context.store, name, after)
+            now, reservation = await self._buckets.drain(context.store, name, after)
         except BrokerError as error:
             log.warning("the limit for %s cannot be drained for %g s: %s", name, after, error)
             return
-        request.after = max(after, slot.due - now)
-        request.headers = {**(request.headers or {}), **self._headers(context, name, slot)}
+        request.after = max(after, reservation.due - now)
+        request.headers = {**(request.headers or {}), **self._headers(context, name, reservation)}
 
-    # --- tickets ------------------------------------------------------------------------------------
+    # --- the header that carries a reservation ------------------------------------------------------
 
-    def _headers(self, context: Context, name: str, ticket: Ticket) -> dict[str, Any]:
-        """Return a ticket as it travels: valid for the next run of this task alone."""
-        packed = [self._giver, round(ticket.due, 6), int(ticket.again), context.delivery.starts + 1]
+    def _headers(self, context: Context, name: str, reservation: Reservation) -> dict[str, Any]:
+        """Return the header of a reservation: valid for the next run of this task only."""
+        packed = [self._issuer, round(reservation.due, 6), int(reservation.missed), context.delivery.starts + 1]
         return {_HEADER + name: packed}
 
-    def _ticket(self, context: Context, name: str) -> Ticket | None:
-        """Return the ticket that a delivery carries for this run, None if it has none."""
+    def _reservation(self, context: Context, name: str) -> Reservation | None:
+        """Return the reservation that a delivery carries for this run, None if it has none."""
         if b"headers" not in context.delivery.fields:
             return None
         match context.delivery.headers.get(_HEADER + name):
-            case [str() as giver, int() | float() as due, 0 | 1 as again, int() as starts]:
+            case [str() as issuer, int() | float() as due, 0 | 1 as missed, int() as starts]:
                 if starts != context.delivery.starts:
                     return None
-                if giver != self._giver:  # another process planned it, on another clock
-                    return Ticket(-math.inf)
-                return Ticket(due, again=bool(again))
+                if issuer != self._issuer:  # another process issued it, on another clock
+                    return Reservation(-math.inf)
+                return Reservation(due, missed=bool(missed))
         return None

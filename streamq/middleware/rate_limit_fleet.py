@@ -1,41 +1,43 @@
-"""The token bucket of a whole fleet: one hash in Redis for each key, and the server's clock.
+"""The token buckets that all workers share: one hash in Redis for each key, on the server's clock.
 
-One command for each start; one more for a token that is given back, and for a drain.
+One command for each start, one more for a token that is returned, one for a drain. The rules are in `token_bucket`.
 """
 
 from __future__ import annotations
 
-from streamq.middleware.token_bucket import Rate, Ticket
+from streamq.middleware.token_bucket import Rate, Reservation
 from streamq.queue.store import Store
 from streamq.scripts import step
 
 
 class FleetBuckets:
-    """The buckets of one limit, shared by all workers. Its steps raise BrokerError if the server cannot be used."""
+    """The buckets of one limit in Redis. Its methods raise BrokerError if the server cannot be used."""
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
-        self._interval = rate.interval * 1000
+        self._interval_ms = rate.interval * 1000
 
     def __repr__(self) -> str:
         return f"<FleetBuckets {1 / self._rate.interval:g}/s>"
 
-    async def admit(self, store: Store, name: str, ticket: Ticket | None) -> tuple[float, Ticket | None]:
-        """Take a token; returns the server's time, and the slot to come back at if there is none."""
-        due = "" if ticket is None else max(0.0, ticket.due * 1000)
-        missed = int(ticket is not None and ticket.again)
-        now, slot, again = await store.one(step("rate")(
-            [store.keys.rate(name)], self._interval, self._rate.burst, self._rate.capacity, due, missed
+    async def acquire(
+        self, store: Store, name: str, reservation: Reservation | None
+    ) -> tuple[float, Reservation | None]:
+        """Take a token. Return the server's time (s), and a reservation if there is no token."""
+        due = "" if reservation is None else max(0.0, reservation.due * 1000)
+        missed = int(reservation is not None and reservation.missed)
+        now, reserved, missed_now = await store.one(step("rate_acquire")(
+            [store.keys.rate(name)], self._interval_ms, self._rate.burst, self._rate.capacity, due, missed
         ))  # fmt: skip
-        return now / 1000, Ticket(float(slot) / 1000, again=again == b"1") if slot else None
+        return now / 1000, Reservation(float(reserved) / 1000, missed=missed_now == b"1") if reserved else None
 
-    async def give_back(self, store: Store, name: str) -> float:
-        """What took the last token has not started; returns the server's time."""
-        return float(await store.one(step("rate_back")([store.keys.rate(name)], self._interval))) / 1000
+    async def return_token(self, store: Store, name: str) -> float:
+        """Return the last token: its task did not start. Return the server's time (s)."""
+        return float(await store.one(step("rate_return")([store.keys.rate(name)], self._interval_ms))) / 1000
 
-    async def drain(self, store: Store, name: str, after: float) -> tuple[float, Ticket]:
-        """Let nothing start for `after` seconds; returns the server's time, and the slot of who asked for that."""
-        now, slot = await store.one(step("rate_drain")(
-            [store.keys.rate(name)], self._interval, self._rate.capacity, round(after * 1000)
+    async def drain(self, store: Store, name: str, after: float) -> tuple[float, Reservation]:
+        """Let nothing start for `after` seconds. Return the server's time (s), and a reservation for the task."""
+        now, due = await store.one(step("rate_drain")(
+            [store.keys.rate(name)], self._interval_ms, self._rate.capacity, round(after * 1000)
         ))  # fmt: skip
-        return now / 1000, Ticket(float(slot) / 1000, again=True)
+        return now / 1000, Reservation(float(due) / 1000, missed=True)

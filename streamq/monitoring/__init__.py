@@ -1,6 +1,6 @@
-"""Monitoring: how the queue does, in figures that cost the server next to nothing."""
+"""Monitoring: snapshots of a queue's figures, at little cost for the server."""
 
-from streamq.monitoring.figures import CircuitMetrics, ConsumerMetrics, Figures, QueueMetrics, TaskMetrics, TierMetrics
+from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, Figures, QueueMetrics, TaskMetrics, TierMetrics
 from streamq.monitoring.monitor import QueueMonitor
 
 __all__ = ["CircuitMetrics", "ConsumerMetrics", "Figures", "QueueMetrics", "QueueMonitor", "TaskMetrics", "TierMetrics"]

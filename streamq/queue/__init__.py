@@ -1,1 +1,1 @@
-"""The queue on the server: every command that is sent, and who calls each atomic step."""
+"""The queue on the server: every command that streamq sends, and every call of an atomic step (`scripts`)."""

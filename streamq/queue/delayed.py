@@ -1,4 +1,7 @@
-"""What is delayed: tasks that wait for their time, and retries that wait for theirs. Lists them, and has them go on."""
+"""Delayed tasks: lists the tasks and retries that wait for their due time, and promotes them to their streams.
+
+The loop that promotes is `consumer.promoter`.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamq.errors import UndecodableError
-from streamq.queue.lookup import flat_of
+from streamq.queue.lookup import parse_delayed_message
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 
-PAGE = 100  # tasks of one tier that one look brings
+PAGE = 100  # tasks of one tier that one round trip reads
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A task that is delayed until `due` (aware, UTC). `retry` says that a run of it failed or was put off.
+    """A task that is delayed until `due` (aware, UTC). `retry`: a run of it failed or was postponed.
 
-    `task` is empty, and so are its arguments, if its message cannot be read: it will be a dead letter.
+    If its message cannot be decoded, `task` and the arguments are empty: it will be a dead letter.
     """
 
     task_id: str
@@ -35,8 +38,8 @@ class Scheduled:
     retry: bool = False
 
 
-class _Page:
-    """What is delayed in one tier, soonest first, brought page by page."""
+class _TierPages:
+    """The delayed tasks of one tier, soonest first, read page by page."""
 
     def __init__(self, store: Store, tier: int) -> None:
         self._store = store
@@ -44,34 +47,36 @@ class _Page:
         self._rows: deque[tuple[float, bytes]] = deque()
         self._messages: dict[bytes, bytes | None] = {}
         self._last = float("-inf")
-        self._seen: set[bytes] = set()  # those due at `_last`
+        self._members_at_last: set[bytes] = set()  # the members that are due at `_last`
         self._ended = False
 
     async def first(self) -> tuple[float, bytes] | None:
-        """Return when (Unix ms) the soonest is due, and its member; None at the end."""
+        """Return the due time (Unix ms) and the member of the soonest task; None at the end."""
         while not self._rows and not self._ended:
-            await self._turn()
+            await self._load_page()
         return self._rows[0] if self._rows else None
 
     def take(self) -> Scheduled | None:
-        """Take the soonest; None if it has left since."""
+        """Take the soonest task; None if it has left the delayed set since."""
         due, member = self._rows.popleft()
         message = self._messages.pop(member, None)
         return None if message is None else _described(self._store, self._tier, due, member, message)
 
-    async def _turn(self) -> None:
+    async def _load_page(self) -> None:
         keys = self._store.keys.tiers[self._tier]
-        # By due time and not by place in the set: what becomes due meanwhile moves all the others up.
+        # By due time, not by rank: each task that is promoted meanwhile shifts the ranks of all others.
         begin = "-inf" if self._last == float("-inf") else f"{self._last:.0f}"
-        size = PAGE + len(self._seen)
+        size = PAGE + len(self._members_at_last)
         flat = await self._store.one(("ZRANGEBYSCORE", keys.delayed, begin, "+inf", "WITHSCORES", "LIMIT", 0, size))
         rows = [(float(due), member) for member, due in _pairs(flat)]
         self._ended = len(rows) < size
-        new = [row for row in rows if row[1] not in self._seen]
+        new = [row for row in rows if row[1] not in self._members_at_last]
         if not new:
             return
         last = new[-1][0]
-        self._seen = {member for due, member in rows if due == last} | (self._seen if last == self._last else set())
+        self._members_at_last = {member for due, member in rows if due == last} | (
+            self._members_at_last if last == self._last else set()
+        )
         self._last = last
         members = [member for _, member in new]
         self._messages = dict(zip(members, await self._store.one(("HMGET", keys.messages, *members)), strict=True))
@@ -79,8 +84,8 @@ class _Page:
 
 
 async def scheduled(store: Store, tiers: Iterable[int], limit: int | None) -> AsyncGenerator[Scheduled, None]:
-    """Yield what is delayed in these tiers, soonest first, at most `limit`."""
-    pages = [_Page(store, tier) for tier in tiers]
+    """Yield the delayed tasks of these tiers, soonest first, at most `limit`."""
+    pages = [_TierPages(store, tier) for tier in tiers]
     left = limit
     while left is None or left > 0:
         heads = [(row, at) for at, page in enumerate(pages) if (row := await page.first()) is not None]
@@ -93,8 +98,8 @@ async def scheduled(store: Store, tiers: Iterable[int], limit: int | None) -> As
 
 
 async def next_due(store: Store) -> float | None:
-    """Return the seconds until the next of the delayed is due, 0 or less if it is; None if there is none."""
-    # The time last: who is kept waiting between the two believes it due too early, never too late.
+    """Return the seconds until the next delayed task is due, 0 or less if one is due; None if there is none."""
+    # TIME comes last: if it is delayed, the task seems due too early, never too late.
     commands = [("ZRANGE", keys.delayed, 0, 0, "WITHSCORES") for keys in store.keys.tiers]
     *firsts, (seconds, microseconds) = await store.call([*commands, ("TIME",)])
     dues = [float(first[1]) for first in firsts if first]
@@ -102,10 +107,10 @@ async def next_due(store: Store) -> float | None:
 
 
 async def promote(store: Store, limit: int = 100) -> tuple[int, float | None, bool]:
-    """Move what is due to its stream, at most `limit` of each tier.
+    """Move tasks that are due to their streams, at most `limit` of each tier.
 
-    Returns how many moved, the seconds until the next (None if there is none), and whether
-    more are due already.
+    Returns how many were moved, the seconds until the next one is due (None if there is none), and whether more are due
+    already.
     """
     names = [name for keys in store.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)]
     moved, left, more = await store.one(step("promote")(names, limit))
@@ -113,7 +118,7 @@ async def promote(store: Store, limit: int = 100) -> tuple[int, float | None, bo
 
 
 def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
-    """Return member and score, however the server's protocol pairs them."""
+    """Return pairs of member and score, in whichever form the server's protocol has them."""
     if flat and isinstance(flat[0], list | tuple):
         return [(member, score) for member, score in flat]
     return list(zip(flat[::2], flat[1::2], strict=True))
@@ -122,7 +127,7 @@ def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
 def _described(store: Store, tier: int, due: float, member: bytes, message: bytes) -> Scheduled:
     name = store.tiers[tier].name
     moment = _LAST if due >= _LAST.timestamp() * 1000 else datetime.fromtimestamp(max(due, 0.0) / 1000, UTC)
-    delivery = Delivery(tier, name, b"0-0", flat_of(message) or [])
+    delivery = Delivery(tier, name, b"0-0", parse_delayed_message(message) or [])
     try:
         task_id = delivery.task_id if b"id" in delivery.fields else member.decode(errors="replace")
         retry = delivery.group is not None

@@ -1,4 +1,4 @@
-"""Waiting for many tasks at once: one command looks, one subscribes, one looks again, however many they are."""
+"""Waiting for many tasks at once. Three commands for any number: read the results, subscribe, read again."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ async def gather(
     return_exceptions: bool,
 ) -> list[R | TaskFailedError]: ...
 async def gather(*handles: Handle[Any], timeout: float | None = None, return_exceptions: bool = False) -> list[Any]:  # noqa: ASYNC109
-    """Wait for all these tasks and return their results, in the order of the handles.
+    """Wait for all these tasks, and return their results in the order of the handles.
 
-    The first that failed is raised at once, as TaskFailedError; the others run on, and their
-    results stay where they are. With `return_exceptions` all are waited for, and the error stands
-    in the place of the result. `timeout` is in seconds, for all together. Raises ResultTimeoutError
-    after it, which names what is missing, ResultNotKeptError at once if a task keeps none, and
-    ConfigurationError if the handles are of several brokers.
+    The first failure is raised at once, as TaskFailedError. The other tasks run on, and their results are kept. With
+    `return_exceptions` it waits for all tasks, and puts the error in the place of the result. `timeout` is in seconds,
+    for all tasks together.
+
+    Raises ResultTimeoutError after the timeout, which names the missing tasks; ResultNotKeptError at once if a task
+    keeps no result; ConfigurationError if the handles are from several brokers.
     """
     found: list[Any] = [None] * len(handles)
     missing = set(range(len(handles)))
@@ -49,33 +50,34 @@ async def gather(*handles: Handle[Any], timeout: float | None = None, return_exc
                     found[place] = error
                 missing.discard(place)
     if missing:
-        raise _late(handles, missing, timeout)
+        raise _timeout_error(handles, missing, timeout)
     return found
 
 
 async def as_completed(*handles: Handle[R], timeout: float | None = None) -> AsyncGenerator[Handle[R], None]:  # noqa: ASYNC109
-    """Yield the handles of these tasks as they end, each with its result at hand: `await handle.result()`.
+    """Yield the handles of these tasks as the tasks end. `await handle.result()` then needs no round trip.
 
-    `timeout` is in seconds, for all together. Raises what `gather` raises, but for TaskFailedError,
-    which is for `result()` to say. Leave it early by way of `contextlib.aclosing`.
+    `timeout` is in seconds, for all tasks together. To leave the loop early, use `contextlib.aclosing`.
+
+    Raises what `gather` raises, except TaskFailedError: `result()` raises that.
     """
     deadline = None if timeout is None else anyio.current_time() + timeout
     missing = set(range(len(handles)))
     async with aclosing(_arrivals(handles)) as arrivals:
         while missing:
             arrived = None
-            # No scope may be open while this yields: each wait has its own.
+            # No cancel scope may be open while this yields, so each wait has its own.
             with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
                 arrived = await anext(arrivals)
             if arrived is None:
-                raise _late(handles, missing, timeout)
+                raise _timeout_error(handles, missing, timeout)
             place, payload = arrived
             missing.discard(place)
             yield handles[place].with_result(payload)
 
 
 async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield the place of each handle, and its result as it lies in Redis, as they come."""
+    """Yield the place of each handle and its encoded result, as the results arrive."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, handle in enumerate(handles):
         places[handle.result_key].append(place)
@@ -83,21 +85,21 @@ async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int,
         return
     waiters = handles[0].waiters
     if any(handle.waiters is not waiters for handle in handles):
-        raise ConfigurationError("the handles are of several brokers: wait for those of each by themselves")
-    found = await waiters.look(places)  # what is there already needs no subscription
-    with waiters.ear(places.keys() - {key for key, _ in found}) as ear:
-        if ear.keys:
-            await waiters.listen(ear)
+        raise ConfigurationError("the handles are of several brokers: wait for those of each broker separately")
+    found = await waiters.read(places)  # results that are there already need no subscription
+    with waiters.waiting_for(places.keys() - {key for key, _ in found}) as waiter:
+        if waiter.keys:
+            await waiters.subscribe(waiter)
         while True:
             for key, payload in found:
-                ear.open.discard(key)
+                waiter.open.discard(key)
                 for place in places.pop(key, ()):
                     yield place, payload
-            if not ear.open:
+            if not waiter.open:
                 return
-            found = await waiters.arrived(ear)
+            found = await waiters.next_payloads(waiter)
 
 
-def _late(handles: Sequence[Handle[Any]], missing: set[int], timeout: float | None) -> ResultTimeoutError:
+def _timeout_error(handles: Sequence[Handle[Any]], missing: set[int], timeout: float | None) -> ResultTimeoutError:
     ids = [handles[place].task_id for place in sorted(missing)]
     return ResultTimeoutError(ids[0], timeout or 0.0, missing=ids, of=len(handles))

@@ -1,7 +1,7 @@
-"""Who lives, and what becomes of what the dead held: the calls of the leases.
+"""Leases on the server: renew them, survey the group, reclaim deliveries, remove consumers.
 
-Every consumer says until when it is known to live (`<stream>:alive`); what others hold is taken over when their
-time is up. What decides is in the scripts, in one step with what is taken.
+Every consumer writes until when it counts as alive (`<stream>:alive`). When that time has passed, other consumers
+reclaim its deliveries. The scripts decide that, in the same atomic step. The loops are in `consumer.leases`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
-from streamq.wire.keys import PARKED
+from streamq.wire.keys import RELEASED_CONSUMER
 from streamq.wire.message import milliseconds as _ms
 
-CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes outlives the last crash
+CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes is kept after the last crash
 
 
 async def renew(
@@ -25,11 +25,11 @@ async def renew(
     *,
     in_full: Collection[int] | None = None,
 ) -> tuple[float, list[list[bytes]]]:
-    """Keep what is held, by tier, and say that this consumer lives for `lease` seconds.
+    """Renew the lease of every held entry, by tier, and count this consumer as alive for `lease` seconds.
 
-    In the tiers `in_full` (None: in all), and where the server does not know this consumer, it is also said what
-    its lease is, and the keys' time to live begins anew.
-    Returns the server's Unix time and, by tier, the entries that are not held any more.
+    In the tiers `in_full` (None: in all), and where the server does not know this consumer, this also writes its lease
+    and sets the TTL of the keys again. Returns the server's Unix time and, by tier, the entries that this consumer
+    holds no longer.
     """
     flat: list[bytes | int] = []
     for tier, ids in enumerate(held):
@@ -39,11 +39,11 @@ async def renew(
 
 
 async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int], bool]:
-    """Ask, in one round trip, how much is pending in each tier, and after the consumers of one of them.
+    """Return, in one round trip, how many entries are pending in each tier, and whether `tier` has gone consumers.
 
-    Returns the number of entries by tier, and whether `depart` would find anybody in `tier`: a consumer that
-    holds nothing and whose time was up at `now` (Unix seconds, the server's), or one of whom nothing is known and
-    that did nothing for `forgotten` seconds.
+    These are the consumers that `remove_consumers` would remove: they hold nothing, and they counted as alive until
+    `now` (Unix seconds, the server's) at most. Or the server does not know their lease, and they did nothing for
+    `forgotten` seconds.
     """
     group, asked = store.keys.group, store.keys.tiers[tier]
     *pending, alive, consumers = await store.call([
@@ -71,44 +71,42 @@ async def reclaim(
     suspect_after: int,
     deadline: float,
 ) -> tuple[bytes, list[Delivery], bool]:
-    """Take over entries of one tier that nobody alive holds, one suspect at most.
+    """Reclaim entries of one tier that no living consumer holds, at most one suspect among them.
 
-    Nothing is taken after `deadline` (Unix seconds, the server's). Returns the next cursor,
-    what was taken, and whether suspects were left.
-
-    Those of dead consumers once they are `idle` for so long; those of others `margin` after
-    the longest lease of all that live. Seconds.
+    Entries of dead consumers are reclaimed once they are idle for `idle` seconds. Entries of others are reclaimed once
+    they are idle for `margin` seconds longer than the longest lease of any living consumer. Nothing is reclaimed after
+    `deadline` (Unix seconds, the server's). Returns the next cursor, the deliveries, and whether suspects were left.
     """
     keys = store.keys.tiers[tier]
     cursor, rows, left = await store.one(step("reclaim")(
         [keys.stream, keys.alive, keys.leases, keys.crashes],
-        store.keys.group, consumer, PARKED, _ms(idle), _ms(margin), cursor, count, _ms(CRASHES_KEPT),
+        store.keys.group, consumer, RELEASED_CONSUMER, _ms(idle), _ms(margin), cursor, count, _ms(CRASHES_KEPT),
         max_crashes, suspect_after, _ms(deadline),
     ))  # fmt: skip
     label = store.tiers[tier].name
     found = []
-    for entry, flat, crashes, alone, orphaned in rows:
-        delivery = Delivery(tier, label, entry, flat, redelivered=True, crashes=tuple(crashes.decode().split()))
-        delivery.convicted, delivery.orphaned = alone == 1, orphaned == 1
+    for entry, flat, crashed, isolated, died in rows:
+        delivery = Delivery(tier, label, entry, flat, redelivered=True, crashed_workers=tuple(crashed.decode().split()))
+        delivery.crash_proven, delivery.owner_died = isolated == 1, died == 1
         found.append(delivery)
     return cursor, found, left > 0
 
 
-async def alone(store: Store, consumer: str, delivery: Delivery) -> bool:
-    """Note that a suspect runs with nothing beside it; False if it is not held any more."""
+async def mark_isolated(store: Store, consumer: str, delivery: Delivery) -> bool:
+    """Note that this consumer runs a suspect in isolation; False if it holds it no longer."""
     keys = store.keys.tiers[delivery.tier]
-    return bool(await store.one(step("alone")(
+    return bool(await store.one(step("mark_isolated")(
         [keys.stream, keys.crashes], store.keys.group, consumer, delivery.entry_id, _ms(CRASHES_KEPT)
     )))  # fmt: skip
 
 
-async def depart(store: Store, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10) -> None:
-    """Remove this consumer, or those whose time is up, from each tier where they hold nothing.
+async def remove_consumers(store: Store, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10) -> None:
+    """Remove this consumer from each tier where it holds nothing; without a name, all dead ones, at most `limit`.
 
-    Those of whom nothing is known count as dead once they did nothing for `forgotten` seconds.
+    A consumer whose lease the server does not know counts as dead once it did nothing for `forgotten` seconds.
     """
-    wanted = (store.keys.group, PARKED, limit, consumer, _ms(forgotten))
-    await store.one(step("depart")(_liveness(store), *wanted))
+    wanted = (store.keys.group, RELEASED_CONSUMER, limit, consumer, _ms(forgotten))
+    await store.one(step("remove_consumers")(_liveness(store), *wanted))
 
 
 def _liveness(store: Store) -> list[str]:

@@ -1,7 +1,7 @@
-"""Finds a task by its id: among the delayed, then in the streams. For handles, never on the way of a task.
+"""Lookup: finds a task by its id, in the delayed sets and in the streams. Used by handles, not by workers.
 
-Where a task is delayed its id names it; its entry in a stream has an id of its own. Whoever does not know that looks
-at the entries one page after the other, from the time on before which it cannot have come there.
+In a delayed set a task is found by its id. In a stream its entry has an id of its own. If that is not known, the
+entries are scanned page by page, from the earliest time at which the task can have come to the stream.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
-from streamq.wire.side_effects import of_end
+from streamq.wire.side_effects import effects_of_end
 
-PAGE = 500  # entries that one step of a search looks at
-CANCELLED_KEPT = 3600.0  # seconds for which it is known that a task was cancelled, where nobody says how long
-_ROUNDS = 5  # a task that moves while it is looked for is looked for again
+PAGE = 500  # entries that one step of a scan reads
+CANCELLED_KEPT = 3600.0  # seconds that the result "cancelled" is kept, if the message does not say how long
+_ROUNDS = 5  # a task that moves during the lookup is looked up again
 _CANCELLED = {"error_type": "Cancelled", "error": "cancelled before it started", "reason": "cancelled", "traceback": ""}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a task was seen: delayed as `member`, or as the entry of its delivery."""
+class Location:
+    """Where a task was found: delayed as `member`, or in a stream as the entry of `delivery`."""
 
     delivery: Delivery
     member: str = ""
     running: bool = False
 
 
-class Search:
-    """Looks for one task, in `tier` first. `entry_id` is its first entry if that is known.
+class Lookup:
+    """The lookup of one task, in `tier` first. `entry_id` is its first entry, empty if not known.
 
-    `since` (Unix ms, the server's): it has no entry that is older.
+    `since` (Unix ms, the server's): the task has no older entry.
     """
 
     def __init__(self, store: Store, task_id: str, *, tier: int = 0, entry_id: str = "", since: int = 0) -> None:
@@ -50,14 +50,14 @@ class Search:
         self._from = dict.fromkeys(self._tiers, begin)
 
     def __repr__(self) -> str:
-        return f"<Search for {self._task_id} from {self._from[self._tiers[0]]}>"
+        return f"<Lookup for {self._task_id} from {self._from[self._tiers[0]]}>"
 
-    async def glance(self, *more: Command) -> tuple[Place | None, list[Any]]:
-        """Look where one look is enough: among the delayed, and at its first entry. One round trip.
+    async def check_known_places(self, *more: Command) -> tuple[Location | None, list[Any]]:
+        """Look the task up by its known names: in the delayed sets, and at its first entry. One round trip.
 
-        `more` are commands that go first; their replies are returned too.
+        `more` are commands that are sent first; their replies are returned, too.
         """
-        members = self._task_id, self._store.member(self._task_id)
+        members = self._task_id, self._store.keys.retry_member(self._task_id)
         commands: list[Command] = [*more]
         commands += [("HMGET", self._store.keys.tiers[tier].messages, *members) for tier in self._tiers]
         commands += self._entry(self._tiers[0], self._entry_id)
@@ -68,43 +68,45 @@ class Search:
                 raise messages
             for member, message in zip(members, messages, strict=True):
                 if message is not None:
-                    return Place(self._delayed(tier, message), member), asked
+                    return Location(self._delayed(tier, message), member), asked
         return self._place(self._tiers[0], found[len(self._tiers) :]), asked
 
-    async def search(self, *, thorough: bool = False) -> Place | None:
-        """Look everywhere, for as long as the task moves meanwhile.
+    async def search_everywhere(self, *, thorough: bool = False) -> Location | None:
+        """Scan the streams, again as long as the task moves meanwhile.
 
-        Looks at every entry from `since` on, and if `thorough` at every delayed task: of two tasks of one
-        id that wait for a retry the second has another name.
+        Reads every entry from `since` on, and if `thorough` every delayed task: if two tasks of the same id wait for a
+        retry, the second has another name in the delayed set.
         """
-        place: Place | None = None
+        place: Location | None = None
         for again in range(_ROUNDS):
             before = dict(self._from)
             for tier in self._tiers:
                 if (place := await self._in_stream(tier)) is not None:
                     return place
-            place, _ = await self.glance()
+            place, _ = await self.check_known_places()
             if place is not None or (again and before == self._from):
-                break  # seen, or nothing came to the streams since it was not among the delayed
+                break  # found, or nothing was added to the streams since it was not in the delayed sets
         if place is None and thorough:
-            return await self._namesake()
+            return await self._scan_repeated_retries()
         return place
 
-    async def _in_stream(self, tier: int) -> Place | None:
+    async def _in_stream(self, tier: int) -> Location | None:
         stream, more = self._store.keys.tiers[tier].stream, 1
         while more:
-            entry, begin, more = await self._store.one(step("find")([stream], self._task_id, self._from[tier], PAGE))
+            entry, begin, more = await self._store.one(
+                step("find_entry")([stream], self._task_id, self._from[tier], PAGE)
+            )
             self._from[tier] = begin.decode()
             if entry:
                 place = self._place(tier, await self._store.attempt(self._entry(tier, entry.decode())))
                 if place is not None:
                     return place
-                self._from[tier], more = f"({entry.decode()}", 1  # it left in this instant
+                self._from[tier], more = f"({entry.decode()}", 1  # it left the stream just now
         return None
 
-    async def _namesake(self) -> Place | None:
-        """Look for a retry that is delayed under its entry's id too (see postpone.lua)."""
-        prefix = f"{self._store.member(self._task_id)}:"
+    async def _scan_repeated_retries(self) -> Location | None:
+        """Scan for a retry whose name in the delayed set ends in its entry's id (see postpone.lua)."""
+        prefix = f"{self._store.keys.retry_member(self._task_id)}:"
         pattern = "".join(f"\\{letter}" if letter in "*?[]\\^-" else letter for letter in prefix) + "*"
         for tier in self._tiers:
             cursor = b"0"
@@ -112,7 +114,7 @@ class Search:
                 messages = self._store.keys.tiers[tier].messages
                 cursor, flat = await self._store.one(("HSCAN", messages, cursor, "MATCH", pattern, "COUNT", PAGE))
                 for member, message in zip(flat[::2], flat[1::2], strict=True):
-                    return Place(self._delayed(tier, message), member.decode())
+                    return Location(self._delayed(tier, message), member.decode())
                 if cursor in (b"0", 0):
                     break
         return None
@@ -123,42 +125,42 @@ class Search:
         stream, group = self._store.keys.tiers[tier].stream, self._store.keys.group
         return [("XRANGE", stream, entry_id, entry_id), ("XPENDING", stream, group, entry_id, entry_id, 1)]
 
-    def _place(self, tier: int, replies: Sequence[Any]) -> Place | None:
-        """Return what XRANGE and XPENDING say; no group, no worker that could run it."""
+    def _place(self, tier: int, replies: Sequence[Any]) -> Location | None:
+        """Return the location by the replies of XRANGE and XPENDING. Without a group no worker can run it."""
         if not replies or not isinstance(replies[0], list) or not replies[0]:
             return None
         ((entry, flat),) = replies[0]
         running = isinstance(replies[1], list) and bool(replies[1])
-        return Place(Delivery(tier, self._store.tiers[tier].name, entry, flat), running=running)
+        return Location(Delivery(tier, self._store.tiers[tier].name, entry, flat), running=running)
 
     def _delayed(self, tier: int, message: bytes) -> Delivery:
-        flat = flat_of(message) or [b"broken", message]
+        flat = parse_delayed_message(message) or [b"broken", message]
         if b"id" not in flat[::2]:
             flat = [b"id", self._task_id.encode(), *flat]
         return Delivery(tier, self._store.tiers[tier].name, b"0-0", flat)
 
 
-async def withdraw(search: Search, store: Store, task_id: str, *, keep: float | None) -> str:
-    """Withdraw a task that was not delivered yet, and carry out what follows; a running one is told to stop.
+async def withdraw(lookup: Lookup, store: Store, task_id: str, *, keep: float | None) -> str:
+    """Withdraw a task that was not delivered yet, with its side effects; tell a running one to stop.
 
-    `keep` is for how long (s) it is known that it was cancelled, where its message does not say. Returns what it was:
+    `keep` (s) is how long the result "cancelled" is kept, if the message does not say. Returns where the task was:
     'delayed', 'queued', 'running' or 'unknown'.
     """
     for attempt in range(_ROUNDS):
-        place = None if attempt else (await search.glance())[0]
-        if place is None and (place := await search.search(thorough=True)) is None:
+        place = None if attempt else (await lookup.check_known_places())[0]
+        if place is None and (place := await lookup.search_everywhere(thorough=True)) is None:
             break
         delivery = place.delivery
         entry = "" if place.member else delivery.entry_id.decode()
-        also = of_end(delivery, told=dumps(_CANCELLED), keep=_kept(delivery, keep))
+        also = effects_of_end(delivery, payload=dumps(_CANCELLED), keep=_kept(delivery, keep))
         found = await store.cancel(delivery.tier, task_id, entry, also, [place.member] if place.member else [])
         if found != "unknown":
             return found
     return "unknown"
 
 
-def flat_of(message: bytes) -> list[bytes] | None:
-    """Return the flat fields of a delayed message, None if it is none."""
+def parse_delayed_message(message: bytes) -> list[bytes] | None:
+    """Return the flat fields of a delayed message, None if it is not one."""
     try:
         flat = orjson.loads(message)
     except orjson.JSONDecodeError:

@@ -1,13 +1,13 @@
-"""`once`: an effect that happens once per key, and whose result every later run gets.
+"""`once`: an effect that happens once per key. Every later run gets its result.
 
-Theory. The record of a key is one hash with a TTL. Whoever begins the effect writes a lease into it
-and is given a fencing token, the server's time in ms and at least one more than the last: tokens grow even
-across the end of the record. Only the holder of the last token can renew, record or give up, each in one
-step on the server, so a stalled holder that was overtaken can do none of it. What it may still do is the
-effect itself: to shut that out too, the effect must be guarded by the token where it takes place
-(`UPDATE ... WHERE fence < token`). Cost: two round trips, and one more every third of the lease.
+Theory. The record of a key is one hash with a TTL. A run that begins the effect writes a lease into it, and gets a
+fencing token: the server's time in ms, and at least one more than the last token. So tokens grow even after the record
+has expired. Only the holder of the last token can renew, record or release, each in one step on the server; a stalled
+run that was overtaken can do none of them. Such a run can still make the effect itself. To prevent that too, guard the
+effect by the token where it takes place (`UPDATE ... WHERE fence < token`).
+Cost: two round trips, and one more every third of the lease.
 
-This module knows no worker and no middleware: it is given a store, or takes the one whose handler runs here.
+This module knows no worker and no middleware. It uses the store of the given broker, or that of the running handler.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from streamq.errors import (
     UnrecordableError,
     check_number,
 )
-from streamq.handlers.context import current_queue
+from streamq.handlers.context import current_store
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.message import MAX_PAYLOAD, Default, dumps
 
-TTL: Final = 86_400.0  # seconds that a record lives
-LEASE: Final = 30.0  # seconds that an effect in progress is believed in after its last renewal
+TTL: Final = 86_400.0  # seconds that a record is kept
+LEASE: Final = 30.0  # seconds after the last renewal until another run can take the effect over
 _SHORTEST: Final = 0.1  # seconds
-_PAUSES: Final = (0.05, 1.0)  # seconds between two tries to say how an effect ended: the first, and the longest
-_GIVE_UP_WITHIN: Final = 2.0  # seconds that a run that was cancelled has to give its effect up
+_PAUSES: Final = (0.05, 1.0)  # seconds between two tries to record an effect: the first pause, and the longest
+_RELEASE_WITHIN: Final = 2.0  # seconds that a cancelled run has to release its effect
 
 
 class HasStore(Protocol):
-    """What has the commands of a queue: a broker, or the context of a run."""
+    """An object with the commands of a queue: a broker, or the context of a run."""
 
     @property
     def store(self) -> Store: ...
@@ -51,9 +51,9 @@ class HasStore(Protocol):
 class Effect:
     """One effect, inside `async with once(key) as effect:`.
 
-    `done` says that it was recorded before: it is not to be repeated, and `result` is what was recorded.
-    `token` is the fencing token of the run that recorded it, or of this one. A run that sets `abandoned` and
-    then fails does not give its effect up: others wait until its lease is over (a thread may still be at it).
+    `done`: an earlier run recorded it. Do not repeat it; `result` is what was recorded. `token` is the fencing token
+    of the run that recorded it, or of this run. A run that sets `abandoned` and then fails does not release the effect:
+    other runs wait until its lease is over. (A thread of it may still be working.)
     """
 
     __slots__ = ("_payload", "abandoned", "done", "key", "token")
@@ -70,9 +70,9 @@ class Effect:
 
     @property
     def result(self) -> Any:
-        """What was recorded, as JSON gives it back; None so far as nothing was.
+        """The recorded value, decoded from JSON. None if nothing was recorded yet.
 
-        Raises UnrecordableError if it was nothing that can be recorded.
+        Raises UnrecordableError if the value could not be recorded.
         """
         value = orjson.loads(self.payload)
         if "ok" not in value:
@@ -81,14 +81,14 @@ class Effect:
 
     @property
     def payload(self) -> bytes:
-        """The record as it is kept."""
+        """The record as it is kept in Redis."""
         return self._payload or b'{"ok":null}'
 
     def record(self, value: Any, default: Default | None = None) -> None:
-        """Set what is recorded when the block ends; `default` turns into JSON what JSON lacks.
+        """Set the value that is recorded when the block ends. `default` encodes values that JSON lacks.
 
-        Raises UnrecordableError if the value is not JSON or takes more than 1 MiB. The effect then counts as
-        done all the same, even if that error ends the block. Raises ConfigurationError if it was recorded before.
+        Raises UnrecordableError if the value is not JSON, or takes more than 1 MiB. The effect still counts as done,
+        even if that error ends the block. Raises ConfigurationError if the effect was recorded before.
         """
         if self.done:
             raise ConfigurationError(f"the effect {self.key!r} was recorded before: look at effect.done first")
@@ -106,23 +106,23 @@ class Effect:
 async def once(
     key: str, *, ttl: float = TTL, lease: float = LEASE, wait: float = 0.0, broker: HasStore | None = None
 ) -> AsyncGenerator[Effect, None]:
-    """Do what is in the block once per key: the first run records its result, and later ones get it.
+    """Make the effect of the block once per key: the first run records its result, and later runs get it.
 
-    Leaving the block records; an exception gives the effect up, so that a retry may begin it at once. The
-    record lives for `ttl` seconds. The effect in progress is leased for `lease` seconds, and renewed while
-    the block runs: if its process dies, another run takes over after that time. While another run is at it,
-    this one waits up to `wait` seconds for its end. Without a `broker` it is the queue of the running worker.
+    The end of the block records the result. An exception releases the effect, so that a retry can begin it at once. The
+    record is kept for `ttl` seconds. The effect in progress has a lease of `lease` seconds, which is renewed while the
+    block runs: if the process dies, another run takes over after that time. If another run has the effect, this one
+    waits up to `wait` seconds for its end. Without a `broker` the queue is that of the running worker.
 
-    Raises EffectInProgressError if another run is at it, EffectLostError if another has taken over, in which
-    case the block was cancelled or its end not recorded; both are RetryLater. BrokerError if the server cannot
-    be used, LookupError if there is neither broker nor worker, ConfigurationError for values that cannot be used.
+    Raises EffectInProgressError if another run has the effect; EffectLostError if another run has taken it over, in
+    which case the block was cancelled or its result was not recorded. Both are RetryLater. Raises BrokerError if the
+    server cannot be used, LookupError without broker and worker, ConfigurationError for a value that cannot be used.
     """
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"key={key!r} cannot be used: give a text that is not empty")
     check_number("ttl", ttl, _SHORTEST)
     check_number("lease", lease, _SHORTEST)
     check_number("wait", wait, 0.0)
-    record = _Record(current_queue() if broker is None else broker.store, key, ttl, lease)
+    record = _EffectRecord(current_store() if broker is None else broker.store, key, ttl, lease)
     effect = await record.begin(wait)
     if effect.done:
         yield effect
@@ -131,7 +131,7 @@ async def once(
     happened = False
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(record.keep, effect.token, group.cancel_scope)
+            group.start_soon(record.renew_forever, effect.token, group.cancel_scope)
             try:
                 yield effect
                 happened = True
@@ -142,19 +142,19 @@ async def once(
                 happened = isinstance(error, UnrecordableError) and error.key == key
             group.cancel_scope.cancel()
     except anyio.get_cancelled_exc_class():
-        await record.conclude(effect, happened=happened)
+        await record.finish(effect, happened=happened)
         raise
-    recorded = await record.conclude(effect, happened=happened)
+    recorded = await record.finish(effect, happened=happened)
     if failed is not None:
         raise failed
     if not recorded:
         raise EffectLostError(key, effect.token, after=lease)
 
 
-class _Record:
-    """The record of one key, as the run sees it that would like to have the effect."""
+class _EffectRecord:
+    """The record of one key, for the run that wants to make its effect."""
 
-    __slots__ = ("_key", "_keys", "_lease", "_store", "_ttl", "_until")
+    __slots__ = ("_key", "_keys", "_lease", "_lease_ends", "_store", "_ttl")
 
     def __init__(self, store: Store, key: str, ttl: float, lease: float) -> None:
         self._store = store
@@ -162,95 +162,97 @@ class _Record:
         self._keys = [store.keys.once(key)]
         self._ttl = ttl
         self._lease = lease
-        self._until = 0.0  # when the lease is over, on the store's clock
+        self._lease_ends = 0.0  # in seconds of the store's clock
 
     def __repr__(self) -> str:
-        return f"<_Record {self._keys[0]}>"
+        return f"<_EffectRecord {self._keys[0]}>"
 
     async def begin(self, wait: float) -> Effect:
-        """Return the effect, to be done or done. Raises EffectInProgressError after `wait` seconds."""
+        """Return the effect: begun, or done before. Raises EffectInProgressError after `wait` seconds."""
         now = self._store.clock.elapsed
         end = now() + wait
-        found = await self._ask()
+        found = await self._try_begin()
         if isinstance(found, Effect):
             return found
         if not wait:
             raise EffectInProgressError(self._key, after=found)
         try:
-            async with self._store.client.subscriber() as ear:
-                await ear.subscribe(*self._keys)
-                # Only now nothing is missed. Who died says nothing: its lease ends the wait as well.
-                while not isinstance(found := await self._ask(), Effect):
+            async with self._store.client.subscriber() as subscriber:
+                await subscriber.subscribe(*self._keys)
+                # From here on no message is missed. A run that died sends none: the wait also ends with its lease.
+                while not isinstance(found := await self._try_begin(), Effect):
                     left = end - now()
                     if left <= 0:
                         raise EffectInProgressError(self._key, after=found)
                     with anyio.move_on_after(min(left, found)):
-                        await ear.receive()
+                        await subscriber.receive()
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
         return found
 
-    async def _ask(self) -> Effect | float:
-        """Return the effect, or for how long (s) another has it at least."""
-        asked = self._store.clock.elapsed()
-        state, token, *rest = await self._store.one(step("once_begin")(self._keys, self._ms(self._lease), self._living))
+    async def _try_begin(self) -> Effect | float:
+        """Return the effect, or the rest of the lease (s) of the run that has it."""
+        asked_at = self._store.clock.elapsed()
+        state, token, *rest = await self._store.one(
+            step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
+        )
         if state == b"taken":
             return float(rest[0]) / 1000
-        self._until = asked + self._lease
+        self._lease_ends = asked_at + self._lease
         return Effect(self._key, int(token), rest[0] if rest else None)
 
-    async def keep(self, token: int, scope: anyio.CancelScope) -> None:
-        """Renew the lease until cancelled; cancel the block if it is lost."""
+    async def renew_forever(self, token: int, scope: anyio.CancelScope) -> None:
+        """Renew the lease until cancelled. If it is lost, cancel the block."""
         now = self._store.clock.elapsed
         pause = self._lease / 3
         while True:
             await anyio.sleep(pause)
-            asked, kept = now(), None
+            asked_at, renewed = now(), None
             try:
-                with anyio.move_on_after(max(pause, self._until - asked)):
-                    kept = await self._store.one(
-                        step("once_renew")(self._keys, token, self._ms(self._lease), self._living)
+                with anyio.move_on_after(max(pause, self._lease_ends - asked_at)):
+                    renewed = await self._store.one(
+                        step("once_renew")(self._keys, token, self._ms(self._lease), self._record_ttl_ms)
                     )
             except BrokerError:
-                pass  # it may be back before the lease is over
-            if kept:
-                self._until = asked + self._lease
-            elif kept == 0 or now() >= self._until:
+                pass  # the server may be back before the lease is over
+            if renewed:
+                self._lease_ends = asked_at + self._lease
+            elif renewed == 0 or now() >= self._lease_ends:
                 scope.cancel()
                 return
 
-    async def conclude(self, effect: Effect, *, happened: bool) -> bool:
-        """Record an effect that happened, and return whether it is recorded; give another one up.
+    async def finish(self, effect: Effect, *, happened: bool) -> bool:
+        """Record an effect that happened, and return whether it is recorded. Release one that did not happen.
 
-        Tries for as long as the lease is ours. Raises BrokerError if the server cannot be used for all that time.
+        Tries until the lease is over. Raises BrokerError if the server could not be used in all that time.
         """
         if not happened:
-            await self._give_up(effect)
+            await self._release(effect)
             return False
         pause, longest = _PAUSES
         while True:
             try:
-                # The effect has happened: who cancels us now must wait for the answer.
+                # The effect has happened: a cancellation waits for the answer.
                 with anyio.CancelScope(shield=True):
                     return bool(await self._store.one(
                         step("once_end")(self._keys, effect.token, self._ms(self._ttl), effect.payload)
                     ))  # fmt: skip
             except BrokerError:
-                if self._store.clock.elapsed() + pause >= self._until:
+                if self._store.clock.elapsed() + pause >= self._lease_ends:
                     raise
             await anyio.sleep(pause)
             pause = min(2 * pause, longest)
 
-    async def _give_up(self, effect: Effect) -> None:
-        """Let another begin the effect at once, if that can be said; its lease ends anyway."""
+    async def _release(self, effect: Effect) -> None:
+        """Let another run begin the effect at once. If the server cannot be reached, the end of the lease does that."""
         if effect.abandoned:
             return
-        with suppress(BrokerError), anyio.move_on_after(_GIVE_UP_WITHIN, shield=True):
+        with suppress(BrokerError), anyio.move_on_after(_RELEASE_WITHIN, shield=True):
             await self._store.one(step("once_end")(self._keys, effect.token, self._ms(self._ttl)))
 
     @property
-    def _living(self) -> int:
-        """How long (ms) the record lives while the effect is in progress."""
+    def _record_ttl_ms(self) -> int:
+        """How long (ms) the record is kept while the effect is in progress."""
         return self._ms(max(self._ttl, self._lease))
 
     def _ms(self, seconds: float) -> int:

@@ -1,8 +1,8 @@
-"""Handles of tasks that were sent, and waiting for results without polling.
+"""Handles of sent tasks, and waiting for their results without polling.
 
-A result is a string key with a TTL, and the same JSON is published on a channel of the key's
-name. So is the progress of a task. A waiter subscribes first and reads the key then, so it can
-miss neither; however many results it waits for, each of the two is one command.
+A result is a string key with a TTL, and the same JSON is published on the channel of that name. So is the progress of a
+task. A waiter subscribes to the channel first, then reads the key, so it misses no result. Each of the two is one
+command, for any number of results.
 """
 
 from __future__ import annotations
@@ -23,124 +23,124 @@ import redis.exceptions
 from streamq.client import Subscriber
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from streamq.handlers.progress import Progress
-from streamq.queue.lookup import CANCELLED_KEPT, Search, withdraw
+from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 
 log = logging.getLogger("streamq")
 
 R_co = TypeVar("R_co", covariant=True)
-_AT_ONCE = 1000  # keys for one command that looks
+_KEYS_PER_READ = 1000  # keys of one MGET
 
 
 class Status(StrEnum):
-    """Where a task is."""
+    """The status of a task."""
 
-    DELAYED = "delayed"  # waits for its time, or for its next attempt
+    DELAYED = "delayed"  # waits for its due time, or for its next attempt
     QUEUED = "queued"
-    RUNNING = "running"  # in a worker's hands
+    RUNNING = "running"  # delivered to a worker
     SUCCEEDED = "succeeded"  # known only where results are kept
     FAILED = "failed"  # likewise: it is a dead letter, or was cancelled
-    UNKNOWN = "unknown"  # settled and no result kept, or never there
+    UNKNOWN = "unknown"  # settled and no result kept, or never sent
 
 
-class Ear:
-    """One waiter, for any number of keys: what it heard since it last asked."""
+class Waiter:
+    """Waits for any number of keys: collects the messages that came since it last took them."""
 
-    __slots__ = ("_event", "_heard", "_look", "keys", "open")
+    __slots__ = ("_event", "_must_read", "_received", "keys", "open")
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = frozenset(keys)
-        self.open = set(self.keys)  # those that are still waited for
+        self.open = set(self.keys)  # the keys that are still waited for
         self._event = anyio.Event()
-        self._heard: dict[str, bytes] = {}
-        self._look = True  # something may have been missed: the keys themselves must be read
+        self._received: dict[str, bytes] = {}
+        self._must_read = True  # a message may have been missed: the keys must be read
 
-    def hear(self, key: str, payload: bytes) -> None:
-        """Take a message; of several for one key the last counts."""
-        self._heard[key] = payload
+    def receive(self, key: str, payload: bytes) -> None:
+        """Take a message; of several for one key, the last counts."""
+        self._received[key] = payload
         self._event.set()
 
-    def miss(self) -> None:
+    def mark_stale(self) -> None:
         """Note that messages may have been missed."""
-        self._look = True
+        self._must_read = True
         self._event.set()
 
 
 class Waiters:
-    """Everybody of one process who waits for results or progress: one connection for all of them."""
+    """All waiters of one process, for results and progress. They share one connection."""
 
     def __init__(self, store: Store, group: anyio.abc.TaskGroup) -> None:
         self._store = store
         self._group = group
         self._subscriber: Subscriber | None = None
         self._ready: anyio.Event | None = None
-        self._waiting: dict[str, set[Ear]] = {}
-        self._stale: set[str] = set()  # subscribed to, and nobody waits any more
-        self._left = anyio.Event()
+        self._waiting: dict[str, set[Waiter]] = {}
+        self._stale: set[str] = set()  # subscribed, and without a waiter
+        self._waiter_left = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<Waiters for {len(self._waiting)} results>"
 
-    async def look(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
-        """Return what is there now, with its key: one round trip, one command for each 1,000 keys.
+    async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
+        """Return each key that exists with its value: one round trip, one command per 1,000 keys.
 
-        Raises BrokerError if the server cannot be asked.
+        Raises BrokerError if the server cannot be used.
         """
         names = list(keys)
-        chunks = [("MGET", *names[at : at + _AT_ONCE]) for at in range(0, len(names), _AT_ONCE)]
+        chunks = [("MGET", *names[at : at + _KEYS_PER_READ]) for at in range(0, len(names), _KEYS_PER_READ)]
         payloads = chain.from_iterable(await self._store.call(chunks))
         return [(key, bytes(payload)) for key, payload in zip(names, payloads, strict=True) if payload is not None]
 
     @contextmanager
-    def ear(self, keys: Iterable[str]) -> Iterator[Ear]:
-        """Be among those who wait for these keys, within the block; hears nothing before `listen`."""
-        ear = Ear(keys)
-        for key in ear.keys:
-            self._waiting.setdefault(key, set()).add(ear)
+    def waiting_for(self, keys: Iterable[str]) -> Iterator[Waiter]:
+        """Yield a waiter for these keys; it gets no message before `subscribe`."""
+        waiter = Waiter(keys)
+        for key in waiter.keys:
+            self._waiting.setdefault(key, set()).add(waiter)
         try:
-            yield ear
+            yield waiter
         finally:
-            # Nothing is awaited here: an async generator that is left half way may be closed anywhere.
-            for key in ear.keys:
+            # Nothing is awaited here: an async generator that is not exhausted may be closed anywhere.
+            for key in waiter.keys:
                 waiting = self._waiting[key]
-                waiting.discard(ear)
+                waiting.discard(waiter)
                 if not waiting:
                     del self._waiting[key]
                     self._stale.add(key)
-            self._left.set()
+            self._waiter_left.set()
 
-    async def listen(self, ear: Ear) -> None:
-        """Subscribe for an ear: one command for all its keys.
+    async def subscribe(self, waiter: Waiter) -> None:
+        """Subscribe to the channels of a waiter: one command for all its keys.
 
-        Everyone waits for the confirmation: whoever looks before it may miss the result.
+        This waits for the confirmation: a waiter that reads its keys before may miss a result.
         Raises BrokerError if the server does not confirm it.
         """
         try:
-            subscriber = await self._started()
-            await subscriber.subscribe(*ear.keys)
+            subscriber = await self._subscribed()
+            await subscriber.subscribe(*waiter.keys)
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-    async def arrived(self, ear: Ear) -> list[tuple[str, bytes]]:
-        """Wait until something came for an ear that listens, and return it, the newest last."""
+    async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
+        """Wait for messages of a subscribed waiter and return them, the newest last."""
         while True:
             found: list[tuple[str, bytes]] = []
-            if ear._look:  # noqa: SLF001 - an ear is a part of this
-                ear._look = False  # noqa: SLF001
-                found = await self.look(ear.open)
-            heard, ear._heard = ear._heard, {}  # noqa: SLF001
-            found += heard.items()
-            if found or not ear.open:
+            if waiter._must_read:  # noqa: SLF001 - a waiter is a part of this
+                waiter._must_read = False  # noqa: SLF001
+                found = await self.read(waiter.open)
+            messages, waiter._received = waiter._received, {}  # noqa: SLF001
+            found += messages.items()
+            if found or not waiter.open:
                 return found
-            ear._event = anyio.Event()  # noqa: SLF001
-            await ear._event.wait()  # noqa: SLF001
+            waiter._event = anyio.Event()  # noqa: SLF001
+            await waiter._event.wait()  # noqa: SLF001
 
-    async def _started(self) -> Subscriber:
+    async def _subscribed(self) -> Subscriber:
         if self._ready is None:
             self._ready = anyio.Event()
             try:
-                self._subscriber = await self._group.start(self._listen)
+                self._subscriber = await self._group.start(self._receive_forever)
             finally:
                 self._ready.set()
                 if self._subscriber is None:
@@ -148,10 +148,12 @@ class Waiters:
         else:
             await self._ready.wait()
         if self._subscriber is None:
-            return await self._started()
+            return await self._subscribed()
         return self._subscriber
 
-    async def _listen(self, *, task_status: anyio.abc.TaskStatus[Subscriber] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def _receive_forever(
+        self, *, task_status: anyio.abc.TaskStatus[Subscriber] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         async with self._store.client.subscriber() as subscriber, anyio.create_task_group() as group:
             group.start_soon(self._unsubscribe, subscriber)
             task_status.started(subscriber)
@@ -159,23 +161,23 @@ class Waiters:
                 try:
                     channel, payload = await subscriber.receive()
                 except redis.exceptions.RedisError as error:
-                    log.info("results cannot be heard of: %s", error)
+                    log.info("results cannot be received; trying again: %s", error)
                     await anyio.sleep(0.5)
                     channel = payload = b""
                 if channel:
                     key = channel.decode()
-                    for ear in self._waiting.get(key, ()):
-                        ear.hear(key, payload)
-                else:  # the connection was lost for a while: everybody looks again
-                    for ears in self._waiting.values():
-                        for ear in ears:
-                            ear.miss()
+                    for waiter in self._waiting.get(key, ()):
+                        waiter.receive(key, payload)
+                else:  # the connection was lost for a while: every waiter reads its keys again
+                    for waiters in self._waiting.values():
+                        for waiter in waiters:
+                            waiter.mark_stale()
 
     async def _unsubscribe(self, subscriber: Subscriber) -> None:
-        """Give up the channels that nobody waits for any more, as many as there are with one command."""
+        """Unsubscribe from channels without a waiter, all with one command."""
         while True:
-            await self._left.wait()
-            self._left = anyio.Event()
+            await self._waiter_left.wait()
+            self._waiter_left = anyio.Event()
             gone = self._stale - self._waiting.keys()
             self._stale.clear()
             await subscriber.unsubscribe(*gone)
@@ -185,9 +187,9 @@ class Waiters:
 class Handle(Generic[R_co]):
     """A task that was sent.
 
-    `fresh` is False if it was not accepted because another one holds its task id or its
-    dedup key; `task_id` is then that one's, and `replaced` says that this message took the place
-    of that one's. `tier` is where it was sent, `entry_id` empty if it was not put there at once.
+    `fresh` is False if another task holds its task id or its deduplication key. `task_id` is then the id of that task,
+    and `replaced` says that the message of that task was replaced by this one. `tier` is the index of its tier.
+    `entry_id` is its first entry in the stream, empty if the task was delayed.
     """
 
     task_id: str
@@ -198,15 +200,15 @@ class Handle(Generic[R_co]):
     keeps_result: bool
     _store: Store = field(repr=False)
     _waiters: Waiters = field(repr=False)
-    _payload: bytes | None = field(default=None, repr=False, compare=False)  # the result, if that came with it
+    _payload: bytes | None = field(default=None, repr=False, compare=False)  # the result, if it is known
     replaced: bool = False
-    _since: int = field(default=0, repr=False)  # Unix ms: it has no entry that is older
+    _since: int = field(default=0, repr=False)  # Unix ms: the task has no older entry
 
     async def result(self, timeout: float | None = None) -> R_co:  # noqa: ASYNC109 - public name of the contract
         """Wait for the task to end and return what its handler returned.
 
-        `timeout` is in seconds, None waits for ever. Raises ResultTimeoutError after it,
-        TaskFailedError if the task died or was cancelled, ResultNotKeptError if it keeps none.
+        `timeout` is in seconds, None waits for ever. Raises ResultTimeoutError after it, TaskFailedError if the task
+        was dead-lettered or cancelled, ResultNotKeptError if it keeps no result.
         """
         payload = self._payload
         if payload is None:
@@ -218,78 +220,77 @@ class Handle(Generic[R_co]):
         return decode_result(self.task_id, payload)  # type: ignore[no-any-return]
 
     async def _wait(self, key: str) -> bytes:
-        # What is there already needs no subscription, and a closed broker says so here.
-        found = await self._waiters.look([key])
+        # A result that exists needs no subscription; and a closed broker raises here.
+        found = await self._waiters.read([key])
         if not found:
-            with self._waiters.ear([key]) as ear:
-                await self._waiters.listen(ear)
-                found = await self._waiters.arrived(ear)
+            with self._waiters.waiting_for([key]) as waiter:
+                await self._waiters.subscribe(waiter)
+                found = await self._waiters.next_payloads(waiter)
         return found[-1][1]
 
     @property
     def result_key(self) -> str:
-        """The key, and the channel, of the result. Raises ResultNotKeptError if there will be none."""
+        """The name of the key, and of the channel, of the result. Raises ResultNotKeptError if the task keeps none."""
         if not self.keeps_result:
             raise ResultNotKeptError(self.task_name)
         return self._store.keys.result(self.task_id)
 
     @property
     def waiters(self) -> Waiters:
-        """Those of its broker who wait; for what waits for many handles together."""
+        """The waiters of its broker, for functions that wait for many handles."""
         return self._waiters
 
     def with_result(self, payload: bytes) -> Handle[R_co]:
-        """Return this handle with its result at hand: asking for it asks no server."""
+        """Return this handle with its result: `result` then needs no server."""
         return replace(self, _payload=payload)
 
     async def progress(self) -> Progress | None:
-        """Return what the task last reported of itself, None if nothing or if that is long ago."""
+        """Return the last progress that the task reported, None if there is none, or none any more."""
         payload = await self._store.one(("GET", self._store.keys.progress(self.task_id)))
         return None if payload is None else Progress.parse(payload)
 
     async def watch(self, timeout: float | None = None) -> AsyncGenerator[Progress, None]:  # noqa: ASYNC109
-        """Yield the progress there is, then each change, until the task ended or after `timeout` seconds.
+        """Yield the current progress, then each change, until the task has ended or `timeout` seconds have passed.
 
-        It ends quietly either way, also for a task that failed; `result()` says how. A slow reader is
-        given the newest and not what it missed. A task that keeps no result does not say that it
-        ended: only the timeout then ends this, or its reader (`contextlib.aclosing` if that
-        leaves early).
+        It ends without an error either way, also if the task failed: `result()` raises that. A slow reader gets the
+        newest report and not those it missed. If the task keeps no result, its end is not noticed: only the timeout
+        ends this, or the reader does (with `contextlib.aclosing` if it leaves early).
         """
         deadline = None if timeout is None else anyio.current_time() + timeout
         key, end = self._store.keys.progress(self.task_id), None
         if self.keeps_result:
             end = self.result_key
         last, ended = Progress(-1.0), False
-        with self._waiters.ear([key, end] if end else [key]) as ear:
+        with self._waiters.waiting_for([key, end] if end else [key]) as waiter:
             while not ended:
                 found: list[tuple[str, bytes]] = []
                 # No scope may be open while this yields: each wait has its own.
                 with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
                     if last.done < 0:
-                        await self._waiters.listen(ear)
-                    found = await self._waiters.arrived(ear)
+                        await self._waiters.subscribe(waiter)
+                    found = await self._waiters.next_payloads(waiter)
                     ended = any(name == end for name, _ in found)
-                    if ended:  # its last report was written before its end was
-                        found += await self._waiters.look([key])
+                    if ended:  # the last report was written before the result
+                        found += await self._waiters.read([key])
                 if not found:
                     return
                 news = [Progress.parse(payload) for name, payload in found if name == key]
                 newest = max(news, key=lambda one: one.at, default=last)
-                if newest != last:  # not by its time: the clocks of two workers differ
+                if newest != last:  # not by their times: the clocks of two workers differ
                     last = newest
                     yield newest
 
     async def status(self) -> Status:
-        """Return where the task is now.
+        """Return the status of the task now.
 
-        One round trip for what waits in its first entry, is delayed, or has left a result. What became due or was
-        retried is looked for among the entries that came later, 500 in one step.
+        One round trip if the task waits in its first entry, is delayed, or has a result. If it became due or was
+        retried, the later entries of the streams are scanned, 500 in one step.
         """
         search = self._search()
         asked = ("GET", self._store.keys.result(self.task_id))
-        place, (result,) = await search.glance(asked)
+        place, (result,) = await search.check_known_places(asked)
         if place is None and result is None:
-            place = await search.search()
+            place = await search.search_everywhere()
             if place is None:
                 result = await self._store.one(asked)
         if isinstance(result, bytes):
@@ -301,24 +302,24 @@ class Handle(Generic[R_co]):
         return Status.RUNNING if place.running else Status.QUEUED
 
     async def cancel(self) -> bool:
-        """Withdraw the task if it was not delivered yet; a running one is told to stop.
+        """Withdraw the task if it was not delivered yet; tell a running one to stop.
 
-        Returns whether it was withdrawn, or told. Finds it as `status` does; before it gives up it looks at all
-        that is delayed.
+        Returns whether it was withdrawn or told to stop. The task is found as `status` finds it; if that finds nothing,
+        all delayed tasks are scanned, too.
         """
         return await self.withdraw() != "unknown"
 
     async def withdraw(self) -> str:
-        """Do as `cancel`, and return what the task was: 'delayed', 'queued', 'running' (told) or 'unknown'."""
+        """Do as `cancel`; return where the task was: 'delayed', 'queued', 'running' (told to stop) or 'unknown'."""
         keep = CANCELLED_KEPT if self.keeps_result else None
         return await withdraw(self._search(), self._store, self.task_id, keep=keep)
 
-    def _search(self) -> Search:
-        return Search(self._store, self.task_id, tier=self.tier, entry_id=self.entry_id, since=self._since)
+    def _search(self) -> Lookup:
+        return Lookup(self._store, self.task_id, tier=self.tier, entry_id=self.entry_id, since=self._since)
 
 
 def decode_result(task_id: str, payload: bytes) -> Any:
-    """Return a kept result. Raises TaskFailedError if it is that of a failure."""
+    """Return the value of a kept result. Raises TaskFailedError if the task failed."""
     value = orjson.loads(payload)
     if "ok" in value:
         return value["ok"]

@@ -1,8 +1,9 @@
-"""Schedules as they lie in Redis: what is defined, when it ticks next, and the steps that change that.
+"""Schedules in Redis: the definitions, the next tick of each, and the steps that change them.
 
-A definition is JSON and has the whole message but its id, so that whoever ticks need not know the task. Its
-`revision` is a digest of the rest: a worker that has read another one does not tick. The next tick is
-what the fleet agrees on: it is replaced, and the message sent, by whoever comes first, in one step.
+A definition is JSON. It holds the whole message except its id, so a worker can send the message without knowing the
+task. Its `revision` is a digest of the rest: a worker that has read another revision cannot tick. The next tick is what
+the fleet agrees on: the first worker replaces it and sends the message, in one atomic step.
+The loop that ticks is `consumer/scheduler.py`, the arithmetic of ticks is `tasks/cron.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import orjson
 
 from streamq.client import Command
 from streamq.errors import ConfigurationError, UndecodableError
-from streamq.queue.sending import DEDUP_BOUND, Repeated, Sender
+from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require
+from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require_parser
 from streamq.tasks.task import Call, Task
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps, milliseconds
@@ -35,11 +36,12 @@ _NAME_RULE: Final = "1 to 170 characters, no white space, '|' or '@'"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One schedule, as it is listed. `next` and `last` are ticks (aware, UTC): the next, and the last that was sent.
+    """One schedule, as `RedisBroker.schedules` lists it.
 
-    `declared` ones come from `@task(cron=...)`, the others were stored by `RedisBroker.schedule`. `overdue`: the
-    next tick is over and nobody sent it; of a declared one no worker runs whose code has it. `task` is empty if
-    its definition cannot be read.
+    `next` and `last` are aware datetimes in UTC: the next tick, and the last tick that was sent. `declared`: it comes
+    from `@task(cron=...)`; the others were stored by `RedisBroker.schedule`. `overdue`: the next tick is in the past
+    and was not sent; for a declared schedule this means that no running worker has it in its code. `task` is empty if
+    the definition cannot be read.
     """
 
     name: str
@@ -57,8 +59,8 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """What ticks, and what a tick sends. `expires` is in seconds after the tick."""
+class ScheduleDefinition:
+    """When a schedule ticks, and the message that each tick sends. `expires` is in seconds after the tick."""
 
     name: str
     cron: str
@@ -74,12 +76,12 @@ class Definition:
     revision: str = ""
 
     @property
-    def key(self) -> str:
+    def overlap_key(self) -> str:
         """The deduplication key that a run holds where runs must not overlap."""
-        return key_of(self.name)
+        return overlap_key(self.name)
 
     def packed(self) -> bytes:
-        """Return it as it lies in Redis."""
+        """Return the definition as it is stored in Redis, with its revision."""
         content = {
             "cron": self.cron, "tz": self.tz, "missed": self.missed, "overlap": self.overlap,
             "declared": self.declared, "task": self.task, "stream": self.stream, "fields": self.fields,
@@ -89,8 +91,8 @@ class Definition:
         return dumps({**content, "revision": digest})
 
     @classmethod
-    def of(cls, name: str, packed: bytes) -> Definition | None:
-        """Return what was packed; None if this is no definition."""
+    def parse(cls, name: str, packed: bytes) -> ScheduleDefinition | None:
+        """Return a stored definition. None if it is no valid definition."""
         try:
             found = orjson.loads(packed)
         except orjson.JSONDecodeError:
@@ -101,12 +103,12 @@ class Definition:
         known = cls.__dataclass_fields__
         try:
             made = cls(**{word: value for word, value in wanted.items() if word in known})
-            dumps(made.headers)  # nested too deep, it could be read and not be sent
-            return made if made._sound() else None
+            dumps(made.headers)  # headers that are nested too deep can be read, and cannot be sent
+            return made if made._is_valid() else None
         except TypeError:  # a field is missing, or of another type
             return None
 
-    def _sound(self) -> bool:
+    def _is_valid(self) -> bool:
         texts = (self.cron, self.tz, self.task, self.stream, self.revision, *self.fields)
         return (
             all(isinstance(text, str) for text in texts)
@@ -117,41 +119,56 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A schedule as it was seen: its definition if that can be read, its packed form, its next tick in ms."""
+class StoredSchedule:
+    """A schedule as it is in Redis: its packed form, its definition (None: cannot be read), its next tick (ms)."""
 
     name: str
     packed: bytes
-    definition: Definition | None
+    definition: ScheduleDefinition | None
     due: int | None
 
 
-# --- what is to be scheduled ---------------------------------------------------------------------
+# --- definitions --------------------------------------------------------------------------------
 
 
-def key_of(name: str) -> str:
-    """Return the deduplication key of a schedule whose runs must not overlap."""
+def overlap_key(name: str) -> str:
+    """Return the deduplication key of a schedule of this name whose runs must not overlap."""
     return f"schedule:{name}"
 
 
-def define(
-    sender: Sender, streams: Sequence[str], name: str, cron: Cron, call: Call[Any], *, declared: bool
-) -> Definition:
+def definition_of(
+    builder: MessageBuilder, name: str, cron: Cron, call: Call[Any], *, declared: bool
+) -> ScheduleDefinition:
     """Return the definition of a schedule. Raises ConfigurationError, and what `enqueue` raises for its call."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(f"{name!r} cannot name a schedule: give {_NAME_RULE}")
-    made: Repeated = sender.repeated(call, None if cron.overlap else key_of(name))
-    return Definition(
+    message = builder.scheduled_message(call, None if cron.overlap else overlap_key(name))
+    return ScheduleDefinition(
         name=name, cron=cron.expression, tz=cron.tz, missed=cron.missed, overlap=cron.overlap, declared=declared,
-        task=call.task.name, stream=streams[made.tier], fields=made.fields, headers=made.headers,
-        expires=made.expires,
+        task=call.task.name, stream=message.stream, fields=message.fields, headers=message.headers,
+        expires=message.expires,
     )  # fmt: skip
 
 
-def declared_by(sender: Sender, streams: Sequence[str], tasks: Iterable[Task[Any, Any]]) -> list[Definition]:
-    """Return the schedules that tasks declare: named as the task, and if it has several `-2`, `-3`, ... are appended.
+def stored_definition(
+    builder: MessageBuilder, name: str, cron: Cron | str, call: Call[Any] | Task[Any, Any] | str
+) -> ScheduleDefinition:
+    """Return the definition for `RedisBroker.schedule`. The arguments are those of the `Cron` or of the call.
 
-    Raises what `define` raises, MissingExtraError without the parser.
+    Raises ConfigurationError if both have arguments, and what `definition_of` raises.
+    """
+    cron = Cron(cron) if isinstance(cron, str) else cron
+    if not isinstance(call, Call):
+        call = builder.make_call(call, cron.args, cron.kwargs)
+    elif cron.args or cron.kwargs:
+        raise ConfigurationError(f"{cron!r} and {call!r} both have arguments: give them to one")
+    return definition_of(builder, name, cron, call, declared=False)
+
+
+def declared_definitions(builder: MessageBuilder, tasks: Iterable[Task[Any, Any]]) -> list[ScheduleDefinition]:
+    """Return the schedules that tasks declare. Each has the name of its task; `-2`, `-3`, ... follow for further ones.
+
+    Raises what `definition_of` raises, MissingExtraError without the parser.
     """
     found = {}
     for task in tasks:
@@ -160,39 +177,41 @@ def declared_by(sender: Sender, streams: Sequence[str], tasks: Iterable[Task[Any
             if name in found:
                 raise ConfigurationError(f"two schedules are named {name!r}: rename one task with @task(name=...)")
             call = Call(task, tuple(cron.args), cron.kwargs)
-            found[name] = define(sender, streams, name, cron, call, declared=True)
+            found[name] = definition_of(builder, name, cron, call, declared=True)
     if found:
-        require()
+        require_parser()
     return list(found.values())
 
 
-# --- the steps -----------------------------------------------------------------------------------
+# --- reading and changing ------------------------------------------------------------------------
 
 
-async def look(store: Store) -> tuple[int, list[Row]]:
+async def read_schedules(store: Store) -> tuple[int, list[StoredSchedule]]:
     """Return the server's time (ms) and all schedules."""
-    now, rows, _ = await _look(store)
-    return now, rows
+    now, stored, _ = await _read(store)
+    return now, stored
 
 
-async def _look(store: Store, *more: Command) -> tuple[int, list[Row], list[Any]]:
+async def _read(store: Store, *more: Command) -> tuple[int, list[StoredSchedule], list[Any]]:
     keys = store.keys
     time, flat, ticks, *others = await store.call(
         [("TIME",), ("HGETALL", keys.schedules), ("ZRANGE", keys.ticks, 0, -1, "WITHSCORES"), *more]
     )
     due = {name: int(max(0.0, min(float(score), NEVER))) for name, score in _pairs(ticks)}
     packed = dict(_pairs(flat))
-    rows = [
-        Row(name.decode(errors="replace"), raw, Definition.of(name.decode(errors="replace"), raw), due.get(name))
+    stored = [
+        StoredSchedule(text, raw, ScheduleDefinition.parse(text, raw), due.get(name))
         for name, raw in packed.items()
+        for text in (name.decode(errors="replace"),)
     ]
-    return int(time[0]) * 1000 + int(time[1]) // 1000, rows, others
+    return int(time[0]) * 1000 + int(time[1]) // 1000, stored, others
 
 
-async def register(store: Store, definition: Definition, due: int) -> int | None:
-    """Define a schedule that ticks next at `due` (ms), unless it did before and ticks as then.
+async def register(store: Store, definition: ScheduleDefinition, due: int) -> int | None:
+    """Store a definition whose next tick is `due` (ms). If its expression and time zone did not change, the tick stays.
 
-    Returns its next tick, None if there is one of this name that is declared where this is not, or the other way.
+    Returns the next tick (ms). None: the name is taken, by a stored schedule where this one is declared, or the other
+    way round.
     """
     done, at = await store.one(step("register")(
         [store.keys.schedules, store.keys.ticks], definition.name, definition.packed(), due, store.keys.wake
@@ -201,27 +220,30 @@ async def register(store: Store, definition: Definition, due: int) -> int | None
 
 
 async def unregister(store: Store, name: str) -> bool:
-    """Forget a schedule; returns whether there was one."""
+    """Remove a schedule. Returns whether there was one."""
     keys = [store.keys.schedules, store.keys.ticks, store.keys.ticked]
     return bool(await store.one(step("unregister")(keys, name, store.keys.wake)))
 
 
-async def ask(store: Store) -> None:
-    """Have all workers look, and register again what they remember and is gone."""
+async def notify_workers(store: Store) -> None:
+    """Make all workers read the schedules again, and register again those that they declare and that are missing."""
     await store.one(("PUBLISH", store.keys.wake, "schedules"))
 
 
-def tick(store: Store, definition: Definition, expected: int, ticks: Sequence[float], following: int) -> Command:
+def tick_command(
+    store: Store, definition: ScheduleDefinition, expected: int, ticks: Sequence[float], following: int
+) -> Command:
     """Return the command that sends these ticks (Unix seconds) if `expected` (ms) is still the next one.
 
-    It answers whether it did, the next tick then (-1: it is gone, or changed), and the server's time, in ms.
+    The reply says whether it did, then the next tick (ms; -1: the schedule is gone, or has changed), then the server's
+    time (ms).
     """
     keys = [store.keys.schedules, store.keys.ticks, store.keys.ticked, definition.stream]
     if not definition.overlap:
-        keys.append(store.keys.dedup(definition.key))
+        keys.append(store.keys.dedup(definition.overlap_key))
     each = []
     for at in ticks:
-        when = shown(at)
+        when = format_tick(at)
         expires = "" if definition.expires is None else milliseconds(at + definition.expires)
         each += [f"{definition.name}@{when}", dumps({**definition.headers, SCHEDULED_FOR: when}), expires]
     last = milliseconds(ticks[-1]) if ticks else 0
@@ -230,60 +252,61 @@ def tick(store: Store, definition: Definition, expected: int, ticks: Sequence[fl
     )
 
 
-async def store_schedule(store: Store, definition: Definition) -> None:
-    """Define a schedule that no task declares. Raises ConfigurationError if one declares it."""
+async def store_schedule(store: Store, definition: ScheduleDefinition) -> None:
+    """Store a schedule that no task declares. Raises ConfigurationError if `@task(cron=...)` declares the name."""
     seconds, micros = await store.one(("TIME",))
-    due = first_after(definition, int(seconds) + int(micros) / 1e6)
+    due = first_tick_after(definition, int(seconds) + int(micros) / 1e6)
     if await register(store, definition, due) is None:
         raise ConfigurationError(f"the schedule {definition.name!r} is declared by @task(cron=...): give another name")
 
 
-def first_after(definition: Definition, now: float) -> int:
+def first_tick_after(definition: ScheduleDefinition, now: float) -> int:
     """Return the first tick after a Unix time, in ms. Raises what `next_tick` raises."""
-    return as_ms(next_tick(definition.cron, definition.tz, now))
+    return tick_ms(next_tick(definition.cron, definition.tz, now))
 
 
-def as_ms(tick: float | None) -> int:
-    """Return a tick in ms, `NEVER` for none."""
+def tick_ms(tick: float | None) -> int:
+    """Return a tick in ms. `NEVER` for None."""
     return NEVER if tick is None else milliseconds(tick)
 
 
-def shown(tick: float) -> str:
-    """Return the time of a tick as it stands in ids and headers."""
+def format_tick(tick: float) -> str:
+    """Return the time of a tick as it stands in task ids and headers."""
     return datetime.fromtimestamp(tick, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def listed(store: Store) -> list[Schedule]:
+async def list_schedules(store: Store) -> list[Schedule]:
     """Return all schedules, by the time of their next ticks."""
-    now, rows, (ticked,) = await _look(store, ("HGETALL", store.keys.ticked))
+    now, stored, (ticked,) = await _read(store, ("HGETALL", store.keys.ticked))
     last = dict(_pairs(ticked))
-    found = [_listed(row, now, last.get(row.name.encode())) for row in rows]
+    found = [_described(one, now, last.get(one.name.encode())) for one in stored]
     return sorted(found, key=lambda one: (one.next is None, one.next or 0, one.name))
 
 
-def _listed(row: Row, now: int, last: bytes | None) -> Schedule:
-    due = None if row.due is None or row.due >= NEVER else _moment(row.due)
-    overdue = row.due is not None and row.due < now - ON_TIME * 1000
+def _described(stored: StoredSchedule, now: int, last: bytes | None) -> Schedule:
+    due = None if stored.due is None or stored.due >= NEVER else _moment(stored.due)
+    overdue = stored.due is not None and stored.due < now - ON_TIME * 1000
     sent = _moment(int(last)) if last is not None and last.isdigit() else None
-    one = row.definition
+    one = stored.definition
     if one is None:
-        return Schedule(row.name, "", "UTC", "", [], {}, "last", True, False, due, sent, overdue)
+        return Schedule(stored.name, "", "UTC", "", [], {}, "last", True, False, due, sent, overdue)
     delivery = Delivery(0, "", b"0-0", [part.encode() for part in one.fields])
     try:
         args, kwargs = delivery.args, delivery.kwargs
     except UndecodableError:
         args, kwargs = [], {}
     return Schedule(
-        row.name, one.cron, one.tz, one.task, args, kwargs, one.missed, one.overlap, one.declared, due, sent, overdue
+        stored.name, one.cron, one.tz, one.task, args, kwargs, one.missed, one.overlap, one.declared, due, sent, overdue
     )
 
 
 def _moment(ms: int) -> datetime:
+    """Return an aware datetime, within what `datetime` can hold."""
     return datetime.fromtimestamp(min(max(ms, 0), NEVER) / 1000, UTC)
 
 
 def _pairs(reply: Any) -> list[tuple[bytes, Any]]:
-    """Return names and values, however the server's protocol pairs them."""
+    """Return names and values. RESP2 and RESP3 pair them in different ways."""
     if isinstance(reply, dict):
         return list(reply.items())
     if reply and isinstance(reply[0], list | tuple):

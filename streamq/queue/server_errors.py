@@ -1,4 +1,4 @@
-"""The edge at which errors of the connection and of the server become streamq's own."""
+"""Translates errors of the connection and of the server (redis-py's) into streamq's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def translated(error: Exception) -> BrokerError:
 
 
 def _code(error: redis.exceptions.ResponseError) -> str:
-    """Return the server's word for an error; those raised in a script may stand inside its text."""
+    """Return the server's code of an error; that of an error in a script may be inside the text."""
     text = str(error)
     for word, code in _INSIDE:
         if word in text:
@@ -35,7 +35,7 @@ def _code(error: redis.exceptions.ResponseError) -> str:
     return first if first.isupper() else _CODES.get(type(error), "ERR")
 
 
-# A stream that is gone has lost its group as well, and so has a reader that was told so.
+# A deleted stream has lost its group, too. A blocked reader of it gets UNBLOCKED.
 _INSIDE = (
     ("NOGROUP", "NOGROUP"),
     ("no such key", "NOGROUP"),

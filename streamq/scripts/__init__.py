@@ -1,9 +1,8 @@
 """The atomic steps of the queue: one Lua file each, and how they are loaded.
 
-A file opens with its name and meaning, then names its KEYS and ARGV; the names of KEYS are
-checked against every use (`...` ends a list that repeats). `_shared.lua` stands before each, `_consequences.lua`
-before those that carry out what follows from a settlement, `_newest.lua` before `debounce` and `keep_last`,
-`_permits.lua` before the steps of a concurrency limit.
+A file begins with its name and meaning, then its KEYS and ARGV. This header is checked when the script is loaded, and
+the number of keys at each call (`...` ends a list that repeats). `_shared.lua` is prepended to every script. Others
+with `_` are prepended to the scripts that call their functions (see `_MORE`).
 """
 
 from __future__ import annotations
@@ -16,17 +15,21 @@ from importlib.resources import files
 from streamq.client import Command, Script
 
 _KEYS = re.compile(r"^-- KEYS: (.+)$", re.MULTILINE)
-_MORE = {  # by a function that the file has
-    "carry_out(": "_consequences.lua _join.lua",
-    "hold_key(": "_newest.lua",
-    "hand_out(": "_permits.lua",
-    "kept_for(": "_circuit.lua",
+_MORE = {  # files to prepend, by a function that the script calls
+    "remove_settled(": "_remove_settled.lua",
+    "crashes(": "_crashes.lua",
+    "crash_count(": "_crashes.lua",
+    "holders(": "_consumers.lua",
+    "carry_out(": "_side_effects.lua _send_effects.lua _carry_out.lua",
+    "hold_key(": "_newest_wins.lua",
+    "reserve_permits(": "_permits.lua",
+    "save_circuit(": "_circuit.lua",
 }
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
 
 
 class Step:
-    """One script with a checked header."""
+    """One script whose header has been checked."""
 
     def __init__(self, name: str) -> None:
         folder = files(__name__)
@@ -46,7 +49,7 @@ class Step:
         return f"<Step {self.name} KEYS: {self.keys}>"
 
     def __call__(self, keys: Sequence[str | bytes], *arguments: str | bytes | float) -> Command:
-        """Return the command that runs this step. Raises ValueError for a wrong number of keys."""
+        """Return the command that runs this step. Raises ValueError if the number of keys is wrong."""
         if len(keys) != self._least and not (self._open and len(keys) >= min(self._least, 1)):
             raise ValueError(f"{self!r} was given {len(keys)} keys")
         return self._script.command(keys, arguments)
@@ -54,5 +57,5 @@ class Step:
 
 @cache
 def step(name: str) -> Step:
-    """Return a script by its name; its file is read once, when it is first asked for."""
+    """Return a script by its name. Its file is read once, at the first call."""
     return Step(name)

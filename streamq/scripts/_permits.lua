@@ -1,10 +1,11 @@
 -- Prepended to the steps of a concurrency limit, whose KEYS are: permits called line limits delayed...
--- A place in the line is '<entry id> <expires, ms, or 0> <key of its delayed set> <member>'.
-local foreign, woke = {}, false -- places whose delayed sets are not among KEYS; was anybody woken?
+-- `line` is the waiting list; `called` has the waiters for whom a permit is reserved.
+-- A waiter is '<entry id> <expires, ms, or 0> <key of its delayed set> <its member there>'.
+local foreign, woke = {}, false -- waiters whose delayed sets are not among KEYS; was a waiter woken?
 
--- Have a delayed waiter come now. Returns nil if that cannot be known here, else whether it is delayed.
-local function wake(place, now)
-  local entry, _, key, member = string.match(place, '^(%S+) (%d+) (%S+) (.*)$')
+-- Make a delayed waiter due now. Returns whether it is delayed, nil if its delayed set is not among KEYS.
+local function wake(waiter, now)
+  local entry, _, key, member = string.match(waiter, '^(%S+) (%d+) (%S+) (.*)$')
   for k = 5, #KEYS do
     if KEYS[k] == key then
       for _, name in ipairs({member .. ':' .. entry, member}) do -- the first if one id was sent twice
@@ -18,37 +19,38 @@ local function wake(place, now)
       return false
     end
   end
-  foreign[#foreign + 1] = place
+  foreign[#foreign + 1] = waiter
   return nil
 end
 
--- Give what is free to the first of the line: call them, and keep a permit for each for `grant` ms, half a second if
--- it is not delayed: it is on its way there (after 5 s: gone). `max` is nil if not known: what has run out is free then.
-local function hand_out(max, grant, channel)
+-- Wake the first waiters for the free permits, and reserve a permit for each for `reserve` ms. If it is not delayed it
+-- may be on its way: half a second; after 5 s it is gone. If `max` is nil (not known), permits that ran out are free.
+local function reserve_permits(max, reserve, channel)
   local now = clock()
-  local stamp, looks = string.format('%.0f', now), 200
-  for _, place in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do wake(place, now) end
+  local stamp, attempts = string.format('%.0f', now), 200
+  for _, waiter in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do wake(waiter, now) end
   local over = call('ZREMRANGEBYSCORE', KEYS[2], '-inf', stamp) + call('ZREMRANGEBYSCORE', KEYS[1], '-inf', stamp)
   local busy = call('ZCARD', KEYS[1]) + call('ZCARD', KEYS[2])
   local free = max and max - busy or math.max(over, busy == 0 and 1 or 0)
-  while free > 0 and looks > 0 do
-    local place, since = unpack(call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES'))
-    if not place then break end
-    call('ZREM', KEYS[3], place)
-    looks = looks - 1
-    local there = wake(place, now)
-    local gone = there == false and tonumber(since) < (now - 5000) * 1000
-    local expires = tonumber(string.match(place, '^%S+ (%d+)'))
+  while free > 0 and attempts > 0 do
+    local waiter, since = unpack(call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES'))
+    if not waiter then break end
+    call('ZREM', KEYS[3], waiter)
+    attempts = attempts - 1
+    local delayed = wake(waiter, now)
+    local gone = delayed == false and tonumber(since) < (now - 5000) * 1000
+    local expires = tonumber(string.match(waiter, '^%S+ (%d+)'))
     if not gone and (expires == 0 or expires > now) then
-      call('ZADD', KEYS[2], string.format('%.0f', now + (there == false and math.min(500, grant) or grant)), place)
+      local keep = delayed == false and math.min(500, reserve) or reserve
+      call('ZADD', KEYS[2], string.format('%.0f', now + keep), waiter)
       free = free - 1
     end
   end
   if woke then call('PUBLISH', channel, 'due') end
 end
 
--- Note when somebody should look after this limit: when the first permit is over.
-local function note(name)
+-- Note in `limits` when this name is due for a sweep: when the first permit or reservation is over.
+local function schedule_sweep(name)
   local first = math.huge
   for k = 1, 3 do
     local found = call('ZRANGE', KEYS[k], 0, 0, 'WITHSCORES')

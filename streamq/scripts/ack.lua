@@ -1,7 +1,7 @@
--- ack: deliveries whose handlers succeeded leave. Whoever holds them: the work is done.
+-- ack: deliveries whose handlers succeeded are deleted, whichever consumer holds them: the work is done.
 -- KEYS: for each tier: stream crashes
--- ARGV: group each, then for each tier: count id...
--- Returns for each tier those that had been settled before; which ones they are only if `each` is 1.
+-- ARGV: group per_entry, then for each tier: count id...
+-- Returns for each tier the entries that had been settled before: their ids if `per_entry` is 1, else '' for each.
 local reply, names, settled, at = {}, {}, {}, 3
 for k = 1, #KEYS, 2 do
   local ids, late = {unpack(ARGV, at + 1, at + ARGV[at])}, {}
@@ -14,7 +14,7 @@ for k = 1, #KEYS, 2 do
     for n = 1, #ids - call('XACK', KEYS[k], ARGV[1], unpack(ids)) do late[n] = '' end
   end
   reply[#reply + 1], names[#names + 1], settled[#settled + 1] = late, KEYS[k + 1], ids
-  leave(KEYS[k], ids)
+  remove_settled(KEYS[k], ids)
 end
-forgive(names, settled)
+clear_crashes(names, settled)
 return reply

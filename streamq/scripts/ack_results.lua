@@ -1,7 +1,7 @@
 -- ack_results: like ack, and each result is kept if its delivery had not been settled before.
 -- KEYS: stream crashes result...
 -- ARGV: group, twice the number of runs with the same TTL, for each run: ttl_ms count, then id... payload...
--- Returns those that had been settled before.
+-- Returns the ids of those that had been settled before.
 local late, at, n = {}, 2 + ARGV[2], #KEYS - 2
 local ids = {unpack(ARGV, at + 1, at + n)}
 local run, left = 1, 0
@@ -15,6 +15,6 @@ for i, id in ipairs(ids) do
     late[#late + 1] = id
   end
 end
-leave(KEYS[1], ids)
-forgive({KEYS[2]}, {ids})
+remove_settled(KEYS[1], ids)
+clear_crashes({KEYS[2]}, {ids})
 return late

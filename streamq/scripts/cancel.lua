@@ -1,11 +1,11 @@
 -- cancel: a task that has not been delivered yet is withdrawn.
--- KEYS: stream delayed messages consequence...
--- ARGV: entry_id('' if unknown) channel members member... (names it may be delayed by) consequence... (of its withdrawal)
--- Returns 'delayed' or 'queued' (withdrawn), 'running' (its worker has been told), or 'unknown'.
+-- KEYS: stream delayed messages side_effect...
+-- ARGV: entry_id('' if unknown) channel members member... (its possible names in the delayed set) side_effect... (of its withdrawal)
+-- Returns 'delayed' or 'queued' (withdrawn), 'running' (its worker is told to stop), or 'unknown'.
 local entry, members = ARGV[1], tonumber(ARGV[3])
 local found = 'unknown'
-look_over(4, 4 + members)
-call('HLEN', KEYS[3]) -- what is of another type refuses before anything is taken away
+check_types(4, 4 + members)
+call('HLEN', KEYS[3]) -- a key of another type refuses before any change
 for i = 4, 3 + members do
   if call('ZREM', KEYS[2], ARGV[i]) == 1 then
     call('HDEL', KEYS[3], ARGV[i])
@@ -13,7 +13,7 @@ for i = 4, 3 + members do
   end
 end
 if found == 'unknown' and entry ~= '' then
-  found = whereabouts(KEYS[1], entry)
+  found = entry_state(KEYS[1], entry)
   if found == 'queued' then call('XDEL', KEYS[1], entry) end
 end
 if found == 'running' then call('PUBLISH', ARGV[2], 'cancel ' .. entry) end

@@ -1,7 +1,7 @@
--- circuit_report: the circuit of one process changed; note it for the monitor, or forget it.
+-- circuit_report: write the new state of a process's circuit for the monitor, or remove the circuit.
 -- KEYS: circuit circuits
--- ARGV: name keep_ms most_named [field value]...
--- Without fields it is forgotten: it is closed.
+-- ARGV: name keep_ms max_indexed [field value]...
+-- Without fields it is removed: it is closed.
 local now, ttl = clock(), tonumber(ARGV[2])
 call('DEL', KEYS[1])
 call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))

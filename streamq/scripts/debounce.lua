@@ -1,4 +1,4 @@
--- debounce: accept a task, or put its arguments into the one that is delayed and let that wait anew.
+-- debounce: accept a task, or replace the message of the delayed one and let that wait again.
 -- KEYS: dedup latest accepted, then for each tier: stream delayed messages
 -- ARGV: id tier(from 1) delay_ms due_ms(0: by delay, -1: now) ttl_ms bound_ms accepted_ms(0: none) channel rest field value...
 -- Returns {1 if it is a task of its own, id of the task that will run, its entry or '', now or 0, 1 if it replaced a message}.
@@ -7,13 +7,13 @@ local place = holder and delayed(holder)
 local id, since = place and holder or own, place and tonumber(notes.since) or now
 if bound >= 0 then due = math.min(due, since + bound) end
 if place then
-  call('XLEN', KEYS[mine]) -- what is of another type refuses before anything is taken away, and so do the next
+  call('XLEN', KEYS[mine]) -- this and the next lines: a key of another type refuses before any change
   call('ZCARD', KEYS[mine + 1])
   call('HLEN', KEYS[mine + 2])
   call('HLEN', KEYS[place + 2])
   call('ZREM', KEYS[place + 1], id)
   call('HDEL', KEYS[place + 2], id)
 end
-local entry = put(id, due)
+local entry = send(id, due)
 hold_key(id, due - now, 'since', whole(since))
-return answer(place and 0 or 1, id, entry, place and 1 or 0)
+return reply(place and 0 or 1, id, entry, place and 1 or 0)

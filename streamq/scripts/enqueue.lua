@@ -1,4 +1,4 @@
--- enqueue: accept a task once per guard key, now or at its time.
+-- enqueue: a task is accepted once per guard key, now or delayed.
 -- KEYS: stream delayed messages guard...
 -- ARGV: id delay_ms due_ms(0: by delay, -1: now) channel message, a ttl_ms for each guard, field value...
 -- Returns {accepted, id of the task that holds the guard or was made, entry id or '', now if it is delayed}.
@@ -11,7 +11,7 @@ end
 if call('HEXISTS', KEYS[3], id) == 1 then return {0, id, ''} end
 local now, entry = clock(), ''
 if due == 0 then due = now + ARGV[2] end
-if due > 0 then -- before the guards: if it is refused, nobody holds them
+if due > 0 then -- before the guards: if it is refused, no task holds them
   delay(KEYS[2], KEYS[3], ARGV[4], due, id, ARGV[5])
 else
   entry = call('XADD', KEYS[1], '*', unpack(ARGV, 6 + guards))

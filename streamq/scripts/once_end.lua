@@ -1,7 +1,7 @@
--- once_end: end an effect: record its result, or give it up so that another may begin it; wakes who waits.
+-- once_end: end an effect: record its result, or release it so that another run may begin it. Wakes the waiters.
 -- KEYS: once
 -- ARGV: token ttl_ms [result]
--- Returns 1, also when it is said twice, or 0: another has taken it over, and nothing was done.
+-- Returns 1, also when it is sent twice, or 0 if another run has taken the effect over and nothing was done.
 local token, recorded = unpack(call('HMGET', KEYS[1], 'token', 'result'))
 if token and token ~= ARGV[1] then return 0 end
 if recorded then return recorded == ARGV[3] and 1 or 0 end

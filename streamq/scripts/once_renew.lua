@@ -1,9 +1,9 @@
--- once_renew: go on with an effect, if nobody has taken it over. A server that lost its data is told again.
+-- once_renew: renew the lease of an effect, unless another run has taken it over. Restores it if the server lost it.
 -- KEYS: once
 -- ARGV: token lease_ms ttl_ms
--- Returns 1, or 0: it is another's, or ended.
-local token, till = unpack(call('HMGET', KEYS[1], 'token', 'until'))
-if token and (token ~= ARGV[1] or not till) then return 0 end
+-- Returns 1, or 0 if another run has it, or it has ended.
+local token, lease_end = unpack(call('HMGET', KEYS[1], 'token', 'until'))
+if token and (token ~= ARGV[1] or not lease_end) then return 0 end
 call('HSET', KEYS[1], 'token', ARGV[1], 'until', string.format('%.0f', clock() + ARGV[2]))
 call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

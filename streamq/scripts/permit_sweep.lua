@@ -1,7 +1,7 @@
--- permit_sweep: what the dead held under a limit, or did not come for, goes to those who wait.
+-- permit_sweep: reserve permits for waiters that dead workers held, or that were reserved and not acquired.
 -- KEYS: permits called line limits delayed...
--- ARGV: name grant_ms channel
--- Returns {0, foreign place...}.
-hand_out(nil, ARGV[2], ARGV[3])
-note(ARGV[1])
+-- ARGV: name reserve_ms channel
+-- Returns {0, foreign waiter...}.
+reserve_permits(nil, ARGV[2], ARGV[3])
+schedule_sweep(ARGV[1])
 return {0, unpack(foreign)}

@@ -1,6 +1,6 @@
--- permit_wake: one that was called comes now, from a delayed set that the caller of the others did not know.
+-- permit_wake: make a waiter due now, in a delayed set that was no key of the step that reserved its permit.
 -- KEYS: delayed
--- ARGV: channel member member... (names it may be delayed by)
+-- ARGV: channel member member... (the names it may be delayed by)
 -- Returns 1, or 0 if it is not delayed.
 local now = clock()
 for i = 2, #ARGV do

@@ -1,4 +1,4 @@
--- progress: what running tasks report of themselves is kept for a while, and who watches is told.
+-- progress: the reports of running tasks are kept, and published to their watchers.
 -- KEYS: progress...
 -- ARGV: for each key: ttl_ms payload
 for i = 1, #KEYS do

@@ -1,7 +1,7 @@
--- register: a schedule is defined; one that ticks as before keeps its next tick.
+-- register: a schedule is defined; if its cron expression and time zone are as before, it keeps its next tick.
 -- KEYS: schedules ticks
 -- ARGV: name definition next_ms channel
--- Returns {1, its next tick}, or {0, -1} if one of that name is declared and this is not, or the other way round.
+-- Returns {1, its next tick}, or {0, -1} if one of that name exists and only one of the two is declared by a task.
 local name, is, due = ARGV[1], cjson.decode(ARGV[2]), ARGV[3]
 local raw, at = call('HGET', KEYS[1], name), call('ZSCORE', KEYS[2], name)
 local fine, was = pcall(cjson.decode, raw or '')

@@ -1,6 +1,6 @@
--- release: deliveries are handed back unsettled; the next sweep of anyone takes them.
+-- release: deliveries go to the consumer `released`, not settled; the next sweep of any consumer takes them.
 -- KEYS: stream
--- ARGV: group consumer parked idle_ms channel id...
+-- ARGV: group consumer released idle_ms channel id...
 -- Returns how many this consumer still held.
 local mine = {}
 for i = 6, #ARGV do

@@ -1,4 +1,4 @@
--- replay: a dead letter becomes a task again, unless somebody took it first.
+-- replay: a dead letter becomes a task again, unless another client took it first.
 -- KEYS: dead stream
 -- ARGV: dead_entry_id field value...
 -- Returns the new entry's id, or '' if the dead letter is gone.

@@ -1,16 +1,16 @@
--- tick: what a schedule has due is sent, once in the fleet, and its next tick is set.
+-- tick: the due ticks of a schedule are sent, once in the fleet, and its next tick is set.
 -- KEYS: schedules ticks ticked stream [guard]
 -- ARGV: name revision expected_ms next_ms last_ms guard_ttl_ms, then id headers expires for each tick
--- Returns {1 if it was done here, its next tick or -1 if it is gone or changed, ms of the server}.
+-- Returns {1 if this call did it, its next tick or -1 if the schedule is gone or changed, the server's time in ms}.
 local name, now = ARGV[1], clock()
 local raw, at = call('HGET', KEYS[1], name), call('ZSCORE', KEYS[2], name)
 local fine, wanted = pcall(cjson.decode, raw or '')
 if not at or not fine or type(wanted) ~= 'table' or (wanted.revision or '') ~= ARGV[2] then return {0, -1, now} end
-at = math.max(0, math.min(math.floor(at), 253402300799000)) -- by hand it may be anything
+at = math.max(0, math.min(math.floor(at), 253402300799000)) -- a score written by hand may be any number
 if at ~= tonumber(ARGV[3]) or now < at then return {0, at, now} end
 
 local last
-for t = 7, #ARGV, 3 do -- before the next tick is set: if the stream refuses, nothing has happened
+for t = 7, #ARGV, 3 do -- before the next tick is set: if the stream refuses, nothing has changed
   if not KEYS[5] or not call('GET', KEYS[5]) then
     local fields = {unpack(wanted.fields)}
     for f, name_of in ipairs({'id', 'headers', 'expires'}) do

@@ -1,4 +1,4 @@
--- unregister: a schedule is forgotten.
+-- unregister: a schedule is removed.
 -- KEYS: schedules ticks ticked
 -- ARGV: name channel
 -- Returns 1, or 0 if there is none of that name.

@@ -1,1 +1,1 @@
-"""What a program declares, and what becomes of a run. Pure: no I/O."""
+"""What a program declares (tasks, options, retries, cron), and the decision after a run. Pure: no I/O."""

@@ -1,7 +1,7 @@
-"""Do these arguments fit this function? And, with pydantic, what do they become?
+"""The check of arguments against a function: its signature, and with pydantic its annotations.
 
-Without the `pydantic` extra only the signature is checked. With it, arguments are also checked
-against the annotations and converted to them (datetime, UUID, Decimal, models, ...).
+With the extra `pydantic`, arguments are also converted to their annotations (datetime, UUID, Decimal, models, ...).
+Without it, only the signature is checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class Arguments:
-    """What is known of a function's parameters, found out on first use."""
+    """The parameters of a function. They are inspected on first use, and not when the task is declared."""
 
     def __init__(self, name: str, function: Callable[..., Any], *, validate: bool) -> None:
         self._name = name
@@ -31,23 +31,23 @@ class Arguments:
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        """The function's signature."""
+        """The signature of the function."""
         return inspect.signature(self._function)
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """The names of its parameters."""
+        """The names of the parameters."""
         return frozenset(self.signature.parameters)
 
     @functools.cached_property
-    def _needed(self) -> frozenset[str]:
+    def _required_positional_only(self) -> frozenset[str]:
         """The names of the positional-only parameters that have no default."""
         parameters = self.signature.parameters.values()
         return frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty)
 
     @functools.cached_property
-    def _plain(self) -> tuple[int, int]:
-        """The least and most positional arguments that need no closer look."""
+    def _positional_range(self) -> tuple[int, int]:
+        """The least and the most positional arguments with which a call fits, if it has no keyword arguments."""
         parameters = self.signature.parameters.values()
         if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
             return 1, 0
@@ -56,42 +56,42 @@ class Arguments:
         return sum(p.default is p.empty for p in positional), most
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raises ArgumentsError if the function cannot be called so."""
-        least, most = self._plain
+        """Raise ArgumentsError if the function cannot be called with these arguments."""
+        least, most = self._positional_range
         if not kwargs and least <= len(args) <= most:
             return
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ArgumentsError(self._name, f"{error}; its parameters are {self.signature}") from None
-        if missing := self._needed - bound.arguments.keys():  # Python 3.13.0 takes a keyword for a positional-only one
+        # Python 3.13.0 accepts a positional-only parameter by its name.
+        if missing := self._required_positional_only - bound.arguments.keys():
             raise ArgumentsError(self._name, f"missing {sorted(missing)}; its parameters are {self.signature}")
 
     @functools.cached_property
     def converter(self) -> Converter | None:
-        """What checks and converts arguments; None without pydantic or annotations."""
+        """The converter of arguments. None without pydantic, without annotations, or with `validate=False`."""
         annotated = any(p.annotation is not p.empty for p in self.signature.parameters.values())
         if not self._validate or not annotated or find_spec("pydantic") is None:
             return None
         return Converter(self._name, self._function)
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raises ArgumentsError if these arguments do not fit the signature or the annotations."""
+        """Raise ArgumentsError if these arguments do not fit the signature or the annotations."""
         self.bind(args, kwargs)
         if self.converter is not None:
             self.converter(args, kwargs)
 
 
 class Converter:
-    """Arguments as the annotations want them, by pydantic."""
+    """Checks arguments against annotations, and converts them, with pydantic."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         from pydantic import ConfigDict, TypeAdapter  # noqa: PLC0415 - an extra, and slow to import
         from pydantic_core import ArgsKwargs, ValidationError  # noqa: PLC0415
 
-        # A function of the same signature that gives back what it was called with: pydantic
-        # then validates a call without making it.
-        def caught(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # A function of the same signature that returns its arguments: pydantic then validates a call without making it.
+        def returned(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return args, kwargs
 
         try:
@@ -102,34 +102,34 @@ class Converter:
         hints.pop("return", None)
         signature = inspect.signature(function)
         parameters = [p.replace(annotation=hints.get(p.name, p.empty)) for p in signature.parameters.values()]
-        caught.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        caught.__annotations__ = hints
-        caught.__module__ = function.__module__
+        returned.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        returned.__annotations__ = hints
+        returned.__module__ = function.__module__
         self._name = name
         self._positional = [p.name for p in parameters if p.kind in _POSITIONAL]
         try:
             config = ConfigDict(arbitrary_types_allowed=True)
-            self._adapter: Any = TypeAdapter(typing.cast("Any", caught), config=config)
-        except Exception as error:  # pydantic has many for a type that it cannot check
+            self._adapter: Any = TypeAdapter(typing.cast("Any", returned), config=config)
+        except Exception as error:  # pydantic raises many kinds for a type that it cannot check
             remedy = "@task(validate=False) leaves them unchecked"
             raise ArgumentsError(name, f"its annotations cannot be checked: {error}; {remedy}") from error
         self._call = ArgsKwargs
         self._invalid = ValidationError
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return the converted arguments. Raises ArgumentsError naming each that does not fit."""
+        """Return the converted arguments. Raises ArgumentsError, which names each argument that does not fit."""
         try:
             converted: Any = self._adapter.validate_python(self._call(tuple(args), dict(kwargs)))
         except self._invalid as error:
             wrong = "; ".join(
-                f"argument {self._place(e['loc'])} = {e['input']!r:.80}: {e['msg']}"
+                f"argument {self._path(e['loc'])} = {e['input']!r:.80}: {e['msg']}"
                 for e in error.errors(include_url=False)
             )
             raise ArgumentsError(self._name, wrong) from None
         return typing.cast("tuple[Sequence[Any], Mapping[str, Any]]", converted)
 
-    def _place(self, location: Sequence[int | str]) -> str:
-        """Return where a value stands, as the signature says it: `order.lines.0`."""
+    def _path(self, location: Sequence[int | str]) -> str:
+        """Return the path to a value, with the names of the signature: `order.lines.0`."""
         first, *rest = location or ("?",)
         if isinstance(first, int) and first < len(self._positional):
             first = self._positional[first]
@@ -137,11 +137,11 @@ class Converter:
 
 
 def encode_extra(value: Any) -> Any:
-    """Turn what orjson lacks and pydantic reads back into JSON: models, Decimal, sets, bytes, ...
+    """Return a value that orjson cannot encode as one that it can: of a model, Decimal, set, bytes, ...
 
-    Raises TypeError for anything else.
+    pydantic converts it back in the worker. Raises TypeError for any other value.
     """
-    from decimal import Decimal  # noqa: PLC0415 - a third of a MiB; pydantic has loaded it
+    from decimal import Decimal  # noqa: PLC0415 - a third of a MiB, which pydantic has loaded already
 
     if isinstance(value, Decimal):
         return str(value)

@@ -1,6 +1,7 @@
 """`@batch_task`: a task whose handler takes many messages at once. Holds no broker and no worker.
 
-Each message is a task of its own with one argument, an item; the handler gets a list of items.
+Each message is a task of its own with one argument, an item. The handler gets a list of items.
+The worker collects the messages of a batch in `consumer/batching.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from streamq.errors import ArgumentsError, ConfigurationError, check_integer, check_number
 from streamq.tasks.arguments import Arguments, Converter
+from streamq.tasks.decorator import task
 from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.options import OptionValues, merge
 from streamq.tasks.retry_policy import BackoffLike, RetriesLike
-from streamq.tasks.task import AsyncTask, OptionValues, RunIn, Task, merge, task
+from streamq.tasks.task import AsyncTask, RunIn, Task
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,8 +26,8 @@ R = TypeVar("R")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Settings(TypedDict, total=False):
-    """The options of `@task` that are those of `@batch_task` as well: all but `cron`."""
+class TaskSettings(TypedDict, total=False):
+    """The options that `@batch_task` has in common with `@task`: all but `cron`."""
 
     name: str | None
     retries: RetriesLike
@@ -43,7 +46,7 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """At most `size` messages at once, or those that came within `wait` seconds of the first."""
+    """A batch has at most `size` messages, and those that come within `wait` seconds of the first."""
 
     size: int = 100
     wait: float = 0.1
@@ -55,7 +58,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchTask(Task[[T], R], Generic[T, R]):
-    """A task whose handler takes a list of items, while each message carries one. Made by `@batch_task`."""
+    """A task whose handler takes a list of items. Each message carries one item. `@batch_task` makes it."""
 
     batch: Batch = Batch()
 
@@ -68,12 +71,12 @@ class AsyncBatchTask(BatchTask[T, R]):
     def __call__(  # type: ignore[override]  # a call takes the list, a message one item of it
         self, items: list[T], /
     ) -> Coroutine[Any, Any, Sequence[R | Exception] | None]:
-        """Call the function itself, here and now."""
+        """Call the function itself, in this process."""
         return self.function(items)  # type: ignore[no-any-return]
 
     def options(self, **values: Unpack[OptionValues]) -> AsyncBatchTask[T, R]:
-        """Return this task with options for the messages that are sent through it."""
-        return replace(self, sending=merge(self.sending, values))
+        """Return a copy of this task whose messages are sent with these options."""
+        return replace(self, send_options=merge(self.send_options, values))
 
 
 class SyncBatchTask(BatchTask[T, R]):
@@ -84,24 +87,24 @@ class SyncBatchTask(BatchTask[T, R]):
     def __call__(  # type: ignore[override]  # as above
         self, items: list[T], /
     ) -> Sequence[R | Exception] | None:
-        """Call the function itself, here and now."""
+        """Call the function itself, in this process."""
         return self.function(items)  # type: ignore[no-any-return]
 
     def options(self, **values: Unpack[OptionValues]) -> SyncBatchTask[T, R]:
-        """Return this task with options for the messages that are sent through it."""
-        return replace(self, sending=merge(self.sending, values))
+        """Return a copy of this task whose messages are sent with these options."""
+        return replace(self, send_options=merge(self.send_options, values))
 
 
 class ItemArguments(Arguments):
-    """What is known of the one argument of a message: it is an item of the handler's list."""
+    """The one argument of a message of a batch task: an item of the handler's list."""
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """None: an item has no name, so every keyword argument of an enqueue is an option."""
+        """Empty: an item has no name, so every keyword argument of an enqueue is an option."""
         return frozenset()
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raises ArgumentsError unless there is one positional argument."""
+        """Raise ArgumentsError unless there is one positional argument."""
         if kwargs or len(args) != 1:
             given = f"{len(args)} and {', '.join(kwargs)}" if kwargs else f"{len(args)}"
             raise ArgumentsError(
@@ -110,14 +113,14 @@ class ItemArguments(Arguments):
 
     @cached_property
     def converter(self) -> Converter | None:
-        """What checks and converts an item; None without pydantic or an annotation."""
+        """The converter of an item. None without pydantic, without an annotation, or with `validate=False`."""
         if super().converter is None:
             return None
         return _ItemConverter(self._name, self._function, self.bind)
 
 
 class _ItemConverter(Converter):
-    """An item as the annotation of the list wants it."""
+    """Checks and converts an item, by the annotation of the handler's list."""
 
     def __init__(
         self, name: str, function: Callable[..., Any], bind: Callable[[Sequence[Any], Mapping[str, Any]], None]
@@ -126,16 +129,16 @@ class _ItemConverter(Converter):
         self._bind = bind
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return the converted item, as arguments. Raises ArgumentsError if it does not fit."""
+        """Return the converted item, as positional arguments. Raises ArgumentsError if it does not fit."""
         self._bind(args, kwargs)
-        (items,), _ = super().__call__(([args[0]],), {})  # a list of one is what the annotation speaks of
+        (items,), _ = super().__call__(([args[0]],), {})  # the annotation is that of a list
         return tuple(items), {}
 
 
 class _Decorator:
-    """`@batch_task(...)`; finds the types of item and result for type checkers."""
+    """`@batch_task(...)`. Its overloads tell type checkers the types of item and result."""
 
-    def __init__(self, batch: Batch, settings: Settings) -> None:
+    def __init__(self, batch: Batch, settings: TaskSettings) -> None:
         self._batch = batch
         self._settings = settings
 
@@ -153,8 +156,8 @@ class _Decorator:
         whole: Task[Any, Any] = task(**self._settings)(function)
         if whole.cron:
             raise ConfigurationError(
-                f"batch task {whole.name!r} has cron={whole.cron!r}: what a schedule sends carries no item; "
-                "have a task of its own send some"
+                f"batch task {whole.name!r} has cron={whole.cron!r}: a schedule sends no item; "
+                "give the schedule to another task that enqueues the items"
             )
         _check_signature(whole.name, function)
         values: dict[str, Any] = {part.name: getattr(whole, part.name) for part in fields(Task)}
@@ -164,15 +167,16 @@ class _Decorator:
         return kind(**values, batch=self._batch)
 
 
-def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[Settings]) -> _Decorator:
+def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[TaskSettings]) -> _Decorator:
     """Make a function of a list a task that runs for up to `size` messages at once.
 
-    Each message carries one item: `broker.enqueue(insert, row)`. The handler runs once `size` are
-    there, or `wait` seconds after the first came. It returns None, or for each item, in their order,
-    its result or the exception it failed with; each is settled by itself. If it raises, all fail
-    with that. `settings` are the options of `@task`; `timeout` (s) bounds the handler, not the wait.
+    Each message carries one item: `broker.enqueue(insert, row)`. The handler runs when `size` messages are there, or
+    `wait` seconds after the first. It returns None, or a list with one entry for each item, in the order of the items:
+    its result, or the exception that it failed with. Each message is settled by itself. If the handler raises, all
+    messages fail with that error. `settings` are the options of `@task`. `timeout` (s) limits the run of the handler,
+    without the wait.
 
-    Raises TaskNameError for an unusable name, ConfigurationError for an unusable option.
+    Raises TaskNameError for a name that cannot be used, ConfigurationError for any other value.
     """
     return _Decorator(Batch(size, wait), settings)
 

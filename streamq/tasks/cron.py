@@ -1,17 +1,17 @@
-"""When a schedule ticks: pure, and the same on every machine. Knows no Redis, no task and no loop.
+"""When a schedule ticks. Pure, and the same on every machine: knows no Redis, no task and no loop.
 
-The parser is cronsim's, by the author of healthchecks.io: 500 lines without dependencies, typed, run by a
-service whose trade is cron, and checked there against Debian's cron over years of ticks. croniter, the other
-one that is kept, reads more dialects (hashed fields, years) but has rules of its own around the changes of
-clocks, and was orphaned for a while. cronsim is the extra `cron`, imported when the first expression is read.
+The parser is cronsim, by the author of healthchecks.io: 500 lines, typed, without dependencies. That service lives from
+cron and has checked it against Debian's cron over years of ticks. croniter, the other maintained parser, reads more
+dialects (hashed fields, years), has its own rules for changes of clocks, and had no maintainer for a while. cronsim is
+the extra `cron`; it is imported when the first expression is read.
 
-What is added here: ticks are Unix times, strictly later than what was asked for. cronsim forgets in which of the
-two hours between two and three o'clock of an autumn night it was asked, and may answer with what is
-past; it is asked again then. So `next_tick` is a function of time alone that never goes back, which is what the
-fleet's agreement on the next tick rests on, and what lets `latest_tick` find the last one by bisection.
+This module adds one guarantee: ticks are Unix times, and each is later than the time that it was computed from. When
+clocks go back, the hour from two to three comes twice. cronsim does not know in which of the two it is, and may return
+a time that is past. Such times are skipped here. So `next_tick` depends on the time alone and never goes back. The
+fleet's agreement on the next tick needs that, and so does `latest_tick`, which searches by bisection.
 
-One limit is cronsim's: where clocks change by half an hour (Lord Howe Island) an expression with a star may leave
-out or shift ticks within an hour or two of the change.
+One limit of cronsim stays: where clocks change by half an hour (Lord Howe Island), an expression with a star may omit
+or shift ticks within an hour or two of the change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Missed = Literal["last", "skip", "all"]
 MISSED: Final = get_args(Missed)
 
 ON_TIME: Final = 10.0  # seconds after which a tick that was not sent counts as missed
-MOST_MISSED: Final = 1000  # missed ticks that are made up for by "all": the latest
+MOST_MISSED: Final = 1000  # missed ticks that "all" sends at most: the latest
 
 _ALIASES: Final = {
     "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0",
@@ -43,15 +43,15 @@ _WHEN_CHECKED: Final = datetime(2000, 1, 1, tzinfo=UTC)  # an expression must ti
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """When a task runs again and again: a cron expression in a time zone.
+    """A schedule: a cron expression in a time zone.
 
-    Five fields (minute, hour, day of the month, month, day of the week), or six with seconds in front, or
-    `@hourly` and its like. `tz` is the name of a time zone. `missed` says what becomes of ticks that nobody
-    could send in time: the "last" of them is sent, "all" are, or none ("skip"). Without `overlap` a tick is
-    left out while the run of an earlier one is not done. `args` and `kwargs` are for schedules that `@task` declares.
+    `expression` has five fields (minute, hour, day of the month, month, day of the week), or six with seconds in front.
+    It can also be `@hourly`, `@daily` and so on. `tz` is the name of a time zone. `missed` says which of the ticks are
+    sent that no worker could send in time: "last", "all" or none ("skip"). With `overlap=False` a tick is omitted while
+    the task of an earlier tick is not done. `args` and `kwargs` are for schedules that `@task` declares.
 
-    Raises ConfigurationError for what cannot be used. Where the extra `cron` is not installed the
-    expression is not looked at: a producer need not have it.
+    Raises ConfigurationError for a value that cannot be used. The expression is only checked where the extra `cron` is
+    installed: a producer does not need it.
     """
 
     expression: str
@@ -72,29 +72,32 @@ class Cron:
             raise ConfigurationError(f"args={self.args!r}, kwargs={self.kwargs!r}: give a tuple and a dict")
         if not isinstance(self.tz, str):
             raise ConfigurationError(f"tz={self.tz!r} is no known time zone: give its name, like 'Europe/Berlin'")
-        zone(self.tz)
-        if installed() and next(ticks(self.expression, self.tz, _WHEN_CHECKED.timestamp()), None) is None:
+        time_zone(self.tz)
+        if parser_installed() and next(ticks(self.expression, self.tz, _WHEN_CHECKED.timestamp()), None) is None:
             raise ConfigurationError(f"cron expression {self.expression!r} never ticks: there is no such day")
 
     def ticks(self, after: datetime) -> Iterator[datetime]:
-        """Yield the ticks after a moment (an aware datetime), in the schedule's time zone, without end."""
+        """Yield the ticks after an aware datetime, in the time zone of the schedule, without end.
+
+        Raises ConfigurationError for a datetime without a time zone, MissingExtraError without the extra `cron`.
+        """
         if after.tzinfo is None:
             raise ConfigurationError(f"after={after!r} has no time zone: use datetime.now(UTC) and its like")
         for tick in ticks(self.expression, self.tz, after.timestamp()):
-            yield datetime.fromtimestamp(tick, zone(self.tz))
+            yield datetime.fromtimestamp(tick, time_zone(self.tz))
 
 
-def installed() -> bool:
-    """Is the parser there?"""
+def parser_installed() -> bool:
+    """Return whether the parser is installed."""
     try:
-        require()
+        require_parser()
     except MissingExtraError:
         return False
     return True
 
 
-def require() -> type[CronSim]:
-    """Return the parser. Raises MissingExtraError."""
+def require_parser() -> type[CronSim]:
+    """Return the parser. Raises MissingExtraError without the extra `cron`."""
     try:
         from cronsim import CronSim  # noqa: PLC0415 - an extra
     except ImportError:
@@ -103,8 +106,8 @@ def require() -> type[CronSim]:
 
 
 @lru_cache(maxsize=64)
-def zone(name: str) -> tzinfo:
-    """Return a time zone by its name. Raises ConfigurationError."""
+def time_zone(name: str) -> tzinfo:
+    """Return a time zone by its name. Raises ConfigurationError for an unknown name."""
     if name == "UTC":
         return UTC
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - not needed for UTC
@@ -119,12 +122,12 @@ def zone(name: str) -> tzinfo:
 
 
 def ticks(expression: str, tz: str, after: float) -> Iterator[float]:
-    """Yield the ticks later than `after` in Unix seconds, each later than the one before.
+    """Yield the ticks after `after` (Unix seconds), each later than the one before.
 
-    Ends where nothing comes for 50 years. Raises ConfigurationError for an expression or a time zone that
-    cannot be used, MissingExtraError without the parser.
+    Ends if there is no tick for 50 years. Raises ConfigurationError for an expression or a time zone that cannot be
+    used, MissingExtraError without the parser.
     """
-    sim = _parsed(expression, datetime.fromtimestamp(after // 1, zone(tz)))
+    sim = _parse(expression, datetime.fromtimestamp(after // 1, time_zone(tz)))
     last = after
     for moment in sim:
         tick = moment.timestamp()
@@ -134,12 +137,12 @@ def ticks(expression: str, tz: str, after: float) -> Iterator[float]:
 
 
 def next_tick(expression: str, tz: str, after: float) -> float | None:
-    """Return the first tick later than `after`, in Unix seconds; None if there is none. Raises what `ticks` raises."""
+    """Return the first tick after `after` (Unix seconds), None if there is none. Raises what `ticks` raises."""
     return next(ticks(expression, tz, after), None)
 
 
 def latest_tick(expression: str, tz: str, first: float, until: float) -> float:
-    """Return the last tick that is not later than `until`, where `first` is one that is not either."""
+    """Return the last tick that is not later than `until`. `first` is a tick that is not later, either."""
     low, high, found = int(first), int(until), first
     while low <= high:
         middle = (low + high) // 2
@@ -152,31 +155,33 @@ def latest_tick(expression: str, tz: str, first: float, until: float) -> float:
 
 
 def due_ticks(expression: str, tz: str, missed: Missed, first: float, now: float) -> tuple[list[float], float | None]:
-    """Return which ticks are to be sent now, and the next one after them.
+    """Return the ticks to send now, and the next tick after them.
 
-    `first` is the tick that was expected; it and all that came until `now` (Unix seconds) have not been sent.
-    Those that are late by no more than `ON_TIME` are sent in any case. Of those that were missed "all"
-    has the latest `MOST_MISSED`, "last" the latest if none is on time, "skip" none.
+    `first` is the expected tick. No tick from `first` to `now` (Unix seconds) has been sent. Ticks that are at most
+    `ON_TIME` late are always sent. Of the missed ticks "all" sends the latest `MOST_MISSED`, "last" sends the latest
+    one if no other tick is on time, and "skip" sends none.
     """
     line = now - ON_TIME
     if first >= line:
-        late, soon = [], [first, *_between(expression, tz, first, now)]
+        late, soon = [], [first, *_ticks_between(expression, tz, first, now)]
     else:
         last = latest_tick(expression, tz, first, line - 0.001)
-        late, soon = [last], list(_between(expression, tz, last, now))
+        late, soon = [last], list(_ticks_between(expression, tz, last, now))
         if missed == "all":
-            late = list(_between(expression, tz, _far_enough(expression, tz, first, last), last))[-MOST_MISSED:]
+            late = list(_ticks_between(expression, tz, _start_of_latest(expression, tz, first, last), last))[
+                -MOST_MISSED:
+            ]
     following = next_tick(expression, tz, (soon or late)[-1])
     if missed == "all":
         return [*late, *soon], following
     return (late if missed == "last" and not soon else soon), following
 
 
-def _far_enough(expression: str, tz: str, first: float, last: float) -> float:
-    """Return a moment between which and `last` there are `MOST_MISSED` ticks, or all from `first` on."""
+def _start_of_latest(expression: str, tz: str, first: float, last: float) -> float:
+    """Return a time so that `MOST_MISSED` ticks lie between it and `last`, or all ticks from `first` on."""
 
     def enough(after: float) -> bool:
-        return next(islice(_between(expression, tz, after, last), MOST_MISSED - 1, None), None) is not None
+        return next(islice(_ticks_between(expression, tz, after, last), MOST_MISSED - 1, None), None) is not None
 
     low, high = int(first) - 1, int(last)
     while low < high and enough(low):
@@ -188,17 +193,17 @@ def _far_enough(expression: str, tz: str, first: float, last: float) -> float:
     return low
 
 
-def _between(expression: str, tz: str, after: float, until: float) -> Iterator[float]:
+def _ticks_between(expression: str, tz: str, after: float, until: float) -> Iterator[float]:
     """Yield the ticks later than `after` and not later than `until`."""
     return takewhile(lambda tick: tick <= until, ticks(expression, tz, after))
 
 
-def _parsed(expression: str, after: datetime) -> CronSim:
-    parser = require()
+def _parse(expression: str, after: datetime) -> CronSim:
+    parser = require_parser()
     from cronsim import CronSimError  # noqa: PLC0415 - an extra
 
-    written = _ALIASES.get(expression.strip().lower(), expression)
+    fields = _ALIASES.get(expression.strip().lower(), expression)
     try:
-        return parser(written, after)
+        return parser(fields, after)
     except (CronSimError, ValueError, AssertionError) as error:  # a number of 5,000 digits is a ValueError
         raise ConfigurationError(f"cron expression {expression!r} cannot be used: {error}") from error

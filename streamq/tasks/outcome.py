@@ -1,6 +1,7 @@
-"""What becomes of a delivery. Pure: `decide` returns it, the consumer carries it out.
+"""The outcomes of a delivery, and the decision between them after a failed run.
 
-A delivery ends in exactly one of these; the state machine is in `docs/architecture.md`.
+Pure: `decide` returns an outcome, `consumer/settling.py` carries it out. Each delivery gets exactly one outcome. The
+state machine is in `docs/architecture.md`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 
 from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
 from streamq.tasks.retry_policy import RetryPolicy, Uniform
-from streamq.wire.delivery import Failure
+from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.message import dumps
 
 _LONGEST_ERROR = 8_000  # characters of an error's message that are kept
 
 
 class Reason(StrEnum):
-    """Why a task is dead."""
+    """Why a task was dead-lettered."""
 
     RETRIES_EXHAUSTED = "retries_exhausted"
     CRASH_LOOP = "crash_loop"
@@ -36,7 +37,7 @@ EXPIRED = Failure("Expired", "it had not started before it expired")
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The run succeeded, or was `cancelled`. `result` is what waiters are told, as JSON; empty if none is kept."""
+    """The run succeeded, or was `cancelled`. `result` is the JSON that waiters get; empty if no result is kept."""
 
     result: bytes = b""
     cancelled: bool = False
@@ -44,7 +45,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The run failed; the task runs again after `delay` seconds, one attempt poorer."""
+    """The run failed. The task runs again after `delay` seconds, and has spent an attempt."""
 
     delay: float
     failure: Failure
@@ -52,9 +53,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Postpone:
-    """The task runs again after `delay` seconds and has spent no attempt.
+    """The task runs again after `delay` seconds, and has spent no attempt.
 
-    `headers` are merged into those of the message; `unknown` marks a task that no one here knows.
+    `headers` are merged into those of the message. `unknown`: this worker does not know the task.
     """
 
     delay: float
@@ -65,7 +66,7 @@ class Postpone:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """The task will not run again; it is kept for people to look at."""
+    """The task will not run again. It moves to the dead letters, where people can look at it and replay it."""
 
     reason: Reason
     failure: Failure
@@ -73,52 +74,52 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The delivery is handed back, to be taken by anyone at once."""
+    """The delivery is given back to the group: any consumer can take it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Another group's retry: acknowledged here without a run, and counted by no one."""
+    """The retry of another group: it is acknowledged here without a run, and is not counted."""
 
 
 Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Return an exception as words: qualified type, message, traceback."""
+    """Return an exception as text: qualified type, message, traceback."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
         text = str(error)
     except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not cost the task
         text = f"<no message: its __str__ raised {type(broken).__name__}>"
-    return Failure(name, _carried(text)[:_LONGEST_ERROR], _carried("".join(traceback.format_exception(error))))
+    return Failure(name, _utf8_safe(text)[:_LONGEST_ERROR], _utf8_safe("".join(traceback.format_exception(error))))
 
 
-def _carried(text: str) -> str:
-    """Return a text that UTF-8 can carry: names of files come with lone surrogates."""
+def _utf8_safe(text: str) -> str:
+    """Return a text that UTF-8 can encode: names of files may hold lone surrogates."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def _postponed(request: RetryLater) -> Postpone:
-    """Return what a handler asked for. Raises TypeError or ValueError if nobody can do it."""
+def _postpone(request: RetryLater) -> Postpone:
+    """Return the outcome that a handler asked for. Raises TypeError or ValueError if its values cannot be used."""
     delay = float(request.after)
     if not delay < math.inf:
         raise ValueError(f"RetryLater(after={request.after!r}): give a number of seconds")
     if request.headers is not None:
         dumps(dict(request.headers))
-    return Postpone(max(0.0, delay), _carried(str(request)), headers=request.headers)
+    return Postpone(max(0.0, delay), _utf8_safe(str(request)), headers=request.headers)
 
 
 def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform) -> Outcome:
-    """Return what becomes of a delivery whose run raised this error.
+    """Return the outcome of a delivery whose run raised this error.
 
-    `attempt` counts from 1; `retries` overrides the policy's own if it is not None.
+    `attempt` counts from 1. `retries` are those of the message; None: those of the policy.
     """
     if isinstance(error, RetryLater):
         try:
-            return _postponed(error)
-        except (TypeError, ValueError) as unusable:  # a mistake of the handler, as any other
+            return _postpone(error)
+        except (TypeError, ValueError) as unusable:  # a mistake of the handler, treated as any other error
             error = unusable
     match error:
         case Reject() | ArgumentsError():
@@ -127,7 +128,7 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
         case _ if not policy.retryable(error):
             return DeadLetter(Reason.REJECTED, failure_of(error))
-        case _ if attempt > (policy.budget(error) if retries is None else retries):
+        case _ if attempt > (policy.max_retries(error) if retries is None else retries):
             return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error))
         case _:
             return Retry(policy.delay(attempt, error, random), failure_of(error))

@@ -1,14 +1,14 @@
-"""When a failed task runs again. Pure: randomness is passed in.
+"""Whether a failed task runs again, and when. Pure: randomness is passed in.
 
-A schedule says how long to wait after attempt n failed, n from 1:
+A backoff is the delay after attempt n failed, with n from 1:
 
     Backoff    uniform in [0, min(cap, base * factor ** (n - 1))]
     Linear     min(cap, base + step * n)
     Fixed      seconds
-    Delays     the n-th of a list, the last for ever after
+    Delays     the n-th of a list, then always the last
 
-Exponential backoff with full jitter is the default, as derived in M. Brooker, "Exponential Backoff
-And Jitter", AWS Architecture Blog, 2015. The others say exact times, and spread them only if asked.
+The default is exponential backoff with full jitter, as derived in M. Brooker, "Exponential Backoff And Jitter", AWS
+Architecture Blog, 2015. The others have exact delays, unless they are made with `jitter=True`.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from streamq.errors import ConfigurationError
 log = logging.getLogger("streamq")
 
 DEFAULT_RETRIES = 3
-LONGEST = 86_400.0  # seconds: no delay is longer, unless the policy says so
+LONGEST = 86_400.0  # seconds: no delay is longer, unless `max_backoff` says so
 
 
 class Uniform(Protocol):
-    """What is needed of `random.Random`."""
+    """The part of `random.Random` that is used here."""
 
     def uniform(self, a: float, b: float, /) -> float: ...
 
 
 @runtime_checkable
-class Schedule(Protocol):
-    """When a failed task runs again, by the number of the attempt that failed, from 1."""
+class BackoffStrategy(Protocol):
+    """A backoff: the delay by the number of the attempt that failed, from 1."""
 
     def delay(self, attempt: int, random: Uniform, /) -> float:
-        """Return the seconds to wait after this attempt failed."""
+        """Return the delay (s) after this attempt failed."""
         ...
 
 
-Way = Schedule | float | Sequence[float] | Callable[[int, BaseException], float]
-BackoffLike = Way | Mapping[type[BaseException], Way]
+BackoffRule = BackoffStrategy | float | Sequence[float] | Callable[[int, BaseException], float]
+BackoffLike = BackoffRule | Mapping[type[BaseException], BackoffRule]
 RetriesLike = int | Mapping[type[BaseException], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential backoff. `base` and `cap` are seconds; `jitter` spreads over [0, delay]."""
+    """Exponential backoff. `base` and `cap` are seconds. `jitter`: the delay is a random part of that."""
 
     base: float = 1.0
     factor: float = 2.0
@@ -62,24 +62,24 @@ class Backoff:
 
     @property
     def longest(self) -> float:
-        """The longest delay (s) of all."""
+        """The longest delay (s) that this backoff returns."""
         return self.cap
 
     def ceiling(self, attempt: int) -> float:
-        """Return the longest delay (s) after the failure of this attempt, counted from 1."""
+        """Return the delay (s) without jitter after this attempt failed, counted from 1."""
         try:
             return min(self.cap, self.base * self.factor ** (attempt - 1))
         except OverflowError:
             return self.cap
 
     def delay(self, attempt: int, random: Uniform) -> float:
-        """Return the delay (s) after the failure of this attempt, counted from 1."""
-        return _spread(self.ceiling(attempt), random, jitter=self.jitter)
+        """Return the delay (s) after this attempt failed, counted from 1."""
+        return _with_jitter(self.ceiling(attempt), random, jitter=self.jitter)
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """`step` seconds more with each attempt, on top of `base`, up to `cap`; `jitter` spreads over [0, delay]."""
+    """`base` seconds and `step` more with each attempt, up to `cap`. `jitter`: the delay is a random part of that."""
 
     step: float = 1.0
     base: float = 0.0
@@ -92,21 +92,21 @@ class Linear:
 
     @property
     def longest(self) -> float:
-        """The longest delay (s) of all."""
+        """The longest delay (s) that this backoff returns."""
         return self.cap
 
     def ceiling(self, attempt: int) -> float:
-        """Return the longest delay (s) after the failure of this attempt, counted from 1."""
+        """Return the delay (s) without jitter after this attempt failed, counted from 1."""
         return min(self.cap, self.base + self.step * attempt)
 
     def delay(self, attempt: int, random: Uniform) -> float:
-        """Return the delay (s) after the failure of this attempt, counted from 1."""
-        return _spread(self.ceiling(attempt), random, jitter=self.jitter)
+        """Return the delay (s) after this attempt failed, counted from 1."""
+        return _with_jitter(self.ceiling(attempt), random, jitter=self.jitter)
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """The same delay after each attempt; `jitter` spreads over [0, seconds]."""
+    """The same delay (s) after each attempt. `jitter`: the delay is a random part of that."""
 
     seconds: float
     jitter: bool = False
@@ -117,17 +117,17 @@ class Fixed:
 
     @property
     def longest(self) -> float:
-        """The longest delay (s) of all."""
+        """The longest delay (s) that this backoff returns."""
         return self.seconds
 
-    def delay(self, attempt: int, random: Uniform) -> float:  # noqa: ARG002 - as every schedule
-        """Return the delay (s) after the failure of this attempt, counted from 1."""
-        return _spread(self.seconds, random, jitter=self.jitter)
+    def delay(self, attempt: int, random: Uniform) -> float:  # noqa: ARG002 - as every backoff
+        """Return the delay (s) after this attempt failed, counted from 1."""
+        return _with_jitter(self.seconds, random, jitter=self.jitter)
 
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """The n-th delay after the n-th attempt, and the last one for ever after; `jitter` spreads over [0, delay]."""
+    """The n-th delay (s) after the n-th attempt, then always the last. `jitter`: the delay is a random part of that."""
 
     delays: Sequence[float]
     jitter: bool = False
@@ -141,23 +141,24 @@ class Delays:
 
     @property
     def longest(self) -> float:
-        """The longest delay (s) of all."""
+        """The longest delay (s) that this backoff returns."""
         return max(self.delays)
 
     def delay(self, attempt: int, random: Uniform) -> float:
-        """Return the delay (s) after the failure of this attempt, counted from 1."""
-        return _spread(self.delays[min(attempt, len(self.delays)) - 1], random, jitter=self.jitter)
+        """Return the delay (s) after this attempt failed, counted from 1."""
+        return _with_jitter(self.delays[min(attempt, len(self.delays)) - 1], random, jitter=self.jitter)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Which failures are retried, how often, and when.
 
-    `retries` counts runs after the first. `backoff` is a schedule, a number of seconds, a list of
-    them, or a function of the attempt (from 1) and the exception that returns seconds. Both may be a
-    mapping from exception classes: the first that fits counts, and the default where none does; all
-    share one count of attempts. `give_up_on` wins over `retry_on`. No delay is longer than
-    `max_backoff` seconds, whoever asks for it.
+    `retries` counts runs after the first. `backoff` is a backoff object, seconds, a list of seconds, or a function of
+    the attempt (from 1) and the exception that returns seconds. Both can be a mapping from exception classes: the first
+    class that fits counts, and the default where none fits. There is one count of attempts for all classes.
+    `give_up_on` wins over `retry_on`. No delay is longer than `max_backoff` seconds.
+
+    Raises ConfigurationError for a value that cannot be used.
     """
 
     retries: RetriesLike = DEFAULT_RETRIES
@@ -165,48 +166,51 @@ class RetryPolicy:
     retry_on: tuple[type[BaseException], ...] = (BaseException,)
     give_up_on: tuple[type[BaseException], ...] = ()
     max_backoff: float = LONGEST
-    _ways: tuple[tuple[type[BaseException], Any], ...] = field(init=False, repr=False, compare=False)
-    _budgets: tuple[tuple[type[BaseException], int], ...] = field(init=False, repr=False, compare=False)
+    _rules: tuple[tuple[type[BaseException], Any], ...] = field(init=False, repr=False, compare=False)
+    _limits: tuple[tuple[type[BaseException], int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _is_seconds(self.max_backoff):
             raise ConfigurationError(f"max_backoff={self.max_backoff!r} cannot be used: give seconds, at least 0")
-        budgets = _by_class("retries", self.retries)
-        for _, retries in budgets:
+        limits = _by_class("retries", self.retries)
+        for _, retries in limits:
             if type(retries) is not int or retries < 0:
                 raise ConfigurationError(f"retries={self.retries!r} cannot be used: give an integer of at least 0")
-        ways = tuple((kind, _usable(way)) for kind, way in _by_class("backoff", self.backoff))
-        for _, way in ways:
-            if getattr(way, "longest", 0.0) > self.max_backoff:
+        rules = tuple((kind, _checked_rule(rule)) for kind, rule in _by_class("backoff", self.backoff))
+        for _, rule in rules:
+            if getattr(rule, "longest", 0.0) > self.max_backoff:
                 raise ConfigurationError(
-                    f"backoff={way!r} waits longer than max_backoff={self.max_backoff:g} s: raise that, or wait less"
+                    f"backoff={rule!r} waits longer than max_backoff={self.max_backoff:g} s: raise that, or wait less"
                 )
-        object.__setattr__(self, "_budgets", (*budgets, (BaseException, DEFAULT_RETRIES)))
-        object.__setattr__(self, "_ways", (*ways, (BaseException, Backoff())))
+        object.__setattr__(self, "_limits", (*limits, (BaseException, DEFAULT_RETRIES)))
+        object.__setattr__(self, "_rules", (*rules, (BaseException, Backoff())))
 
     def retryable(self, error: BaseException) -> bool:
-        """Return whether this failure may be retried at all."""
+        """Return whether this failure can be retried at all."""
         return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
 
-    def budget(self, error: BaseException) -> int:
-        """Return how many runs there may be after the first, when this is how one ended."""
-        return next(retries for kind, retries in self._budgets if isinstance(error, kind))
+    def max_retries(self, error: BaseException) -> int:
+        """Return how many runs there may be after the first if a run failed with this error."""
+        return next(retries for kind, retries in self._limits if isinstance(error, kind))
 
     def delay(self, attempt: int, error: BaseException, random: Uniform) -> float:
-        """Return the seconds to wait after this attempt failed."""
-        way = next(way for kind, way in self._ways if isinstance(error, kind))
+        """Return the delay (s) after this attempt failed with this error.
+
+        A backoff that raises, or returns no finite number, is logged and replaced by the default.
+        """
+        rule = next(rule for kind, rule in self._rules if isinstance(error, kind))
         try:
-            delay = float(way.delay(attempt, random) if isinstance(way, Schedule) else way(attempt, error))
+            delay = float(rule.delay(attempt, random) if isinstance(rule, BackoffStrategy) else rule(attempt, error))
             if math.isnan(delay) or delay == math.inf:
-                raise ValueError(f"it returned {delay!r}")  # noqa: TRY301 - handled as what it raises itself
+                raise ValueError(f"it returned {delay!r}")  # noqa: TRY301 - handled like an error of the backoff itself
         except Exception:
-            log.exception("backoff %r cannot be used; the default is", way)
+            log.exception("backoff %r cannot be used, the default is used in its place", rule)
             delay = Backoff().delay(attempt, random)
         return min(max(0.0, delay), self.max_backoff)
 
 
-def _spread(ceiling: float, random: Uniform, *, jitter: bool) -> float:
-    """Return the delay itself, or with full jitter any up to it."""
+def _with_jitter(ceiling: float, random: Uniform, *, jitter: bool) -> float:
+    """Return the delay itself, or with full jitter a random one from 0 to it."""
     return random.uniform(0.0, ceiling) if jitter else ceiling
 
 
@@ -215,7 +219,7 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _by_class(what: str, value: Any) -> tuple[tuple[type[BaseException], Any], ...]:
-    """Return what is meant for which exceptions. Raises ConfigurationError for an entry that nothing reaches."""
+    """Return (exception class, value) pairs. Raises ConfigurationError for an entry that no exception reaches."""
     if not isinstance(value, Mapping):
         return ((BaseException, value),)
     if not value:
@@ -232,19 +236,19 @@ def _by_class(what: str, value: Any) -> tuple[tuple[type[BaseException], Any], .
     return tuple(value.items())
 
 
-def _usable(way: Any) -> Any:
-    """Return a schedule or a function. Raises ConfigurationError for anything else."""
-    match way:
+def _checked_rule(rule: Any) -> Any:
+    """Return a backoff object or a function. Raises ConfigurationError for anything else."""
+    match rule:
         case type() | bool() | str() | bytes() | Mapping():
             pass
-        case Schedule():
-            return way
+        case BackoffStrategy():
+            return rule
         case int() | float():
-            return Fixed(way)
+            return Fixed(rule)
         case Sequence():
-            return Delays(way)
-        case _ if callable(way):
-            return way
+            return Delays(rule)
+        case _ if callable(rule):
+            return rule
     raise ConfigurationError(
-        f"backoff={way!r} cannot be used: give a schedule, seconds, a list of them, or a function of attempt and error"
+        f"backoff={rule!r} cannot be used: give a Backoff, seconds, a list of them, or a function of attempt and error"
     )

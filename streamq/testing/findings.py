@@ -1,15 +1,15 @@
-"""What the checker found on its way, until it becomes rows."""
+"""Violations and maxima that the checker finds while it reads the log. They become rows of the report."""
 
 from __future__ import annotations
 
 from collections import Counter
 from enum import StrEnum
 
-from streamq.testing.verdict import PER_ROW, Row
+from streamq.testing.report import PER_ROW, Row
 
 
 class Question(StrEnum):
-    """The questions of a report, by the names of their rows."""
+    """The questions that a report answers. The values are the names of its rows."""
 
     TORN = "records cut off"
     LOST = "lost"
@@ -38,7 +38,7 @@ class Question(StrEnum):
 
 
 class Findings:
-    """Counts violations by question, and keeps a few examples of each."""
+    """Counts violations by question and keeps a few examples of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[Question] = Counter()
@@ -48,19 +48,19 @@ class Findings:
         return f"<Findings {dict(self.counts)}>"
 
     def note(self, question: Question, example: str) -> None:
-        """Note one finding."""
+        """Count one violation."""
         self.counts[question] += 1
         examples = self._examples.setdefault(question, [])
         if len(examples) < PER_ROW:
             examples.append(example)
 
     def row(self, promise: str, question: Question, limit: float | None = 0) -> Row:
-        """Return the row of a question that counts."""
+        """Return the row of a question."""
         return Row(promise, question, self.counts[question], limit, "", tuple(self._examples.get(question, ())))
 
 
-class Worst:
-    """The largest of some figures, and whose it is."""
+class Maximum:
+    """The largest of some values, with its example."""
 
     __slots__ = ("count", "example", "value")
 
@@ -70,10 +70,10 @@ class Worst:
         self.count = 0
 
     def __repr__(self) -> str:
-        return f"<Worst {self.value:g} of {self.count}: {self.example}>"
+        return f"<Maximum {self.value:g} of {self.count}: {self.example}>"
 
     def add(self, value: float, example: str) -> None:
-        """Take one figure into account."""
+        """Add one value."""
         self.count += 1
         if value > self.value:
             self.value = value

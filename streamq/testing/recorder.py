@@ -1,10 +1,10 @@
-"""The log of what happened: written by the processes that saw it, outside Redis, read by the checker.
+"""The log of events: processes write it outside Redis, and the checker reads it.
 
-Every record is one JSON line of one file that all processes append to. A record is one write on a file
-opened with O_APPEND, made at once: what a process wrote before it was killed stays, and the order of the
-lines is the order of the writes. `time.monotonic` is one clock for all processes of a Linux machine.
+A record is one JSON line. All processes append to one file, opened with O_APPEND, and each record is one
+write, made at once. So the records of a process stay after it is killed, and the order of the lines is the
+order of the writes. `time.monotonic` is one clock for all processes of a Linux machine.
 
-Owns the kinds of records and their form; knows nothing of what they prove.
+Owns the kinds of records and their format. Knows nothing about the promises that they prove.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamq.errors import StreamqError, UndecodableError
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Release, Retry, Skip
 from streamq.wire.delivery import Delivery
 
-# What there is to record, by who sees it. A scenario may add kinds of its own: the checker passes over them.
+# The kinds of records, by writer. A scenario may add its own kinds: the checker ignores them.
 BY_PRODUCERS = frozenset({"accepted", "unknown", "refused", "withdrawn"})
 BY_HANDLERS = frozenset({"effect"})
 BY_WORKERS = frozenset(
@@ -46,11 +46,11 @@ BY_SCENARIOS = frozenset(
     }
 )
 KINDS = BY_PRODUCERS | BY_HANDLERS | BY_WORKERS | BY_SCENARIOS
-TORN = "torn"  # what the reader makes of a half-written line
+TORN = "torn"  # the kind that the reader gives to a half-written line
 
-_FIRST = b'{"at":'  # how every line begins
-_SHOWN = 80  # bytes of a broken line that an error shows
-_CANCELLED = b'{"error_type":"Cancelled"'  # how the result of a task begins whose sender cancelled its run
+_LINE_START = b'{"at":'  # how every line begins
+_MAX_SHOWN = 80  # bytes of an invalid line that an error shows
+_CANCELLED_RESULT = b'{"error_type":"Cancelled"'  # start of the result of a run that its producer cancelled
 
 Write = Callable[[bytes], Any]
 
@@ -66,23 +66,23 @@ class Record(NamedTuple):
 
 
 class LogError(StreamqError):
-    """A log holds a line that is no record. `line` counts from 1."""
+    """A line of a log is not a record. `line` counts from 1."""
 
     def __init__(self, path: str, line: int, text: bytes) -> None:
         self.path = path
         self.line = line
-        shown = text[:_SHOWN].decode(errors="backslashreplace")
-        super().__init__(f"{path}, line {line}: {shown!r} is no record")
+        shown = text[:_MAX_SHOWN].decode(errors="backslashreplace")
+        super().__init__(f"{path}, line {line}: {shown!r} is not a record; check that the file is a log of a Recorder")
 
 
 class Recorder:
-    """Appends what one process saw, under one name, to a log that others append to as well.
+    """Appends the records of one process to a log that other processes append to as well.
 
-    `sink` is the file, or a callable that takes each line as bytes. `who` names whoever speaks: for a
-    worker its consumer name, which is what the final state in Redis knows it by. A Recorder is a listener
-    too: `Worker(..., listeners=[recorder])`.
+    `sink` is the file, or a callable that takes each line as bytes. `who` is the name of the writer. For a
+    worker give its consumer name, because the final state in Redis has that name. A Recorder is also a
+    listener: `Worker(..., listeners=[recorder])`. `clock` returns seconds.
 
-    Raises OSError if the file cannot be written; a record is never dropped in silence.
+    Raises OSError if the file cannot be written. It never drops a record without an error.
     """
 
     def __init__(self, sink: Path | str | Write, who: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -106,17 +106,17 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Close the file. What was recorded is in it already."""
+        """Close the file. All records are already written."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def record(self, what: str, task: str = "", **details: Any) -> None:
-        """Write one record, now. `details` must have JSON."""
+        """Write one record at once. `details` must have JSON."""
         self._write(orjson.dumps(self._line(self.who, what, task) | details, option=orjson.OPT_APPEND_NEWLINE))
 
     def record_of(self, who: str, what: str, task: str = "", **details: Any) -> None:
-        """Write a record about somebody else: a scenario says that a worker died."""
+        """Write a record about another process, for example that a worker died."""
         self._write(orjson.dumps(self._line(who, what, task) | details, option=orjson.OPT_APPEND_NEWLINE))
 
     def _line(self, who: str, what: str, task: str) -> dict[str, Any]:
@@ -132,12 +132,14 @@ class Recorder:
             raise OSError(f"{self!r}: only part of a record could be written; is the disk full?")
 
     def __call__(self, event: Event) -> None:
-        """Hear an event of a worker, and record it."""
+        """Record an event of a worker."""
         match event:
             case Started(delivery):
-                self.record("start", _task_id(delivery), **_start(delivery))
+                self.record("start", _task_id(delivery), **_start_details(delivery))
             case Settled(delivery, outcome, _):
-                self.record("settled", _task_id(delivery), entry=_entry(delivery), **_end(delivery, outcome))
+                self.record(
+                    "settled", _task_id(delivery), entry=_entry(delivery), **_outcome_details(delivery, outcome)
+                )
             case Reclaimed(delivery, died):
                 self.record("reclaimed", _task_id(delivery), entry=_entry(delivery), died=died)
             case Superseded(delivery):
@@ -159,22 +161,22 @@ def _entry(delivery: Delivery) -> str:
     return delivery.entry_id.decode()
 
 
-def _start(delivery: Delivery) -> dict[str, Any]:
-    """Return which start this is. The first says nothing but its entry: there are millions of them."""
+def _start_details(delivery: Delivery) -> dict[str, Any]:
+    """Return the details of a start. A first start has only its entry, because there are millions of them."""
     details: dict[str, Any] = {"entry": _entry(delivery)}
     if delivery.starts != 1:
         details["starts"] = delivery.starts
     if delivery.attempt != 1:
         details["attempt"] = delivery.attempt
-    if delivery.crashes:
-        details["crashes"] = len(delivery.crashes)
+    if delivery.crashed_workers:
+        details["crashes"] = len(delivery.crashed_workers)
     return details
 
 
-def _end(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
+def _outcome_details(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Ack(result):
-            return {"outcome": "cancelled" if result.startswith(_CANCELLED) else "ack"}
+            return {"outcome": "cancelled" if result.startswith(_CANCELLED_RESULT) else "ack"}
         case DeadLetter(reason, failure):
             return {"outcome": "dead", "reason": str(reason), "error": f"{failure.error_type}: {failure.error[:200]}"}
         case Retry(delay):
@@ -190,10 +192,10 @@ def _end(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
 def read(path: Path | str) -> Iterator[Record]:
     """Yield the records of a log, in the order in which they were written.
 
-    A line that a killed process left half written becomes a record of the kind `torn`, whether it is the
-    last one or another process went on right behind it; the checker asks who was killed.
+    A line that a killed process left half written becomes a record of the kind `torn`. It may be the last line, or
+    the record of another process may follow on the same line. The checker compares these with the kills.
 
-    Raises LogError, which names the line, for anything else that is no record.
+    Raises LogError, which names the line, for any other line that is not a record.
     """
     loads = orjson.loads
     with Path(path).open("rb", buffering=1 << 20) as lines:
@@ -202,25 +204,25 @@ def read(path: Path | str) -> Iterator[Record]:
                 details = loads(line)
                 yield Record(details["at"], details["who"], details["what"], details.get("task", ""), details)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-                yield from _mended(str(path), number, line)
+                yield from _split_torn_line(str(path), number, line)
 
 
-def _mended(path: str, number: int, line: bytes) -> Iterator[Record]:
-    """Yield what a broken line still says: that a record was cut off, and the one behind it if there is one."""
+def _split_torn_line(path: str, number: int, line: bytes) -> Iterator[Record]:
+    """Yield a `torn` record for an incomplete line, and the complete record after it if there is one."""
     text = line.removesuffix(b"\n")
-    cut = text.rfind(_FIRST, 1)
-    half, whole = (text, b"") if cut < 0 else (text[:cut], text[cut:])
-    last_and_cut = not whole and text == line
-    if not (half.startswith(_FIRST) or (half and _FIRST.startswith(half))) or not (whole or last_and_cut):
+    cut = text.rfind(_LINE_START, 1)
+    torn, complete = (text, b"") if cut < 0 else (text[:cut], text[cut:])
+    torn_at_end = not complete and text == line
+    if not (torn.startswith(_LINE_START) or (torn and _LINE_START.startswith(torn))) or not (complete or torn_at_end):
         raise LogError(path, number, text)
-    found: list[Record] = []
-    if whole:
+    records: list[Record] = []
+    if complete:
         try:
-            details = orjson.loads(whole)
-            found.append(Record(details["at"], details["who"], details["what"], details.get("task", ""), details))
+            details = orjson.loads(complete)
+            records.append(Record(details["at"], details["who"], details["what"], details.get("task", ""), details))
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            if text != line:  # its newline is there, so nobody was killed while it was written
+            if text != line:  # it ends with a newline, so no kill cut it off
                 raise LogError(path, number, text) from None
-            found.append(Record(0.0, "", TORN, "", {"line": number}))
+            records.append(Record(0.0, "", TORN, "", {"line": number}))
     yield Record(0.0, "", TORN, "", {"line": number})
-    yield from found
+    yield from records

@@ -1,1 +1,1 @@
-"""What lies in Redis, both ways: names of keys, fields of messages, and the values behind them. Pure: no I/O."""
+"""The wire format: names of keys, fields of messages, and the values they encode. Pure: no I/O."""

@@ -1,7 +1,7 @@
-"""What a worker counts, and how it lies in Redis until a monitor reads it.
+"""The counters of a worker, by tier and task, and their fields in Redis.
 
-Counters are kept per tier and task in memory and added to a window's hash with an
-acknowledgement, at most ten times a second. Field names: `tier|task|what`.
+A worker adds them up in memory, and writes them to the hash of a window of time at most ten times a second. A monitor
+reads them. The name of a field is `tier|task|what`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-BUCKETS = 48  # latencies in powers of two of a microsecond: up to 8 years
+BUCKETS = 48  # of latency, by powers of two of a microsecond: up to 8 years
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of one task in one tier. Latency is from the entry's time to the end of its run."""
+class Counters:
+    """Counts of one task in one tier. Latency is the time from the entry to the end of its run."""
 
     done: int = 0
     failed: int = 0  # runs that raised
@@ -28,7 +28,7 @@ class Tally:
     latencies: dict[int, int] = field(default_factory=dict)  # bucket -> how many
 
     def succeeded(self, latency: float, run: float) -> None:
-        """Count a success; both in seconds."""
+        """Count a run that succeeded. `latency` and `run` are in seconds."""
         us = int(latency * 1e6) if latency > 0 else 0
         self.done += 1
         self.latency_us += us
@@ -36,17 +36,17 @@ class Tally:
         bucket = us.bit_length()
         self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
 
-    def add(self, other: Tally) -> None:
-        """Add the counts of another."""
+    def add(self, other: Counters) -> None:
+        """Add the counts of `other` to these."""
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for bucket, count in other.latencies.items():
             self.latencies[bucket] = self.latencies.get(bucket, 0) + count
 
     def percentile(self, share: float) -> float:
-        """Return the latency (s) that this share of the successes stayed under, within a factor of 2.
+        """Return the latency (s) that this share of the successes did not exceed, within a factor of 2.
 
-        Interpolated within its bucket; 0.0 if there are none.
+        Interpolated within its bucket. 0.0 without successes.
         """
         left = share * sum(self.latencies.values())
         for bucket, count in sorted(self.latencies.items()):
@@ -60,28 +60,28 @@ class Tally:
 COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "latency_us", "run_us")
 
 
-def pack(tallies: Mapping[tuple[str, bytes], Tally]) -> Counter[str]:
-    """Return the fields to add for tallies by (tier, task); zeros are left out."""
+def pack(counters: Mapping[tuple[str, bytes], Counters]) -> Counter[str]:
+    """Return the fields of counters by (tier, task); zeros are left out."""
     fields: Counter[str] = Counter()
-    for (tier, task), tally in tallies.items():
-        prefix = f"{tier}|{task.decode(errors='replace')}|"  # two names may become one
+    for (tier, task), one in counters.items():
+        prefix = f"{tier}|{task.decode(errors='replace')}|"  # two names that are no UTF-8 may become one
         for name in COUNTS:
-            if value := getattr(tally, name):
+            if value := getattr(one, name):
                 fields[prefix + name] += value
-        for bucket, count in tally.latencies.items():
+        for bucket, count in one.latencies.items():
             fields[f"{prefix}l{bucket}"] += count
     return fields
 
 
-def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Tally]:
-    """Return the tallies of a window's hash; what it does not know it passes over."""
-    tallies: dict[tuple[str, str], Tally] = {}
+def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Counters]:
+    """Return the counters in the hash of a window; unknown fields are ignored."""
+    counters: dict[tuple[str, str], Counters] = {}
     for raw_name, raw in fields:
         tier, _, rest = raw_name.decode(errors="replace").partition("|")
         task, _, what = rest.rpartition("|")
-        tally = tallies.setdefault((tier, task), Tally())
+        one = counters.setdefault((tier, task), Counters())
         if what in COUNTS:
-            setattr(tally, what, getattr(tally, what) + int(raw))
+            setattr(one, what, getattr(one, what) + int(raw))
         elif what[:1] == "l" and what[1:].isdigit():
-            tally.latencies[int(what[1:])] = int(raw)
-    return tallies
+            one.latencies[int(what[1:])] = int(raw)
+    return counters

@@ -1,47 +1,48 @@
-"""A delivery: one entry in the hands of one consumer, decoded as it is asked for; and what it leaves when it dies.
+"""A delivery: one entry of a stream that one consumer holds.
 
-Owns decoding; the encoding and the small parts of the format are `message`'s.
+Owns the decoding of messages; each field is decoded when it is read. Encoding, and the parts that both share, are in
+`wire.message`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from streamq.errors import UndecodableError
-from streamq.wire.message import LARGEST, MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, iso, load, shown, text, utf8
-from streamq.wire.next_step import Stage, decode
+from streamq.wire.message import LARGEST, MOST_FIELDS, entry_ms, load, shown, text
+from streamq.wire.workflow_steps import Stage, decode
 
 
 class Delivery:
-    """One entry of a stream in the hands of one consumer, decoded as it is asked for.
+    """One entry of a stream that one consumer holds. Each field is decoded when it is read.
 
-    Not a frozen dataclass: one is made per message on the hot path. `crashes` are the workers
-    that died while they held this entry; `convicted` says that the last of them ran nothing
-    else, `orphaned` that it died only now. Properties raise UndecodableError where the entry is not a message.
+    Not a frozen dataclass: one is made per message on the hot path. `crashed_workers` are the workers that died while
+    they held this entry. `owner_died`: the sweep that reclaimed it found its owner dead. `crash_proven`: that owner ran
+    nothing else. `isolated`: it is a suspect that runs with nothing beside it. Properties raise UndecodableError
+    where the entry is not a message.
     """
 
     __slots__ = (
-        "_fields", "alone", "convicted", "crashes", "entry_id", "flat", "orphaned", "plain", "redelivered",
-        "state", "tier", "tier_name",
+        "_fields", "crash_proven", "crashed_workers", "entry_id", "flat", "isolated", "only_basic_fields", "owner_died",
+        "redelivered", "state", "tier", "tier_name",
     )  # fmt: skip
 
     def __init__(
         self, tier: int, tier_name: str, entry_id: bytes, flat: list[bytes], *,
-        redelivered: bool = False, crashes: tuple[str, ...] = (),
+        redelivered: bool = False, crashed_workers: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.tier = tier
         self.tier_name = tier_name
         self.entry_id = entry_id
         self.flat = flat
         self.redelivered = redelivered
-        self.crashes = crashes
-        self.alone = False
-        self.convicted = False
-        self.orphaned = False
-        self.plain = False  # known to have no field but its task, arguments, id and priority
-        self.state: Any = None  # what the worker's lifespan yielded
+        self.crashed_workers = crashed_workers
+        self.isolated = False
+        self.crash_proven = False
+        self.owner_died = False
+        self.only_basic_fields = False  # known to have no fields but task, args, kwargs, id and priority
+        self.state: Any = None  # the value that the worker's lifespan yielded
         self._fields: dict[bytes, bytes] | None = None
 
     def __repr__(self) -> str:
@@ -51,7 +52,7 @@ class Delivery:
 
     @property
     def fields(self) -> dict[bytes, bytes]:
-        """The entry as it lies in the stream."""
+        """The fields of the entry, not decoded."""
         fields = self._fields
         if fields is None:
             flat = iter(self.flat)
@@ -68,7 +69,7 @@ class Delivery:
 
     @property
     def task_id(self) -> str:
-        """The task's id: the field `id`, or else the id of the first entry that carried it."""
+        """The id of the task: the field `id`, or else the id of its first entry."""
         given = self.fields.get(b"id")
         return text(given, "id") if given else self.entry_id.decode()
 
@@ -90,39 +91,39 @@ class Delivery:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """What producers and middleware attached."""
+        """The headers that producers and middleware attached."""
         raw = self.fields.get(b"headers")
         return load(raw, "headers", dict) if raw else {}
 
     @property
     def attempt(self) -> int:
-        """Which run of the retry budget this is, from 1."""
+        """The number of this run in the retry budget, from 1."""
         return self._integer(b"attempt") or 1
 
     @property
     def starts(self) -> int:
-        """How often it was started, this run, crashes and postponed runs included."""
+        """How often the task was started, with this run, crashes and postponed runs included."""
         earlier = self._integer(b"starts")
-        return min((self.attempt if earlier is None else earlier + 1) + len(self.crashes), LARGEST)
+        return min((self.attempt if earlier is None else earlier + 1) + len(self.crashed_workers), LARGEST)
 
     @property
     def priority(self) -> int | None:
-        """The numeric priority it was sent with, None for the default."""
+        """The priority that it was sent with, None for the default."""
         return self._integer(b"priority")
 
     @property
     def retries(self) -> int | None:
-        """Retries that its sender asked for, None for those of the task."""
+        """The number of retries that its sender chose, None for that of the task."""
         return self._integer(b"retries")
 
     @property
     def timeout(self) -> float | None:
-        """The timeout (s) that its sender asked for, None for that of the task."""
+        """The timeout (s) that its sender chose, None for that of the task."""
         return self._number(b"timeout")
 
     @property
     def result_ttl(self) -> float | None:
-        """How long (s) its sender wants the result kept, None for what the task says."""
+        """How long (s) the result is kept, as its sender chose; None for the TTL of the task."""
         return self._number(b"result_ttl")
 
     @property
@@ -133,7 +134,7 @@ class Delivery:
 
     @property
     def enqueued_at(self) -> float:
-        """The Unix time of its enqueue: the field, or else the entry's own time."""
+        """The Unix time of its enqueue: the field, or else the time of the entry."""
         moment = self._integer(b"enqueued_at")
         return (moment if moment is not None else entry_ms(self.entry_id)) / 1000
 
@@ -145,29 +146,29 @@ class Delivery:
 
     @property
     def dedup(self) -> str | None:
-        """The deduplication key that it was sent with, and holds until what `dedup_until` says."""
+        """The deduplication key that it was sent with, and holds as `dedup_until` says."""
         raw = self.fields.get(b"dedup")
         return None if raw is None else text(raw, "dedup")
 
     @property
     def dedup_until(self) -> str | None:
-        """When it frees that key: "started" or "done"; None if it leaves that to the key's time, unless it fails."""
+        """When it frees that key: "started" or "done"; None if the key expires by its TTL, or is freed by a failure."""
         raw = self.fields.get(b"dedup_until")
         return None if raw is None else text(raw, "dedup_until")
 
     @property
     def then(self) -> list[Stage] | None:
-        """What is sent when it has succeeded: the later stages of its workflow, None if there are none."""
+        """The later stages of its workflow, sent when it has succeeded; None if there are none."""
         raw = self.fields.get(b"then")
         return None if raw is None else decode(raw)
 
     @property
     def group(self) -> bytes | None:
-        """The only consumer group that is to run it (a retry), None for all."""
+        """The only consumer group that runs it (a retry), None for all groups."""
         return self.fields.get(b"group")
 
     def check(self) -> None:
-        """Raise UndecodableError unless every field can be read, and be sent again by a retry."""
+        """Raise UndecodableError unless every field can be decoded, and sent again by a retry."""
         if len(self.fields) > MOST_FIELDS:
             raise UndecodableError(f"the entry has {len(self.fields)} fields, and at most {MOST_FIELDS} are read")
         for key, value in self.fields.items():
@@ -177,11 +178,11 @@ class Delivery:
                      "then"):  # fmt: skip
             getattr(self, name)
 
-    def again(self, group: str, **changes: str | None) -> list[str]:
-        """Return the flat fields that run this task again in the same group.
+    def resend_fields(self, group: str, **changes: str | None) -> list[str]:
+        """Return the flat fields of a message that runs this task again, in this group alone.
 
-        `changes` overwrite fields; None removes one. The id and the time of the enqueue are
-        written out, because the next entry has others.
+        `changes` overwrite fields; None removes one. The task id and the time of the enqueue are written as fields,
+        because the next entry has another id and time.
         """
         fields = {text(k, "a field's name"): text(v, "a field") for k, v in self.fields.items()}
         fields |= {"id": self.task_id, "group": group}
@@ -216,43 +217,3 @@ class Delivery:
         if not 0 <= value < math.inf:
             raise UndecodableError(f"field {name.decode()!r} is {shown(raw)}, which is no number of seconds")
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a run failed, in words that outlive the process."""
-
-    error_type: str
-    error: str
-    traceback: str = ""
-
-
-def dead_letter(
-    delivery: Delivery, *, reason: str, failure: Failure, worker: str, stream: str, died_at: float, group: str
-) -> list[Field]:
-    """Return the flat fields of a dead letter. `died_at` is Unix seconds.
-
-    An entry that cannot be decoded keeps each of its fields, byte for byte, as `raw.<name>`.
-    """
-    fields = delivery.fields
-    entry = delivery.entry_id.decode()
-    flat: list[Field] = ["task_id", fields.get(b"id") or entry, "task", fields.get(b"task", b"")]
-    flat += ("args", fields.get(b"args") or "[]", "kwargs", fields.get(b"kwargs") or "{}")
-    flat += ("tier", delivery.tier_name, "reason", reason, "error_type", failure.error_type)
-    flat += ("error", utf8(failure.error), "traceback", utf8(failure.traceback[-TRACEBACK_TAIL:]))
-    try:
-        delivery.check()
-    except UndecodableError:
-        flat += ("attempts", fields.get(b"attempt", b"1"), "starts", "0")
-        flat += ("enqueued_at", iso(entry_ms(delivery.entry_id) / 1000))
-        for name, value in list(fields.items())[:MOST_FIELDS]:
-            flat += (b"raw." + name, value)
-    else:
-        flat += ("attempts", str(delivery.attempt), "starts", str(delivery.starts))
-        flat += ("enqueued_at", iso(delivery.enqueued_at))
-        for name in (b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then"):
-            if name in fields:
-                flat += (name, fields[name])
-    if delivery.crashes:
-        flat += ("crashed", " ".join(delivery.crashes))
-    return [*flat, "died_at", iso(died_at), "worker", worker, "group", group, "origin", f"{stream} {entry}"]

@@ -1,6 +1,6 @@
-"""Every key of the queue, in one place. Nothing else in streamq builds a key name.
+"""Keys: the name of every key of the queue. Nothing else in streamq builds a key name.
 
-`docs/wire-format.md` has the table: type, owner and lifetime of each.
+The table in `docs/wire-format.md` has the type, the owner and the lifetime of each.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from streamq.errors import ConfigurationError
 from streamq.wire.tiers import Tier
 
-STATS_WINDOW = 10  # seconds that one bucket of counters covers
-STATS_KEPT = 900  # seconds that a bucket lives
-PARKED = "released"  # the consumer that holds what was handed back
+STATS_WINDOW = 10  # seconds that one window of counters covers
+STATS_KEPT = 900  # seconds that a window of counters is kept
+RELEASED_CONSUMER = "released"  # the consumer that holds released deliveries
 
 _NAMESPACE = re.compile(r"[^\s*?\[\]]+")
 
@@ -25,14 +25,14 @@ class TierKeys:
 
     stream: str
     delayed: str  # sorted set: task id -> due time in ms
-    messages: str  # hash: task id -> message, for what is in `delayed`
+    messages: str  # hash: task id -> message, for the members of `delayed`
     alive: str  # sorted set, of one group: consumer -> until when (ms) it counts as alive
     leases: str  # hash, of one group: consumer -> its visibility timeout (ms)
     crashes: str  # hash, of one group: entry id -> the workers that died holding it
 
     @classmethod
     def of(cls, stream: str, group: str) -> TierKeys:
-        """Return the keys beside a stream."""
+        """Return the keys that belong to a stream."""
         return cls(
             stream=stream,
             delayed=f"{stream}:delayed",
@@ -53,12 +53,16 @@ class Keys:
 
     @classmethod
     def of(cls, namespace: str, group: str, tiers: Sequence[Tier]) -> Keys:
-        """Raises ConfigurationError if the namespace or the group cannot be part of a key."""
+        """Return the keys of these tiers. Raises ConfigurationError if a name has characters that no key may have."""
         for what, value in (("namespace", namespace), ("group", group)):
             if not _NAMESPACE.fullmatch(value):
-                raise ConfigurationError(f"{what} {value!r} cannot be used: no white space and none of * ? [ ]")
+                raise ConfigurationError(f"{what} {value!r} cannot be used: leave out white space and * ? [ ]")
         streams = [tier.stream or f"{namespace}:{tier.name}" for tier in tiers]
         return cls(namespace, group, tuple(TierKeys.of(stream, group) for stream in streams))
+
+    def retry_member(self, task_id: str) -> str:
+        """Return the member of a delayed retry. It has the group in it: other groups may delay the same task."""
+        return f"{self.group}:{task_id}"
 
     @property
     def dead(self) -> str:
@@ -67,36 +71,36 @@ class Keys:
 
     @property
     def durable(self) -> str:
-        """What is written before WAIT, so that there is a write of this connection to wait for."""
+        """The string that is written before WAIT, so that the connection has a write to wait for."""
         return f"{self.namespace}:durable"
 
     @property
     def schedules(self) -> str:
-        """The hash of what recurs: name -> definition."""
+        """The hash of schedules: name -> definition."""
         return f"{self.namespace}:schedules"
 
     @property
     def ticks(self) -> str:
-        """The sorted set of what recurs: name -> next tick in ms."""
+        """The sorted set of schedules: name -> next tick (Unix ms)."""
         return f"{self.namespace}:ticks"
 
     @property
     def ticked(self) -> str:
-        """The hash of what recurs: name -> the last tick that was sent, in ms."""
+        """The hash of schedules: name -> the last tick that was sent (Unix ms)."""
         return f"{self.namespace}:ticked"
 
     @property
     def wake(self) -> str:
-        """The channel that tells sleeping workers of something they do not block on."""
+        """The channel that wakes workers for events that no blocking read shows."""
         return f"{self.namespace}:wake"
 
     @property
     def circuits(self) -> str:
-        """The sorted set of the circuits that are not closed: name -> until when (ms) it is worth a look."""
+        """The sorted set of the circuits that are not closed: name -> until when (ms) a monitor reads it."""
         return f"{self.namespace}:circuits"
 
     def circuit(self, name: str) -> str:
-        """Return the hash of one circuit: of the fleet, or as one process reports its own."""
+        """Return the hash of one circuit: of the fleet, or of one process."""
         return f"{self.namespace}:circuit:{name}"
 
     def rate(self, name: str) -> str:
@@ -105,7 +109,7 @@ class Keys:
 
     @property
     def limits(self) -> str:
-        """The sorted set of the concurrency limits in use: name -> when (ms) to look after its permits."""
+        """The sorted set of the concurrency limits in use: name -> when (ms) to check its permits."""
         return f"{self.namespace}:limits"
 
     def permits(self, name: str) -> str:
@@ -113,31 +117,31 @@ class Keys:
         return f"{self.namespace}:permits:{name}"
 
     def called(self, name: str) -> str:
-        """Return the sorted set of those who were called: place -> until when (ms) a permit is kept for it."""
+        """Return the sorted set of waiting runs that were called: place -> until when (ms) a permit is kept for it."""
         return f"{self.namespace}:called:{name}"
 
     def line(self, name: str) -> str:
-        """Return the sorted set of those who wait for a permit: place -> since when (microseconds)."""
+        """Return the sorted set of runs that wait for a permit: place -> since when (microseconds)."""
         return f"{self.namespace}:line:{name}"
 
     def stats(self, seconds: float) -> str:
-        """Return the hash of counters for the window that holds this time."""
+        """Return the hash of counters of the window of this time (Unix seconds)."""
         return f"{self.namespace}:stats:{self.group}:{int(seconds // STATS_WINDOW)}"
 
     def result(self, task_id: str) -> str:
-        """Return the key, and the channel, of a task's result."""
+        """Return the name of the key, and of the channel, of a task's result."""
         return f"{self.namespace}:result:{task_id}"
 
     def progress(self, task_id: str) -> str:
-        """Return the key, and the channel, of what a task reports of itself."""
+        """Return the name of the key, and of the channel, of a task's progress."""
         return f"{self.namespace}:progress:{task_id}"
 
     def accepted(self, task_id: str) -> str:
-        """Return the key that makes an enqueue with a task id repeatable."""
+        """Return the key that makes an enqueue with a task id safe to repeat."""
         return f"{self.namespace}:id:{task_id}"
 
     def dedup(self, key: str) -> str:
-        """Return the key that holds the winner of a deduplication key."""
+        """Return the string that holds the id of the task that holds a deduplication key."""
         return f"{self.namespace}:dedup:{key}"
 
     def latest(self, key: str) -> str:
@@ -145,11 +149,11 @@ class Keys:
         return f"{self.namespace}:latest:{key}"
 
     def join(self, callback_id: str) -> str:
-        """Return the hash of the results of a group's members, as long as not all of them are there."""
+        """Return the hash of the results of the members of a workflow's group, until all of them are there."""
         return f"{self.namespace}:join:{self.group}:{callback_id}"
 
     def once(self, key: str) -> str:
-        """Return the key, and the channel, of an effect that happens once."""
+        """Return the name of the key, and of the channel, of an effect that happens once."""
         return f"{self.namespace}:once:{key}"
 
     def seen(self, task_id: str) -> str:

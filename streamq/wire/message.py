@@ -1,7 +1,8 @@
-"""The wire format: what a message, a delayed message and a dead letter look like in Redis.
+"""The wire format of a message: encoding, and the parts that encoding and decoding share.
 
-Owns encoding and decoding and nothing else; knows no key, no task and no worker. The table of
-fields is in `docs/wire-format.md`. Fields that streamq does not know survive every retry.
+Knows no key, no task and no worker. Decoding is in `wire/delivery.py`, dead letters are in
+`wire/dead_letter_fields.py`. The table of fields is in `docs/wire-format.md`. Fields that streamq does not know are
+kept through every retry.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
 
 MAX_PAYLOAD = 1 << 20  # bytes of one message
 TRACEBACK_TAIL = 8_000  # characters of a traceback that a dead letter keeps
-MOST_FIELDS = 1_000  # of one entry; the Lua of the atomic steps can pass on a few thousand
-
-
+MOST_FIELDS = 1_000  # of one entry; Lua can pass a few thousand arguments
 LARGEST = (1 << 63) - 1
 _LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -34,9 +33,9 @@ Default = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A task to be sent. Times are Unix seconds; None and 0 mean the default, which is not sent.
+    """A task to be sent. Times are Unix seconds; None means the default, which is not written.
 
-    `task_id` may be empty: the id of the stream's entry is then the task id.
+    If `task_id` is empty, the id of the entry is the task id.
     """
 
     task: str
@@ -54,11 +53,10 @@ class Message:
     headers: Mapping[str, Any] | None = None
 
     def fields(self, *, limit: int = MAX_PAYLOAD, default: Default | None = None) -> list[Field]:
-        """Return the flat fields of the stream's entry, those with a default left out.
+        """Return the flat fields of the entry; fields with a default are left out.
 
-        `default` turns what JSON lacks into something it has (pydantic's types). Raises
-        EncodingError naming the argument that cannot be sent, PayloadTooLargeError beyond
-        `limit` bytes.
+        `default` converts values that JSON lacks (pydantic's types). Raises EncodingError if an argument cannot be
+        encoded, which it names, and PayloadTooLargeError if the fields have more than `limit` bytes.
         """
         flat = plain_fields(self.task, self.task_id, self.args, self.kwargs, default)
         for name, written in _OPTIONAL:
@@ -72,7 +70,7 @@ class Message:
 def plain_fields(
     task: str, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], default: Default | None
 ) -> list[Field]:
-    """Return the flat fields of a message that has nothing else: what `Message.fields` would, but for its limit."""
+    """Return the flat fields of a message that has no others, as `Message.fields` does, without its limit."""
     flat: list[Field] = ["task", task]
     if task_id:
         flat += ("id", task_id)
@@ -84,7 +82,7 @@ def plain_fields(
 
 
 def bounded(flat: list[Field], task: str, limit: int) -> list[Field]:
-    """Return flat fields. Raises PayloadTooLargeError if they are of more than `limit` bytes."""
+    """Return flat fields. Raises PayloadTooLargeError if they have more than `limit` bytes."""
     size = sum(map(len, flat))
     if size > limit:
         raise PayloadTooLargeError(task, size, limit)
@@ -92,7 +90,7 @@ def bounded(flat: list[Field], task: str, limit: int) -> list[Field]:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return Unix seconds as the whole milliseconds that lie in Redis."""
+    """Return seconds as whole milliseconds, as Redis stores them."""
     return round(seconds * 1000)
 
 
@@ -108,7 +106,7 @@ def _moment(value: float) -> str:
     return str(milliseconds(value))
 
 
-# Fields that are left out unless they were given, and how each is written.
+# Optional fields, and how each is written.
 _OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("priority", _integer),
     ("retries", _integer),
@@ -122,16 +120,16 @@ _OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 
 def dumps(value: Any, default: Default | None = None) -> bytes:
-    """Return a value as JSON. Raises TypeError naming what JSON lacks, NaN and infinity included."""
+    """Return a value as JSON. Raises TypeError for values that JSON lacks, NaN and infinity included."""
     packed = orjson.dumps(value, default=default)
-    # orjson writes NaN and infinity as null; a value that changes on its way is worse than an error.
+    # orjson writes NaN and infinity as null; an error is better than a changed value.
     if b"null" in packed and not _finite(value, default):
         raise TypeError("NaN and infinity have no JSON")
     return packed
 
 
 def pack_flat(fields: Sequence[str]) -> bytes:
-    """Return a message as the delayed set keeps it: a JSON array of its flat fields."""
+    """Return a message as it is stored while delayed: a JSON array of its flat fields."""
     return orjson.dumps(fields)
 
 
@@ -141,15 +139,14 @@ def as_text(flat: Iterable[Field]) -> list[str]:
 
 
 def entry_ms(entry_id: bytes) -> int:
-    """Return the milliseconds of an entry's id."""
+    """Return the time (Unix ms) in the id of an entry."""
     return int(entry_id.partition(b"-")[0])
 
 
 def iso(seconds: float) -> str:
-    """Return a Unix time as people read it: ISO 8601 in UTC with milliseconds.
+    """Return a Unix time in ISO 8601, UTC, with milliseconds.
 
-    Ids of entries and fields that were written by hand may lie beyond the year 9999: the last
-    second that ISO 8601 knows stands for them.
+    Entry ids and fields that were written by hand may be beyond the year 9999: they become its last second.
     """
     return datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC).isoformat(timespec="milliseconds")
 
@@ -162,7 +159,7 @@ def _dump(task: str, what: str, value: Any, default: Default | None) -> bytes:
 
 
 def _culprit(what: str, value: Any, default: Default | None, error: Exception) -> tuple[str, str]:
-    """Return which argument it was that JSON cannot carry, and why."""
+    """Return the argument that JSON cannot encode, and why."""
     parts = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
     for name, part in parts:
         try:
@@ -211,11 +208,11 @@ def text(raw: bytes, name: str) -> str:
 
 
 def shown(raw: bytes) -> str:
-    """Return a value short enough for a message."""
+    """Return a value as short text, for an error."""
     text = raw[:80].decode(errors="backslashreplace")
     return f"{text!r}{'...' * (len(raw) > 80)}"
 
 
 def utf8(text: str) -> str:
-    """Return a text without lone surrogates, which have no UTF-8."""
+    """Return a text with lone surrogates escaped: they have no UTF-8."""
     return text.encode(errors="backslashreplace").decode()

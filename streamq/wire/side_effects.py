@@ -1,56 +1,60 @@
-"""What follows from the end of a task, in the same atomic step as its settlement. Pure.
+"""The side effects of a task's start and end, which happen in the same atomic step. Pure.
 
-A task that was acknowledged, dead-lettered or withdrawn may have to tell who waits for its result,
-free its deduplication key, or send others. These are values here; the store names their keys, and
-`_consequences.lua` carries them out.
+When a task is acknowledged, dead-lettered or withdrawn, its result may be kept for waiters, its deduplication key
+freed, and further tasks sent. Here these are values. `queue.side_effect_arguments` gives them their keys,
+`_side_effects.lua` carries them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import orjson
 
 from streamq.errors import UndecodableError
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps
-from streamq.wire.next_step import Joined, Sent, Stage, awaited, going_on
+from streamq.wire.workflow_steps import JoinMessage, NextMessage, Stage, next_messages, wanted_results
 
-_OK = b'{"ok":'  # how a kept result begins
-DEDUP, DEDUP_UNTIL, THEN = b"dedup", b"dedup_until", b"then"  # fields of a message whose end has consequences
+_OK = b'{"ok":'  # the beginning of a kept result
+DEDUP, DEDUP_UNTIL, THEN = b"dedup", b"dedup_until", b"then"  # fields that give the end of a task side effects
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """The result of a task is kept for `ttl` seconds, and who waits for it is told. `payload` is JSON."""
+class KeepResult:
+    """The result of a task is kept for `ttl` seconds and published to its waiters. `payload` is JSON."""
 
+    effect: ClassVar[str] = "keep_result"
     task_id: str
     ttl: float
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
-    """A deduplication key is free again, if it is still this task's."""
+class FreeKey:
+    """A deduplication key is freed, if this task still holds it."""
 
+    effect: ClassVar[str] = "free_key"
     key: str
     task_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendTask:
     """A task is sent to a stream. `fields` are flat, as in the stream."""
 
+    effect: ClassVar[str] = "send_task"
     stream: str
     fields: Sequence[Field]
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class DelayTask:
     """A task is sent to a stream after `delay` seconds."""
 
+    effect: ClassVar[str] = "delay_task"
     stream: str
     task_id: str
     fields: Sequence[Field]
@@ -58,12 +62,14 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
-    """A member of a group is done. Once all `size` are, a task is sent to a stream after `delay` seconds.
+class JoinGroup:
+    """A member of a group is done. Once all `size` are done, a task is sent to a stream after `delay` seconds.
 
-    Results are kept for `keep` seconds. They become its first argument, a list, if `rest` (JSON) closes its arguments.
+    Results are kept for `keep` seconds. If `rest` is not empty, the list of results becomes the first argument of the
+    task, and `rest` is the JSON after it.
     """
 
+    effect: ClassVar[str] = "join_group"
     stream: str
     task_id: str
     fields: Sequence[Field]
@@ -75,63 +81,65 @@ class Join:
     rest: bytes
 
 
-Consequence = Tell | Free | Send | Later | Join
+SideEffect = KeepResult | FreeKey | SendTask | DelayTask | JoinGroup
 
 
-def follows(delivery: Delivery, *, done: bool) -> bool:
-    """Has the end of this task more consequences than its result? `done` says that it succeeded.
+def has_side_effects(delivery: Delivery, *, done: bool) -> bool:
+    """Has the end of this task side effects beside its result? `done` says that it succeeded.
 
-    The success of a task does not free a deduplication key that is held for a time; everything else does.
+    If a deduplication key is held until its TTL, the success of the task does not free it; any other end does.
     """
-    if delivery.plain:
+    if delivery.only_basic_fields:
         return False
     fields = delivery.fields
     return (DEDUP_UNTIL if done else DEDUP) in fields or THEN in fields
 
 
-def of_start(delivery: Delivery) -> list[Consequence]:
-    """Return what follows from the start of a task."""
+def effects_of_start(delivery: Delivery) -> list[SideEffect]:
+    """Return the side effects of the start of a task."""
     if delivery.dedup_until != "started" or (key := delivery.dedup) is None:
         return []
-    return [Free(key, delivery.task_id)]
+    return [FreeKey(key, delivery.task_id)]
 
 
-def of_end(
-    delivery: Delivery, *, told: bytes, keep: float | None, done: bool = False, now: float = 0.0,
+def effects_of_end(
+    delivery: Delivery, *, payload: bytes, keep: float | None, done: bool = False, now: float = 0.0,
     group: str | None = None,
-) -> list[Consequence]:  # fmt: skip
-    """Return what follows from the end of a task; `done` says that it succeeded.
+) -> list[SideEffect]:  # fmt: skip
+    """Return the side effects of the end of a task; `done` says that it succeeded.
 
-    `told` is its result as waiters get it, `keep` for how long (s) it is wanted, None for not at all. `now` is Unix
-    seconds, `group` the consumer group in which it succeeded.
+    `payload` is its result (JSON) as waiters get it. `keep` (s) is how long that is kept, None for not at all. `now` is
+    Unix seconds, `group` the consumer group in which it succeeded.
     """
-    found: list[Consequence] = []
+    found: list[SideEffect] = []
     try:
         if keep:
-            found.append(Tell(delivery.task_id, keep, told))
+            found.append(KeepResult(delivery.task_id, keep, payload))
         if (key := delivery.dedup) is not None and (not done or DEDUP_UNTIL in delivery.fields):
-            found.append(Free(key, delivery.task_id))
+            found.append(FreeKey(key, delivery.task_id))
         if (stages := delivery.then) is not None and done:
-            found += sent(stages, told[len(_OK) : -1] if told.startswith(_OK) else b"", now=now, group=group)
+            found += effects_of_sending(
+                stages, payload[len(_OK) : -1] if payload.startswith(_OK) else b"", now=now, group=group
+            )
         elif stages is not None:
-            why = _upstream(delivery, told)
-            found += (Tell(task_id, ttl, why) for task_id, ttl in awaited(stages))
-    except UndecodableError:  # it is dead as undecodable: what cannot be read has no consequences
+            why = _upstream_failure(delivery, payload)
+            found += (KeepResult(task_id, ttl, why) for task_id, ttl in wanted_results(stages))
+    except UndecodableError:  # it is dead-lettered as undecodable: a field that cannot be read has no side effects
         return found
     return found
 
 
-def sent(
+def effects_of_sending(
     stages: Sequence[Stage], result: bytes = b"", *, now: float, group: str | None = None
-) -> list[Send | Later | Join]:
-    """Return the sending of the next stages of a workflow. `result` is JSON, `now` Unix seconds."""
-    found: list[Send | Later | Join] = []
-    for one in going_on(stages, result, now=now, group=group):
+) -> list[SendTask | DelayTask | JoinGroup]:
+    """Return the side effects that send the next stages of a workflow. `result` is JSON, `now` Unix seconds."""
+    found: list[SendTask | DelayTask | JoinGroup] = []
+    for one in next_messages(stages, result, now=now, group=group):
         match one:
-            case Sent(stream, task_id, fields, delay):
-                found.append(Later(stream, task_id, fields, delay) if delay else Send(stream, fields))
-            case Joined(index, size, keep, part, message, rest):
-                found.append(Join(
+            case NextMessage(stream, task_id, fields, delay):
+                found.append(DelayTask(stream, task_id, fields, delay) if delay else SendTask(stream, fields))
+            case JoinMessage(index, size, keep, part, message, rest):
+                found.append(JoinGroup(
                     message.stream, message.task_id, message.fields, message.delay, index, size, keep, part, rest
                 ))  # fmt: skip
             case _:
@@ -139,8 +147,8 @@ def sent(
     return found
 
 
-def _upstream(delivery: Delivery, told: bytes) -> bytes:
-    """Return what those are told who wait for the result of a later step."""
-    failure = orjson.loads(told)
+def _upstream_failure(delivery: Delivery, payload: bytes) -> bytes:
+    """Return the result that waiters for a later step get, after a step before it failed."""
+    failure = orjson.loads(payload)
     error = f"{delivery.task} {delivery.task_id} before it failed ({failure['reason']}): {failure['error']}"
     return dumps({**failure, "error": error, "reason": "upstream"})

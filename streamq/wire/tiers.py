@@ -1,19 +1,19 @@
-"""Priority tiers and the fair choice between them. Pure: knows no Redis, no clock, no I/O.
+"""Priority tiers, and the fair choice between them. Pure: knows no Redis, no clock, no I/O.
 
-The chooser is weighted fair queueing over unit-sized tasks (Demers, Keshav and Shenker 1989;
-with integer strides as in Waldspurger's stride scheduling, 1995). A tier of weight w holds a
-virtual finish tag; each start advances it by L/w, L being the least common multiple of all
-weights, and the smallest tag starts next. Tags are integers, so nothing drifts.
+The choice is weighted fair queueing over tasks of unit size (Demers, Keshav and Shenker 1989), with integer strides as
+in Waldspurger's stride scheduling, 1995. Each tier has a virtual finish tag. The tier with the smallest tag starts
+next. A start advances the tag of a tier of weight w by L/w, where L is the least common multiple of all weights. Tags
+are integers, so nothing drifts.
 
-What follows from it, and is property-tested:
+Property tests check what follows from that:
 
-- while every tier has tasks ready, any window of sum(weights) starts holds each tier's weight,
-  give or take one;
-- the task with k-1 tasks of its tier before it starts within ceil(k / w) * sum(weights) starts
-  plus one per other tier;
-- a tier alone gets every start, and owes nothing for it afterwards.
+- While every tier has tasks ready, any window of sum(weights) starts contains each tier as often as its weight, plus or
+  minus one.
+- A task with k-1 tasks of its tier before it starts within ceil(k / w) * sum(weights) starts, plus one for each other
+  tier.
+- A tier that is alone gets every start, and that does not count against it later.
 
-Cost: O(log tiers) for a choice.
+Cost: O(log tiers) for each choice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streamq.errors import ConfigurationError
 
 
 class Priority(IntEnum):
-    """Names for numeric priorities; any integer is allowed and picks the tier by threshold."""
+    """Names for numeric priorities. Any integer can be used; it picks the tier by its threshold."""
 
     CRITICAL = 100
     HIGH = 50
@@ -39,10 +39,10 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One priority tier: a stream of its own and a share of the starts.
+    """One priority tier: a stream of its own, and a share of the starts by its `weight`.
 
-    `threshold` is the smallest priority that belongs here (None takes all the rest). `stream`
-    overrides the stream's key, which is otherwise `namespace:name`.
+    `threshold` is the smallest priority of this tier. None: it takes all priorities that no other tier takes. `stream`
+    is the key of the stream; by default `<namespace>:<name>`.
     """
 
     name: str
@@ -57,7 +57,7 @@ DEFAULT_TIERS = (
     Tier("bulk", weight=1),
 )
 
-# Names that would make a stream collide with another key of the namespace (see keys.py).
+# With these names the stream would have the key of something else in the namespace (see keys.py).
 RESERVED = frozenset({
     "called", "dead", "dedup", "id", "limits", "line", "permits",
     "progress", "rate", "result", "seen", "stats", "wake",
@@ -69,8 +69,8 @@ _LARGEST_WEIGHT = 10_000
 def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     """Return the tiers, highest threshold first.
 
-    Raises ConfigurationError if there are none, two share a name or a threshold, a name is
-    reserved, or a weight is not an integer from 1 to 10,000.
+    Raises ConfigurationError if there is none, if two have the same name or threshold, if a name is reserved, or if a
+    weight is not an integer from 1 to 10,000.
     """
     given = tuple(tiers)
     if not given:
@@ -93,7 +93,7 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
 
 
 def pick_tier(tiers: Sequence[Tier], priority: int) -> int:
-    """Return the index of the tier for a priority; the last tier takes what no threshold admits."""
+    """Return the index of the tier for a priority. The last tier takes priorities below every threshold."""
     for index, tier in enumerate(tiers):
         if tier.threshold is None or priority >= tier.threshold:
             return index
@@ -101,11 +101,11 @@ def pick_tier(tiers: Sequence[Tier], priority: int) -> int:
 
 
 class FairChooser:
-    """Chooses the tier of the next start. Tiers are indices into the weights it was made with.
+    """Chooses the tier of the next start. A tier is an index into `weights`.
 
-    A tier takes part while it is `ready` (something of it can start now). One that ran dry is
-    either `idle` (it has nothing: it comes back with no credit) or merely waits for the next
-    read (it keeps its place, and catches up by at most `credit` starts of its own).
+    A tier takes part while it is `ready`: one of its tasks can start now. A tier that is `not_ready` keeps its tag
+    until the next read, and can then catch up by at most `credit` starts. A tier that is `idle` has no task anywhere:
+    it comes back without credit.
     """
 
     __slots__ = ("_credit", "_heap", "_ready", "_strides", "_tags", "_virtual", "weights")
@@ -124,7 +124,7 @@ class FairChooser:
         return f"<FairChooser weights={self.weights} ready={[i for i, r in enumerate(self._ready) if r]}>"
 
     def ready(self, tier: int) -> None:
-        """Something of this tier can start."""
+        """Note that a task of this tier can start now."""
         if not self._ready[tier]:
             self._ready[tier] = True
             stride = self._strides[tier]
@@ -133,33 +133,33 @@ class FairChooser:
             heappush(self._heap, (self._tags[tier], tier))
 
     def idle(self, tier: int) -> None:
-        """This tier has nothing anywhere: what it did not use is not owed to it."""
+        """Note that this tier has no task anywhere. The starts that it did not use are lost."""
         self._tags[tier] = max(self._tags[tier], self._virtual + self._strides[tier])
 
     def choose(self) -> int | None:
-        """Return the tier of the next start and count it, or None if no tier is ready."""
+        """Return the tier of the next start, and count the start. None if no tier is ready."""
         if not self._heap:
             return None
         tag, tier = self._heap[0]
         stride = self._strides[tier]
-        # The virtual time is the finish of what started last: a tier that comes in gets its first
-        # tag one stride later, as at the beginning. (With the start instead, it could slip in a
-        # whole stride of another tier before that one's turn.) Catching up does not pull it back.
-        if tag > self._virtual:  # noqa: PLR1730 - asked for each task, and `max` takes thrice as long
+        # The virtual time is the finish tag of the last start. A tier that becomes ready gets its first tag one stride
+        # later, as at the beginning. (If the virtual time were the start tag, that tier could start a whole stride of
+        # another tier too early.) A tier that catches up does not move the virtual time back.
+        if tag > self._virtual:  # noqa: PLR1730 - runs for each task, and `max` takes three times as long
             self._virtual = tag
         self._tags[tier] = tag + stride
         heapreplace(self._heap, (tag + stride, tier))
         return tier
 
-    def dry(self, tier: int) -> None:
-        """Nothing of this tier can start for now."""
+    def not_ready(self, tier: int) -> None:
+        """Note that no task of this tier can start for now."""
         if self._ready[tier]:
             self._ready[tier] = False
             self._heap = [entry for entry in self._heap if entry[1] != tier]
             heapify(self._heap)
 
     def forecast(self, starts: int, tiers: Iterable[int]) -> dict[int, int]:
-        """Return how many of the next `starts` each of these tiers would get if all had enough."""
+        """Return how many of the next `starts` each of these tiers would get if all had enough tasks."""
         among = list(tiers)
         whole = sum(self.weights[tier] for tier in among)
         if not among or starts <= 0:

@@ -43,20 +43,22 @@ _RUNNING = "anyio/_core/_eventloop.py"  # is in every stack of a program that ha
 # The first that fits: a module, or a module and a part of the function's name.
 PARTS = {
     "read: receive, parse, wake": (
-        "client/link.py:replied", "client/sockets.py:readable", "client/sockets.py:follow", "client/wire.py",
-        "client/readiness.py", "client/blocking.py",
+        "client/shared_connection.py:replied", "client/sockets.py:readable", "client/sockets.py:follow",
+        "client/connection.py", "client/readable_callback.py", "client/blocking_connection.py",
     ),
     "write: pack, send": ("client/",),
-    "make deliveries": ("store.py:deliveries", "delivery.py:__init__"),
+    "make deliveries": ("read_commands.py:deliveries", "delivery.py:__init__"),
     "decode": ("delivery.py",),
-    "check the call, choose its tier": ("arguments.py", "tasks.py", "tiers.py:pick_tier"),
-    "intake: what starts, what to read": ("intake.py", "tiers.py"),
-    "runner": ("runner.py",),
-    "chain, and what it is put together from": ("prepared.py", "middleware/", "context.py", "threads.py"),
-    "settle": ("settling.py", "outcome.py", "consequences.py"),
-    "count": ("tally.py",),
-    "turns": ("consumer.py",),
-    "queue's commands": ("store.py", "scripts/", "admission.py", "keys.py"),
+    "check the call, choose its tier": ("arguments.py", "tasks/", "tiers.py:pick_tier"),
+    "buffer: what starts, what to read": ("prefetch_buffer.py", "tiers.py"),
+    "runner": ("runner_pool.py",),
+    "chain, and what it is put together from": ("consumer/handler.py", "middleware/", "context.py", "threads.py"),
+    "settle": ("settling.py", "acknowledgements.py", "outcome.py", "side_effects.py"),
+    "count": ("counters.py", "counting.py"),
+    "round trips": ("consumer/consumer.py", "round_trip.py"),
+    "queue's commands": (
+        "store.py", "_commands.py", "side_effect_arguments.py", "scripts/", "enqueue_requests.py", "keys.py",
+    ),
     "make messages, ids included": ("sending.py", "message.py"),
     "enqueue itself, and handles": ("broker.py", "results.py"),
     "the rest of streamq": ("",),
@@ -138,7 +140,7 @@ def part_of(stack: str) -> str | None:
 
 def _fits(name: str, place: str) -> bool:
     file, _, function = place.partition(":")
-    return name.startswith(file) and function in name.partition(":")[2]
+    return file in name.partition(":")[0] and function in name.partition(":")[2]
 
 
 def commands(server: RealServer) -> dict[str, tuple[int, int]]:

@@ -31,7 +31,7 @@ import streamq
 from streamq import RedisBroker, Worker, task
 from streamq.client.sockets import SocketStream
 from streamq.clock import Clock
-from streamq.consumer.watchdog import Watchdog
+from streamq.consumer.loop_watchdog import Watchdog
 from streamq.testing.clock import VirtualTime
 from tests.servers import RealServer
 

@@ -1,6 +1,6 @@
 """What a task costs does not grow with what is around it: counted by the server, at two places of each axis.
 
-The time stands still for the intake, so that every turn reads what there are slots for and no more: then the commands
+The time stands still for the buffer, so that every turn reads what there are slots for and no more: then the commands
 depend on nobody's speed. What a worker takes to start and to stop drops out, as two sizes of one run are compared.
 """
 

@@ -1,4 +1,4 @@
-"""Fixtures for the command line: real commands as processes of their own, against real servers."""
+"""Fixtures for the command line: commands run as processes, against real servers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def broken():
 
 
 class Program:
-    """A command that runs. Its output, stdout and stderr in one, is read line by line."""
+    """A running command. Its output (stdout and stderr together) is read line by line."""
 
     def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMQ_")}
@@ -65,7 +65,7 @@ class Program:
         self._lines.put(None)
 
     def expect(self, text: str, patience: float = PATIENCE) -> str:
-        """Read on until a line holds this text, and return that line."""
+        """Read lines until one contains this text, and return it."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -82,7 +82,7 @@ class Program:
         self.process.send_signal(number)
 
     def ended(self, patience: float = PATIENCE) -> int:
-        """Wait for the end, read the rest, and return the exit code."""
+        """Wait until the command ends, read the rest, and return the exit code."""
         code = self.process.wait(patience)
         self._reader.join(patience)  # to the end, unless a child still holds the pipe
         while not self._lines.empty():
@@ -110,7 +110,7 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(app: Path) -> Iterator[Callable[..., Program]]:
-    """Start commands in the folder of `app`; those that still run at the end are killed."""
+    """Start commands in the folder of `app`. Kill those that still run at the end."""
     programs: list[Program] = []
 
     def started(*arguments: str, env: dict[str, str] | None = None) -> Program:
@@ -127,7 +127,7 @@ def start(app: Path) -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def streamq(start) -> Callable[..., tuple[int, str]]:
-    """Run a command to its end; return its exit code and output."""
+    """Run a command and return its exit code and output."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
         program = start(*arguments, env=env)

@@ -1,4 +1,4 @@
-"""`streamq cancel`: tasks by their ids."""
+"""`streamq cancel`: cancels tasks by id."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def valkey(shared_server):
     return shared_server("valkey")
 
 
-def test_what_waits_is_withdrawn_and_each_is_told_of(streamq, valkey):
-    """Queued, delayed, and one that is nowhere; the exit code says that one was not found."""
+def test_waiting_tasks_are_withdrawn_and_each_is_reported(streamq, valkey):
+    """A queued task, a delayed one, and an unknown one. The exit code is 1 because one was not found."""
     url = ("--url", valkey.url)
     _, queued = streamq("enqueue", "send", "--tier", "bulk", *url)
     _, delayed = streamq("enqueue", "send", "--delay", "1h", "--dedup-key", "k", "--dedup-window", "until_done", *url)
@@ -26,8 +26,8 @@ def test_what_waits_is_withdrawn_and_each_is_told_of(streamq, valkey):
     assert valkey.command("XLEN", "queue:bulk") == 0
 
 
-def test_a_running_task_is_told_to_stop(streamq, start, app, valkey, anyio_backend):
-    """By its id alone, as JSON."""
+def test_a_running_task_is_asked_to_stop(streamq, start, app, valkey, anyio_backend):
+    """Only the id is given. The output is JSON."""
     url = ("--url", valkey.url)
     worker = start("worker", "app", *url, "--backend", anyio_backend)
     worker.expect("standard x")
@@ -42,11 +42,11 @@ def test_a_running_task_is_told_to_stop(streamq, start, app, valkey, anyio_backe
 
 
 def test_modes_of_deduplication(streamq, valkey):
-    """The newest wins where that is asked for, and what became of it is said."""
+    """The newest task replaces the older one in these modes, and the command reports it."""
     url = ("--url", valkey.url)
     _, first = streamq("enqueue", "send", "1", "--dedup-key", "k", "--dedup-mode", "keep_last", *url)
     code, second = streamq("enqueue", "send", "2", "--dedup-key", "k", "--dedup-mode", "keep_last", *url)
-    assert (code, second.splitlines()) == (0, ["streamq: took the place of this one's message", first])
+    assert (code, second.splitlines()) == (0, ["streamq: replaced the waiting message of this task", first])
     ((_, flat),) = valkey.command("XRANGE", "queue:standard", "-", "+")
     assert b"[2]" in flat
     code, output = streamq("enqueue", "send", "--dedup-key", "k", "--dedup-mode", "debounce", *url)
@@ -54,8 +54,8 @@ def test_modes_of_deduplication(streamq, valkey):
     assert "give the delay" in output
 
 
-def test_an_unknown_tier_is_an_error_of_use(streamq, valkey):
-    """With the names there are."""
+def test_an_unknown_tier_is_a_usage_error(streamq, valkey):
+    """The error names the tiers of the broker."""
     code, output = streamq("cancel", "x", "--tier", "nowhere", "--url", valkey.url)
     assert code == 2
     assert "critical, standard, bulk" in output

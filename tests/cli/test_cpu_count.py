@@ -1,4 +1,4 @@
-"""How many cores may be used: what the scheduler allows, and what the control groups pay for."""
+"""The number of usable cores: the affinity mask, limited by the quotas of control groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamq.cli.options import processes
 
 @pytest.fixture
 def eight_cores():
-    """A machine of eight cores, all of them allowed."""
+    """A machine with eight cores. The process may use all of them."""
     with (
         patch.object(os, "sched_getaffinity", lambda _: set(range(8)), create=True),
         patch.object(os, "process_cpu_count", lambda: 8, create=True),
@@ -24,7 +24,7 @@ def eight_cores():
 
 @pytest.fixture
 def cores(tmp_path, eight_cores):
-    """Return how many cores may be used, by the group of this process and the limits of groups."""
+    """Return the number of usable cores for this control group and these limits."""
 
     def asked(group: str, limits: dict[str, str]) -> int:
         own = tmp_path / "cgroup"
@@ -37,8 +37,8 @@ def cores(tmp_path, eight_cores):
     return asked
 
 
-def test_without_a_quota_all_that_are_allowed(cores):
-    """The affinity alone counts."""
+def test_without_a_quota_the_affinity_counts(cores):
+    """No control group limits the cores."""
     assert cores("/", {}) == 8
     assert cores("/a/b", {"a/b": "max 100000", "a": "max 100000"}) == 8
 
@@ -46,18 +46,18 @@ def test_without_a_quota_all_that_are_allowed(cores):
 @pytest.mark.parametrize(
     ("limit", "expected"), [("200000 100000", 2), ("350000 100000", 3), ("50000 100000", 1), ("1600000 100000", 8)]
 )
-def test_a_quota_is_what_it_pays_for_in_whole(cores, limit, expected):
-    """In a container the limit stands in the outermost group that can be seen. Never less than one."""
+def test_a_quota_is_rounded_down_to_whole_cores(cores, limit, expected):
+    """In a container the limit is in the outermost visible group. The result is at least one."""
     assert cores("/", {".": limit}) == expected
 
 
-def test_the_least_quota_of_all_groups_around_counts(cores):
-    """Of a unit in a slice, the slice's may be the tighter one."""
+def test_the_smallest_quota_of_all_parent_groups_counts(cores):
+    """The quota of a slice may be smaller than that of its unit."""
     assert cores("/slice/unit", {"slice/unit": "600000 100000", "slice": "400000 100000"}) == 4
 
 
-def test_control_groups_that_cannot_be_read_say_nothing(tmp_path, eight_cores):
-    """Another system, version 1, a kernel without them."""
+def test_unreadable_control_groups_are_ignored(tmp_path, eight_cores):
+    """Another system, control groups version 1, or a kernel without them."""
     assert usable_cores(tmp_path / "nothing", tmp_path) == 8
     (tmp_path / "cgroup").write_text("4:cpu,cpuacct:/docker/1\n")
     assert usable_cores(tmp_path / "cgroup", tmp_path) == 8
@@ -71,7 +71,7 @@ def test_auto_means_one_process_for_each_usable_core():
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
-def test_what_is_no_number_of_processes(text):
-    """It is refused, with what to write."""
+def test_an_invalid_number_of_processes(text):
+    """It is refused, and the error shows valid values."""
     with pytest.raises(click.BadParameter, match="write 1 or more, or auto"):
         processes(text)

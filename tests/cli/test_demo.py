@@ -1,4 +1,4 @@
-"""`streamq demo`: real files through the real worker, and a summary that is counted."""
+"""`streamq demo`: real files, a real worker, and a summary of recorded runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.slow
 def test_on_an_embedded_server(streamq, anyio_backend):
-    """Without a server: every file ends with an effect or as a dead letter, and the shares follow the weights."""
+    """Without a server: each file gets an effect or becomes a dead letter, and the shares follow the weights."""
     code, output = streamq("demo", "--limit", "120", "--json", "--backend", anyio_backend)
     assert code == 0, output
     said = json.loads(output)
@@ -29,7 +29,7 @@ def test_on_an_embedded_server(streamq, anyio_backend):
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(streamq, shared_server):
-    """--kill-worker: counted, not assumed. On a user's server every other key is left alone."""
+    """--kill-worker: the counts show that no task is lost. Other keys of a user's server stay."""
     server = shared_server("valkey")
     server.command("SET", "queue:critical", "mine")
     code, output = streamq("demo", "--limit", "100", "--kill-worker", "--json", "--url", server.url)
@@ -44,7 +44,7 @@ def test_a_killed_worker_loses_nothing(streamq, shared_server):
 
 
 @pytest.mark.slow
-def test_interrupted_it_leaves_nothing(start, shared_server):
+def test_an_interrupted_demo_leaves_nothing(start, shared_server):
     """Ctrl-C and SIGTERM end the demo, its worker and its keys."""
     server = shared_server("valkey")
     program = start("demo", "--url", server.url)
@@ -56,7 +56,7 @@ def test_interrupted_it_leaves_nothing(start, shared_server):
 
 
 def test_summary_for_people(streamq):
-    """Plain text where nobody looks on a terminal; also in the process, on memory://."""
+    """Plain text if the output is not a terminal. Also on memory://."""
     code, output = streamq("demo", "--limit", "40", "--url", "memory://", env={"COLUMNS": "120"})
     assert code == 0, output
     assert "40 files of " in output

@@ -1,4 +1,4 @@
-"""`streamq dlq`: dead letters as operators see them."""
+"""`streamq dlq`: list, show, follow, replay and purge dead letters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def die(server, task_id: str, task: str = "send", reason: str = "rejected") -> N
     )  # fmt: skip
 
 
-def test_a_death_is_listed_with_its_error(start, streamq, valkey):
-    """What a worker buried is listed: newest first, filtered, as JSON too."""
+def test_a_dead_letter_is_listed_with_its_error(start, streamq, valkey):
+    """Dead letters of a worker are listed: newest first, filtered, and as JSON."""
     assert streamq("enqueue", "broken", "--url", valkey.url)[0] == 0
     assert start("worker", "app", "--burst", "--url", valkey.url).ended() == 0
     die(valkey, "later", task="send")
@@ -44,7 +44,7 @@ def test_a_death_is_listed_with_its_error(start, streamq, valkey):
 
 
 def test_count_bounds_the_list(streamq, valkey):
-    """The newest are shown, and how many there are."""
+    """Shows the newest dead letters and the total number."""
     for number in range(5):
         die(valkey, f"t{number}")
     code, output = streamq("dlq", "ls", "-n", "2", env={"STREAMQ_URL": valkey.url})
@@ -54,7 +54,7 @@ def test_count_bounds_the_list(streamq, valkey):
 
 
 def test_show_prints_everything(streamq, valkey):
-    """One dead letter whole, with its traceback; an unknown one is an error of use."""
+    """Prints all fields with the traceback. An unknown id is a usage error."""
     die(valkey, "t1")
     code, output = streamq("dlq", "show", "t1", "--url", valkey.url)
     assert code == 0
@@ -65,7 +65,7 @@ def test_show_prints_everything(streamq, valkey):
 
 
 def test_tail_follows_and_misses_nothing(start, valkey):
-    """tail blocks on the server, prints what comes, survives nothing less than Ctrl-C, and begins where asked."""
+    """tail blocks on the server, prints new dead letters until Ctrl-C, and starts at --since."""
     die(valkey, "before")
     program = start("dlq", "tail", "--json", "--since", "1d", "--reason", "rejected", "--url", valkey.url)
     assert json.loads(program.expect("{"))["task_id"] == "before"
@@ -78,7 +78,7 @@ def test_tail_follows_and_misses_nothing(start, valkey):
 
 
 def test_tail_begins_now(start, valkey):
-    """Without --since only what dies from now on is printed."""
+    """Without --since it prints only new dead letters."""
     die(valkey, "before")
     program = start("dlq", "tail", "--url", valkey.url)
     program.expect("DIED AT")
@@ -89,7 +89,7 @@ def test_tail_begins_now(start, valkey):
 
 
 def test_replay_and_purge(streamq, valkey):
-    """Dead letters go back to their stream, or go."""
+    """Dead letters are enqueued again, or removed."""
     pytest.importorskip("streamq.dead_letter")
     for name in ("t1", "t2", "t3"):
         die(valkey, name, task="send" if name != "t3" else "other")

@@ -1,4 +1,4 @@
-"""`streamq doctor` as people and CI run it."""
+"""`streamq doctor` as a command: output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.servers import fresh_server
 MONITOR = ("+ping", "+time", "+xlen", "+xinfo", "+zcard", "+zrange", "+hgetall", "+xpending", "+xrange")
 
 
-def test_a_server_in_order(streamq):
-    """Exit code 0, even with --strict; every line is a finding."""
+def test_a_healthy_server(streamq):
+    """Exit code 0, even with --strict. Each line is a finding."""
     with fresh_server("valkey", "--appendonly", "yes") as server:
         code, output = streamq("doctor", "--strict", "--url", server.url)
         assert code == 0
@@ -26,7 +26,7 @@ def test_a_server_in_order(streamq):
 
 
 def test_warnings_and_errors(streamq):
-    """Warnings count if they are to; errors always. The remedy stands on a line of its own."""
+    """Warnings count with --strict, errors always. The remedy has its own line."""
     with fresh_server("valkey", "--appendonly", "yes", "--timeout", "60") as server:
         assert streamq("doctor", "--url", server.url)[0] == 0
         code, output = streamq("doctor", "--strict", "-q", "--url", server.url)
@@ -57,8 +57,8 @@ def test_as_json(streamq):
 
 
 @pytest.mark.slow
-def test_nobody_there(streamq):
-    """That is a finding too, in JSON as well; no password is shown."""
+def test_unreachable(streamq):
+    """This is a finding, also in JSON. The password is not shown."""
     for more in ((), ("--json",)):
         code, output = streamq("doctor", "--url", "redis://:hunter2@127.0.0.1:1", *more)
         assert code == 2
@@ -68,14 +68,14 @@ def test_nobody_there(streamq):
 
 
 def test_few_rights(streamq, shared_server):
-    """Works, says what it was not told, and never the password."""
+    """The command works, reports the checks that it could not make, and shows no password."""
     server = shared_server("valkey")
     server.command("ACL", "SETUSER", "bob", "on", ">hunter2", "~queue:*", "resetchannels", *MONITOR)
     try:
         url = server.url.replace("unix://", "unix://bob:hunter2@")
         code, output = streamq("doctor", "--role", "monitor", "--url", url)
         assert code == 0
-        assert "not_asked: INFO: not asked, for want of +info" in output
+        assert "not_asked: INFO: not checked, because the permission +info is missing" in output
         assert "hunter2" not in output
         code, output = streamq("doctor", "--url", url)
         assert code == 2
@@ -84,8 +84,8 @@ def test_few_rights(streamq, shared_server):
         server.command("ACL", "DELUSER", "bob")
 
 
-def test_what_lies_there_cannot_drive_the_terminal(streamq, shared_server):
-    """Names of keys and consumers are not ours to trust."""
+def test_names_cannot_control_the_terminal(streamq, shared_server):
+    """Names of keys and consumers may contain control characters."""
     server = shared_server("valkey")
     server.command("SET", "queue:\x1b[31mred\nline", "x")
     _, output = streamq("doctor", "--url", server.url)
@@ -94,7 +94,7 @@ def test_what_lies_there_cannot_drive_the_terminal(streamq, shared_server):
 
 
 def test_embedded(streamq, tmp_path):
-    """In memory and as a process of its own."""
+    """memory:// and a server process."""
     assert "in_process" in streamq("doctor", "--url", "memory://")[1]
     code, output = streamq("doctor", "--strict", "--url", f"embedded://{tmp_path}/data")
     assert code == 0
@@ -102,7 +102,7 @@ def test_embedded(streamq, tmp_path):
 
 
 @pytest.mark.slow
-def test_errors_of_use(streamq):
+def test_usage_errors(streamq):
     """One line, exit code 2."""
     for arguments in (("--role", "boss"), ("--scan", "-1"), ("--url", "http://x"), ("--namespace", "a b")):
         code, output = streamq("doctor", *arguments)

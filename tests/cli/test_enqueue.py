@@ -1,4 +1,4 @@
-"""`streamq enqueue`: what is typed is what arrives."""
+"""`streamq enqueue`: arguments and options reach the message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def entry(server, stream: str) -> dict[str, str]:
 
 
 def test_arguments_are_json_where_they_parse(streamq, valkey):
-    """Numbers, lists and quoted strings are JSON; everything else, long integers too, is text."""
+    """Numbers, lists and quoted strings are JSON. Other arguments, long integers too, are text."""
     code, output = streamq(
         "enqueue", "send", "a@b.c", "3", '"3"', "[1, null]", "123456789012345678901234", "-k", "x=true", "-k", "y=a=b",
         "--kwargs", '{"z": {"deep": 1}}', "--url", valkey.url, "--", "-5",
@@ -34,7 +34,7 @@ def test_arguments_are_json_where_they_parse(streamq, valkey):
 
 
 def test_options_reach_the_message(streamq, valkey):
-    """Priority picks the tier; retries, timeout and expiry are in the entry; --json tells all of it."""
+    """The priority selects the tier. Retries, timeout and expiry are in the entry. --json prints the result."""
     code, output = streamq(
         "enqueue", "send", "--priority", "critical", "--retries", "5", "--timeout", "2m", "--result-ttl", "1h",
         "--expires", "1d", "--task-id", "t-1", "--json", env={"STREAMQ_URL": valkey.url, "STREAMQ_NAMESPACE": "other"},
@@ -50,20 +50,20 @@ def test_options_reach_the_message(streamq, valkey):
 
 
 def test_delay_and_dedup(streamq, valkey):
-    """A delayed task waits in the sorted set; the second of one dedup key is told whose it is."""
+    """A delayed task is in the sorted set. For a second task with the same key the command prints the first id."""
     first = streamq("enqueue", "send", "--delay", "1h", "--dedup-key", "k", "--tier", "bulk", "--url", valkey.url)
     second = streamq("enqueue", "send", "--dedup-key", "k", "--tier", "bulk", "--url", valkey.url)
     assert first[0] == second[0] == 0
     assert valkey.command("ZCARD", "queue:bulk:delayed") == 1
     assert valkey.command("XLEN", "queue:bulk") == 0
     assert second[1].splitlines() == [
-        "streamq: not sent: this one holds the task id or dedup key already",
+        "streamq: not enqueued: this task already holds the task id or dedup key",
         first[1],
     ]
 
 
 def test_round_trip(streamq, start, valkey, anyio_backend):
-    """What is enqueued here runs there."""
+    """An enqueued task runs in a worker."""
     assert streamq("enqueue", "send", "a@b.c", "-k", "n=2", "--url", valkey.url, "--queue", "mail:out")[0] == 0
     worker = start("worker", "app", "--url", valkey.url, "--queue", "mail:out", "--burst", "--backend", anyio_backend)
     worker.expect("mail:out x1")

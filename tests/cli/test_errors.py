@@ -1,4 +1,4 @@
-"""Errors of use: one line with the remedy, exit code 2, never a traceback, never a password."""
+"""Usage errors: one line with the remedy, exit code 2, no traceback, no password."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def modules(app):
-    """Modules that are wrong, each in its own way."""
+    """Modules with different errors."""
     (app / "missing_inside.py").write_text("import os\n\nimport no_such_thing\n")
     (app / "syntax.py").write_text("x = 1\ndef f(:\n")
     (app / "raises.py").write_text("def f():\n    raise KeyError('boom')\nf()\n")
@@ -36,14 +36,14 @@ WRONG = {
     ]),
     "syntax": (["worker", "syntax"], ["SyntaxError", "(syntax.py:2)"]),
     "raises": (["worker", "raises"], ["KeyError: 'boom'", "(raises.py:2)"]),
-    "exits": (["worker", "exits"], ["calls exit when it is imported", "(exits.py:2)"]),
+    "exits": (["worker", "exits"], ["calls exit on import", "(exits.py:2)"]),
     "no tasks": (["worker", "no_tasks"], ["no_tasks has no tasks", "@task"]),
     "two of a name": (["worker", "twice"], ["two tasks are named 'same'", "twice.one and twice.two", "name="]),
     "no attribute": (["worker", "app:nope"], ["app has no 'nope'", "broken, held, send, stuck"]),
     "no task": (["worker", "app:threading.Event"], ["not a task", "@task"]),
     "no file": (["worker", "./nope.py"], ["no such file"]),
     "file name": (["worker", "bad-name.py"], ["rename the file"]),
-    "hidden file": (["worker", "sub/json.py"], ["is hidden by", "rename the file"]),
+    "hidden file": (["worker", "sub/json.py"], ["is shadowed by", "rename the file"]),
     "lifespan": (["worker", "generator"], ["async generator", "@contextlib.asynccontextmanager"]),
     "no server": (["worker", "app", "--url", NOWHERE], ["no connection to localhost:1", "--url or STREAMQ_URL"]),
     "no server, supervised": (["worker", "app", "-p", "2", "--url", NOWHERE], ["no connection to localhost:1"]),
@@ -53,25 +53,25 @@ WRONG = {
     "demo, no server": (["demo", "--limit", "10", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
     "scheme": (["worker", "app", "--url", "http://x:hunter2@y"], ["unknown scheme 'http'", "redis://"]),
     "port": (["enqueue", "send", "--url", "redis://:hunter2@y:port"], ["cannot be used", "host:port"]),
-    "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is no tier", "critical=6,standard=3"]),
+    "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is not a tier", "critical=6,standard=3"]),
     "tier": (["worker", "app", "--tiers", "express=1"], ["no tier express", "critical, standard, bulk"]),
     "twice a tier": (["worker", "app", "--tiers", "bulk,bulk"], ["named twice"]),
     "queue and tiers": (["worker", "app", "--queue", "q:a", "--tiers", "bulk"], ["--queue and --tiers"]),
-    "memory and processes": (["worker", "app", "-p", "2", "--url", "memory://"], ["a server of its own"]),
+    "memory and processes": (["worker", "app", "-p", "2", "--url", "memory://"], ["its own server"]),
     "trio and uvloop": (["worker", "app", "--backend", "trio", "--uvloop"], ["--uvloop and --backend trio"]),
     # What is wrong with these three click says, in words of its own; the help to look at is ours.
     "option": (["worker", "app", "--concurency", "3"], ["--concurency", "(see 'streamq worker --help')"]),
     "command": (["werker"], ["werker", "(see 'streamq --help')"]),
     "value": (["worker", "app", "-c", "many"], ["many", "(see 'streamq worker --help')"]),
-    "duration": (["worker", "app", "--grace", "soon"], ["'soon' is no duration", "ms, s, m, h or d"]),
+    "duration": (["worker", "app", "--grace", "soon"], ["'soon' is not a duration", "ms, s, m, h or d"]),
     "dashed argument": (["enqueue", "send", "-5"], ["no such option: -5; write -- before arguments"]),
-    "kwargs": (["enqueue", "send", "--kwargs", "[1]"], ["no JSON object", "-k"]),
+    "kwargs": (["enqueue", "send", "--kwargs", "[1]"], ["not a JSON object", "-k"]),
     "pair": (["enqueue", "send", "-k", "to"], ["write -k key=value"]),
     "task name": (["enqueue", "a b"], ["'a b' cannot name a task"]),
     "delay and at": (["enqueue", "send", "--delay", "5", "--at", "2100-01-01"], ["give one of them"]),
-    "time": (["enqueue", "send", "--at", "noon"], ["'noon' is no time", "Unix seconds"]),
-    "priority": (["enqueue", "send", "--priority", "huge"], ["'huge' is no priority", "critical"]),
-    "which to replay": (["dlq", "replay"], ["which ones?", "--all"]),
+    "time": (["enqueue", "send", "--at", "noon"], ["'noon' is not a time", "Unix seconds"]),
+    "priority": (["enqueue", "send", "--priority", "huge"], ["'huge' is not a priority", "critical"]),
+    "which to replay": (["dlq", "replay"], ["no dead letters chosen", "--all"]),
     "purge unasked": (["dlq", "purge"], ["--yes"]),
     "kill in memory": (["demo", "--kill-worker", "--url", "memory://"], ["--kill-worker and memory://"]),
 }
@@ -88,7 +88,7 @@ def one_line(program) -> str:
 
 
 def test_each_is_one_line_with_the_remedy(start, modules):
-    """Whatever people get wrong is said in one line. All at once: starting Python is what takes long."""
+    """Each mistake is reported in one line. They run together, because starting Python is slow."""
     for names in (list(WRONG)[at : at + 6] for at in range(0, len(WRONG), 6)):
         programs = {name: start(*WRONG[name][0]) for name in names}
         for name, program in programs.items():
@@ -98,7 +98,7 @@ def test_each_is_one_line_with_the_remedy(start, modules):
 
 
 def test_wrong_password_and_missing_rights(start, url, shared_server):
-    """The server's refusals name what to change."""
+    """The error names what to change."""
     server = shared_server("valkey")
     server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+ping", "+client|setname", "+client|setinfo")
     try:
@@ -113,14 +113,14 @@ def test_wrong_password_and_missing_rights(start, url, shared_server):
 
 
 def test_a_broker_of_the_module_and_an_option_contradict(start, app, url):
-    """A module that says where the queue is wins over the environment, but not silently over an option."""
+    """A broker in a module replaces the environment. An option on the command line is then an error."""
     (app / "own.py").write_text(f"from app import send\nimport streamq\nbroker = streamq.RedisBroker({url!r})\n")
     line = one_line(start("worker", "own", "--namespace", "other"))
-    assert "--namespace: own.broker says where the queue is" in line
+    assert "--namespace: own.broker defines the queue" in line
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    """`streamq --help` is for people who wait: no redis, no anyio, no rich is imported for it."""
+    """`streamq --help` must be quick: it imports no redis, no anyio and no rich."""
     code = (
         "import sys, click\n"
         "before = set(sys.modules)\n"  # what click loads is for click to say

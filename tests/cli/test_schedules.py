@@ -1,4 +1,4 @@
-"""`streamq schedules`: what recurs, as operators see it."""
+"""`streamq schedules`: list and remove schedules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def put(server, name, due, **changes):
 
 
 def test_listed_and_removed(streamq, valkey):
-    """The soonest first, with what is overdue; as JSON too; removed by name, and 1 if one is not there."""
+    """The next tick first, overdue ones too, also as JSON. `rm` exits with 1 if a name is unknown."""
     put(valkey, "far", 4_000_000_000_000)
     put(valkey, "late", 1_767_225_600_000, declared=True, cron="bad\x1b[31m")
     code, output = streamq("schedules", "ls", "--url", valkey.url)
@@ -30,7 +30,7 @@ def test_listed_and_removed(streamq, valkey):
     assert lines[1].split()[:6] == ["2026-01-01", "00:00:00", "never", "late", "send", "code"]
     assert lines[1].endswith("  bad\\x1b[31m Europe/Berlin, overdue")
     assert lines[2].split()[:5] == ["2096-10-02", "07:06:40", "never", "far", "send"]
-    assert lines[3] == "queue:schedules holds 2 schedules, 1 overdue: no worker runs that ticks them"
+    assert lines[3] == "queue:schedules holds 2 schedules, 1 overdue: no running worker sends their ticks"
 
     code, output = streamq("schedules", "ls", "--json", "--url", valkey.url)
     late, far = map(json.loads, output.splitlines())

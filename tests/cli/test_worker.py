@@ -1,4 +1,4 @@
-"""`streamq worker`: what it runs, what it says, and how it ends."""
+"""`streamq worker`: runs tasks, prints its banner, and stops."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def enqueue(server, task: str, *args) -> None:
 
 
 def test_first_sigterm_drains(start, valkey, app, anyio_backend):
-    """P8: what runs is finished, what has not started is handed back, the exit code is 0."""
+    """P8: running tasks finish, prefetched tasks are released, and the exit code is 0."""
     worker = start("worker", "app", "--url", valkey.url, "-c", "1", "--backend", anyio_backend)
     gate = app / "gate"
     enqueue(valkey, "held", "one", str(gate))
@@ -57,15 +57,15 @@ def test_first_sigterm_drains(start, valkey, app, anyio_backend):
 
 
 @pytest.mark.slow
-def test_second_sigterm_hands_back_and_exits_now(start, valkey, app, anyio_backend):
-    """P8: the second signal releases what runs; nothing is lost and nobody waits for the grace period."""
+def test_second_sigterm_releases_and_exits_now(start, valkey, app, anyio_backend):
+    """P8: the second signal releases running tasks. No task is lost, and the process does not wait."""
     worker = start("worker", "app", "--url", valkey.url, "--backend", anyio_backend, "--grace", "60s")
     enqueue(valkey, "held", "one", str(app / "never"))
     worker.expect("start one")
     worker.signal(signal.SIGINT)
     worker.expect("draining")
     worker.signal(signal.SIGTERM)
-    worker.expect("handing back 1 running")
+    worker.expect("releasing 1 running")
     assert worker.ended(15) == 0
     assert valkey.command("XLEN", "queue:standard") == 1
     other = start("worker", "app", "--url", valkey.url, "--burst")
@@ -75,7 +75,7 @@ def test_second_sigterm_hands_back_and_exits_now(start, valkey, app, anyio_backe
 
 
 def test_threads_that_never_end_do_not_hold_the_process(start, valkey, anyio_backend):
-    """A sync task that hangs is handed back after the grace period, and the process exits."""
+    """A sync task that hangs is released after the grace period, and the process exits."""
     worker = start("worker", "app", "--url", valkey.url, "--backend", anyio_backend, "--grace", "0s")
     enqueue(valkey, "stuck", "one")
     worker.expect("start one")
@@ -85,7 +85,7 @@ def test_threads_that_never_end_do_not_hold_the_process(start, valkey, anyio_bac
 
 
 def test_burst_and_every_option_from_the_environment(streamq, valkey):
-    """Each flag is an environment variable too; the banner tells what was understood."""
+    """Each option is also an environment variable. The banner shows the values."""
     enqueue(valkey, "send", "a@b.c", 3)
     code, output = streamq(
         "worker", "app", env={
@@ -106,7 +106,7 @@ def test_burst_and_every_option_from_the_environment(streamq, valkey):
 
 
 def test_json_log_and_no_password(streamq, valkey):
-    """With --log-format json each line is one object; the banner is its facts; no password is shown."""
+    """With --log-format json each line is one object. The banner is in `facts`. No password is shown."""
     valkey.command("ACL", "SETUSER", "bob", "on", ">hunter2", "~*", "&*", "+@all")
     enqueue(valkey, "broken")
     code, output = streamq(
@@ -124,8 +124,8 @@ def test_json_log_and_no_password(streamq, valkey):
     assert "hunter2" not in output
 
 
-def test_a_module_may_bring_broker_middleware_and_lifespan(streamq, valkey, app):
-    """What a module defines under these names is used, and paths and attributes name modules, too."""
+def test_a_module_may_define_broker_middleware_and_lifespan(streamq, valkey, app):
+    """The worker uses these names of a module. Paths and attributes name modules as well."""
     (app / "pack").mkdir()
     (app / "pack" / "__init__.py").touch()
     (app / "pack" / "parts.py").write_text(f"""
@@ -183,8 +183,8 @@ async def look():
 """
 
 
-def test_a_process_spares_what_is_there_to_stay(start, valkey, app, anyio_backend):
-    """The collector does not look at it again. Overloads are freed, but not those of the tasks' modules."""
+def test_the_garbage_collector_skips_long_lived_objects(start, valkey, app, anyio_backend):
+    """They are frozen. Overloads are freed, except those of the tasks' modules."""
     (app / "looking.py").write_text(LOOK)
     enqueue(valkey, "look")
     worker = start("worker", "looking", "--url", valkey.url, "--burst", "--backend", anyio_backend)
@@ -196,20 +196,20 @@ def test_a_process_spares_what_is_there_to_stay(start, valkey, app, anyio_backen
 
 
 def pids(worker, valkey, app, count: int) -> list[int]:
-    """Return the pids of children that all hold a task."""
+    """Return the pids of the children, each with a running task."""
     for number in range(count):
         enqueue(valkey, "held", f"t{number}", str(app / "gate"))
     return [int(worker.expect("start t").split()[2]) for _ in range(count)]
 
 
 def test_a_child_that_dies_is_replaced_and_none_is_orphaned(start, valkey, app):
-    """--processes: SIGKILL costs a child and no task; SIGTERM ends them all."""
+    """--processes: a killed child is replaced and no task is lost. SIGTERM ends all children."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1", "--lease", "1s", "--grace", "5s")
     worker.expect("started")
     children = pids(worker, valkey, app, 2)
     assert len(set(children)) == 2
     os.kill(children[0], signal.SIGKILL)
-    worker.expect(f"(pid {children[0]}) was ended by SIGKILL; a new one in 0.5 s")
+    worker.expect(f"(pid {children[0]}) was ended by SIGKILL; restart in 0.5 s")
     worker.expect("started")
     children.append(int(worker.expect("start t").split()[2]))  # the lost task, taken over
     (app / "gate").touch()
@@ -220,7 +220,7 @@ def test_a_child_that_dies_is_replaced_and_none_is_orphaned(start, valkey, app):
 
 
 def test_children_drain_when_their_supervisor_is_killed(start, valkey, app):
-    """However the supervisor ends, its children finish what they run and end."""
+    """Children finish their running tasks and exit if the supervisor is killed."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1")
     worker.expect("started")
     children = pids(worker, valkey, app, 2)
@@ -233,7 +233,7 @@ def test_children_drain_when_their_supervisor_is_killed(start, valkey, app):
 
 
 def test_ctrl_c_reaches_all_and_counts_once(start, valkey, app):
-    """A signal to the whole group, as from a terminal or from systemd, drains; it is not taken for a second one."""
+    """A signal to the process group, as from a terminal or systemd, drains. It does not count twice."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1")
     worker.expect("started")
     children = pids(worker, valkey, app, 2)
@@ -247,7 +247,7 @@ def test_ctrl_c_reaches_all_and_counts_once(start, valkey, app):
 
 
 def test_reload_restarts_on_a_changed_source(start, valkey, app):
-    """--reload: a changed file restarts the worker; one that is broken waits for the next change."""
+    """--reload: a changed file restarts the worker. After a broken change it waits for the next one."""
     (app / "reloaded.py").write_text("from streamq import task\n@task\nasync def hi(): print('old', flush=True)\n")
     worker = start("worker", "reloaded", "--url", valkey.url, "--reload")
     enqueue(valkey, "hi")
@@ -255,7 +255,7 @@ def test_reload_restarts_on_a_changed_source(start, valkey, app):
     (app / "reloaded.py").write_text("this is no Python\n")
     worker.expect("reloaded.py changed: restarting")
     worker.expect("reloaded.py:1")
-    worker.expect("waiting for a change")
+    worker.expect("waiting for changed source files")
     (app / "reloaded.py").write_text("from streamq import task\n@task\nasync def hi(): print('new one', flush=True)\n")
     enqueue(valkey, "hi")
     worker.expect("new one")

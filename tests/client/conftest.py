@@ -1,4 +1,4 @@
-"""Servers of the client's own tests: processes started here, on unix sockets and free ports."""
+"""Servers for the tests of the client: processes on unix sockets and free ports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 class Process:
-    """One server process with a unix socket and a TCP port; keeps both over a restart."""
+    """One server process with a unix socket and a TCP port. A restart keeps both."""
 
     def __init__(self, kind: str, *arguments: str, tls: bool = False) -> None:
         binary = binary_of(kind)
@@ -106,7 +106,7 @@ def shared() -> Iterator[Callable[[str], Process]]:
 
 @pytest.fixture
 def plain(kind: str, shared: Callable[[str], Process]) -> Process:
-    """A server without password, shared by tests; each test uses keys of its own or flushes."""
+    """A server without a password, shared by tests. Each test uses keys of its own, or flushes."""
     return shared(kind)
 
 

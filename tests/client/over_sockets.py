@@ -1,4 +1,4 @@
-"""A server for tests behind a pair of sockets, which the client's own streams are made of; it breaks on demand."""
+"""A server for tests behind pairs of sockets, as the client's own streams use them. It breaks on demand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from streamq.client import Client
 from streamq.client.sockets import SocketStream
 from tests.client.scripted import MEMORY, echo
 
-_BUFFER = 4096  # bytes that the kernel holds: more of them make a send partial
+_BUFFER = 4096  # bytes that the kernel buffers: a larger send is partial
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How one connection ends; bytes are counted from the first. None: it does not."""
+    """After how many bytes one connection ends, counted from the first. None: it does not end."""
 
     received: int | None = None  # bytes of commands that are read
     replied: int | None = None  # bytes of replies that are sent
@@ -28,13 +28,13 @@ class Cut:
 
 
 class PairServer:
-    """A Dial; `group` carries its connections."""
+    """A Dial. Its connections are served in `group`."""
 
     def __init__(self, group: anyio.abc.TaskGroup, cuts: Sequence[Cut] = ()) -> None:
         self._group = group
         self._cuts = list(cuts)
         self.dials = 0
-        self.reads: list[int] = []  # commands that each read brought
+        self.reads: list[int] = []  # number of commands in each read
 
     async def __call__(self) -> SocketStream:
         ours, theirs = socket.socketpair()

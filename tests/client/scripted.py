@@ -1,4 +1,4 @@
-"""An in-memory server for tests: says what a script makes it say, byte by byte, and breaks on demand."""
+"""An in-memory server for tests: its replies come from a function, byte by byte, and it breaks on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bulk(value: bytes) -> bytes:
 
 
 def echo(command: list[bytes]) -> bytes | None:
-    """Answer the greeting as a server does, and ECHO with its argument."""
+    """Answer the handshake as a server does, and ECHO with its argument."""
     match command:
         case [b"ECHO", value]:
             return bulk(value)
@@ -39,12 +39,12 @@ def echo(command: list[bytes]) -> bytes | None:
 
 @dataclass(frozen=True)
 class Faults:
-    """What one connection does wrong; bytes are counted after the greeting."""
+    """The faults of one connection. Bytes are counted after the handshake."""
 
     chunk: int = 1 << 20  # bytes that one receive returns at most
     cut_sent: int | None = None  # bytes of commands accepted before sending fails
     cut_received: int | None = None  # bytes of replies delivered before the stream ends
-    stall: bool = False  # accepts nothing more after the greeting
+    stall: bool = False  # accepts nothing more after the handshake
 
 
 class Scripted(ByteStream):
@@ -55,8 +55,8 @@ class Scripted(ByteStream):
         self._faults = faults
         self._requests = hiredis.Reader()
         self._replies = bytearray()
-        self._news = anyio.Event()
-        self._greeted = False
+        self._changed = anyio.Event()
+        self._logged_in = False
         self._accepted = 0
         self._delivered = 0
         self.closed = False
@@ -65,9 +65,9 @@ class Scripted(ByteStream):
     async def send(self, item: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         self._check()
-        if self._greeted and self._faults.stall:
+        if self._logged_in and self._faults.stall:
             await anyio.sleep_forever()
-        if self._greeted and self._faults.cut_sent is not None:
+        if self._logged_in and self._faults.cut_sent is not None:
             room = self._faults.cut_sent - self._accepted
             self._accepted += len(item)
             self._requests.feed(item[: max(0, room)])
@@ -85,21 +85,21 @@ class Scripted(ByteStream):
             self.say(self._handler(command) or b"")
 
     def say(self, data: bytes) -> None:
-        """Have the server send `data`, asked for or not."""
+        """Send `data` from the server, with or without a request."""
         self._replies += data
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         await anyio.lowlevel.checkpoint()
         size = min(max_bytes, self._faults.chunk)
         while not self._replies:
             self._check()
-            await self._news.wait()
-        if not self._greeted:
+            await self._changed.wait()
+        if not self._logged_in:
             size = max_bytes
         elif self._faults.cut_received is not None:
             size = min(size, self._faults.cut_received - self._delivered)
@@ -108,8 +108,8 @@ class Scripted(ByteStream):
             self._delivered += size
         data = bytes(self._replies[:size])
         del self._replies[:size]
-        if not self._greeted and not self._replies:
-            self._greeted = True
+        if not self._logged_in and not self._replies:
+            self._logged_in = True
         return data
 
     def _check(self) -> None:
@@ -121,11 +121,11 @@ class Scripted(ByteStream):
 
     async def aclose(self) -> None:
         self.closed = True
-        self._tell()
+        self._notify()
 
 
 class Server:
-    """A Dial whose n-th connection has the n-th of `faults`; later ones have none."""
+    """A Dial. Its n-th connection has the n-th of `faults`; later connections have none."""
 
     def __init__(self, handler: Handler = echo, faults: Sequence[Faults | Exception] = ()) -> None:
         self._handler = handler

@@ -1,4 +1,4 @@
-"""URLs of servers: what they mean, and that no password is ever shown."""
+"""URLs of servers: their meaning, and that no password is shown."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from streamq.errors import ConfigurationError
     ],
 )
 def test_parse(url, expected):
-    """Each part of a URL finds its field, percent-decoded."""
+    """Each part of a URL is in its field, percent-decoded."""
     parsed = Address.parse(url)
     assert parsed == expected
     if parsed.host != "localhost" and parsed.scheme != "unix":
@@ -57,7 +57,7 @@ def test_parse(url, expected):
     ],
 )
 def test_refused(url, named):
-    """A URL that cannot be used is refused by name and remedy, without its password."""
+    """The error for an unusable URL names the wrong part and the remedy, without the password."""
     with pytest.raises(ConfigurationError) as caught:
         Address.parse(url)
     assert named in str(caught.value)
@@ -76,6 +76,6 @@ def test_no_password_in_repr():
 
 
 def test_certificates_that_cannot_be_loaded():
-    """A missing CA file is named when the client is made, not at the first command."""
+    """A missing CA file raises when the client is made, not at the first command."""
     with pytest.raises(ConfigurationError, match="ssl_ca_certs"):
         Client.from_url("rediss://h?ssl_ca_certs=/nowhere.pem")

@@ -1,4 +1,4 @@
-"""Blocking reads: nothing that arrives is stranded, and every one of them ends."""
+"""Blocking reads: no entry that arrives is lost, and every read ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def client(plain):
 
 
 def never(reply):
-    pytest.fail(f"nothing was stranded, yet {reply} was handed over")
+    pytest.fail(f"no reply was late, yet on_late_reply got {reply}")
 
 
 async def test_reads_and_times_out(client):
@@ -43,8 +43,8 @@ async def test_reads_and_times_out(client):
     async with client.blocking() as blocking:
         assert "idle" in repr(blocking)
         entry = await client.xadd("s", {"a": 1})
-        assert ids(await blocking.read(read_new("s"), block=10, on_stranded=never)) == [entry]
-        assert await blocking.read(read_new("s", 0.05), block=0.05, on_stranded=never) is None
+        assert ids(await blocking.read(read_new("s"), block=10, on_late_reply=never)) == [entry]
+        assert await blocking.read(read_new("s", 0.05), block=0.05, on_late_reply=never) is None
         assert "connected" in repr(blocking)
 
 
@@ -54,7 +54,7 @@ async def test_blocking_does_not_delay_others(client):
     async with client.blocking() as blocking, anyio.create_task_group() as tasks:
 
         async def read():
-            results.append(ids(await blocking.read(read_new("s"), block=10, on_stranded=never)))
+            results.append(ids(await blocking.read(read_new("s"), block=10, on_late_reply=never)))
 
         tasks.start_soon(read)
         with anyio.fail_after(2):
@@ -66,9 +66,9 @@ async def test_blocking_does_not_delay_others(client):
 
 
 @pytest.mark.slow
-async def test_race_of_xadd_and_cancellation_strands_nothing(client):
-    """Each entry is returned by the read or handed to on_stranded, however the race ends."""
-    added, returned, stranded = [], [], []
+async def test_race_of_xadd_and_cancellation_loses_nothing(client):
+    """Each entry is returned by the read or passed to on_late_reply, whoever wins the race."""
+    added, returned, passed_on = [], [], []
     luck = random.Random(7)
     async with client.blocking() as blocking:
         for number in range(ROUNDS):
@@ -77,7 +77,7 @@ async def test_race_of_xadd_and_cancellation_strands_nothing(client):
 
                 async def read(scope=tasks.cancel_scope):
                     reply = await blocking.read(
-                        read_new("s"), block=10, on_stranded=lambda reply: stranded.extend(ids(reply))
+                        read_new("s"), block=10, on_late_reply=lambda reply: passed_on.extend(ids(reply))
                     )
                     returned.extend(ids(reply))
 
@@ -90,11 +90,11 @@ async def test_race_of_xadd_and_cancellation_strands_nothing(client):
                 tasks.start_soon(add)
                 await anyio.sleep(pauses[1])
                 tasks.cancel_scope.cancel()
-        late = ids(await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never))
+        late = ids(await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never))
     assert len(added) >= ROUNDS // 4
-    assert sorted(returned + stranded + late) == sorted(added)
+    assert sorted(returned + passed_on + late) == sorted(added)
     assert (await client.xpending("s", "g"))["pending"] == len(added)
-    assert stranded
+    assert passed_on
 
 
 async def test_cancelled_before_it_reached_the_server(client):
@@ -105,18 +105,18 @@ async def test_cancelled_before_it_reached_the_server(client):
                 async with anyio.create_task_group() as tasks:
 
                     async def read():
-                        await blocking.read(read_new("s"), block=10, on_stranded=never)
+                        await blocking.read(read_new("s"), block=10, on_late_reply=never)
 
                     tasks.start_soon(read)
                     for _ in range(turns):
                         await anyio.lowlevel.checkpoint()
                     tasks.cancel_scope.cancel()
         with anyio.fail_after(2):
-            assert await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never) is None
+            assert await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never) is None
 
 
 async def test_unblock(client):
-    """unblock ends the read in flight with None, does nothing without one, and never hits a later read."""
+    """unblock ends the current read with None, does nothing without a read, and never ends a later one."""
     async with client.blocking() as blocking:
         await blocking.unblock()
         for turns in range(30):
@@ -127,7 +127,7 @@ async def test_unblock(client):
 
                     async def read(results=results, started=started):
                         started.set()
-                        results.append(await blocking.read(read_new("s"), block=10, on_stranded=never))
+                        results.append(await blocking.read(read_new("s"), block=10, on_late_reply=never))
 
                     tasks.start_soon(read)
                     await started.wait()
@@ -137,46 +137,46 @@ async def test_unblock(client):
             assert results == [None]
         await blocking.unblock()
         entry = await client.xadd("s", {"a": 1})
-        assert ids(await blocking.read(read_new("s"), block=10, on_stranded=never)) == [entry]
+        assert ids(await blocking.read(read_new("s"), block=10, on_late_reply=never)) == [entry]
 
 
 async def test_error_reply_is_raised(client):
-    """NOGROUP is a ResponseError and the connection goes on."""
+    """NOGROUP is a ResponseError, and the connection stays open."""
     async with client.blocking() as blocking:
         with pytest.raises(exceptions.ResponseError, match="NOGROUP") as caught:
-            await blocking.read(read_new("missing"), block=10, on_stranded=never)
+            await blocking.read(read_new("missing"), block=10, on_late_reply=never)
         assert caught.value.status_code == "NOGROUP"
-        assert await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never) is None
+        assert await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never) is None
 
 
 async def test_killed_connection_comes_back(client):
-    """A cut read is OutcomeUnknown; the next one dials again."""
+    """A read whose connection is lost raises OutcomeUnknown. The next one connects again."""
     async with client.blocking() as blocking:
-        await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never)
+        await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never)
 
         async def kill():
             await anyio.wait_all_tasks_blocked()  # the read is on its way
-            await client.client_kill_filter(skipme=True)  # not ourselves: the other one
+            await client.client_kill_filter(skipme=True)  # not our own connection: the other one
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kill)
             with pytest.raises(OutcomeUnknown):
-                await blocking.read(read_new("s"), block=10, on_stranded=never)
-        assert await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never) is None
+                await blocking.read(read_new("s"), block=10, on_late_reply=never)
+        assert await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never) is None
 
 
 async def test_connection_lost_as_a_read_begins():
-    """However early the connection breaks, the read ends, and says unknown only where it was sent."""
+    """However early the connection breaks, the read ends. It raises OutcomeUnknown only if it was sent."""
     server = Server()
     async with server.client() as client, client.blocking() as blocking:
         known = 0  # connections on which the server has seen the read
         for turns in range(12):
-            assert await blocking.read(("ECHO", "x"), block=0, on_stranded=never) == b"x"
+            assert await blocking.read(("ECHO", "x"), block=0, on_late_reply=never) == b"x"
             outcomes = []
 
             async def read(outcomes=outcomes):
                 try:
-                    await blocking.read(("NEVER",), block=10, on_stranded=never)
+                    await blocking.read(("NEVER",), block=10, on_late_reply=never)
                 except exceptions.ConnectionError as error:
                     outcomes.append(type(error))
 
@@ -189,7 +189,7 @@ async def test_connection_lost_as_a_read_begins():
                     await connection.aclose()
                     await anyio.sleep(0.01)
                     if not outcomes and server.connections[-1] is not connection:
-                        await server.connections[-1].aclose()  # the read had dialled again already
+                        await server.connections[-1].aclose()  # the read had connected again already
             taken = sum([b"NEVER"] in connection.commands for connection in server.connections)
             assert len(outcomes) == 1
             assert outcomes == [OutcomeUnknown] or taken == known
@@ -197,14 +197,14 @@ async def test_connection_lost_as_a_read_begins():
 
 
 async def test_closing_the_client_ends_a_read():
-    """A read in another task is told when the client closes."""
+    """A read in another task raises OutcomeUnknown when the client closes."""
     outcomes = []
     async with anyio.create_task_group() as tasks, Server().client() as client:
         blocking = client.blocking()
 
         async def read():
             try:
-                await blocking.read(("NEVER",), block=10, on_stranded=never)
+                await blocking.read(("NEVER",), block=10, on_late_reply=never)
             except OutcomeUnknown as error:
                 outcomes.append(error)
 
@@ -212,44 +212,44 @@ async def test_closing_the_client_ends_a_read():
         await anyio.wait_all_tasks_blocked()
     assert len(outcomes) == 1
     with pytest.raises(exceptions.ConnectionError, match="async with"):
-        await blocking.read(("NEVER",), block=10, on_stranded=never)
+        await blocking.read(("NEVER",), block=10, on_late_reply=never)
 
 
 async def test_one_read_at_a_time(client):
-    """Two reads at once are a mistake of the caller."""
+    """A second read at the same time raises BusyResourceError."""
     async with client.blocking() as blocking, anyio.create_task_group() as tasks:
 
         async def read():
-            await blocking.read(read_new("s"), block=10, on_stranded=never)
+            await blocking.read(read_new("s"), block=10, on_late_reply=never)
 
         tasks.start_soon(read)
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(anyio.BusyResourceError):
-            await blocking.read(read_new("s"), block=10, on_stranded=never)
+            await blocking.read(read_new("s"), block=10, on_late_reply=never)
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.slow
 async def test_silent_server_and_cancellation_are_bounded(launch, monkeypatch):
-    """A stopped server ends a read by its client-side bound, and cannot hold a cancelled one."""
-    monkeypatch.setattr("streamq.client.blocking_connection._RESCUE_WITHIN", 0.3)
+    """A stopped server cannot hold a read beyond the reply timeout, nor a cancelled read."""
+    monkeypatch.setattr("streamq.client.blocking_connection._UNBLOCK_WITHIN", 0.3)
     process = launch("valkey")
     async with Client.from_url(process.unix, reply_timeout=0.8) as client:
         await client.xgroup_create("s", "g", id="0", mkstream=True)
         async with client.blocking() as blocking:
-            await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never)
+            await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never)
             process.signal(signal.SIGSTOP)
             try:
                 with anyio.fail_after(5), pytest.raises(OutcomeUnknown, match="within"):
-                    await blocking.read(read_new("s", 0.1), block=0.1, on_stranded=never)
+                    await blocking.read(read_new("s", 0.1), block=0.1, on_late_reply=never)
             finally:
                 process.signal(signal.SIGCONT)
-            await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never)
+            await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never)
             with anyio.fail_after(2):
                 async with anyio.create_task_group() as tasks:
 
                     async def read():
-                        await blocking.read(read_new("s"), block=10, on_stranded=never)
+                        await blocking.read(read_new("s"), block=10, on_late_reply=never)
 
                     tasks.start_soon(read)
                     await anyio.sleep(0.05)
@@ -260,25 +260,25 @@ async def test_silent_server_and_cancellation_are_bounded(launch, monkeypatch):
                             await anyio.sleep(0.5)
                     finally:
                         process.signal(signal.SIGCONT)
-            assert await blocking.read(read_new("s", 0.01), block=0.01, on_stranded=never) is None
+            assert await blocking.read(read_new("s", 0.01), block=0.01, on_late_reply=never) is None
 
 
 async def test_without_permission_to_unblock(plain):
-    """Where an ACL refuses CLIENT, a cancelled read still gives what arrives before its block is over."""
+    """If an ACL refuses CLIENT, a cancelled read still passes on an entry that arrives within its block."""
     async with Client.from_url(plain.unix) as admin:
         await admin.flushall()
         await admin.xgroup_create("s", "g", id="0", mkstream=True)
         await admin.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@stream")
-        stranded = []
+        late = []
         async with Client.from_url(plain.unix.replace("unix://", "unix://plain:pw@")) as client:  # noqa: SIM117 - one line each
             async with client.blocking() as blocking, anyio.create_task_group() as tasks:
 
                 async def read():
-                    await blocking.read(read_new("s", 1), block=1, on_stranded=stranded.append)
+                    await blocking.read(read_new("s", 1), block=1, on_late_reply=late.append)
 
                 tasks.start_soon(read)
                 await anyio.sleep(0.05)
                 tasks.cancel_scope.cancel()
                 with anyio.CancelScope(shield=True):
                     entry = await admin.xadd("s", {"a": 1})
-        assert [ids(reply) for reply in stranded] == [[entry]]
+        assert [ids(reply) for reply in late] == [[entry]]

@@ -1,4 +1,4 @@
-"""Dialling, logging in, coming back, closing: what is told to whom, and when."""
+"""Connecting, logging in, reconnecting, closing: which caller gets which error, and when."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ REFUSED = ConnectionRefusedError(111, "Connection refused")
 
 
 def answering(**replies):
-    """A handler that answers the named commands so, and the others as ever."""
+    """Return a handler with these replies to the named commands; other commands get the replies of `echo`."""
     return lambda command: replies.get(command[0].decode()) or echo(command)
 
 
 async def test_states():
-    """repr says closed, idle, connected."""
+    """repr shows closed, idle or connected."""
     client = Server().client()
     assert repr(client) == "<Client memory://scripted closed>"
     with pytest.raises(exceptions.ConnectionError, match="async with"):
@@ -40,8 +40,8 @@ async def test_states():
         await client.__aenter__()
 
 
-async def test_first_failure_is_told_at_once():
-    """Before there ever was a connection, one failed dial is enough; the next call tries again."""
+async def test_first_failure_is_raised_at_once():
+    """Before the first connection, one failed dial raises. The next call tries again."""
     server = Server(faults=[REFUSED])
     async with server.client() as client:
         with pytest.raises(exceptions.ConnectionError, match="memory: Connection refused") as caught:
@@ -51,7 +51,7 @@ async def test_first_failure_is_told_at_once():
 
 
 async def test_unsent_commands_survive_a_reconnect():
-    """Once it was up, callers wait for the connection to come back."""
+    """After the first connection, callers wait for the next one."""
     server = Server(faults=[Faults(), REFUSED, REFUSED])
     async with server.client() as client:
         await client.command("PING")
@@ -63,7 +63,7 @@ async def test_unsent_commands_survive_a_reconnect():
 
 @pytest.mark.slow
 async def test_waiting_for_a_reconnect_is_bounded():
-    """After the connect timeout a caller is told, with the reason of the last attempt."""
+    """After the connect timeout a caller gets an error, with the reason of the last attempt."""
     server = Server(faults=[Faults(), *[REFUSED] * 1000])
     client = Client(MEMORY, dial=server, connect_timeout=0.3, backoff=ConstantBackoff(0.05), jitter=lambda: 1.0)
     async with client:
@@ -76,8 +76,8 @@ async def test_waiting_for_a_reconnect_is_bounded():
 
 
 @pytest.mark.slow
-async def test_a_server_that_drops_us_is_not_dialled_in_a_circle():
-    """Connections that break before they served anybody are spaced by the backoff."""
+async def test_a_server_that_drops_us_is_not_dialled_without_a_pause():
+    """There is a backoff after a connection that breaks before its first reply."""
     server = Server(faults=[Faults(cut_sent=0)] * 1000)
     client = Client(MEMORY, dial=server, backoff=ConstantBackoff(0.05), jitter=lambda: 1.0)
     async with client:
@@ -90,7 +90,7 @@ async def test_a_server_that_drops_us_is_not_dialled_in_a_circle():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_full_jitter(backend):
-    """The pause is the backoff times a random number; with 0 there is none, with 1 all of it."""
+    """The pause is the backoff times a random number: 0 is no pause, 1 the whole backoff."""
 
     async def pause(jitter):
         server = Server(faults=[REFUSED])
@@ -107,7 +107,7 @@ def test_full_jitter(backend):
 
 
 async def test_loading_is_waited_for():
-    """A server that loads its data is not connected yet, even at the first use."""
+    """A server that still loads its data is waited for, even at the first use."""
     answers = iter([b"-LOADING Redis is loading\r\n", b"-MASTERDOWN Link\r\n", b"+PONG\r\n", b"+PONG\r\n"])
     server = Server(lambda command: next(answers) if command == [b"PING"] else echo(command))
     async with server.client() as client:
@@ -116,7 +116,7 @@ async def test_loading_is_waited_for():
 
 
 async def test_loading_for_too_long():
-    """LOADING until the connect timeout is a clear error."""
+    """LOADING until the connect timeout raises an error that says so."""
     server = Server(answering(PING=b"-LOADING Redis is loading\r\n"))
     async with Client(MEMORY, dial=server, connect_timeout=0.2, backoff=ConstantBackoff(0.02)) as client:
         with pytest.raises(exceptions.ConnectionError, match="loading"):
@@ -126,28 +126,32 @@ async def test_loading_for_too_long():
 @pytest.mark.parametrize(
     ("handler", "kind", "text"),
     [
-        (answering(CLIENT=b"-NOAUTH Authentication required.\r\n"), exceptions.AuthenticationError, "wants a password"),
+        (
+            answering(CLIENT=b"-NOAUTH Authentication required.\r\n"),
+            exceptions.AuthenticationError,
+            "requires a password",
+        ),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),
         (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "no connection to memory"),
     ],
 )
-async def test_refused_greeting(handler, kind, text):
-    """What the server says against us is in the message."""
+async def test_refused_handshake(handler, kind, text):
+    """The reason that the server gave is in the message."""
     async with Server(handler).client() as client:
         with pytest.raises(kind or exceptions.ConnectionError, match=text):
             await client.command("ECHO", "x")
 
 
-async def test_greeting_tolerates_an_acl():
-    """CLIENT and PING that an ACL refuses do not matter."""
+async def test_handshake_tolerates_an_acl():
+    """An ACL that refuses CLIENT and PING does no harm."""
     refused = b"-NOPERM this user has no permissions\r\n"
     async with Server(answering(CLIENT=refused, PING=refused)).client(client_name="me") as client:
         assert await client.command("ECHO", "x") == b"x"
 
 
 async def test_dial_that_hangs():
-    """The connect timeout covers dial and greeting."""
+    """The connect timeout covers dial and handshake."""
 
     async def hang():
         await anyio.sleep_forever()
@@ -160,16 +164,16 @@ async def test_dial_that_hangs():
             await client.command("PING")
 
 
-async def test_body_error_comes_out_as_itself():
-    """No ExceptionGroup around what the body raised."""
+async def test_an_error_of_the_block_is_raised_as_it_is():
+    """There is no ExceptionGroup around an error of the `async with` block."""
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
         async with Server().client() as client:
             await client.command("PING")
             raise ZeroDivisionError
 
 
-async def test_cancellation_comes_out_as_itself():
-    """A body that is cancelled from outside ends as cancelled, promptly and closed."""
+async def test_a_cancelled_block_ends_as_cancelled():
+    """A block that is cancelled from outside ends at once as cancelled, and the connection is closed."""
     server = Server()
     with anyio.move_on_after(0.05) as scope:
         async with server.client() as client:
@@ -179,8 +183,8 @@ async def test_cancellation_comes_out_as_itself():
     assert "closed" in repr(client)
 
 
-async def test_closing_fails_those_who_wait():
-    """A caller in another task is told when the client closes: sent is unknown, unsent is not."""
+async def test_closing_fails_callers_that_wait():
+    """A caller in another task gets an error when the client closes: OutcomeUnknown if its command was sent."""
     server = Server(faults=[Faults()])
     outcomes = []
 
@@ -199,7 +203,7 @@ async def test_closing_fails_those_who_wait():
 
 @pytest.mark.slow
 async def test_reset_waits_for_replies_and_only_so_long():
-    """reset lets replies arrive, for a bounded time."""
+    """reset waits for outstanding replies, for a bounded time."""
     server = Server(lambda command: None if command[0] == b"LATER" else echo(command))
     async with server.client(reply_timeout=0.8) as client, anyio.create_task_group() as tasks:
         results = []
@@ -226,14 +230,14 @@ async def test_reset_waits_for_replies_and_only_so_long():
 
 
 async def test_a_server_that_cannot_write_to_its_disk_may_be_read():
-    """It refuses PING as it refuses writes; what else it does is its own answer."""
+    """It refuses PING as it refuses writes. A read is sent and gets its reply."""
     server = Server(answering(PING=b"-MISCONF Errors writing to the AOF file\r\n"))
     async with server.client() as client:
         assert await client.command("GET", "k")
 
 
 async def test_an_outage_may_last_for_ever():
-    """P9: the pause stays at its cap, however often a dial has failed."""
+    """P9: the pause stays at its cap after any number of failed dials."""
     connector = Client(MEMORY, dial=Server(), jitter=lambda: 1.0).connector()
     for _ in range(2000):
         connector.failed()
@@ -241,8 +245,8 @@ async def test_an_outage_may_last_for_ever():
 
 
 @pytest.mark.parametrize("refused", [REFUSED, Faults(cut_received=0)])
-async def test_a_script_that_is_sent_in_vain_costs_no_other_reply(refused):
-    """P9: what ran beside it did run, and its caller must hear of it."""
+async def test_a_failed_repetition_of_a_script_loses_no_other_reply(refused):
+    """P9: the other commands of the call ran, and the caller gets their replies."""
     noscript = b"-NOSCRIPT No matching script.\r\n"
     server = Server(
         answering(EVALSHA=noscript),

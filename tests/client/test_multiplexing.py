@@ -1,4 +1,4 @@
-"""Every caller gets its own reply, an error or its cancellation: whatever breaks, whenever."""
+"""Every caller gets its own reply, an error or its cancellation, whatever breaks at any moment."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FAULTS = st.builds(
 )
 
 
-class Tally:
-    """What became of the calls."""
+class Outcomes:
+    """How many calls got their own replies, an error, or were cancelled."""
 
     def __init__(self) -> None:
         self.own = 0
@@ -38,19 +38,19 @@ class Tally:
         self.cancelled = 0
 
 
-async def one_caller(client, name, size, tally, rounds=3):
+async def one_caller(client, name, size, outcomes, rounds=3):
     for number in range(rounds):
         values = [b"%s-%d-%d" % (name, number, place) for place in range(size)]
         try:
             replies = await client.call([("ECHO", value) for value in values])
         except exceptions.ConnectionError as error:
-            tally.errors.append(error)
+            outcomes.errors.append(error)
         except anyio.get_cancelled_exc_class():
-            tally.cancelled += 1
+            outcomes.cancelled += 1
             raise
         else:
             assert replies == values
-            tally.own += 1
+            outcomes.own += 1
 
 
 async def cancelled_after(turns, scope):
@@ -59,11 +59,11 @@ async def cancelled_after(turns, scope):
     scope.cancel()
 
 
-async def cancellable_caller(client, name, size, turns, tally):
+async def cancellable_caller(client, name, size, turns, outcomes):
     async with anyio.create_task_group() as tasks:
         if turns is not None:
             tasks.start_soon(cancelled_after, turns, tasks.cancel_scope)
-        await one_caller(client, name, size, tally)
+        await one_caller(client, name, size, outcomes)
         tasks.cancel_scope.cancel()
 
 
@@ -72,16 +72,16 @@ async def cancellable_caller(client, name, size, turns, tally):
 @given(callers=CALLERS, faults=st.lists(FAULTS, max_size=3))
 @example(callers=[(1, None), (3, 2), (1, None)], faults=[Faults(chunk=1, cut_received=20)])
 async def test_no_reply_reaches_another_caller(callers, faults):
-    """Concurrent callers, some cancelled, over connections that are cut anywhere: each gets its own."""
+    """Concurrent callers, some cancelled, over connections that are cut anywhere: each gets its own replies."""
     server = Server(faults=faults)
-    tally = Tally()
+    outcomes = Outcomes()
     with anyio.fail_after(10):
         async with server.client() as client:
             async with anyio.create_task_group() as tasks:
                 for number, (size, turns) in enumerate(callers):
-                    tasks.start_soon(cancellable_caller, client, b"%d" % number, size, turns, tally)
-            for _ in range(len(faults) + 1):  # connections that are still to break
-                await one_caller(client, b"breaking", 9, tally, rounds=1)
+                    tasks.start_soon(cancellable_caller, client, b"%d" % number, size, turns, outcomes)
+            for _ in range(len(faults) + 1):  # connections that have not broken yet
+                await one_caller(client, b"breaking", 9, outcomes, rounds=1)
                 await client.reset()
             await client.reset()
             assert await client.call([("ECHO", "last")]) == [b"last"]
@@ -89,7 +89,7 @@ async def test_no_reply_reaches_another_caller(callers, faults):
 
 CUTS = st.builds(
     Cut,
-    received=st.none() | st.integers(95, 600),  # the greeting has 94 bytes
+    received=st.none() | st.integers(95, 600),  # the handshake has 94 bytes
     replied=st.none() | st.integers(17, 200),  # and its replies 16
     pause=st.integers(0, 4),
 )
@@ -99,21 +99,21 @@ CUTS = st.builds(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(callers=CALLERS, cuts=st.lists(CUTS, max_size=3))
 async def test_no_reply_reaches_another_caller_over_sockets(callers, cuts):
-    """The same over sockets, where lone callers send from where they stand, and no task reads under asyncio."""
-    tally = Tally()
+    """The same over sockets, where a single caller sends at once, and no task reads under asyncio."""
+    outcomes = Outcomes()
     with anyio.fail_after(20):
         async with anyio.create_task_group() as serving, PairServer(serving, cuts).client() as client:
             async with anyio.create_task_group() as tasks:
                 for number, (size, turns) in enumerate(callers):
-                    tasks.start_soon(cancellable_caller, client, b"%d" % number, size, turns, tally)
+                    tasks.start_soon(cancellable_caller, client, b"%d" % number, size, turns, outcomes)
             for _ in range(len(cuts) + 1):
-                await one_caller(client, b"breaking", 9, tally, rounds=1)
+                await one_caller(client, b"breaking", 9, outcomes, rounds=1)
                 await client.reset()
             assert await client.call([("ECHO", "last")]) == [b"last"]
 
 
 async def test_more_than_the_kernel_takes():
-    """A lone caller whose command is larger than what the kernel holds: the writer sends the rest, and others go on."""
+    """The kernel does not take all of a large command: the writer sends the rest, and other callers continue."""
     async with anyio.create_task_group() as serving, PairServer(serving).client() as client:
         large = b"x" * 300_000
         assert await client.call([("ECHO", "small")]) == [b"small"]
@@ -128,8 +128,8 @@ async def test_more_than_the_kernel_takes():
         assert replies == {0: [large], 1: [b"after"], 2: [large]}
 
 
-async def test_a_lone_caller_sends_at_once_and_many_share_a_write():
-    """One read of the server for each call of one caller; for a hundred at once two: the first, and all the others."""
+async def test_a_single_caller_sends_at_once_and_many_share_a_write():
+    """A single caller costs one read of the server per call. A hundred at once cost two: the first, and the rest."""
     async with anyio.create_task_group() as serving:
         server = PairServer(serving)
         async with server.client() as client:
@@ -145,34 +145,34 @@ async def test_a_lone_caller_sends_at_once_and_many_share_a_write():
 
 
 async def test_cut_at_every_byte_received():
-    """A reply stream that ends after n bytes: whole replies arrive, the others are unknown."""
+    """The replies end after n bytes: complete replies arrive, the others are OutcomeUnknown."""
     size = len(b"".join(bulk(b"%d-0-0" % number) for number in range(3)))
     for cut in range(size):
         for chunk in (1, 1 << 20):
-            server, tally = Server(faults=[Faults(chunk=chunk, cut_received=cut)]), Tally()
+            server, outcomes = Server(faults=[Faults(chunk=chunk, cut_received=cut)]), Outcomes()
             async with server.client() as client:
                 async with anyio.create_task_group() as tasks:
                     for number in range(3):
-                        tasks.start_soon(one_caller, client, b"%d" % number, 1, tally, 1)
-                assert tally.own == cut // len(bulk(b"0-0-0"))
-                assert all(isinstance(error, OutcomeUnknown) for error in tally.errors)
+                        tasks.start_soon(one_caller, client, b"%d" % number, 1, outcomes, 1)
+                assert outcomes.own == cut // len(bulk(b"0-0-0"))
+                assert all(isinstance(error, OutcomeUnknown) for error in outcomes.errors)
                 assert await client.call([("ECHO", "next")]) == [b"next"]
 
 
 async def test_cut_at_every_byte_sent():
-    """Sending that fails after n bytes: what may have been sent is unknown, and nobody hangs."""
-    for cut in range(75):  # all that three callers send
-        server, tally = Server(faults=[Faults(cut_sent=cut)]), Tally()
+    """Sending fails after n bytes: each caller gets its reply or an error, and none hangs."""
+    for cut in range(75):  # the bytes that three callers send
+        server, outcomes = Server(faults=[Faults(cut_sent=cut)]), Outcomes()
         async with server.client() as client:
             async with anyio.create_task_group() as tasks:
                 for number in range(3):
-                    tasks.start_soon(one_caller, client, b"%d" % number, 1, tally, 1)
-            assert tally.own + len(tally.errors) == 3
+                    tasks.start_soon(one_caller, client, b"%d" % number, 1, outcomes, 1)
+            assert outcomes.own + len(outcomes.errors) == 3
             assert await client.call([("ECHO", "next")]) == [b"next"]
 
 
 class CancelAt:
-    """Await a coroutine and cancel `scope` when it parks for the nth time."""
+    """Await a coroutine, and cancel `scope` when it waits for the nth time."""
 
     def __init__(self, coroutine, scope, nth):
         self._awaitable, self._scope, self._left = coroutine, scope, nth
@@ -197,23 +197,23 @@ class CancelAt:
 
 @pytest.mark.parametrize("connected", [False, True])
 async def test_cancelled_at_every_await(connected):
-    """A caller cancelled wherever it can park leaves the connection in order for the others."""
+    """A caller cancelled at any of its awaits leaves the connection in order for the others."""
     for nth in range(20):
         server = Server(faults=[Faults(chunk=1)])
         async with server.client() as client:
             if connected:
                 await client.command("PING")
             async with anyio.create_task_group() as tasks:
-                tally = Tally()
+                outcomes = Outcomes()
                 for number in range(3):
-                    tasks.start_soon(one_caller, client, b"%d" % number, 2, tally)
+                    tasks.start_soon(one_caller, client, b"%d" % number, 2, outcomes)
                 with anyio.CancelScope() as scope:
                     await CancelAt(client.call([("ECHO", "gone")] * 2), scope, nth)
-            assert tally.own == 9
+            assert outcomes.own == 9
             assert server.dials == 1
         if not scope.cancelled_caught:
             return
-    pytest.fail("the call parks more often than expected")
+    pytest.fail("the call waits more often than expected")
 
 
 async def test_cancelled_before_sent_is_withdrawn():
@@ -228,7 +228,7 @@ async def test_cancelled_before_sent_is_withdrawn():
 
 
 async def test_callers_share_one_write_and_one_connection():
-    """What waits at the same time goes out together: automatic pipelining."""
+    """Commands that wait at the same time are sent together: automatic pipelining."""
     sends = []
 
     class Counting(Server):
@@ -246,16 +246,16 @@ async def test_callers_share_one_write_and_one_connection():
     async with Counting().client() as client:
         await client.command("PING")
         sends.clear()
-        tally = Tally()
+        outcomes = Outcomes()
         async with anyio.create_task_group() as tasks:
             for number in range(50):
-                tasks.start_soon(one_caller, client, b"%d" % number, 1, tally, 1)
-        assert tally.own == 50
+                tasks.start_soon(one_caller, client, b"%d" % number, 1, outcomes, 1)
+        assert outcomes.own == 50
         assert len(sends) <= 2
 
 
 async def test_unasked_reply_ends_the_connection():
-    """A reply that belongs to nobody would shift all others: the connection is given up."""
+    """A reply without a request would shift all later replies: the connection is given up."""
     server = Server()
     async with server.client() as client:
         await client.command("PING")
@@ -266,7 +266,7 @@ async def test_unasked_reply_ends_the_connection():
 
 
 async def test_garbage_ends_the_connection():
-    """Bytes that are not RESP are a broken connection, not a crash."""
+    """Bytes that are not RESP end the connection, and raise no other error."""
     server = Server(lambda command: b"HTTP/1.1 400\r\n" if command[0] == b"BAD" else echo(command))
     async with server.client() as client:
         with pytest.raises(OutcomeUnknown):
@@ -275,7 +275,7 @@ async def test_garbage_ends_the_connection():
 
 
 async def test_silent_server_is_noticed():
-    """A reply owed for longer than the reply timeout is OutcomeUnknown for everybody who waits."""
+    """A reply owed for longer than the reply timeout raises OutcomeUnknown in every caller that waits."""
     server = Server()
     async with server.client(reply_timeout=0.1) as client:
         with anyio.fail_after(2), pytest.raises(OutcomeUnknown, match=r"within 0\.1 s"):
@@ -284,7 +284,7 @@ async def test_silent_server_is_noticed():
 
 
 async def test_server_that_takes_nothing_is_noticed():
-    """A send that blocks is bounded by the reply timeout; what waits behind it was not sent."""
+    """The reply timeout bounds a send that blocks. Commands that wait behind it were not sent."""
     server = Server(faults=[Faults(stall=True)])
     errors = []
 
@@ -299,7 +299,7 @@ async def test_server_that_takes_nothing_is_noticed():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(caller, 10)
                 await anyio.wait_all_tasks_blocked()
-                tasks.start_soon(caller, 1 << 20)  # fills the outbox
+                tasks.start_soon(caller, 1 << 20)  # fills the queue
                 tasks.start_soon(caller, 10)  # waits for room
         assert errors == [OutcomeUnknown]
         assert server.dials == 2
@@ -307,7 +307,7 @@ async def test_server_that_takes_nothing_is_noticed():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_progress_is_not_silence(backend):
-    """A server that keeps answering is not cut off, however long its queue is."""
+    """A server that keeps answering keeps its connection, even if later replies take long."""
     server = Server(lambda command: None if command[0] == b"LATER" else echo(command))
 
     async def main():
@@ -327,7 +327,7 @@ def test_progress_is_not_silence(backend):
 
 
 async def test_readonly_gives_the_connection_up():
-    """After READONLY the server is a replica: its reply is delivered and the next call dials again."""
+    """After READONLY the server is a replica: the reply is delivered, and the next call connects again."""
     server = Server(lambda command: b"-READONLY no\r\n" if command[0] == b"SET" else echo(command))
     async with server.client() as client:
         replies = await client.call([("SET", "a", 1), ("ECHO", "x")])
@@ -338,7 +338,7 @@ async def test_readonly_gives_the_connection_up():
 
 
 async def test_commands_that_would_break_sharing_are_refused():
-    """Subscriptions, blocking reads and state changes are refused before anything is sent."""
+    """Subscriptions, blocking commands and changes of state are refused before anything is sent."""
     async with Server().client() as client:
         with pytest.raises(exceptions.DataError, match="subscriber"):
             await client.call([("SUBSCRIBE", "a")])

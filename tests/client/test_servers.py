@@ -1,4 +1,4 @@
-"""The client against real servers that the tests started: reaching them, and losing them."""
+"""The client against real servers that the tests started: connecting, and losing the connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNKNOWN = "STREAMQ-NO-SUCH"  # a command that no server will ever have
 
 
 async def test_tcp_and_unix_and_db(plain):
-    """The same server by TCP and by socket; each address has its database and name."""
+    """The same server over TCP and over a unix socket. Each address has its database and name."""
     async with Client.from_url(f"{plain.tcp}/3", client_name="me") as tcp, Client.from_url(plain.unix) as unix:
         await unix.flushall()
         await tcp.set("a", "b")
@@ -32,14 +32,14 @@ async def test_tcp_and_unix_and_db(plain):
         assert f"127.0.0.1:{plain.port}/3 connected" in repr(tcp)
 
 
-async def test_database_that_is_not_there(plain):
-    """SELECT out of range is said by name."""
+async def test_missing_database(plain):
+    """The message for SELECT out of range names the database."""
     async with Client.from_url(f"{plain.tcp}/9999") as client:
         with pytest.raises(exceptions.ConnectionError, match="refuses database 9999"):
             await client.command("PING")
 
 
-async def test_nobody_listens(plain):
+async def test_no_server_listens(plain):
     """A refused connection names host and port, and no password."""
     process_port = plain.port
     async with Client.from_url("redis://u:secret@127.0.0.1:1") as client:
@@ -55,7 +55,7 @@ async def test_nobody_listens(plain):
 
 
 async def test_passwords(launch, kind):
-    """Password alone, user with password, a wrong one, none at all, and one too many."""
+    """A password alone, a user with a password, a wrong password, none at all."""
     process = launch(kind, "--requirepass", "s3cret")
     place = f"127.0.0.1:{process.port}"
     async with Client.from_url(f"redis://:s3cret@{place}") as client:
@@ -69,12 +69,12 @@ async def test_passwords(launch, kind):
                 await client.ping()
             assert "wrong" not in str(caught.value).lower().replace("wrongpass", "")
     async with Client.from_url(f"redis://{place}") as client:
-        with pytest.raises(exceptions.AuthenticationError, match="wants a password"):
+        with pytest.raises(exceptions.AuthenticationError, match="requires a password"):
             await client.ping()
 
 
 async def test_password_where_none_is_set(plain):
-    """A password that the server has no use for is an error, not a surprise later."""
+    """A password for a server without one is an error."""
     async with Client.from_url(plain.tcp.replace("redis://", "redis://:pw@")) as client:
         with pytest.raises(exceptions.AuthenticationError, match="without any password"):
             await client.ping()
@@ -104,7 +104,7 @@ def certificate(directory):
 
 @pytest.mark.slow
 async def test_tls(launch, tmp_path):
-    """TLS is verified unless the address says otherwise; a plain client is told."""
+    """Certificates are verified unless the address turns that off. A client without TLS gets an error."""
     key, crt = certificate(tmp_path)
     files = ("--tls-cert-file", str(key.parent / "crt.pem"), "--tls-key-file", str(key), "--tls-ca-cert-file", str(crt))
     try:
@@ -124,11 +124,11 @@ async def test_tls(launch, tmp_path):
             await client.set("big", big)
             assert await client.get("big") == big
             async with client.blocking() as blocking:
-                assert await blocking.read(("BLPOP", "none", 0.01), block=0.01, on_stranded=print) is None
+                assert await blocking.read(("BLPOP", "none", 0.01), block=0.01, on_late_reply=print) is None
     for url, cause in (
         (f"rediss://{place}", ssl.SSLCertVerificationError),
         (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}", ssl.SSLCertVerificationError),
-        (f"redis://{place}", None),  # an alert of TLS is no reply: what comes of that differs
+        (f"redis://{place}", None),  # an alert of TLS is no reply, and what follows differs
     ):
         async with Client.from_url(url, connect_timeout=2) as client:
             with pytest.raises(exceptions.ConnectionError, match=str(process.port)) as caught:
@@ -137,7 +137,7 @@ async def test_tls(launch, tmp_path):
 
 
 async def test_scripts_survive_script_flush(plain):
-    """EVALSHA of a registered script works on a server that never heard of it, in every way to send it."""
+    """EVALSHA of a registered script works on a server that does not know it, in every way to send it."""
     script = Script("return {KEYS[1], ARGV[1]}")
     async with Client.from_url(plain.unix) as client:
         for _ in range(2):
@@ -184,7 +184,7 @@ async def test_command_methods_of_redis_py(plain):
 
 
 async def test_pipelines(plain):
-    """Replies in order; the first error is raised by name, or stands in its place."""
+    """Replies come in order. The first error is raised and names its command, or is in the list."""
     async with Client.from_url(plain.unix) as client:
         await client.flushall()
         for transaction in (True, False):
@@ -206,29 +206,29 @@ async def test_pipelines(plain):
         assert await client.call([("MULTI",), ("INCR", "a"), ("EXEC",)]) == [b"OK", b"QUEUED", [3]]
 
 
-async def test_facts(plain, kind):
-    """The server says what it is and which commands it has; once per connection."""
+async def test_server_features(plain, kind):
+    """The server is asked for its product, version and commands once per connection."""
     async with Client.from_url(plain.unix) as client:
-        facts = await client.facts()
-        assert facts.product == kind
-        assert facts.at_least(kind, 6, 2)
-        assert not facts.at_least(kind, 99)
-        assert not facts.at_least("other", 1)
-        assert facts.has("xautoclaim")
-        assert facts.has("XADD")
-        assert not facts.has(UNKNOWN)
-        assert await client.facts() is facts
+        features = await client.server_features()
+        assert features.product == kind
+        assert features.at_least(kind, 6, 2)
+        assert not features.at_least(kind, 99)
+        assert not features.at_least("other", 1)
+        assert features.has("xautoclaim")
+        assert features.has("XADD")
+        assert not features.has(UNKNOWN)
+        assert await client.server_features() is features
         await client.reset()
-        assert await client.facts() is not facts
+        assert await client.server_features() is not features
         await client.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~*", "+xadd")
     async with Client.from_url(plain.unix.replace("//", "//poor:pw@", 1)) as client:
-        facts = await client.facts()
-        assert facts.commands == frozenset()
-        assert not facts.has("XADD")
+        features = await client.server_features()
+        assert features.commands == frozenset()
+        assert not features.has("XADD")
 
 
 async def test_client_kill(plain):
-    """A connection killed while idle is replaced unnoticed."""
+    """A connection killed while idle is replaced, and no caller gets an error."""
     async with Client.from_url(plain.unix) as client, Client.from_url(plain.unix) as killer:
         for _ in range(5):
             identity = await client.command("CLIENT", "ID")
@@ -240,7 +240,7 @@ async def test_client_kill(plain):
 
 
 async def test_kill_and_restart(launch, kind):
-    """Callers wait for a server that restarts; those whose command was sent are told it is unknown."""
+    """Callers wait for a server that restarts. A caller whose command was sent gets OutcomeUnknown."""
     process = launch(kind)
     async with Client.from_url(process.unix) as client:
         await client.ping()
@@ -267,7 +267,7 @@ async def test_kill_and_restart(launch, kind):
 
 @pytest.mark.slow
 async def test_stopped_server(launch, kind):
-    """A server that hangs is noticed after the reply timeout, by every caller."""
+    """A server that hangs raises an error in every caller after the reply timeout."""
     process = launch(kind)
     async with Client.from_url(process.unix, reply_timeout=0.6, connect_timeout=0.6) as client:
         await client.ping()
@@ -276,7 +276,7 @@ async def test_stopped_server(launch, kind):
             with anyio.fail_after(5), pytest.raises(OutcomeUnknown, match=r"no reply within 0\.6 s"):
                 await client.ping()
             with anyio.fail_after(5), pytest.raises(exceptions.ConnectionError) as caught:
-                await client.ping()  # the kernel accepts, nobody greets
+                await client.ping()  # the kernel accepts, the server does not answer
             assert not isinstance(caught.value, OutcomeUnknown)
         finally:
             process.signal(signal.SIGCONT)
@@ -284,7 +284,7 @@ async def test_stopped_server(launch, kind):
 
 
 async def test_big_replies_and_many_callers(plain):
-    """Replies of megabytes and of nothing, interleaved, go where they belong."""
+    """Large and small replies, interleaved, reach their callers."""
     async with Client.from_url(plain.unix) as client:
         checked = []
 

@@ -1,4 +1,4 @@
-"""Streams over sockets of our own."""
+"""Our own byte streams over sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamq.client.sockets import SocketStream
 
 @contextmanager
 def listening():
-    """A socket that listens, and its path; a short one, whatever tmp_path is."""
+    """A socket that listens, and its path; short, unlike some tmp_path."""
     with tempfile.TemporaryDirectory() as folder, closing(socket.socket(socket.AF_UNIX)) as listener:
         path = str(Path(folder) / "s")
         listener.bind(path)
@@ -35,32 +35,32 @@ async def ends():
                 yield stream, peer
 
 
-async def receive(stream, heard):
+async def receive(stream, received):
     try:
-        heard.append(await stream.receive())
+        received.append(await stream.receive())
     except anyio.ClosedResourceError:
-        heard.append("closed")
+        received.append("closed")
 
 
 @pytest.mark.parametrize("way", ["closed", "cancelled"])
-async def test_data_that_arrive_in_the_turn_in_which_it_ends(ends, way):
-    """Closed or cancelled in the very turn of the loop that finds it readable: nothing is raised in the loop."""
+async def test_data_that_arrive_in_the_turn_in_which_the_stream_ends(ends, way):
+    """Closed or cancelled in the same turn of the loop that finds it readable: nothing is raised in the loop."""
     stream, peer = ends
-    heard = []
+    received = []
     async with anyio.create_task_group() as group:
-        group.start_soon(receive, stream, heard)
+        group.start_soon(receive, stream, received)
         await anyio.wait_all_tasks_blocked()
         peer.send(b"x")
-        await anyio.lowlevel.checkpoint()  # the loop has seen it, and goes on with this task first
+        await anyio.lowlevel.checkpoint()  # the loop has seen it, and runs this task first
         if way == "closed":
             await stream.aclose()
         else:
             group.cancel_scope.cancel()
-    assert heard in ([[b"x"], ["closed"]] if way == "closed" else [[b"x"], []])
+    assert received in ([[b"x"], ["closed"]] if way == "closed" else [[b"x"], []])
     await anyio.wait_all_tasks_blocked()
 
 
-async def test_all_of_it_passes_both_ways(ends):
+async def test_all_bytes_pass_both_ways(ends):
     """More than the socket's buffers hold at once."""
     stream, peer = ends
     peer.setblocking(True)
@@ -82,17 +82,17 @@ async def test_all_of_it_passes_both_ways(ends):
     assert got == whole
 
 
-async def test_each_end_is_told(ends):
-    """EndOfStream when the other end is closed, ClosedResourceError for who waits while this one is."""
+async def test_each_end_gets_its_error(ends):
+    """EndOfStream if the other end is closed, ClosedResourceError in a task that waits while this end is closed."""
     stream, peer = ends
-    heard = []
+    received = []
     async with anyio.create_task_group() as group:
-        group.start_soon(receive, stream, heard)
+        group.start_soon(receive, stream, received)
         await anyio.wait_all_tasks_blocked()
         await stream.send_eof()
         assert peer.recv(10) == b""
         await stream.aclose()
-    assert heard == ["closed"]
+    assert received == ["closed"]
     assert repr(stream) == "<SocketStream closed fd=-1>"
     with pytest.raises(anyio.ClosedResourceError):
         await stream.send(b"x")
@@ -100,7 +100,7 @@ async def test_each_end_is_told(ends):
 
 
 async def test_a_peer_that_is_gone(ends):
-    """What it sent is read first; then EndOfStream, and BrokenResourceError for what is sent."""
+    """Its last bytes are read first, then EndOfStream. Sending raises BrokenResourceError."""
     stream, peer = ends
     peer.send(b"last")
     peer.close()
@@ -111,8 +111,8 @@ async def test_a_peer_that_is_gone(ends):
         await stream.send(b"x")
 
 
-async def test_sent_from_where_the_caller_stands(ends):
-    """`send_now` sends what the kernel takes and says how much that was; `send` waits for room for the rest."""
+async def test_send_now(ends):
+    """`send_now` sends as many bytes as the kernel takes and returns their number. `send` waits for room."""
     stream, peer = ends
     taken = 0
     while count := stream.send_now(bytes(1 << 16)):
@@ -126,44 +126,46 @@ async def test_sent_from_where_the_caller_stands(ends):
     assert peer.recv(100) == b"the rest"
 
 
-async def test_followed_without_a_task(ends, anyio_backend_name):
-    """Where the loop has callbacks what arrives is handed over in order, then the end, once; elsewhere it is not."""
+async def test_received_by_callback(ends, anyio_backend_name):
+    """If the loop has callbacks, they get the bytes in order, then the end, once. Otherwise there are none."""
     stream, peer = ends
-    heard, ended = [], anyio.Event()
+    received, ended = [], anyio.Event()
 
     def end(error):
-        heard.append(type(error))
+        received.append(type(error))
         ended.set()
 
-    following = stream.follow(lambda data, now: heard.append((data, now <= anyio.current_time())), end)
-    assert following == (anyio_backend_name != "trio")
-    if not following:
+    by_callback = stream.receive_by_callback(
+        lambda data, now: received.append((data, now <= anyio.current_time())), end
+    )
+    assert by_callback == (anyio_backend_name != "trio")
+    if not by_callback:
         return
     for part in (b"one", b"two"):
-        seen = len(heard)
+        seen = len(received)
         peer.send(part)
-        while len(heard) == seen:
+        while len(received) == seen:
             await anyio.lowlevel.checkpoint()
     peer.close()
     await ended.wait()
     await anyio.wait_all_tasks_blocked()
-    assert heard == [(b"one", True), (b"two", True), anyio.EndOfStream]
+    assert received == [(b"one", True), (b"two", True), anyio.EndOfStream]
 
 
-async def test_closed_while_followed(ends, anyio_backend_name):
-    """Nothing is heard any more, not even the end."""
+async def test_closed_while_received_by_callback(ends, anyio_backend_name):
+    """No callback is called after the close, not even that for the end."""
     stream, peer = ends
-    heard = []
-    if stream.follow(lambda data, now: heard.append(data), heard.append):
-        assert "following" in repr(stream)
+    received = []
+    if stream.receive_by_callback(lambda data, now: received.append(data), received.append):
+        assert "callback" in repr(stream)
         peer.send(b"late")
         await stream.aclose()
         await anyio.wait_all_tasks_blocked()
-    assert heard == []
+    assert received == []
 
 
-async def test_nobody_listens():
-    """OSError, as every Dial says it, and no socket is left open (warnings are errors)."""
+async def test_no_server_listens():
+    """OSError, as every Dial promises, and no socket is left open (warnings are errors)."""
     with listening() as (listener, path):
         listener.close()
         with pytest.raises(ConnectionRefusedError):
@@ -174,7 +176,7 @@ async def test_nobody_listens():
 
 @contextmanager
 def ports(*kinds):
-    """TCP ports of 127.0.0.1 that accept, refuse, or say nothing at all, as `_addresses` gives them."""
+    """TCP ports of 127.0.0.1 that accept, refuse, or do not answer, in the form of `_addresses`."""
     with ExitStack() as stack:
         found = []
         for kind in kinds:
@@ -183,19 +185,19 @@ def ports(*kinds):
             address = listener.getsockname()
             if kind == "accepts":
                 listener.listen()
-            elif kind == "silent":  # its queue is full: the kernel drops what knocks
+            elif kind == "silent":  # its queue is full: the kernel drops new connections
                 listener.listen(0)
                 for _ in range(3):
-                    knock = stack.enter_context(closing(socket.socket()))
-                    knock.setblocking(False)
-                    knock.connect_ex(address)
+                    attempt = stack.enter_context(closing(socket.socket()))
+                    attempt.setblocking(False)
+                    attempt.connect_ex(address)
             found.append((int(socket.AF_INET), address))
         yield found
 
 
 @pytest.mark.parametrize("first", ["refuses", "silent"])
 async def test_the_next_address_is_tried(first, monkeypatch):
-    """At once if one refuses, a quarter of a second later if it says nothing."""
+    """At once if one refuses, a quarter of a second later if it does not answer."""
     with ports(first, "accepts") as found:
 
         async def addresses(host, port):
@@ -210,15 +212,15 @@ async def test_the_next_address_is_tried(first, monkeypatch):
 
 
 async def test_no_address_accepts():
-    """The error is the kernel's; an unknown host is an OSError, too."""
+    """The error is the kernel's. An unknown host is an OSError, too."""
     with ports("refuses") as ((_, (_, port)),), pytest.raises(ConnectionRefusedError):
         await SocketStream.to_host("127.0.0.1", port)
-    with pytest.raises(OSError):  # noqa: PT011 - what it says is the resolver's business
+    with pytest.raises(OSError):  # noqa: PT011 - the text is the resolver's
         await SocketStream.to_host("no.such.host.invalid", 1)
 
 
 async def test_the_families_take_turns():
-    """The names of this machine itself, and a number of either family."""
+    """The addresses of localhost, and a numeric address of each family."""
     assert await sockets._addresses("127.0.0.1", 5) == [(int(socket.AF_INET), ("127.0.0.1", 5))]
     assert [family for family, _ in await sockets._addresses("::1", 5)] == [int(socket.AF_INET6)]
     assert {address[0] for _, address in await sockets._addresses("localhost", 5)} <= {"127.0.0.1", "::1"}

@@ -1,4 +1,4 @@
-"""Pub/sub that comes back by itself, and says so."""
+"""Pub/sub that reconnects, and reports each loss of the connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def client(plain):
 
 
 async def test_messages_in_order(client):
-    """What is published after subscribe returned is received, in order."""
+    """Messages published after subscribe returned are received, in order."""
     async with client.subscriber() as subscriber:
         assert "idle" in repr(subscriber)
         await subscriber.subscribe("a", b"b")
@@ -58,8 +58,8 @@ async def test_unsubscribe_and_subscribe_while_receiving(client):
     assert received == [(b"b", b"yes")]
 
 
-async def test_reconnects_and_says_so(client):
-    """After a cut receive returns (b"", b"") once; then messages go on, on all channels."""
+async def test_reconnects_and_reports_it(client):
+    """After a lost connection receive returns (b"", b"") once. Then messages arrive on all channels again."""
     async with client.subscriber() as subscriber:
         await subscriber.subscribe("a", "b")
         for _ in range(3):
@@ -72,12 +72,12 @@ async def test_reconnects_and_says_so(client):
 
 @pytest.mark.slow
 async def test_half_open_connection_is_noticed(launch):
-    """A server that is silent and does not answer PING is given up and found again."""
+    """A connection without a reply to PING is given up, and the subscriber connects again."""
     process = launch("valkey")
     async with Client.from_url(process.unix, reply_timeout=0.6, connect_timeout=0.6) as client:  # noqa: SIM117 - one line each
         async with client.subscriber() as subscriber:
             await subscriber.subscribe("a")
-            await anyio.sleep(1.5)  # silence with answered PINGs is no loss
+            await anyio.sleep(1.5)  # silence is no loss while PING gets its reply
             assert (await client.command("PUBSUB", "NUMSUB", "a"))[1] == 1
             process.signal(signal.SIGSTOP)
             try:
@@ -92,7 +92,7 @@ async def test_half_open_connection_is_noticed(launch):
 
 
 async def test_refused_channel(plain):
-    """An ACL that refuses a channel raises; the other channels go on."""
+    """A channel that an ACL refuses raises. The other channels stay subscribed."""
     async with Client.from_url(plain.unix) as admin:
         await admin.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "resetchannels", "&ok", "+@all", "~*")
         async with Client.from_url(plain.unix.replace("//", "//narrow:pw@", 1)) as client:  # noqa: SIM117 - one line each
@@ -114,7 +114,7 @@ async def test_first_connection_fails():
 
 
 async def test_slow_reader_is_bounded(client, monkeypatch):
-    """A reader that does not keep up makes the server wait; nothing is dropped, memory is bounded."""
+    """A slow reader makes the server wait. No message is dropped, and memory is bounded."""
     monkeypatch.setattr("streamq.client.subscriber._BACKLOG", 100)
     async with client.subscriber() as subscriber:
         await subscriber.subscribe("a")
@@ -127,8 +127,8 @@ async def test_slow_reader_is_bounded(client, monkeypatch):
             assert [await subscriber.receive() for _ in range(3000)] == [(b"a", payload)] * 3000
 
 
-async def test_a_cancelled_subscribe_leaves_the_channel_to_those_who_wait_for_it_too(client):
-    """Two ask for one channel and the first gives up before the confirmation: the second hears."""
+async def test_a_cancelled_subscribe_leaves_the_channel_to_other_callers(client):
+    """Two tasks subscribe to one channel, and the first is cancelled: the second gets the messages."""
     for turns in range(6):
         async with client.subscriber() as subscriber, anyio.create_task_group() as tasks:
             first, done = anyio.CancelScope(), anyio.Event()

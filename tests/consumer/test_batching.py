@@ -24,9 +24,9 @@ from streamq import (
     task,
 )
 from streamq.errors import ArgumentsError, ConfigurationError, TaskFailedError
-from streamq.handlers.context import current_queue
+from streamq.handlers.context import current_store
 from streamq.middleware import MiddlewareChain
-from streamq.tasks.batch import Batch, Settings
+from streamq.tasks.batch import Batch, TaskSettings
 from tests.at_work import assert_nothing_left, burst, dead, pending, until, working
 from tests.crew import Crew, say
 
@@ -133,7 +133,7 @@ async def test_the_batch_at_hand(memory):
     @batch_task(size=3, wait=1)
     async def insert(rows: list[int]) -> None:
         got.extend((delivery.task_id, row) for delivery, row in zip(current_batch(), rows, strict=True))
-        assert current_queue().keys.group == "workers"
+        assert current_store().keys.group == "workers"
         with pytest.raises(LookupError):
             current_delivery()
 
@@ -484,7 +484,7 @@ async def test_a_suspect_is_a_batch_of_one(server, broker):
     @batch_task(size=10, wait=0.2, result_ttl=60)
     async def insert(rows: list[int]) -> list[int]:
         got.append(rows)
-        assert len(rows) == 1 or not any(delivery.crashes for delivery in current_batch())
+        assert len(rows) == 1 or not any(delivery.crashed_workers for delivery in current_batch())
         return rows
 
     handles = await broker.enqueue_many([insert.call(n) for n in range(3)])
@@ -505,7 +505,7 @@ async def test_a_batch_that_waits_does_not_hold_a_suspect_up(server, broker):
 
     @task(result_ttl=60)
     async def send() -> bool:
-        return current_delivery().alone
+        return current_delivery().isolated
 
     handle = await broker.enqueue(send)
     server.command("XGROUP", "CREATE", "queue:standard", "workers", "0", "MKSTREAM")
@@ -620,11 +620,11 @@ def test_what_cannot_be_a_batch_is_refused():
 def test_the_options_are_those_of_task():
     """All of them but `cron`, whose messages carry no item."""
     made = inspect.signature(sys.modules[task.__module__]._make).parameters
-    assert set(Settings.__annotations__) == set(made) - {"function", "cron"}
+    assert set(TaskSettings.__annotations__) == set(made) - {"function", "cron"}
 
     async def insert(rows: list[int]) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="what a schedule sends carries no item"):
+    with pytest.raises(ConfigurationError, match="a schedule sends no item"):
         batch_task(cron="0 * * * *")(insert)
     one = batch_task(retries=7, timeout=5, on_exhausted=print, name="other")(insert)
     assert (one.name, one.policy.retries, one.timeout, one.on_exhausted) == ("other", 7, 5, print)

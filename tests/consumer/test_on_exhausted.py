@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from streamq import Exhausted, RedisBroker, Reject, Tier, Worker, current_delivery, task
-from streamq.consumer.on_exhausted import AT_ONCE, Aftermath
+from streamq.consumer.on_exhausted import MOST_CALLS, OnExhausted
 from streamq.errors import ConfigurationError, EncodingError
-from streamq.handlers.context import current_queue
+from streamq.handlers.context import current_store
 from tests.at_work import assert_nothing_left, burst, dead, entries, until, working
 from tests.crew import Crew, say
 
@@ -37,7 +37,7 @@ async def test_a_function_is_called_once_with_the_dead_task(server, broker, told
 
     async def tell(exhausted: Exhausted) -> None:
         assert current_delivery() is exhausted.delivery
-        assert current_queue().keys.group == "workers"
+        assert current_store().keys.group == "workers"
         told.append((exhausted, len(dead(server))))
 
     @task(retries=1, backoff=0.01, on_exhausted=tell)
@@ -142,7 +142,7 @@ async def test_one_that_fails_is_named_in_the_log_and_harms_nobody(server, broke
 @pytest.mark.slow
 async def test_one_that_takes_too_long_is_given_up(broker, told, caplog, monkeypatch):
     """After a time limit; others are called meanwhile, and the settling waits for neither."""
-    monkeypatch.setattr("streamq.consumer.on_exhausted.LIMIT", 0.2)
+    monkeypatch.setattr("streamq.consumer.on_exhausted.CALL_TIMEOUT", 0.2)
 
     async def hangs(exhausted: Exhausted) -> None:
         try:
@@ -154,10 +154,10 @@ async def test_one_that_takes_too_long_is_given_up(broker, told, caplog, monkeyp
     async def fails(n: int) -> None:
         raise ValueError
 
-    await broker.enqueue_many([fails.call(n) for n in range(AT_ONCE + 1)])
+    await broker.enqueue_many([fails.call(n) for n in range(MOST_CALLS + 1)])
     async with working(broker, fails):
-        await until(lambda: len(told) == AT_ONCE + 1)
-    assert caplog.text.count("TimeoutError") >= AT_ONCE + 1
+        await until(lambda: len(told) == MOST_CALLS + 1)
+    assert caplog.text.count("TimeoutError") >= MOST_CALLS + 1
 
 
 async def test_a_call_holds_no_slot(server, broker, told):
@@ -211,7 +211,7 @@ async def test_a_worker_that_stops_makes_the_calls_that_are_due(server, broker, 
 
 async def test_of_too_many_calls_some_are_dropped_and_named(broker, caplog, monkeypatch, told):
     """The worker's memory is bounded; the dead letters are all there."""
-    monkeypatch.setattr("streamq.consumer.on_exhausted.WAITING", 2)
+    monkeypatch.setattr("streamq.consumer.on_exhausted.MOST_WAITING", 2)
     go = anyio.Event()
 
     async def waits(exhausted: Exhausted) -> None:
@@ -224,7 +224,7 @@ async def test_of_too_many_calls_some_are_dropped_and_named(broker, caplog, monk
 
     async with working(broker, fails):
         await broker.enqueue_many([fails.call() for _ in range(30)])
-        await until(lambda: "is not called: 2 wait for that" in caplog.text)
+        await until(lambda: "is not called: 2 calls wait already" in caplog.text)
         go.set()
     assert len(told) + caplog.text.count("is not called") == 30
 
@@ -285,7 +285,11 @@ async def test_it_is_sent_as_its_options_say(server, told):
     async def by_priority(what: dict) -> None: ...
 
     def failing(then):
-        @task(retries=0, on_exhausted=then, name=f"fails {then.sending.tier or then.sending.delay}".replace(" ", "-"))
+        @task(
+            retries=0,
+            on_exhausted=then,
+            name=f"fails {then.send_options.tier or then.send_options.delay}".replace(" ", "-"),
+        )
         async def fails() -> None:
             raise ValueError
 
@@ -440,10 +444,10 @@ async def test_a_task_that_cannot_be_sent_stops_the_worker_at_its_start(broker):
             await Worker(broker, tasks=[task(on_exhausted=then)(lambda_free)]).run()
 
 
-async def test_a_worker_without_any_has_no_aftermath(broker, monkeypatch):
-    """No cost to those who do not use it: no loop, and nothing asked at a death."""
-    monkeypatch.setattr(Aftermath, "serve", None)
-    monkeypatch.setattr(Aftermath, "follow", None)
+async def test_a_worker_whose_tasks_have_none_pays_nothing(broker, monkeypatch):
+    """No cost to those who do not use it: no loop, and nothing asked at a dead letter."""
+    monkeypatch.setattr(OnExhausted, "serve", None)
+    monkeypatch.setattr(OnExhausted, "side_effects", None)
 
     @task(retries=0)
     async def fails() -> None:

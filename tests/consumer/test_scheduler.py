@@ -11,7 +11,7 @@ import pytest
 
 from streamq import Cron, RedisBroker, Worker, current_delivery, task
 from streamq.errors import ArgumentsError, ConfigurationError, MissingExtraError
-from streamq.queue.schedules import Definition, look, register, tick, unregister
+from streamq.queue.schedules import ScheduleDefinition, read_schedules, register, tick_command, unregister
 from tests.at_work import assert_nothing_left, entries, until, working
 from tests.crew import Crew, say
 
@@ -28,11 +28,11 @@ def defined(name="nightly", **changes):
     """Return a definition as it is read from Redis."""
     values = {"cron": "0 3 * * *", "tz": "UTC", "missed": "last", "overlap": True, "declared": False, "task": "t"}
     values |= {"name": name, "stream": "queue:standard", "fields": ["task", "t"], **changes}
-    return Definition.of(name, Definition(**values).packed())
+    return ScheduleDefinition.parse(name, ScheduleDefinition(**values).packed())
 
 
 async def now_of(broker):
-    return (await look(broker.store))[0]
+    return (await read_schedules(broker.store))[0]
 
 
 class TestSteps:
@@ -43,7 +43,7 @@ class TestSteps:
         answers = []
 
         async def try_it() -> None:
-            answers.append(await broker.store.one(tick(broker.store, one, now, [now // 1000], now + 60_000)))
+            answers.append(await broker.store.one(tick_command(broker.store, one, now, [now // 1000], now + 60_000)))
 
         async with anyio.create_task_group() as group:
             for _ in range(20):
@@ -66,7 +66,7 @@ class TestSteps:
             (now + 60_000, one, now + 60_000), (now, one, now + 60_000),
             (now + 60_000, defined(fields=["task", "u"]), -1), (now, defined("other"), -1),
         ):  # fmt: skip
-            done, due, at = await broker.store.one(tick(broker.store, definition, expected, [1], now + 120_000))
+            done, due, at = await broker.store.one(tick_command(broker.store, definition, expected, [1], now + 120_000))
             assert (done, due) == (0, answer)
             assert at >= now
         assert entries(server, "queue:standard") == []
@@ -76,7 +76,7 @@ class TestSteps:
         one, now = defined(stream="queue:odd"), await now_of(broker)
         await register(broker.store, one, now)
         server.command("SET", "queue:odd", "no stream")
-        (answer,) = await broker.store.attempt([tick(broker.store, one, now, [1], now + 60_000)])
+        (answer,) = await broker.store.attempt([tick_command(broker.store, one, now, [1], now + 60_000)])
         assert "WRONGTYPE" in str(answer)
         assert int(server.command("ZSCORE", "queue:ticks", "nightly")) == now
         assert server.command("HGET", "queue:ticked", "nightly") is None
@@ -85,8 +85,8 @@ class TestSteps:
         """The next tick is set, no message is sent; two ticks in one step are one message."""
         one, now = defined(overlap=False), await now_of(broker)
         await register(broker.store, one, now)
-        assert (await broker.store.one(tick(broker.store, one, now, [1, 2], now)))[0] == 1
-        assert (await broker.store.one(tick(broker.store, one, now, [3], now + 60_000)))[0] == 1
+        assert (await broker.store.one(tick_command(broker.store, one, now, [1, 2], now)))[0] == 1
+        assert (await broker.store.one(tick_command(broker.store, one, now, [3], now + 60_000)))[0] == 1
         assert [entry["id"] for entry in entries(server, "queue:standard")] == ["nightly@1970-01-01T00:00:01Z"]
         assert 0 < server.command("PTTL", "queue:dedup:schedule:nightly") <= 24 * 3600 * 1000
         assert int(server.command("ZSCORE", "queue:ticks", "nightly")) == now + 60_000
@@ -99,7 +99,7 @@ class TestSteps:
         assert await register(store, defined(task="u"), now + 2) == now
         assert await register(store, defined(tz="Europe/Berlin"), now + 3) == now + 3
         assert await register(store, defined(declared=True), now + 4) is None
-        assert (await look(store))[1][0].definition == defined(tz="Europe/Berlin")
+        assert (await read_schedules(store))[1][0].definition == defined(tz="Europe/Berlin")
         assert await unregister(store, "nightly")
         assert not await unregister(store, "nightly")
         assert not set(server.keys()) & set(SCHEDULES)
@@ -189,10 +189,10 @@ class TestWorkers:
         server.command("ZADD", "queue:ticks", "0", "x")
         monkeypatch.setitem(__import__("sys").modules, "cronsim", None)
         async with working(broker, TASK):
-            await until(lambda: "is not ticked here" in caplog.text)
+            await until(lambda: "does not tick the schedule" in caplog.text)
             handle = await broker.enqueue(TASK.options(result_ttl=60), "by hand")
             await handle.result(timeout=10)
-        assert caplog.text.count("is not ticked here") == 1
+        assert caplog.text.count("does not tick the schedule") == 1
         assert int(server.command("ZSCORE", "queue:ticks", "x")) == 0
 
 

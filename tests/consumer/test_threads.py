@@ -104,8 +104,8 @@ async def test_a_thread_is_told_that_the_grace_period_is_over(server, broker):
     assert len(entries(server, "queue:standard")) == 1
 
 
-async def test_a_run_that_ended_is_told_too(server, broker):
-    """Threads of the handler's own, to which it gave its cancellation, learn that it is over; others ask in vain."""
+async def test_a_run_that_ended_is_asked_to_stop_too(server, broker):
+    """A thread that the handler started gets the request to stop when the run ends; async handlers have none."""
     told = []
 
     @task
@@ -116,7 +116,7 @@ async def test_a_run_that_ended_is_told_too(server, broker):
     @task
     async def asynchronous() -> None:
         told.append(cancel_requested())
-        with pytest.raises(LookupError, match="async one is cancelled"):
+        with pytest.raises(LookupError, match="async handler is cancelled"):
             current_cancellation()
 
     await broker.enqueue(starts_another)
@@ -170,7 +170,7 @@ async def test_threads_that_do_not_stop_do_not_pile_up(server, broker):
 
 async def test_a_run_that_finds_no_thread_is_put_off(anyio_backend, monkeypatch):
     """Another worker may have one; no attempt is spent."""
-    monkeypatch.setattr("streamq.consumer.threads.PATIENCE", 0.05)
+    monkeypatch.setattr("streamq.consumer.threads.WAIT_FOR_THREAD", 0.05)
     threads, release, began = Threads(1), threading.Event(), threading.Event()
 
     def deaf():
@@ -178,18 +178,18 @@ async def test_a_run_that_finds_no_thread_is_put_off(anyio_backend, monkeypatch)
         release.wait(PATIENT)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(threads.look_after_forever)
+        group.start_soon(threads.watch_forever)
         async with anyio.create_task_group() as inner:
             inner.start_soon(threads.run, deaf)
             await until(began.is_set)
             inner.cancel_scope.cancel()
         assert repr(threads) == "<Threads 1 of 1 busy, 1 told to stop>"
         with pytest.raises(RetryLater, match="1 were told to stop"):
-            await threads.room()
+            await threads.wait_for_thread()
         release.set()
         await until(lambda: repr(threads) == "<Threads 0 of 1 busy, 0 told to stop>")
         with anyio.fail_after(5):
-            await threads.room()
+            await threads.wait_for_thread()
         group.cancel_scope.cancel()
 
 
@@ -208,7 +208,7 @@ async def test_a_run_that_ended_before_its_thread_began_never_begins(anyio_backe
 @pytest.mark.parametrize("server", ["memory"], indirect=True)
 async def test_a_thread_that_goes_on_is_named_with_its_stack(server, broker, caplog, monkeypatch):
     """Once, some seconds after it was told."""
-    monkeypatch.setattr("streamq.consumer.threads.LATE", 0.2)
+    monkeypatch.setattr("streamq.consumer.threads.LOG_AFTER", 0.2)
     release = threading.Event()
 
     @task(timeout=0.05, retries=0)

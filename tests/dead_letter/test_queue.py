@@ -1,4 +1,4 @@
-"""The dead letter queue: looking, replaying, purging, tailing, and its bound."""
+"""The dead letter queue: peek, replay, purge, tail, and the bound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from streamq import DeadLetterBound, Priority, RedisBroker, Reject, current_delivery, task
-from streamq.dead_letter import PAGE, DeadLetter, DeadLetterQueue
+from streamq.dead_letter import DeadLetterEntry, DeadLetterQueue
+from streamq.dead_letter.queue import PAGE
 from streamq.errors import ConfigurationError, DeadLetterNotFoundError, UndecodableError
 from tests.at_work import burst, dead, entries, until, working
 
@@ -38,7 +39,7 @@ async def other():
 
 
 async def _die(broker, *names, **options):
-    """Let tasks die, one for each name, in this order; return their ids."""
+    """Make a dead letter for each name, in this order, and return the task ids."""
     handles = [await broker.enqueue(send.options(**options), name) for name in names]
     await burst(broker, send, concurrency=1)
     return [handle.task_id for handle in handles]
@@ -52,8 +53,8 @@ def _bury(server, count, **fields):
 
 
 class TestPeek:
-    async def test_a_dead_task_is_told_in_full(self, server):
-        """Everything that the entry says is at hand, in Python's types."""
+    async def test_all_fields_of_a_dead_task(self, server):
+        """All fields of the entry are available as Python types."""
         async with RedisBroker(server.url) as broker:
             before = datetime.now(UTC) - timedelta(seconds=5)
             handle = await broker.enqueue(send.options(priority=Priority.HIGH, headers={"a": 1}), "x", n=2)
@@ -72,7 +73,7 @@ class TestPeek:
         assert letter.raw == {}
 
     async def test_pages_in_both_orders(self, server):
-        """`after` goes on where a page ended, newest first or oldest first; large counts take several pages."""
+        """`after` continues where a page ended, newest first or oldest first. Large counts read several pages."""
         _bury(server, PAGE + 30)
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
@@ -85,11 +86,11 @@ class TestPeek:
             assert len(rest) == 10
             assert await queue.peek(0) == []
             assert await queue.size() == PAGE + 30
-            with pytest.raises(ConfigurationError, match="no entry id"):
+            with pytest.raises(ConfigurationError, match="not an entry id"):
                 await queue.peek(after="yesterday")
 
     async def test_filters(self, server):
-        """Only what matches is given, however far it is."""
+        """Only matching dead letters are returned, also from later pages."""
         _bury(server, 3, reason="expired", error_type="app.errors.Odd")
         _bury(server, PAGE + 1, reason="rejected")
         async with RedisBroker(server.url) as broker:
@@ -112,7 +113,7 @@ class TestPeek:
         ],
     )
     async def test_written_by_hand(self, server, flat):
-        """Fields may be missing or make no sense: peek shows what there is."""
+        """Fields may be missing or invalid: peek returns the others."""
         entry = server.command("XADD", "queue:dead", "*", *flat).decode()
         async with RedisBroker(server.url) as broker:
             (letter,) = await DeadLetterQueue(broker=broker).peek()
@@ -123,14 +124,14 @@ class TestPeek:
         assert letter.replayable == (letter.task_name == "send" and b"{" not in letter.raw.values())
 
     async def test_beyond_the_calendar(self, server):
-        """An entry with an id of its own beyond the year 9999 breaks nothing."""
+        """An entry id beyond the year 9999 raises no error."""
         server.command("XADD", "queue:dead", "253402300800000000-1", "task", "send")
         async with RedisBroker(server.url) as broker:
             (letter,) = await DeadLetterQueue(broker=broker).peek()
         assert letter.died_at.year == 9999
 
     async def test_undecodable_keeps_its_bytes(self, server):
-        """What was no message is there as it was sent."""
+        """An undecodable entry keeps its bytes."""
         async with RedisBroker(server.url) as broker:
             await broker.store.ensure_groups()
             server.command("XADD", "queue:standard", "*", "task", "send", "args", b"{\xff")
@@ -144,7 +145,7 @@ class TestPeek:
 class TestReplay:
     @pytest.mark.slow
     async def test_runs_again_as_new(self, server):
-        """A replay is a first attempt in the same tier, under a new id, that names the old one."""
+        """A replay is a first attempt in the same tier, with a new id, and its header has the old one."""
         global healthy  # noqa: PLW0603
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
@@ -163,7 +164,7 @@ class TestReplay:
         assert seen[-1] == ("x", 1, 1, new_id, {"a": 1, "replayed_from": task_id}, "critical")
 
     async def test_with_another_budget(self, server):
-        """`retries` overrides that of the dead task."""
+        """`retries` overrides the budget of the dead task."""
         async with RedisBroker(server.url) as broker:
             (task_id,) = await _die(broker, "x", retries=0)
             await DeadLetterQueue(broker=broker).replay(task_id=task_id, retries=7)
@@ -171,7 +172,7 @@ class TestReplay:
             assert entry["retries"] == "7"
 
     async def test_that_dies_again(self, server):
-        """It is a dead letter once more and can be replayed once more."""
+        """A replay that dies is a dead letter again and can be replayed again."""
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
             (task_id,) = await _die(broker, "x")
@@ -182,7 +183,7 @@ class TestReplay:
             assert await queue.replay(task_id=second)
 
     async def test_unknown(self, server):
-        """What is not there is said not to be there; also if somebody was faster."""
+        """An unknown id raises an error, also if another operator was faster."""
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
             with pytest.raises(DeadLetterNotFoundError, match="nobody"):
@@ -193,7 +194,7 @@ class TestReplay:
                 await queue.replay(task_id=task_id)
 
     async def test_once_for_many_at_once(self, server):
-        """Of several operators who replay the same task one gets it."""
+        """If several operators replay the same task, one succeeds."""
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
             (task_id,) = await _die(broker, "x")
@@ -208,8 +209,8 @@ class TestReplay:
                     group.start_soon(one)
             assert len(ids) == len(entries(server, "queue:standard")) == 1
 
-    async def test_not_of_what_is_no_message(self, server):
-        """An undecodable entry is refused with the field that is wrong, and stays."""
+    async def test_not_for_an_undecodable_entry(self, server):
+        """An undecodable entry is refused, the error names the field, and the entry stays."""
         _bury(server, 1, args="{")
         async with RedisBroker(server.url) as broker:
             with pytest.raises(UndecodableError, match="unreadable: args"):
@@ -229,7 +230,7 @@ class TestReplay:
         assert len(entries(server, "queue:bulk")) == 1
 
     async def test_refused_by_the_server_leaves_it(self, server):
-        """If the task cannot be added, the dead letter is still there."""
+        """If the server refuses the task, the dead letter stays."""
         _bury(server, 1, tier="standard")
         server.command("SET", "queue:standard", "no stream")
         async with RedisBroker(server.url) as broker:
@@ -238,7 +239,7 @@ class TestReplay:
         assert len(dead(server)) == 1
 
     async def test_by_filter(self, server):
-        """All that match, in the order they died in, up to a limit; pages on pages."""
+        """All that match, oldest first, up to a limit, over several pages."""
         _bury(server, PAGE + 5, tier="standard", reason="expired")
         _bury(server, 2, tier="standard", reason="rejected", error_type="a.b.Bad")
         async with RedisBroker(server.url) as broker:
@@ -252,15 +253,15 @@ class TestReplay:
             assert len(await queue.replay(task_name="send")) == PAGE + 2
             assert await queue.size() == 0
 
-    async def test_of_what_dies_again_meanwhile(self, server):
-        """A filter takes what is dead when it begins: no task is replayed round and round."""
+    async def test_tasks_that_die_again_meanwhile(self, server):
+        """A filter replays only dead letters that exist when it starts: no task is replayed twice."""
         async with RedisBroker(server.url) as broker:
             _bury(server, 2 * PAGE + 1, tier="standard", args='["x"]')
             async with working(broker, send):
                 assert len(await DeadLetterQueue(broker=broker).replay(task_name="send")) == 2 * PAGE + 1
 
-    async def test_needs_to_know_which(self, server):
-        """Nothing at all is a mistake, as is a task id with a filter."""
+    async def test_needs_a_selection(self, server):
+        """No selection is an error, and so is a task id with a filter."""
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
             for wrong in ({}, {"task_id": "a", "reason": "b"}, {"task_id": "a", "retries": -1}):
@@ -270,7 +271,7 @@ class TestReplay:
 
 class TestPurge:
     async def test_all(self, server):
-        """Everything goes, and the number is right."""
+        """All dead letters are removed, and the number is right."""
         _bury(server, 250)
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
@@ -279,7 +280,7 @@ class TestPurge:
             assert await queue.size() == 0
 
     async def test_by_filter(self, server):
-        """Only what matches goes."""
+        """Only matching dead letters are removed."""
         _bury(server, PAGE + 1, reason="expired")
         _bury(server, 2, task="other")
         async with RedisBroker(server.url) as broker:
@@ -288,7 +289,7 @@ class TestPurge:
             assert [letter.task_name for letter in await queue.peek()] == ["other", "other"]
 
     async def test_by_age(self, server):
-        """`older_than` goes by the server's clock, and goes together with a filter."""
+        """`older_than` uses the server's clock, and works together with a filter."""
         for ms, name in ((1000, "ancient"), (2000, "old")):
             server.command("XADD", "queue:dead", f"{ms}-0", "task", name, "task_id", name)
         _bury(server, 2)
@@ -306,8 +307,8 @@ class TestPurge:
 
 class TestBound:
     @pytest.mark.parametrize("when", ["before the broker opens", "after"])
-    async def test_holds_for_what_dies(self, server, when):
-        """The stream never keeps more than `max_size`; the oldest go first."""
+    async def test_holds_for_new_dead_letters(self, server, when):
+        """The stream never keeps more than `max_size`. The oldest are removed first."""
         broker = RedisBroker(server.url)
         if when == "after":
             async with broker:
@@ -320,14 +321,14 @@ class TestBound:
         assert [entry["args"] for entry in dead(server)] == ['["c"]', '["d"]', '["e"]']
 
     async def test_holds_for_workers_that_run_already(self, server):
-        """A worker asks for the bound at each death."""
+        """A worker reads the bound for each dead letter."""
         async with RedisBroker(server.url) as broker, working(broker, send, concurrency=1):
             DeadLetterQueue(broker=broker, max_size=2)
             await broker.enqueue_many([send.call(name) for name in "abcd"])
             await until(lambda: [entry["args"] for entry in dead(server)] == ['["c"]', '["d"]'])
 
     async def test_of_age(self, server):
-        """What is older than `max_age` goes with the next death, and at the first use."""
+        """Dead letters older than `max_age` are removed with the next one, and at the first use."""
         server.command("XADD", "queue:dead", "1000-0", "task", "ancient")
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker, max_age=timedelta(days=1))
@@ -339,14 +340,14 @@ class TestBound:
             assert [letter.task_name for letter in await queue.peek()] == ["send"]
 
     async def test_excess_goes_at_the_first_use(self, server):
-        """A smaller bound than before takes effect without waiting for a death."""
+        """A smaller bound takes effect at the first use."""
         _bury(server, 250)
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker, max_size=7)
             assert [letter.task_id for letter in await queue.peek(100)] == [f"t{249 - at}" for at in range(7)]
 
-    async def test_looking_removes_nothing(self, server):
-        """A queue that was given no bound is no danger to those of others."""
+    async def test_reading_removes_nothing(self, server):
+        """A queue without a bound removes nothing."""
         _bury(server, 5)
         async with RedisBroker(server.url, dead_letters=DeadLetterBound(max_size=2)) as broker:
             queue = DeadLetterQueue(broker=broker)
@@ -355,7 +356,7 @@ class TestBound:
 
     @pytest.mark.parametrize("wrong", [{"max_size": 0}, {"max_size": 1.5}, {"max_age": -1}, {"max_age": float("inf")}])
     def test_must_make_sense(self, wrong):
-        """A bound that cannot be kept is refused by name."""
+        """An invalid bound is refused, and the error names it."""
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
             DeadLetterQueue(broker=RedisBroker(), **wrong)
 
@@ -365,10 +366,10 @@ class TestBound:
 
 
 class TestTail:
-    async def test_sees_what_dies_from_now_on(self, server):
-        """Nothing of before, everything after, in order, while it happens."""
+    async def test_yields_new_dead_letters(self, server):
+        """No earlier dead letters, all later ones, in order, as they arrive."""
         _bury(server, 2)
-        got: list[DeadLetter] = []
+        got: list[DeadLetterEntry] = []
         async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
             queue = DeadLetterQueue(broker=broker)
 
@@ -387,7 +388,7 @@ class TestTail:
         assert [letter.task_id for letter in got] == ids
 
     async def test_goes_on_after_an_entry(self, server):
-        """With `after` nothing is missed between two watchers."""
+        """With `after` no dead letter is missed between two calls."""
         _bury(server, PAGE + 5)
         async with RedisBroker(server.url) as broker:
             queue = DeadLetterQueue(broker=broker)
@@ -402,7 +403,7 @@ class TestTail:
         assert got == [f"t{at}" for at in range(1, PAGE + 5)]
 
     async def test_of_a_server_without_any(self, server):
-        """The stream need not be there yet."""
+        """The stream does not have to exist."""
         async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
             queue = DeadLetterQueue(broker=broker)
             got = []

@@ -5,7 +5,7 @@ A comment on the line above a fence says what the block is, where its language d
 - `<!-- continues -->`: Python that goes on where the block before it ended;
 - `<!-- output -->`: what the Python program above prints;
 - `<!-- help: worker -->`: what `streamq worker --help` prints;
-- `<!-- layers -->`: the layers of pyproject.toml;
+- `<!-- folders -->`: the folders and what they import (tests/docs/test_architecture.py);
 - `<!-- illustration -->`: a picture; nothing can be run.
 """
 

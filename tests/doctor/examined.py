@@ -1,4 +1,4 @@
-"""What the tests of the doctor share: an examination by URL, and hands that put things out of order."""
+"""Helpers for the tests of the doctor: examine by URL, and commands that break a queue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bad(report: Report) -> list[str]:
 
 
 def ms(seconds_from_now: float = 0.0) -> int:
-    """Return a time as scores have it."""
+    """Return a time in Unix ms, as a score."""
     return round((time.time() + seconds_from_now) * 1000)
 
 
@@ -47,12 +47,12 @@ def make_group(server: TestServer, stream: str = STREAM, start: str = "0", name:
 
 
 def take(server: TestServer, consumer: str, count: int = 1, stream: str = STREAM, group: str = GROUP) -> list[str]:
-    """Have a consumer read, and return the ids of what it got."""
+    """Read as this consumer and return the entry ids."""
     reply = server.command("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", stream, ">")
     return [entry[0].decode() for entry in reply[0][1]]
 
 
 def heartbeat(server: TestServer, consumer: str, left: float, stream: str = STREAM) -> None:
-    """Have a consumer count as alive for so many seconds; negative: it has been dead for so long."""
+    """Set the heartbeat of a consumer. It is alive for `left` seconds; negative: dead for that long."""
     server.command("ZADD", f"{stream}:alive:{GROUP}", ms(left), consumer)
     server.command("EXPIRE", f"{stream}:alive:{GROUP}", 1000)

@@ -1,4 +1,4 @@
-"""`streamq doctor` beside workers at full speed: what moves on between two questions is no finding."""
+"""`streamq doctor` on a busy queue: a task that moves between two commands is no finding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ chance = random.Random(7)
 
 @task(retries=50, backoff=Backoff(base=0.01, factor=1.0, cap=0.02), result_ttl=5)
 async def move():
-    """Succeed, or go to the delayed set and come back."""
+    """Succeed, or be retried from the delayed set."""
     await anyio.lowlevel.checkpoint()
     if (fate := chance.random()) < 0.1:
         raise RetryLater(after=0.01)
@@ -42,7 +42,7 @@ async def come_and_go(broker):
 
 @pytest.mark.parametrize("kind", REAL_KINDS)
 async def test_no_false_alarm(kind, anyio_backend):
-    """Tasks come, run, fail, wait and go, workers begin and leave: no examination says that any is lost."""
+    """Tasks run, fail and are retried, workers start and stop: no examination reports a problem."""
     if not available(kind):
         pytest.skip(f"no {kind}-server on PATH")
     with fresh_server(kind, "--appendonly", "yes") as server:

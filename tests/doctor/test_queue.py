@@ -1,4 +1,4 @@
-"""`streamq doctor` on queues that are in order and on such as are not: each finding, on every kind of server."""
+"""`streamq doctor` on healthy and broken queues: each finding, on each kind of server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def send(seconds=0.0, fate="well"):
 
 
 async def healthy(url, backend):
-    """Run tasks, leave some waiting and delayed, and examine while a worker lives."""
+    """Run tasks, leave some waiting and delayed, and examine while a worker is alive."""
     from streamq import RedisBroker
     from streamq.doctor import examine
 
@@ -45,7 +45,7 @@ async def healthy(url, backend):
 class TestHealth:
     @pytest.mark.parametrize("kind", ["valkey", "redis"])
     async def test_of_a_real_server(self, anyio_backend, kind):
-        """A server that keeps everything on disk, with a worker at work: nothing above info."""
+        """A server with full persistence and a running worker: no finding above info."""
         with fresh_server(kind, "--appendonly", "yes", "--appendfsync", "always", "--maxmemory", "1gb") as server:
             report = await healthy(server.url, anyio_backend)
         assert bad(report) == []
@@ -57,7 +57,7 @@ class TestHealth:
         assert len(one(report, "workers_fine").evidence["workers"]) == 1
 
     async def test_of_a_server_in_memory(self, server, anyio_backend):
-        """memory:// works too, and says what it cannot be asked."""
+        """memory:// works as well, and the report says which checks it does not have."""
         report = await healthy(server.url, anyio_backend)
         if server.kind == "memory":
             assert bad(report) == []
@@ -65,7 +65,7 @@ class TestHealth:
         assert {"streams_fine", "workers_fine", "delayed_fine", "keys_fine"} <= set(report.codes())
 
     async def test_of_nothing(self, server):
-        """An empty server is an empty queue, which is said, and no trouble."""
+        """An empty server gives info findings and no problem."""
         report = await examined(server.url)
         assert one(report, "stream_missing").evidence["streams"] == ["queue:critical", STREAM, "queue:bulk"]
         assert set(bad(report)) <= {"persistence_off"}
@@ -89,7 +89,7 @@ class TestStreams:
         "key", [STREAM, f"{STREAM}:delayed", "queue:dead", f"{STREAM}:alive:{GROUP}", "queue:result:x"]
     )
     async def test_wrong_type(self, server, key):
-        """A key of ours that something else uses."""
+        """Another program uses the name of a streamq key."""
         make_group(server)
         server.command("RPUSH", key + "2", "x")
         server.command("DEL", key)
@@ -99,7 +99,7 @@ class TestStreams:
         assert report.exit_code() == 2
 
     async def test_other_groups(self, server):
-        """Another group is said; one that nobody works for, and that holds everything back, is a warning."""
+        """Another group is info. One without a worker that keeps entries in the stream is a warning."""
         make_group(server)
         make_group(server, name="audit")
         add(server)
@@ -115,7 +115,7 @@ class TestStreams:
         assert "stranded" not in report.codes()
 
     async def test_group_ahead(self, server):
-        """What a failover takes back: the group is further than its stream."""
+        """After a failover the group's last delivered id may be above the newest entry."""
         add(server, at="5-5")
         make_group(server)
         assert "group_ahead" not in (await examined(server.url)).codes()
@@ -124,7 +124,7 @@ class TestStreams:
         assert (evidence["last_delivered_id"], evidence["last_generated_id"]) == ("9-9", "5-5")
 
     async def test_stranded(self, server):
-        """Entries before a group that was made at $ run never. What is held, or waits, is not stranded."""
+        """Entries before a group created at $ never run. Pending and waiting entries are not stranded."""
         ids = add(server, 25)
         make_group(server, start="$")
         held = add(server, 2)
@@ -137,7 +137,7 @@ class TestStreams:
         assert held
 
     async def test_pending_gone(self, server):
-        """A stream that was trimmed by hand: what is pending is not there."""
+        """A stream was trimmed by hand: pending entries are missing."""
         make_group(server)
         ids = add(server, 15)
         take(server, "w1", 12)
@@ -156,7 +156,7 @@ class TestStreams:
 
 class TestWorkers:
     async def test_no_worker(self, server):
-        """Tasks wait and nobody works: for a moment that is a beginning, then an error."""
+        """Tasks wait without a worker: first info, later an error."""
         make_group(server)
         add(server)
         report = await examined(server.url)
@@ -171,8 +171,8 @@ class TestWorkers:
         heartbeat(server, "w1", 30)
         assert not {"no_worker", "no_worker_yet"} & set((await examined(server.url)).codes())
 
-    async def test_handed_back(self, server):
-        """What was handed back waits as well; it is in the hands of nobody who could be dead."""
+    async def test_released(self, server):
+        """Released tasks wait. Their consumer `released` is never dead."""
         make_group(server)
         add(server, at=f"{ms(-3600)}-0")
         take(server, "released")
@@ -180,8 +180,8 @@ class TestWorkers:
         assert one(report, "no_worker").evidence["waiting"] == 1
         assert not {"unknown_consumer", "orphans"} & set(report.codes())
 
-    async def test_the_dead(self, server):
-        """Dead consumers: holding something lately, for long, and nothing at all; with their own leases."""
+    async def test_dead_consumers(self, server):
+        """Dead consumers with recent, old and no pending entries, each with its own lease."""
         make_group(server)
         add(server, 6)
         take(server, "lately", 1)
@@ -196,17 +196,17 @@ class TestWorkers:
         report = await examined(server.url)
         (late,) = one(report, "orphans").evidence["consumers"]
         assert (late["consumer"], late["pending"], 599 < late["dead_for_s"] < 620) == ("long", 2, True)
-        assert "no worker lives" in one(report, "orphans").message
+        assert "no worker is alive" in one(report, "orphans").message
         due = one(report, "takeover_due").evidence["consumers"]
         assert {row["consumer"]: row["pending"] for row in due} == {"lately": 1, "slow": 3}
         assert one(report, "dead_consumers").evidence["consumers"] == ["empty"]
         nobody = one(report, "no_worker").evidence
         assert (nobody["waiting"], nobody["orphaned"], nobody["oldest_s"] > 599) == (0, 6, True)
         heartbeat(server, "alive", 30)
-        assert "no room" in one(await examined(server.url), "orphans").message
+        assert "no free capacity" in one(await examined(server.url), "orphans").message
 
     async def test_unknown_consumer(self, server):
-        """Somebody reads the group who never said that they live."""
+        """A consumer without any heartbeat reads the group."""
         make_group(server)
         add(server)
         take(server, "by hand")
@@ -215,7 +215,7 @@ class TestWorkers:
         assert finding.remedy.endswith("redis-cli XPENDING queue:standard workers - + 10 'by hand'")
 
     async def test_lease_not_renewed(self, server):
-        """A living consumer that holds what it does not renew; what it renews is fine."""
+        """A consumer that is alive and does not renew an entry. Renewed entries are no finding."""
         make_group(server)
         stale, _ = add(server, 2)
         take(server, "w1", 2)
@@ -228,7 +228,7 @@ class TestWorkers:
         assert "lease_not_renewed" not in (await examined(server.url)).codes()
 
     async def test_crashes(self, server):
-        """Evidence of one death, of several, and a verdict."""
+        """Crash evidence of one worker, of several, and a verdict."""
         server.command("HSET", f"{STREAM}:crashes:{GROUP}", "1-1", "w1", "2-1", "w1 w2", "2-1:alone", "w3",
                        "3-1", "w1 w2 w3", "3-1:alone", "!")  # fmt: skip
         report = await examined(server.url)
@@ -239,7 +239,7 @@ class TestWorkers:
 
 class TestDelayed:
     async def test_overdue(self, server):
-        """Due for long and not moved."""
+        """Overdue and not promoted."""
         for name, due in (("a", -300), ("b", -90), ("c", -5), ("d", 900)):
             server.command("HSET", f"{STREAM}:messages", name, MESSAGE)
             server.command("ZADD", f"{STREAM}:delayed", ms(due), name)
@@ -247,7 +247,7 @@ class TestDelayed:
         assert (evidence["overdue"], 299 < evidence["late_s"] < 320) == (2, True)
 
     async def test_halves(self, server):
-        """Ids without a message, and messages without a time."""
+        """Ids without a message, and messages without a due time."""
         server.command("HSET", f"{STREAM}:messages", "both", MESSAGE, "lost one", MESSAGE)
         server.command("ZADD", f"{STREAM}:delayed", ms(900), "both", ms(900), "empty")
         report = await examined(server.url)
@@ -261,8 +261,8 @@ class TestDelayed:
 
 
 class TestDeadLetters:
-    async def test_lately(self, server):
-        """Deaths of the last hour are counted by reason; older ones are not; many are a warning."""
+    async def test_recent(self, server):
+        """Dead letters of the last hour are counted by reason, older ones are not. Many are a warning."""
         server.command("XADD", "queue:dead", f"{ms(-7200)}-0", "task_id", "old", "reason", "expired")
         for number in range(9):
             server.command("XADD", "queue:dead", "*", "task_id", f"t{number}", "reason", "rejected")
@@ -272,17 +272,17 @@ class TestDeadLetters:
         growing = one(await examined(server.url), "dead_letters_growing")
         assert growing.evidence["reasons"] == {"rejected": 9, "expired": 1}
 
-    async def test_a_long_hour_is_cut_short(self, server):
-        """More deaths than are read."""
+    async def test_counting_recent_dead_letters_is_bounded(self, server):
+        """More dead letters than are read."""
         for number in range(510):
             server.command("XADD", "queue:dead", "*", "task_id", f"t{number}", "reason", "rejected")
         finding = one(await examined(server.url), "dead_letters_growing")
-        assert finding.message.startswith("500 or more tasks died")
+        assert finding.message.startswith("500 or more new dead letters")
         assert finding.evidence["size"] == 510
 
     async def test_near_the_bound(self, server):
-        """Almost as many as are kept."""
-        from streamq.queue.store import DeadLetterBound
+        """Almost as many dead letters as the bound."""
+        from streamq.wire.dead_letter_fields import DeadLetterBound
 
         for number in range(9):
             server.command("XADD", "queue:dead", f"{number + 1}-1", "task_id", "t", "reason", "rejected")
@@ -293,7 +293,7 @@ class TestDeadLetters:
 
 class TestKeys:
     async def test_unknown_keys(self, server):
-        """Names that are not documented; other programs' names beside the namespace are none of ours."""
+        """Undocumented names in the namespace are a finding. Names outside it are not."""
         server.command("SET", "queue:nonsense", "x")
         server.command("HSET", "queue:other:messages", "a", "b")  # of no stream
         server.command("SET", "queueing", "x")
@@ -302,7 +302,7 @@ class TestKeys:
         }  # fmt: skip
 
     async def test_other_streams(self, server):
-        """Tiers that this broker does not have, with what lies beside them, and other groups."""
+        """Streams of other tiers with their keys, and keys of other groups."""
         add(server, stream="queue:express")
         server.command("HSET", "queue:express:messages", "a", MESSAGE)
         server.command("ZADD", f"{STREAM}:alive:audit", 1, "w")
@@ -312,7 +312,7 @@ class TestKeys:
         assert "unknown_keys" not in report.codes()
 
     async def test_no_ttl(self, server):
-        """Keys that should go and stay."""
+        """Keys that have lost their TTL."""
         server.command("ZADD", f"{STREAM}:alive:{GROUP}", ms(60), "w1")
         server.command("SET", "queue:result:a", "{}")
         server.command("SET", "queue:id:b", "b", "PX", 1000)
@@ -322,8 +322,8 @@ class TestKeys:
             f"{STREAM}:alive:{GROUP}", "queue:result:a", f"{STREAM}:crashes:audit", "queue:stats:workers:1",
         ]  # fmt: skip
 
-    async def test_it_stops_and_says_so(self, server):
-        """A large database is not searched to its end, nor at all if that is not wanted."""
+    async def test_the_scan_stops_and_reports_it(self, server):
+        """The scan of a large database stops at its limit. With 0 there is no scan."""
         for number in range(60):
             server.command("SET", f"else:{number}", "x")
         server.command("SET", "queue:nonsense", "x")

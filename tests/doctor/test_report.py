@@ -1,4 +1,4 @@
-"""The values of `streamq.doctor`, without a server: JSON, exit codes, codes, what cannot be provoked."""
+"""The values of `streamq.doctor` without a server: JSON, exit codes, codes, findings that tests cannot provoke."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from streamq.doctor import SEVERITIES, Finding, Report, Severity
-from streamq.doctor.checks import judge
-from streamq.doctor.finding_codes import found, typed
-from streamq.doctor.observations import Facts, Rights, Server
-from streamq.doctor.read_keys import KINDS, MORTAL, Catalogue
+from streamq.doctor.checks import run_checks
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.observations import Observations, Rights, Server
+from streamq.doctor.read_keys import TYPES, WITH_TTL, KeyCatalogue
 from streamq.doctor.read_server import FEATURES
 from streamq.wire.keys import Keys
 from streamq.wire.tiers import DEFAULT_TIERS
@@ -24,8 +24,8 @@ SERVER = Server(product="redis", version="7.0.15", round_trips=(0.001,) * 5, fea
 
 
 def codes(**server):
-    """Return what is found on a server like this."""
-    return {finding.code: finding for finding in judge(Facts(now=1e9, server=replace(SERVER, **server)))}
+    """Return the codes for a server with these values."""
+    return {finding.code: finding for finding in run_checks(Observations(now=1e9, server=replace(SERVER, **server)))}
 
 
 def report(*severities):
@@ -48,8 +48,8 @@ def test_an_old_server():
 
 
 @pytest.mark.parametrize(("lag", "expected"), [("0", "primary"), ("10", "primary"), ("11", "replica_behind")])
-def test_a_replica_that_is_not_heard_of(lag, expected):
-    """A replica says each second how far it is."""
+def test_a_replica_without_reports(lag, expected):
+    """A replica reports its offset each second."""
     replica = f"ip=10.0.0.7,port=6379,state=online,offset=1,lag={lag}"
     seen = codes(info={"role": "master", "connected_slaves": "1", "slave0": replica})
     assert set(seen) & {"primary", "replica_behind"} == {expected}
@@ -58,23 +58,25 @@ def test_a_replica_that_is_not_heard_of(lag, expected):
 
 
 def test_the_limits_of_slowness():
-    """The shortest round trip counts: a busy machine here is not a slow server."""
+    """The fastest round trip counts: a busy client machine is not a slow server."""
     assert "slow" not in codes(round_trips=(0.5, 0.4, 0.05))
     assert codes(round_trips=(0.5, 0.4, 0.051))["slow"].evidence["best_ms"] == 51.0
     assert codes(round_trips=(0.5, 0.4, 0.051))["reachable"].evidence["median_ms"] == 400.0
 
 
 def test_a_clock_behind_a_slow_line():
-    """What the line may have added is not held against the clock."""
+    """The possible delay of the connection is not counted as a clock offset."""
     assert "clock_fine" in codes(offset=1.4, offset_error=0.5)
     assert "clock_offset" in codes(offset=-1.6, offset_error=0.5)
 
 
 def test_a_remedy_can_be_pasted():
-    """Names come from the server: none of them is a command of the shell."""
-    assert typed("DEL", "x; rm -rf /") == "redis-cli DEL 'x; rm -rf /'"
+    """Names from the server are quoted for the shell."""
+    assert redis_cli_command("DEL", "x; rm -rf /") == "redis-cli DEL 'x; rm -rf /'"
     denied = Rights(user="a b", asked=1, denied=())
-    seen = list(judge(Facts(now=1e9, server=SERVER, rights=denied, refused={"~queue:*": "XLEN queue:bulk"})))
+    seen = list(
+        run_checks(Observations(now=1e9, server=SERVER, rights=denied, refused={"~queue:*": "XLEN queue:bulk"}))
+    )
     assert seen[-1].remedy == "redis-cli ACL SETUSER 'a b' '~queue:*'"
 
 
@@ -91,13 +93,13 @@ def test_a_remedy_can_be_pasted():
     ],
 )
 def test_exit_codes(severities, code, strict):
-    """0 for nothing above info, 1 for warnings if they matter, 2 for errors."""
+    """0 for no finding above info, 1 for warnings with strict, 2 for errors."""
     assert report(*severities).exit_code() == code
     assert report(*severities).exit_code(strict=True) == strict
 
 
 def test_as_json():
-    """The shape that programs read."""
+    """The format for programs."""
     whole = report(Severity.OK, Severity.WARNING).as_dict()
     assert json.loads(json.dumps(whole)) == {
         "server": "redis://x", "namespace": "queue", "group": "workers", "role": "worker",
@@ -111,7 +113,7 @@ def test_as_json():
 
 
 def test_codes_by_severity():
-    """Each once, in order, from a severity on."""
+    """Each code once, in order, from this severity up."""
     seen = report(Severity.ERROR, Severity.OK, Severity.WARNING)
     assert seen.codes() == ["code0", "code1", "code2"]
     assert seen.codes(Severity.WARNING) == ["code0", "code2"]
@@ -122,14 +124,14 @@ def test_codes_by_severity():
 
 def test_every_code_has_one_severity():
     with pytest.raises(KeyError):
-        found("no_such_code", "text")
+        make_finding("no_such_code", "text")
     source = (ROOT / "streamq" / "doctor" / "finding_codes.py").read_text()
     listed = re.findall(r'Severity.\w+: """(.*?)"""', source, re.DOTALL)
     assert len(" ".join(listed).split()) == len(SEVERITIES)
 
 
 def test_every_code_is_used_and_provoked():
-    """A code that no check gives, or that no test looks for, is an error."""
+    """A code that no check uses, or that no test expects, is an error."""
     sources = "".join(
         path.read_text() for path in (ROOT / "streamq" / "doctor").glob("*.py") if path.name != "finding_codes.py"
     )
@@ -140,7 +142,7 @@ def test_every_code_is_used_and_provoked():
 
 
 def test_the_table_of_codes():
-    """The page has every code with its severity, the worst first, and no other."""
+    """The page lists all codes with their severities, the worst first, and no others."""
     rows = [tuple(row[:2]) for row in table_under(ROOT / "docs" / "doctor.md", "## Codes")]
     assert dict(rows) == {code: severity.word for code, severity in SEVERITIES.items()}
     order = [SEVERITIES[code] for code, _ in rows]
@@ -148,18 +150,18 @@ def test_the_table_of_codes():
 
 
 def test_keys_are_those_of_the_wire_format():
-    """Types and lifetimes that the doctor expects are those of the contract."""
+    """The doctor expects the types and lifetimes of docs/wire-format.md."""
     keys = Keys.of("<ns>", "<group>", DEFAULT_TIERS)
-    catalogue = Catalogue(keys, DEFAULT_TIERS)
-    kinds = {"stream": "stream", "sorted set": "zset", "hash": "hash", "string": "string"}
+    catalogue = KeyCatalogue(keys, DEFAULT_TIERS)
+    types = {"stream": "stream", "sorted set": "zset", "hash": "hash", "string": "string"}
     rows = table_under(ROOT / "docs" / "wire-format.md", "## Keys")
     for name, kind, _, _, lifetime in rows:
         if kind == "channel":
             continue
-        what = catalogue.of(name.replace("<stream>", "<ns>:bulk"))
+        what = catalogue.kind_of(name.replace("<stream>", "<ns>:bulk"))
         assert what is not None, name
-        assert KINDS[what] == kinds[kind], name
-        assert (what in MORTAL) == bool(re.search(r"\d h|\d s|ttl|:alive:", lifetime)), (name, lifetime)
+        assert TYPES[what] == types[kind], name
+        assert (what in WITH_TTL) == bool(re.search(r"\d h|\d s|ttl|:alive:", lifetime)), (name, lifetime)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,6 @@ def test_keys_are_those_of_the_wire_format():
     ],
 )  # fmt: skip
 def test_names(name, what):
-    """Which key a name is."""
+    """The kind of a key comes from its name."""
     keys = Keys.of("q", "workers", DEFAULT_TIERS)
-    assert Catalogue(keys, DEFAULT_TIERS).of(name) == what
+    assert KeyCatalogue(keys, DEFAULT_TIERS).kind_of(name) == what

@@ -1,4 +1,4 @@
-"""`streamq doctor` and permissions: what a role lacks, what may not be asked, and that nothing is changed by asking."""
+"""`streamq doctor` and permissions: missing ones are found, refused checks are reported, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from streamq import RedisBroker
 from streamq.doctor import examine
-from streamq.doctor.queries import permission
+from streamq.doctor.queries import missing_permission
 from streamq.doctor.read_rights import ROLES, probes
 from streamq.errors import ConfigurationError
 from tests.doctor.examined import STREAM, add, bad, examined, heartbeat, make_group, one, take
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def user(real_server):
-    """Make users with these rules; they are removed afterwards."""
+    """Make users with these ACL rules. They are removed at the end."""
     names = []
 
     def make(*rules):
@@ -30,7 +30,7 @@ def user(real_server):
 
 
 def fill(server):
-    """Put something into every key that a probe names."""
+    """Write to each key that a probe uses."""
     make_group(server)
     add(server, 3)
     take(server, "streamq-doctor", 2)
@@ -46,7 +46,7 @@ def fill(server):
 
 
 def state(server):
-    """Return everything that lies on a server, and how often anything was written to it."""
+    """Return all data of a server, and its number of writes."""
     dumps = {name: (server.command("DUMP", name), server.command("PTTL", name) > 0) for name in server.keys()}  # noqa: SIM118
     written = [line for line in server.command("INFO", "persistence").splitlines() if b"rdb_changes_since" in line]
     return dumps, written
@@ -54,7 +54,7 @@ def state(server):
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_nothing_is_changed(real_server, anyio_backend, role):
-    """Not one key, not one TTL, not one write: for each role, on a queue that has everything."""
+    """No key, no TTL and no write changes, for each role, on a full queue."""
     fill(real_server)
     before = state(real_server)
     report = await examined(real_server.url, role=role)
@@ -62,8 +62,8 @@ async def test_nothing_is_changed(real_server, anyio_backend, role):
     assert state(real_server) == before
 
 
-async def test_nobody_hears_of_it(real_server, anyio_backend):
-    """Nothing is published either: what is asked about publishing is discarded."""
+async def test_nothing_is_published(real_server, anyio_backend):
+    """The probe for PUBLISH is discarded and not run."""
     async with RedisBroker(real_server.url) as broker, broker.client.subscriber() as subscriber:
         await subscriber.subscribe(broker.keys.wake)
         report = await examine(broker)
@@ -74,9 +74,9 @@ async def test_nobody_hears_of_it(real_server, anyio_backend):
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_permission_is_found_missing(real_server, user, anyio_backend, role):
-    """A user with all rights but one command: exactly that one is named, whichever it is."""
+    """A user has all permissions except one command: exactly that one is reported."""
     async with RedisBroker(real_server.url) as broker:
-        commands = sorted({permission(probe, "run") for probe in probes(broker.keys, role)})
+        commands = sorted({missing_permission(probe, "run") for probe in probes(broker.keys, role)})
     for rule in commands:
         url = user("~*", "&*", "+@all", rule.replace("+", "-", 1))
         missing = one(await examined(url, role=role, scan=0), "permission_missing").evidence["missing"]
@@ -96,7 +96,7 @@ async def test_keys_and_channels(user, anyio_backend):
 
 
 async def test_the_remedy_is_one(real_server, user, anyio_backend):
-    """What is to be typed, typed: then the role may do all of it."""
+    """After the command of the remedy the role has all permissions."""
     url = user("+ping", "+client|setname", "+multi", "+discard", "resetchannels")
     for _ in range(6):  # a command that is missing hides a key that is missing, which hides a channel
         report = await examined(url)
@@ -109,7 +109,7 @@ async def test_the_remedy_is_one(real_server, user, anyio_backend):
 
 
 async def test_a_user_of_few_rights(real_server, user, anyio_backend):
-    """A monitor's rights, and no more: what may not be asked is info, and nothing is guessed from silence."""
+    """A user with only a monitor's permissions: refused checks are info, and no conclusion is drawn from them."""
     fill(real_server)
     real_server.command("DEL", "queue:result:streamq-doctor", "queue:id:streamq-doctor")
     url = user(
@@ -136,7 +136,7 @@ async def test_a_user_of_few_rights(real_server, user, anyio_backend):
 
 
 async def test_a_user_of_no_rights(real_server, user, anyio_backend):
-    """Whoever may do nothing is told so, and nothing else is claimed."""
+    """A user without permissions gets only that finding."""
     fill(real_server)
     report = await examined(user("resetchannels"))
     assert bad(report) == ["permission_missing"]

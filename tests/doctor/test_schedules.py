@@ -1,4 +1,4 @@
-"""`streamq doctor` on what recurs."""
+"""`streamq doctor` on schedules."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def put(server, name, due):
     server.command("ZADD", "queue:ticks", ms(due), name)
 
 
-async def test_what_nobody_ticks(server, anyio_backend):
-    """Due for more than a minute: a warning with the names and what to do; the keys are documented ones."""
+async def test_overdue_schedules(server, anyio_backend):
+    """Overdue by more than a minute: a warning with the names and the remedy. The keys are known ones."""
     put(server, "fine", 600)
     put(server, "just now", -20)
     assert not {"schedules_overdue", "unknown_keys", "wrong_type"} & set((await examined(server.url)).codes())
@@ -34,6 +34,6 @@ async def test_what_nobody_ticks(server, anyio_backend):
 
 
 async def test_a_monitor_may_look(server, anyio_backend):
-    """It is told as a worker is."""
+    """The role monitor gets the same finding as worker."""
     put(server, "late", -120)
     assert "schedules_overdue" in (await examined(server.url, role="monitor")).codes()

@@ -1,4 +1,4 @@
-"""`streamq doctor` on servers that are set up badly: each finding provoked on real ones, where that can be done."""
+"""`streamq doctor` on badly configured servers: each finding is provoked on a real server where possible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kind(request):
 
 
 async def found_on(kind, *arguments, **options):
-    """Examine a server that was started with these options."""
+    """Start a server with these options and examine it."""
     with fresh_server(kind, *arguments) as server:
         return await examined(server.url, **options)
 
@@ -42,8 +42,8 @@ def free_port() -> str:
 
 
 class TestReachable:
-    async def test_nobody_there(self, anyio_backend):
-        """A finding like any other, without the password."""
+    async def test_unreachable(self, anyio_backend):
+        """This is a finding, without the password."""
         report = await examined("redis://u:hunter2@127.0.0.1:1")
         assert bad(report) == ["unreachable"]
         assert report.exit_code() == 2
@@ -63,14 +63,14 @@ class TestReachable:
 
     @pytest.mark.slow
     async def test_not_ready(self, kind, anyio_backend):
-        """A replica that has never had its primary's data, and may not serve without it."""
+        """A replica that has no data of its primary yet, and may not answer without it."""
         with fresh_server(kind, "--replica-serve-stale-data", "no") as server:
             server.command("REPLICAOF", "127.0.0.1", "1")
             assert bad(await examined(server.url)) == ["not_ready"]
 
     @pytest.mark.slow
     async def test_slow(self, kind, anyio_backend):
-        """Every round trip takes long, through a line that delays each reply."""
+        """A proxy delays each reply, so all round trips are slow."""
         with fresh_server(kind) as server:
             async with delayed_line(server.socket, 0.06) as url:
                 report = await examined(url, scan=0)
@@ -80,7 +80,7 @@ class TestReachable:
 
 @contextlib.asynccontextmanager
 async def delayed_line(path, seconds):
-    """Yield the URL of a door to the server at a socket that keeps each reply back."""
+    """Yield the URL of a proxy to the server that delays each reply."""
     door = f"{path}.slow"
     async with await anyio.create_unix_listener(door) as listener, anyio.create_task_group() as group:
 
@@ -106,7 +106,7 @@ async def delayed_line(path, seconds):
 class TestClock:
     @pytest.mark.parametrize("ahead", [-7200.0, 2.5])
     async def test_offset(self, kind, anyio_backend, ahead):
-        """This machine's clock, and not the server's, is what differs here."""
+        """The test changes the clock of this machine and not that of the server."""
         import time
 
         with fresh_server(kind) as server:
@@ -117,8 +117,8 @@ class TestClock:
         assert abs(offset - ahead) < 1
         assert ("ahead of" if ahead > 0 else "behind") in one(report, "clock_offset").message
 
-    async def test_what_is_due_goes_by_the_server(self, kind, anyio_backend):
-        """With a clock that is wrong here, nothing looks overdue or dead that is not."""
+    async def test_due_times_use_the_servers_clock(self, kind, anyio_backend):
+        """A wrong clock on this machine gives no false findings: due times use the server's clock."""
         import time
 
         from tests.doctor.test_queue import send
@@ -133,7 +133,7 @@ class TestClock:
 
 
 class TestSettings:
-    async def test_each_that_hurts(self, kind, anyio_backend):
+    async def test_each_bad_setting(self, kind, anyio_backend):
         report = await found_on(
             kind, "--timeout", "30", "--tcp-keepalive", "0", "--client-output-buffer-limit", "pubsub 1000 500 10",
             "--client-output-buffer-limit", "normal 0 0 0",
@@ -144,7 +144,7 @@ class TestSettings:
         assert "settings_fine" not in report.codes()
 
     async def test_connections(self, kind, anyio_backend):
-        """Hardly any is left."""
+        """Almost all connections are in use."""
         with fresh_server(kind, "--maxclients", "12") as server, contextlib.ExitStack() as stack:
             assert "clients_near_limit" not in (await examined(server.url)).codes()
             for _ in range(10):
@@ -155,7 +155,7 @@ class TestSettings:
 
     @pytest.mark.slow
     async def test_cluster(self, kind, anyio_backend):
-        """Keys of one step must be in one slot."""
+        """All keys of one atomic step must be in one slot."""
         with fresh_server(kind, "--cluster-enabled", "yes", "--cluster-port", free_port()) as server:
             server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             await until(lambda: b"cluster_state:ok" in server.command("CLUSTER", "INFO"))
@@ -172,14 +172,14 @@ class TestMemory:
         assert report.exit_code() == 2
         assert one(report, "eviction").evidence["maxmemory_policy"] == "allkeys-lru"
 
-    async def test_eviction_that_nothing_sets_off(self, kind, anyio_backend):
+    async def test_eviction_without_maxmemory(self, kind, anyio_backend):
         report = await found_on(kind, "--maxmemory-policy", "volatile-ttl", *KEPT)
         assert bad(report) == ["eviction_dormant"]
         assert (report.exit_code(), report.exit_code(strict=True)) == (0, 1)
         assert "memory_unbounded" in report.codes()
 
     async def test_filling(self, kind, anyio_backend):
-        """Nearly full, and full: a server that refuses every write can still be examined."""
+        """Nearly full, and full: a server that refuses all writes can be examined."""
         with fresh_server(kind) as server:
             server.command("SET", "large", "x" * 20_000_000)
             used = int(server.command("INFO", "memory").split(b"used_memory:")[1].split(b"\r")[0])
@@ -207,7 +207,7 @@ class TestPersistence:
 
     @pytest.mark.slow
     async def test_a_snapshot_that_fails(self, kind, anyio_backend):
-        """Where the file should be, there is a folder."""
+        """A folder has the name of the snapshot file."""
         with fresh_server(kind, "--save", "3600 1") as server:
             (Path(server.directory) / "dump.rdb").mkdir()
             server.command("BGSAVE")
@@ -222,7 +222,7 @@ class TestPersistence:
 
     @pytest.mark.slow
     async def test_a_disk_that_is_full(self, kind, anyio_backend):
-        """The next append-only file leads to /dev/full."""
+        """The next append-only file is a link to /dev/full."""
         with fresh_server(kind, *KEPT, "--appendfsync", "everysec") as server:
             folder = Path(server.directory) / "appendonlydir"
             (folder / "appendonly.aof.2.incr.aof").symlink_to("/dev/full")
@@ -248,7 +248,7 @@ class TestPersistence:
 
 class TestReplication:
     async def test_replica(self, kind, anyio_backend):
-        """A replica refuses writes, whatever its link is like; its queue can be examined all the same."""
+        """A replica refuses writes in any state of its link. Its queue can be examined."""
         with fresh_server(kind) as server:
             server.command("REPLICAOF", "127.0.0.1", "1")
             report = await examined(server.url)
@@ -262,7 +262,7 @@ class TestReplication:
 
     @pytest.mark.slow
     async def test_a_replica_that_does_not_come_online(self, kind, anyio_backend):
-        """One that follows is fine; one that hangs while it gets the data is not online."""
+        """A replica that follows is fine. One that hangs while it loads the data is not online."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])

@@ -1,8 +1,8 @@
-"""The table of commands on which `memory://` is compared with real servers, reply by reply.
+"""The commands for which `memory://` is compared with real servers, reply by reply.
 
-Each scenario is a list of steps that build on each other. Ids are given, so that replies
-are equal to the byte; replies that hold idle times are compared `about`: numbers within
-two seconds of each other are the same.
+Each scenario is a list of steps that build on each other. Ids are given, so that replies are
+equal to the byte. Replies with idle times are compared with `about`: numbers that differ by
+less than two seconds count as equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def about(line: str) -> Step:
 
 
 def facts(line: str) -> Step:
-    """A flat map, or an array of them: the names that both servers know, as `about`."""
+    """Compare a flat map, or an array of maps: only the names that both servers have, with `about`."""
     return Step(do(line).command, about=True, facts=True)
 
 
@@ -40,7 +40,7 @@ def any_order(line: str) -> Step:
 
 
 def shape(line: str) -> Step:
-    """Only the types of the reply are compared."""
+    """Compare only the types of the reply."""
     return Step(do(line).command, shape=True)
 
 

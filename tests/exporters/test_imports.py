@@ -1,4 +1,4 @@
-"""Exporters need their extras when they are used, and not before."""
+"""Exporters need their extras only when they are used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import streamq.exporters
 from tests.test_import_cost import CORE, modules_after
 
 
@@ -18,15 +19,40 @@ def test_no_extra_is_imported_before_it_is_needed(code):
 
 
 def test_a_worker_loads_no_exporter():
-    """redis-py loads OpenTelemetry's SDK by itself where that is installed; nothing of ours does."""
+    """redis-py loads OpenTelemetry's SDK if it is installed. streamq does not."""
     loaded = modules_after("from streamq import RedisBroker, Worker\nRedisBroker()") - modules_after(CORE)
     assert {name for name in loaded if name.startswith(("streamq.exporters", "prometheus_client", "uvicorn"))} == set()
 
 
 @pytest.mark.parametrize(("module", "blocked"), [("prometheus", "opentelemetry"), ("tracing", "prometheus_client")])
-def test_one_exporter_needs_not_the_extra_of_the_other(module, blocked):
-    """Each imports where only its own package is installed."""
+def test_one_exporter_does_not_need_the_extra_of_the_other(module, blocked):
+    """Each can be imported if only its own extra is installed."""
     modules_after(f"import sys; sys.modules[{blocked!r}] = None\nimport streamq.exporters.{module}")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "blocked"),
+    [
+        ("QueueCollector", "prometheus", "opentelemetry"),
+        ("TracingMiddleware", "tracing", "prometheus_client"),
+        ("inject_headers", "tracing", "prometheus_client"),
+    ],
+)
+def test_the_package_exports_each_exporter(name, module, blocked):
+    """A name of the package is that of its module, and needs only the extra of that module."""
+    modules_after(
+        f"import sys; sys.modules[{blocked!r}] = None\n"
+        f"from streamq.exporters import {name}\n"
+        f"import streamq.exporters.{module} as home\n"
+        f"assert home.{name} is {name}"
+    )
+
+
+def test_the_package_has_no_other_names():
+    unknown = "nothing"
+    with pytest.raises(AttributeError, match=unknown):
+        getattr(streamq.exporters, unknown)
+    assert {"QueueCollector", "TracingMiddleware", "inject_headers"} <= set(dir(streamq.exporters))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +60,7 @@ def test_one_exporter_needs_not_the_extra_of_the_other(module, blocked):
     [("prometheus", "prometheus_client", "metrics"), ("tracing", "opentelemetry", "otel")],
 )
 def test_a_missing_extra_is_named(module, package, extra):
-    """Without its package a module says what to install."""
+    """Without its package the error says what to install."""
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from streamq.errors import MissingExtraError\n"

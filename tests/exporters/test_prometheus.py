@@ -1,4 +1,4 @@
-"""The collector: what a scrape reads is what the queue is."""
+"""The collector: a scrape shows the state of the queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def work(seconds=0.0, fail=False):
 
 
 class Flaky:
-    """A monitor whose server comes and goes."""
+    """A monitor whose server can be down."""
 
     def __init__(self, monitor):
         self.monitor = monitor
@@ -51,7 +51,7 @@ async def broker():
 
 
 def scraped(collector: Collector) -> dict[tuple[str, ...], float]:
-    """Return what a scrape shows, parsed: the name, and the values of its labels by their names -> value."""
+    """Return a parsed scrape: (name, label values ordered by label name) -> value."""
     registry = CollectorRegistry()
     registry.register(collector)
     return parsed(generate_latest(registry).decode())
@@ -66,7 +66,7 @@ def parsed(text):
 
 
 async def test_before_the_first_refresh(broker):
-    """Nothing is known, and that is said."""
+    """There are no figures, and `up` is 0."""
     collector = QueueCollector(QueueMonitor(broker=broker))
     assert scraped(collector) == {
         ("streamq_up",): 0,
@@ -76,8 +76,8 @@ async def test_before_the_first_refresh(broker):
     }
 
 
-async def test_what_there_is_now(broker):
-    """Depth, processing, delayed and the oldest wait by tier; workers while they live."""
+async def test_current_state(broker):
+    """Depth, processing, delayed and the oldest wait by tier, and the workers that are alive."""
     collector = QueueCollector(QueueMonitor(broker=broker))
     await broker.enqueue(work.options(priority=Priority.LOW, delay=1000))
     async with working(broker, work, concurrency=2, max_prefetch=0) as worker:
@@ -105,8 +105,8 @@ async def test_what_there_is_now(broker):
     assert (shown["streamq_depth", "standard"], shown["streamq_processing", "standard"]) == (5, 0)
 
 
-async def test_what_was_done(broker):
-    """Runs, rates and latencies of the queue, of tiers and of tasks are those of the snapshot."""
+async def test_runs_in_the_window(broker):
+    """Runs, rates and latencies of the queue, tiers and tasks are those of the snapshot."""
     collector = QueueCollector(QueueMonitor(broker=broker))
     await broker.enqueue_many([work.call(0.01) for _ in range(9)])
     await broker.enqueue(work, fail=True)
@@ -131,7 +131,7 @@ async def test_what_was_done(broker):
 
 
 async def test_circuits_that_are_not_closed(broker):
-    """One sample for each, of the fleet and of a process; none once nothing is open."""
+    """One sample for each circuit, of the fleet and of a process. No sample when all are closed."""
 
     @task(retries=0)
     async def call():
@@ -153,7 +153,7 @@ async def test_circuits_that_are_not_closed(broker):
 
 
 async def test_a_scrape_over_http(broker):
-    """The package's own server, in its thread, reads the last refresh."""
+    """The HTTP server of prometheus_client, in its thread, reads the last refresh."""
     registry = CollectorRegistry()
     collector = QueueCollector(QueueMonitor(broker=broker), prefix="mail")
     registry.register(collector)
@@ -175,7 +175,7 @@ async def test_a_scrape_over_http(broker):
 
 
 async def test_two_of_one_name_are_refused(broker):
-    """A registry knows the names before anything was refreshed; another prefix is another name."""
+    """A registry knows the names before the first refresh. Another prefix gives other names."""
     registry = CollectorRegistry()
     monitor = QueueMonitor(broker=broker)
     registry.register(QueueCollector(monitor))
@@ -185,7 +185,7 @@ async def test_two_of_one_name_are_refused(broker):
 
 
 async def test_a_server_that_is_gone(broker, caplog):
-    """Old figures are not shown as new; the loop logs once, goes on, and recovers."""
+    """Old figures are not shown. The loop logs once, tries again, and recovers."""
     monitor = Flaky(QueueMonitor(broker=broker))
     collector = QueueCollector(monitor)
     with caplog.at_level(logging.WARNING, "streamq.exporters"):
@@ -211,7 +211,7 @@ async def test_a_server_that_is_gone(broker, caplog):
 
 
 async def test_starts_without_a_server(broker):
-    """A program whose server is down at its start starts all the same."""
+    """A program starts even if its server is down."""
     monitor = Flaky(QueueMonitor(broker=broker))
     monitor.down = True
     collector = QueueCollector(monitor)
@@ -221,8 +221,8 @@ async def test_starts_without_a_server(broker):
         group.cancel_scope.cancel()
 
 
-async def test_mistakes_are_told(anyio_backend):
-    """A prefix that no metric can have, an interval that would flood, a broker that is not open."""
+async def test_invalid_values_are_refused(anyio_backend):
+    """An invalid prefix, a too short interval, a broker that is not open."""
     broker = RedisBroker("memory://")
     collector = QueueCollector(QueueMonitor(broker=broker))
     with pytest.raises(ConfigurationError, match="prefix='my-app'"):
@@ -234,10 +234,10 @@ async def test_mistakes_are_told(anyio_backend):
 
 
 async def test_the_page_names_every_metric(broker):
-    """The tables of docs/exporters.md are what is exposed."""
+    """The tables of docs/exporters.md list exactly the exposed metrics."""
     collector = QueueCollector(QueueMonitor(broker=broker))
     page = ROOT / "docs" / "exporters.md"
-    told = {row[0].removesuffix("_total") for row in table_under(page, "### What there is now")}
-    done = [row[0] for row in table_under(page, "### What was done")]
-    told |= {f"streamq_{scope}{name}" for name in done for scope in ("", "tier_", "task_")}
-    assert {family.name for family in collector.describe()} == told
+    listed = {row[0].removesuffix("_total") for row in table_under(page, "### Current state")}
+    window = [row[0] for row in table_under(page, "### Runs in the window")]
+    listed |= {f"streamq_{scope}{name}" for name in window for scope in ("", "tier_", "task_")}
+    assert {family.name for family in collector.describe()} == listed

@@ -1,4 +1,4 @@
-"""Spans of runs: whose child, what they say, and how they end."""
+"""Spans of runs: their parents, attributes and status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.at_work import burst, until, working
 
 
 class Spans:
-    """A tracer whose spans can be looked at."""
+    """A tracer that keeps its spans in memory."""
 
     def __init__(self):
         self.exporter = InMemorySpanExporter()
@@ -43,8 +43,8 @@ async def broker():
         yield broker
 
 
-async def test_a_run_joins_the_trace_of_its_sender(broker, spans):
-    """The parent is the sender's span; what the handler traces is inside the run's."""
+async def test_a_run_joins_the_trace_of_its_producer(broker, spans):
+    """The parent is the producer's span. Spans of the handler are children of the run's span."""
 
     @task
     async def send(to):
@@ -75,8 +75,8 @@ async def test_a_run_joins_the_trace_of_its_sender(broker, spans):
     }
 
 
-async def test_without_a_sender_a_run_is_a_trace_of_its_own(broker, spans):
-    """No headers, or ones that are no trace: a root, not a child of what the worker runs in."""
+async def test_without_a_trace_a_run_starts_its_own(broker, spans):
+    """Without trace headers the span is a root, and not a child of the worker's context."""
 
     @task
     async def send():
@@ -95,7 +95,7 @@ async def test_without_a_sender_a_run_is_a_trace_of_its_own(broker, spans):
 
 
 async def test_failed_runs_are_errors_and_children_of_one_span(broker, spans):
-    """Each attempt has its span, with the exception and the status ERROR; a replay joins, too."""
+    """Each attempt has a span with the exception and the status ERROR. A replay joins the trace as well."""
 
     @task(retries=1, backoff=lambda _, __: 0.0)
     async def send():
@@ -137,7 +137,7 @@ class MuteError(Exception):
     ids=["later", "reject", "mute", "surrogate"],
 )
 async def test_how_a_run_ended(broker, spans, error, outcome, status):
-    """What is held back is no error; an exception without words costs nothing but the words."""
+    """A postponed run is no error. An exception whose text cannot be encoded loses only its text."""
 
     @task(retries=0)
     async def send():
@@ -154,7 +154,7 @@ async def test_how_a_run_ended(broker, spans, error, outcome, status):
 
 
 async def test_a_timeout_is_an_error(broker, spans):
-    """The handler is cancelled inside; the run has failed."""
+    """The handler is cancelled, and the run has failed."""
 
     @task(retries=0, timeout=0.05)
     async def send():
@@ -167,8 +167,8 @@ async def test_a_timeout_is_an_error(broker, spans):
     assert run.attributes["error.type"] == "streamq.errors.TaskTimeoutError"
 
 
-async def test_a_run_that_its_worker_gives_up_is_interrupted(broker, spans):
-    """It runs again elsewhere: no error, and the span ends."""
+async def test_a_released_run_is_interrupted(broker, spans):
+    """The task runs again on another worker: no error, and the span ends."""
     running = anyio.Event()
 
     @task
@@ -185,8 +185,8 @@ async def test_a_run_that_its_worker_gives_up_is_interrupted(broker, spans):
     assert (run.attributes["streamq.outcome"], run.status.status_code) == ("interrupted", StatusCode.UNSET)
 
 
-async def test_runs_side_by_side_do_not_mix(broker, spans):
-    """Each of many concurrent runs is the child of its own sender, also in threads."""
+async def test_concurrent_runs_do_not_mix(broker, spans):
+    """Each of many concurrent runs is a child of its own producer's span, also in threads."""
 
     @task
     async def send(number):
@@ -211,7 +211,7 @@ async def test_runs_side_by_side_do_not_mix(broker, spans):
 
 
 async def test_baggage_arrives(broker, spans):
-    """What the sender put into its baggage is the handler's as well."""
+    """The handler sees the producer's baggage."""
     found = []
 
     @task
@@ -227,7 +227,7 @@ async def test_baggage_arrives(broker, spans):
 
 
 async def test_without_a_provider_nothing_is_traced(broker):
-    """The default tracer is the global one; until a program sets one up, runs go as ever."""
+    """The default tracer is the global one. Without a provider, runs work as usual."""
     ran = []
 
     @task

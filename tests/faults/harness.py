@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 
 from streamq.testing import Recorder, Row
-from streamq.wire.keys import PARKED
+from streamq.wire.keys import RELEASED_CONSUMER
 from tests.faults import producer
 from tests.faults.journal import Journal
 from tests.faults.member import Setting
@@ -307,7 +307,7 @@ class Scene:
             if self.command("EXISTS", f"queue:{tier}"):
                 rows = self.command("XINFO", "CONSUMERS", f"queue:{tier}", "workers")
                 names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"] for flat in rows}
-        return names - {PARKED.encode()}
+        return names - {RELEASED_CONSUMER.encode()}
 
     # --- the end --------------------------------------------------------------------------------
 

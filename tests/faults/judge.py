@@ -18,7 +18,7 @@ import orjson
 from streamq import RedisBroker
 from streamq.testing import FinalState, Limits, Record, Report, Row, read
 from streamq.testing.checker import check
-from streamq.testing.state import final_state
+from streamq.testing.read_state import final_state
 from tests.faults.harness import Scene, closing
 from tests.faults.registry import Scenario
 from tests.servers import Kind, fresh_server

@@ -64,33 +64,33 @@ def blocked(postgres, connection):
 
 
 class Rival:
-    """Somebody who claims a key in a thread of his own; `entry` waits for what he is told."""
+    """A claim of a key in another thread; `entry` waits for its answer."""
 
     def __init__(self, inbox, connection, key):
-        self._told = []
+        self._answers = []
         self._thread = threading.Thread(target=self._claim, args=(inbox, connection, key), daemon=True)
         self._thread.start()
 
     def _claim(self, inbox, connection, key):
         try:
-            self._told.append(inbox.claim(connection.cursor(), key))
+            self._answers.append(inbox.claim(connection.cursor(), key))
             connection.commit()
         except psycopg.Error as error:
-            self._told.append(error)
+            self._answers.append(error)
 
     @property
     def entry(self):
         self._thread.join(20)
         assert not self._thread.is_alive()
-        return self._told[0]
+        return self._answers[0]
 
 
 # --- one after the other -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_claim_is_told_what_was_recorded(inbox, connect):
-    """The first has the effect; once it is committed, every other gets its result."""
+def test_a_claim_returns_what_was_recorded(inbox, connect):
+    """The first claim makes the effect. After its commit every other claim gets its result."""
     connection = connect()
     with connection, connection.cursor() as cursor:
         assert inbox.claim(cursor, "k") == Entry("k", done=False)
@@ -101,7 +101,7 @@ def test_a_claim_is_told_what_was_recorded(inbox, connect):
 
 
 def test_an_effect_without_a_result_is_done_too(inbox, connect):
-    """What was committed counts, and not what was said of it."""
+    """The committed row counts, also without a recorded result."""
     connection = connect()
     inbox.claim(connection.cursor(), "k")
     connection.commit()
@@ -140,7 +140,7 @@ def test_a_key_is_data(inbox, connect):
 
 
 def test_pruning_goes_by_age(inbox, connect, postgres):
-    """What is older than it is told leaves, and its key is free again."""
+    """Rows older than the given age are deleted, and their keys are free again."""
     with connect() as connection:
         for key in ("old", "young"):
             inbox.claim(connection.cursor(), key)
@@ -158,7 +158,7 @@ def test_pruning_goes_by_age(inbox, connect, postgres):
 
 
 def test_a_rival_waits_for_the_commit(inbox, connect, postgres):
-    """Two transactions claim one key: the second waits, and is told the result of the first."""
+    """Two transactions claim one key: the second waits, and gets the result of the first."""
     first, second = connect(), connect()
     inbox.claim(first.cursor(), "k")
     rival = Rival(inbox, second, "k")
@@ -304,8 +304,8 @@ def say_if_asked(line):
 
 
 def hang(delivery, where):
-    """Stay here for ever if this is the worker to be killed: nobody died of this delivery before."""
-    if os.environ.get("INBOX_HANG") == where and not delivery.crashes:
+    """Stay here for ever if this is the worker to be killed: no worker has died of this delivery before."""
+    if os.environ.get("INBOX_HANG") == where and not delivery.crashed_workers:
         say(f"at {where}")
         threading.Event().wait()
 

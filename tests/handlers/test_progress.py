@@ -1,4 +1,4 @@
-"""Progress: what a task says of itself, who hears it, what it costs, and what becomes of it."""
+"""Progress: what a task reports, who gets the reports, what they cost, and when they end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_what_a_task_reports_can_be_read_while_it_runs(server, broker):
     assert 0 < server.command("PTTL", key(handle)) <= KEPT_AFTER * 1000
 
 
-async def test_whoever_watches_sees_each_change_until_the_end(server, broker):
+async def test_watch_yields_each_change_until_the_end(server, broker):
     """The last report is there before the result is, however soon it came after the one before."""
     seen = []
     steps = [anyio.Event() for _ in range(4)]
@@ -98,7 +98,7 @@ async def test_whoever_watches_sees_each_change_until_the_end(server, broker):
 
 @pytest.mark.slow
 async def test_watching_ends_with_a_failure_and_with_its_timeout(server, broker):
-    """Quietly: result() says what became of the task. Without a kept result only the timeout ends it."""
+    """Without an error: result() says how the task ended. Without a kept result only the timeout ends it."""
 
     @task(retries=0, result_ttl=60)
     async def fails() -> None:
@@ -178,7 +178,7 @@ async def test_reports_of_many_tasks_travel_together(real_server):
 
 @pytest.mark.slow
 async def test_threads_and_middleware_report_too(server, broker):
-    """A thread by the call that does not await; what is reported after the run was told to stop is ignored."""
+    """A thread uses the sync function; reports after the run was asked to stop are ignored."""
     late = []
 
     @task(result_ttl=60)
@@ -221,7 +221,7 @@ async def test_threads_and_middleware_report_too(server, broker):
 
 
 async def test_what_cannot_be_reported_is_an_error_of_the_handler(server, broker):
-    """With the value and the remedy named; outside a handler there is nobody to report."""
+    """The error names the value and the remedy; outside a handler there is no run to report of."""
     bad = []
 
     @task(result_ttl=60)
@@ -312,7 +312,7 @@ async def test_a_worker_whose_tasks_report_nothing_sends_nothing_for_it(real_ser
     assert not [name for name in real_server.keys() if ":progress:" in name]  # noqa: SIM118
 
 
-async def test_the_report_as_it_lies_in_redis(server, broker):
+async def test_the_report_in_redis(server, broker):
     """Flat JSON without what was not given."""
 
     @task
@@ -331,9 +331,9 @@ async def test_the_report_as_it_lies_in_redis(server, broker):
 async def climb(n: int) -> int:
     """Report three steps; hang after the second unless a worker died of it."""
     for step in (1, 2, 3):
-        await report_progress(step, 3, f"run {1 + len(current_delivery().crashes)}")
+        await report_progress(step, 3, f"run {1 + len(current_delivery().crashed_workers)}")
         say(f"step {n} {step}")
-        if step == 2 and not current_delivery().crashes:
+        if step == 2 and not current_delivery().crashed_workers:
             await anyio.sleep_forever()
     return n
 

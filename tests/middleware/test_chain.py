@@ -1,4 +1,4 @@
-"""Chains: who is around whom, around runs and around enqueues; and middleware with work of its own."""
+"""Chains around runs and around enqueues: their order; and middleware with work of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Named:
 
     async def enqueue(self, call, send_next):
         seen.append(f"{self.name} sends {call.args[0]}")
-        handle = await send_next(call.options(headers={**(call.task.sending.headers or {}), self.name: 1}))
+        handle = await send_next(call.options(headers={**(call.task.send_options.headers or {}), self.name: 1}))
         seen.append(f"{self.name} sent {call.args[0]}")
         return handle
 
@@ -65,7 +65,7 @@ async def test_the_brokers_is_outermost_and_the_tasks_innermost(server):
 
 
 async def test_enqueues_go_through_the_brokers_and_the_tasks(server):
-    """What they add is in the message; the worker's own chain has nothing to do with sending."""
+    """The headers that they add are in the message; the worker's chain does not wrap enqueues."""
     wrapped, _ = tasks()
     async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
         await broker.enqueue(wrapped, 1)
@@ -79,13 +79,13 @@ async def test_enqueue_many_is_one_round_trip_with_middleware_too(server):
     wrapped, plain = tasks()
     async with RedisBroker(server.url, middleware=MiddlewareChain(Named("broker"))) as broker:
         batches = []
-        send_all = broker._send_all
+        send_all = broker._producer.send_all
 
         async def counted(calls):
             batches.append(len(calls))
             return await send_all(calls)
 
-        broker._send_all = counted
+        broker._producer.send_all = counted
         handles = await broker.enqueue_many([wrapped.call(1), plain.call(2), wrapped.call(3)])
         assert batches == [3]
         assert [handle.task_name for handle in handles] == ["wrapped", "plain", "wrapped"]
@@ -161,16 +161,16 @@ async def test_one_may_answer_by_itself_or_send_twice(server):
         assert server.command("XLEN", "queue:standard") == 3
 
 
-async def test_what_the_server_refuses_is_heard_by_every_chain(server):
-    """An error of the one round trip is raised through each of them, and to the caller."""
-    heard = []
+async def test_every_chain_gets_the_error_of_the_server(server):
+    """An error of the one round trip is raised in each chain, and to the caller."""
+    raised = []
 
     class Listens:
         async def enqueue(self, call, send_next):
             try:
                 return await send_next(call)
             except Exception as error:
-                heard.append(error)
+                raised.append(error)
                 raise
 
     @task
@@ -179,7 +179,7 @@ async def test_what_the_server_refuses_is_heard_by_every_chain(server):
     async with RedisBroker(server.url, middleware=MiddlewareChain(Listens()), max_payload=200) as broker:
         with pytest.raises(ValueError, match="200"):
             await broker.enqueue_many([heavy.call("x"), heavy.call("x" * 300)])
-        assert len(heard) == 2
+        assert len(raised) == 2
         assert server.command("XLEN", "queue:standard") == 0
 
 
@@ -212,7 +212,7 @@ async def test_a_resident_lives_as_long_as_its_worker_runs(server):
 
 
 async def test_a_resident_that_fails_ends_its_worker(server):
-    """It is a mistake of the program, and not to be run without."""
+    """The worker does not go on without it."""
 
     class Fails:
         async def __call__(self, context, call_next):
@@ -228,8 +228,8 @@ async def test_a_resident_that_fails_ends_its_worker(server):
 
 
 @pytest.mark.parametrize("what", [None, 5, Named, "text"])
-def test_what_wraps_nothing_is_refused(what):
-    """The error names it and says what is wanted."""
+def test_an_object_that_wraps_nothing_is_refused(what):
+    """The error names the object and the remedy."""
     with pytest.raises(ConfigurationError, match="is no middleware: give an object with"):
         MiddlewareChain(what)
     with pytest.raises(ConfigurationError, match="is no middleware"):

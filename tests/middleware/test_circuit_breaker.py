@@ -18,7 +18,7 @@ from tests.docs.pages import ROOT
 
 
 class Clock:
-    """A monotonic clock that stands still unless told."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self):
         self.now = 1000.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class NoJitter:
-    """Randomness that is none."""
+    """No jitter: always the lower bound."""
 
     def uniform(self, a, b):
         return a
@@ -69,7 +69,7 @@ class TestDecorator:
         assert (guard.state, guard.failures) == ("closed", 0)
 
     async def test_what_counts(self):
-        """Only `counts` are failures, and requests of a handler never are."""
+        """Only exceptions in `counts` are failures; RetryLater and Reject never are."""
         guard = breaker(counts=ConnectionError, threshold=1)
 
         @guard
@@ -85,7 +85,7 @@ class TestDecorator:
             await guard(call.__wrapped__)(RetryLater(after=1))
         assert guard.state == "closed"
 
-    def test_not_of_anything(self):
+    def test_only_async_functions_can_be_decorated(self):
         with pytest.raises(ConfigurationError, match="give an async function"):
             breaker()(print)
 
@@ -97,14 +97,14 @@ class TestDecorator:
             {"failure_threshold": None},
         ],
     )  # fmt: skip
-    def test_must_make_sense(self, wrong):
+    def test_wrong_options_are_refused(self, wrong):
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
             CircuitBreaker(**wrong)
 
 
 class TestContextManager:
     async def test_counts_what_is_inside(self):
-        """As the decorator, with the same circuit."""
+        """Failures inside the block open the circuit."""
         guard = breaker(name="db")
         for _ in range(2):
             with pytest.raises(OSError):  # noqa: PT011 - any
@@ -137,13 +137,13 @@ class TestContextManager:
                         raise OSError
                 clock.now += 10
                 async with inner:  # a probe
-                    go.set()  # what began before fails now
+                    go.set()  # the call that began before fails now
                     await anyio.wait_all_tasks_blocked()
                 assert inner.state == "closed"
         assert (outer.state, outer.failures, inner.failures) == ("closed", 0, 0)
 
     async def test_a_cancelled_probe_makes_room(self):
-        """Cancellation is no failure, and gives the probe's place back."""
+        """Cancellation is no failure, and another probe may start."""
         clock = Clock()
         guard = breaker(clock, threshold=1)
         with pytest.raises(OSError):  # noqa: PT011 - any
@@ -166,7 +166,7 @@ class TestMiddleware:
         return Context(task(name=name)(anyio.sleep), Delivery(0, "standard", b"1-0", flat), [], {}, None)
 
     async def test_each_task_has_its_own(self):
-        """One task that fails does not stop the others; the state told is the worst."""
+        """One task that fails does not stop the others; `state` is the worst."""
         guard = breaker(threshold=1)
 
         async def fail(_):
@@ -188,8 +188,8 @@ class TestMiddleware:
         assert len(guard.circuits) <= 64 + 1
         assert guard.circuits["bad"] == "open"
 
-    async def test_what_is_held_comes_back_in_order(self):
-        """Each gets a number and with it a time of its own; a number counts for the next start of that task alone."""
+    async def test_postponed_tasks_come_back_in_order(self):
+        """Each gets a number and so a time of its own; the number is valid for the next start of that task only."""
         clock = Clock()
         guard = breaker(clock, threshold=1, key="{n}", release_rate=2)
         handler = task(name="call")(handled)
@@ -237,7 +237,7 @@ def test_the_page_names_every_option():
 
 class TestAtWork:
     @pytest.mark.slow
-    async def test_open_means_wait(self, server):
+    async def test_tasks_wait_while_it_is_open(self, server):
         """While it is open tasks wait in the delayed set and spend no attempt; then one probes, and all succeed."""
         runs = []
         guard = CircuitBreaker(2, 0.3, release_rate=200)

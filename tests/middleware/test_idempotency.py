@@ -1,4 +1,4 @@
-"""`Idempotency`: a task that succeeded is not run again, and who comes later gets its result."""
+"""`Idempotency`: a task that succeeded is not run again, and later runs get its result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def forget(server):
 
 @pytest.mark.slow
 async def test_runs_of_one_key_share_one_result(broker, server):
-    """A key of the arguments: one run for each payment, whoever asks for it again, in whatever order."""
+    """A key of the arguments: one run for each payment, however often it is sent and in any order."""
     ran = []
 
     @task(result_ttl=60, middleware=[Idempotency("payment:{payment_id}")])
@@ -54,8 +54,8 @@ async def test_runs_of_one_key_share_one_result(broker, server):
 
 
 @pytest.mark.slow
-async def test_a_delivery_that_comes_twice_runs_once(broker, server):
-    """Without a key it is the group and the task's id."""
+async def test_a_task_that_is_delivered_twice_runs_once(broker, server):
+    """The default key is the group and the task's id."""
     ran = []
 
     @task
@@ -73,7 +73,7 @@ async def test_a_delivery_that_comes_twice_runs_once(broker, server):
 
 @pytest.mark.slow
 async def test_each_group_has_its_run(server, anyio_backend):
-    """What one group has done is not done for another."""
+    """A run of one group does not count for another."""
     ran = []
 
     @task
@@ -91,7 +91,7 @@ async def test_each_group_has_its_run(server, anyio_backend):
 
 
 async def test_a_failed_run_is_not_recorded(broker, server):
-    """It is retried at its time, and its success is."""
+    """It is retried at its time, and its success is recorded."""
     ran = []
 
     @task(retries=2, backoff=SOON, result_ttl=60, middleware=[Idempotency("k", lease=30)])
@@ -111,11 +111,11 @@ async def test_a_failed_run_is_not_recorded(broker, server):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 10.0], ids=["delayed", "waiting"])
-async def test_rivals_get_the_result_and_spend_no_attempt(broker, server, wait):
-    """Ten tasks of one key at once: one run. Sync handlers are wrapped just so."""
+async def test_runs_at_the_same_time_get_the_result_and_spend_no_attempt(broker, server, wait):
+    """Ten tasks of one key at once: one run. The same for sync handlers."""
     ran = []
 
-    @task(retries=0, result_ttl=60, middleware=[Idempotency("k", lease=0.5, wait=wait)])
+    @task(retries=0, result_ttl=60, middleware=[Idempotency("k", lease=3.0, wait=wait)])
     def work(number: int) -> int:
         ran.append(number)
         return number
@@ -131,7 +131,7 @@ async def test_rivals_get_the_result_and_spend_no_attempt(broker, server, wait):
 
 
 async def test_a_thread_that_timed_out_keeps_its_lease(broker, server):
-    """It cannot be ended and may still be at it; an async handler is ended, and gives its effect up."""
+    """A thread cannot be ended and may still run; an async handler is ended, and its effect is released."""
     go = anyio.Event()
 
     @task(retries=0, timeout=0.05, middleware=[Idempotency("thread")])
@@ -153,7 +153,7 @@ async def test_a_thread_that_timed_out_keeps_its_lease(broker, server):
 
 
 async def test_a_result_that_is_not_json_fails_later_runs_alone(broker, server, caplog):
-    """The run succeeded and its effect is not repeated; a later one is told why it has no result."""
+    """The run succeeded and its effect is not repeated; the error of a later run says why there is no result."""
     ran = []
 
     @task(validate=False, retries=3, middleware=[Idempotency("k")])
@@ -175,14 +175,14 @@ async def test_a_result_that_is_not_json_fails_later_runs_alone(broker, server, 
 
 
 @pytest.mark.parametrize("options", [{"key": ""}, {"key": 5}, {"key": "{"}, {"ttl": 0}, {"lease": 0}, {"wait": -1}])
-def test_values_that_cannot_be_used(options):
-    """Each is named."""
+def test_wrong_options_are_refused(options):
+    """The error names the option."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Idempotency(**options)
 
 
 def test_repr():
-    """It shows what it was told."""
+    """It shows its options."""
     assert repr(Idempotency("p:{p}", ttl=60)) == "<Idempotency key=p:{p} ttl=60 lease=30>"
     assert repr(Idempotency()) == "<Idempotency key=task_id ttl=86400 lease=30>"
 

@@ -1,4 +1,4 @@
-"""What runs are counted by: names of tasks, functions of the context, format strings."""
+"""The keys that limits count by: names of tasks, functions of the context, format strings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from streamq import task
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.middleware import Context
-from streamq.middleware.limit_key import check_key, keyed
+from streamq.middleware.limit_key import check_key, resolve_key
 from streamq.wire.delivery import Delivery
 
 
@@ -21,11 +21,11 @@ def context(*args, **kwargs):
 
 
 def test_by_default_the_name_of_the_task():
-    assert keyed(None, context(7)) == "charge"
+    assert resolve_key(None, context(7)) == "charge"
 
 
 def test_a_function_of_the_context():
-    assert keyed(lambda context: context.args[0], context(7)) == "7"
+    assert resolve_key(lambda context: context.args[0], context(7)) == "7"
 
 
 @pytest.mark.parametrize(
@@ -40,28 +40,28 @@ def test_a_function_of_the_context():
     ],
 )
 def test_a_format_string_over_the_arguments(key, made):
-    """Parameters by name, given by place or by name or by default."""
+    """Parameters by name, given by position, by name or by default."""
     assert check_key(key) == key
-    assert keyed(key, context(7, {"id": "o1"}, 1, shop="north")) == made
+    assert resolve_key(key, context(7, {"id": "o1"}, 1, shop="north")) == made
 
 
-def test_an_unknown_parameter_is_named_with_those_there_are():
+def test_the_error_names_an_unknown_parameter_and_the_known_ones():
     with pytest.raises(ConfigurationError, match="no parameter 'user'; there are currency, customer_id, more, order"):
-        keyed("{user}", context(7))
+        resolve_key("{user}", context(7))
 
 
-def test_what_cannot_be_looked_into():
+def test_a_value_without_that_item_is_refused():
     with pytest.raises(ConfigurationError, match="cannot be made for 'charge'"):
-        keyed("{order[id]}", context(7))
+        resolve_key("{order[id]}", context(7))
 
 
-def test_wrong_arguments_are_no_fault_of_the_key():
-    """The task cannot be called with them, so it is rejected like any such task."""
+def test_wrong_arguments_raise_arguments_error():
+    """The task cannot be called with them, so it becomes a dead letter like any such task."""
     with pytest.raises(ArgumentsError, match="customer_id"):
-        keyed("{customer_id}", context())
+        resolve_key("{customer_id}", context())
 
 
 @pytest.mark.parametrize("wrong", ["", 7, "{}", "{0}", "{customer_id"])
-def test_what_is_no_key(wrong):
+def test_wrong_keys_are_refused(wrong):
     with pytest.raises(ConfigurationError, match="key="):
         check_key(wrong)

@@ -15,8 +15,8 @@ from streamq import RedisBroker, RetryLater, Worker, task
 from streamq.embedded import MemoryServer
 from streamq.errors import BrokerUnavailableError, ConfigurationError
 from streamq.middleware import Context, MiddlewareChain, RateLimitMiddleware
-from streamq.middleware.rate_limit import HeldBack
-from streamq.middleware.token_bucket import Bucket, Rate, Ticket
+from streamq.middleware.limit_reached import LimitReached
+from streamq.middleware.token_bucket import Bucket, Rate, Reservation
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
@@ -49,18 +49,20 @@ class Scripted:
             raise reply
         return reply
 
-    def admit(self, rate, _, ticket):
-        due = "" if ticket is None else repr(max(0.0, ticket.due * 1000))
-        again = int(ticket is not None and ticket.again)
-        _, slot, again = self.run("rate", repr(rate.interval * 1000), rate.burst, rate.capacity, due, again)
-        return Ticket(float(slot) / 1000, again=again == b"1") if slot else None
+    def acquire(self, rate, _, reservation):
+        due = "" if reservation is None else repr(max(0.0, reservation.due * 1000))
+        missed = int(reservation is not None and reservation.missed)
+        _, reserved, missed = self.run(
+            "rate_acquire", repr(rate.interval * 1000), rate.burst, rate.capacity, due, missed
+        )
+        return Reservation(float(reserved) / 1000, missed=missed == b"1") if reserved else None
 
-    def give_back(self, rate):
-        self.run("rate_back", repr(rate.interval * 1000))
+    def return_token(self, rate):
+        self.run("rate_return", repr(rate.interval * 1000))
 
     def drain(self, rate, _, after):
-        _, slot = self.run("rate_drain", repr(rate.interval * 1000), rate.capacity, round(after * 1000))
-        return Ticket(float(slot) / 1000, again=True)
+        _, reserved = self.run("rate_drain", repr(rate.interval * 1000), rate.capacity, round(after * 1000))
+        return Reservation(float(reserved) / 1000, missed=True)
 
 
 def context(headers="{}", starts=0, store=None):
@@ -85,7 +87,7 @@ class TestScripts:
         ),
     )  # fmt: skip
     def test_they_do_what_the_pure_bucket_does(self, rate, size, acts):
-        """Any course of new ones, ones that come back, tokens given back, drains, and a lower rate."""
+        """Any sequence of new tasks, tasks that come back, returned tokens, drains, and a lower rate."""
         now = [1_800_000_000.0]
         server = MemoryServer.named(f"rate-{next(_numbers)}", clock=lambda: now[0])
         pure, scripted, some = Bucket(), Scripted(server.execute), Rate.of(rate, size)
@@ -94,8 +96,8 @@ class TestScripts:
             for act, pause, pick in acts:
                 now[0] += pause / 1000
                 if act == "r":
-                    pure.give_back(some)
-                    scripted.give_back(some)
+                    pure.return_token(some)
+                    scripted.return_token(some)
                 elif act == "d":
                     expected, got = pure.drain(some, now[0], pick / 50), scripted.drain(some, now[0], pick / 50)
                     assert got.due == pytest.approx(expected.due, abs=2e-3)
@@ -103,13 +105,13 @@ class TestScripts:
                 elif act == "l":
                     some = Rate.of(rate / 2, size)
                 else:
-                    ticket = waiting.pop(pick % len(waiting)) if act == "b" and waiting else None
-                    if self.close(pure, some, now[0], ticket):
+                    reservation = waiting.pop(pick % len(waiting)) if act == "b" and waiting else None
+                    if self.close(pure, some, now[0], reservation):
                         return  # a millisecond decides, and the server's clock has no other parts
-                    expected, got = pure.admit(some, now[0], ticket), scripted.admit(some, now[0], ticket)
+                    expected, got = pure.acquire(some, now[0], reservation), scripted.acquire(some, now[0], reservation)
                     assert (expected is None) == (got is None)
                     if got is not None:
-                        assert got.again == expected.again
+                        assert got.missed == expected.missed
                         assert got.due == pytest.approx(expected.due, abs=2e-3)
                         waiting.append(got)
                 if pure.idle(now[0] - 1.1):
@@ -117,30 +119,35 @@ class TestScripts:
         finally:
             MemoryServer.discard(server.name)
 
-    def close(self, bucket, rate, now, ticket):
-        """Is any of the moments that decide too close to tell apart?"""
-        opens = max(bucket.gate - (rate.capacity - 1) * rate.interval, bucket.shut)
-        marks = [opens, bucket.again, bucket.tail - (rate.burst - 1) * rate.interval, *([ticket.due] if ticket else [])]
+    def close(self, bucket, rate, now, reservation):
+        """Return whether a time that decides is too close to now to tell."""
+        opens = max(bucket.full_at - (rate.capacity - 1) * rate.interval, bucket.drained_until)
+        marks = [
+            opens,
+            bucket.late_reserved_until,
+            bucket.reserved_until - (rate.burst - 1) * rate.interval,
+            *([reservation.due] if reservation else []),
+        ]
         return any(abs(mark - now - early) < 2e-3 for mark in marks for early in (0, 0.002))
 
     def test_a_bucket_has_a_ttl_and_is_gone_when_it_is_idle(self, server):
         scripted, rate = Scripted(server.command), Rate.of(100.0, 1)
         for _ in range(50):
-            scripted.admit(rate, 0, None)
+            scripted.acquire(rate, 0, None)
         assert 1000 < server.command("PTTL", KEY) <= 1500
-        scripted.admit(rate, 0, Ticket(time.time() + 3600))  # early: it changes nothing
-        scripted.give_back(rate)
+        scripted.acquire(rate, 0, Reservation(time.time() + 3600))  # early: it changes nothing
+        scripted.return_token(rate)
         assert 1000 < server.command("PTTL", KEY) <= 1500
 
     def test_a_full_server_keeps_the_limit(self):
-        """Its bucket is one small key: it is written where memory is short, too, and nothing stands still."""
+        """Its bucket is one small key: it is written even if memory is short."""
         with fresh_server("valkey") as server:
             scripted, rate = Scripted(server.command), Rate.of(1.0, 1)
-            assert scripted.admit(rate, 0, None) is None
+            assert scripted.acquire(rate, 0, None) is None
             server.command("CONFIG", "SET", "maxmemory", "1")
             assert "OOM" in str(server.command("SET", "a", "b"))
-            assert scripted.admit(rate, 0, None) is not None
-            scripted.give_back(rate)
+            assert scripted.acquire(rate, 0, None) is not None
+            scripted.return_token(rate)
             scripted.drain(rate, 0, 1.0)
 
 
@@ -154,7 +161,7 @@ class Away:
 
 
 class TestMiddleware:
-    def test_must_make_sense(self):
+    def test_wrong_options_are_refused(self):
         with pytest.raises(ConfigurationError, match="scope="):
             RateLimitMiddleware(scope="world")
         with pytest.raises(ConfigurationError, match="key="):
@@ -164,19 +171,19 @@ class TestMiddleware:
         limit = RateLimitMiddleware(2.5, scope="fleet", name="mail")
         assert repr(limit) == "<RateLimitMiddleware mail 2.5/s burst=1 fleet>"
 
-    async def test_without_a_server_tasks_are_put_off_and_keep_their_slot(self):
+    async def test_without_a_server_tasks_are_postponed_and_keep_their_reservation(self):
         """None starts uncounted, none is lost."""
         limit = RateLimitMiddleware(10.0, scope="fleet")
         for headers in (None, {"rate_limit:limited": ["fleet", 5.5, 1, 2]}):
             mine = dumps(headers or {}).decode()
-            with pytest.raises(HeldBack, match="cannot be asked") as info:
+            with pytest.raises(LimitReached, match="cannot be asked") as info:
                 await limit(context(mine, starts=1, store=Away()), None)
             assert 1.0 <= info.value.after <= 2.0
             kept = (info.value.headers or {}).get("rate_limit:limited")
             assert kept == (None if headers is None else ["fleet", 5.5, 1, 3])
 
-    async def test_a_drain_that_cannot_be_told_still_puts_the_task_off(self):
-        """The handler's own request stands."""
+    async def test_a_drain_that_cannot_be_sent_still_postpones_the_task(self):
+        """The time that the handler asked for stays."""
         limit = RateLimitMiddleware(10.0, scope="fleet")
         request = RetryLater(after=7.0, drain=True)
         await limit._drain(context(store=Away()), "limited", request)
@@ -196,7 +203,7 @@ class TestMiddleware:
     @pytest.mark.slow
     @pytest.mark.parametrize("scope", ["process", "fleet"])
     async def test_retry_after_drains_the_bucket(self, any_server, scope):
-        """Nothing of that key starts for so long; who asked comes first; other keys are not concerned."""
+        """Nothing of that key starts for so long; the task that asked is first; other keys go on."""
         order = []
 
         @task(retries=0)
@@ -210,7 +217,7 @@ class TestMiddleware:
             await broker.enqueue(call, "a", 0)
             async with working(broker, call, middleware=MiddlewareChain(limit)):
                 await until(lambda: order)
-                await until(lambda: any_server.command("ZCARD", "queue:standard:delayed"))  # the drain was told
+                await until(lambda: any_server.command("ZCARD", "queue:standard:delayed"))  # the drain was sent
                 await broker.enqueue_many([call.call("a", number) for number in range(1, 6)])
                 await broker.enqueue(call, "b", 0)
                 await until(lambda: len(order) == 8, 20)
@@ -228,7 +235,7 @@ class TestMiddleware:
 class TestAtWork:
     @pytest.mark.slow
     async def test_four_workers_have_one_rate(self, any_server):
-        """Over several seconds, in turns or not: the whole fleet starts so many a second."""
+        """Over several seconds the whole fleet starts so many a second, in turns or not."""
         rate, size = 50.0, 3
         starts = []
 
@@ -252,7 +259,7 @@ class TestAtWork:
         assert_nothing_left(any_server)
 
     async def test_a_lower_rate_of_another_worker_counts_from_its_next_step(self, server):
-        """Latest parameters are passed with each call: what was planned before keeps its time."""
+        """Each call passes its own rate: reservations that were made before keep their time."""
         async with RedisBroker(server.url) as broker:
             fast = RateLimitMiddleware(10.0, scope="fleet")
             slow = RateLimitMiddleware(0.1, scope="fleet")
@@ -260,23 +267,23 @@ class TestAtWork:
             for limit in (fast, fast, slow, fast):
                 try:
                     await limit(context(store=broker.store), ran)
-                except HeldBack as held:
-                    waits.append(held.after)
+                except LimitReached as postponed:
+                    waits.append(postponed.after)
         assert waits == [pytest.approx(0.1, abs=0.09), pytest.approx(0.2, abs=0.15), pytest.approx(10.2, abs=0.2)]
 
     @pytest.mark.slow
-    async def test_many_that_wait_make_no_storm(self, any_server):
-        """20,000 tasks wait for 10 tokens a second: each is held once (those that come late while the others are
-        read once more), and then only ten a second move."""
+    async def test_many_waiting_tasks_do_not_poll(self, any_server):
+        """20,000 tasks wait for 10 tokens a second: each is postponed once (once more if it comes late while the others
+        are read), and then only ten a second move."""
         count, begun = 20_000, []
-        held = []
+        postponed = []
 
         class Counting(RateLimitMiddleware):
             async def __call__(self, context, call_next):
                 try:
                     return await super().__call__(context, call_next)
-                except HeldBack:
-                    held.append(context.delivery.task_id)
+                except LimitReached:
+                    postponed.append(context.delivery.task_id)
                     raise
 
         @task(retries=0)
@@ -295,16 +302,16 @@ class TestAtWork:
             await broker.enqueue_many([storm.call(number) for number in range(count)])
             limit = Counting(10.0, scope="fleet")
             async with working(broker, storm, middleware=MiddlewareChain(limit), concurrency=200):
-                await until(lambda: len(held) + len(begun) >= count, 90)
+                await until(lambda: len(postponed) + len(begun) >= count, 90)
                 await anyio.sleep(0.5)
                 before, started, at = scripts(), len(begun), time.monotonic()
                 await anyio.sleep(1.5)
                 after, more, took = scripts(), len(begun) - started, time.monotonic() - at
-        assert len(held) <= 1.05 * count
+        assert len(postponed) <= 1.05 * count
         assert more <= 10 * took + 3
-        # Twice promote, rate and what settles it for each start, and what an idle worker does anyhow.
+        # Twice promote, acquire and settle for each start, and the steps of an idle worker.
         assert after - before <= 6 * 10 * took + 20, f"{after - before} scripts in {took:.1f} s"
-        print(f"{len(held) - count} held once more; {(after - before) / took:.0f} scripts/s")
+        print(f"{len(postponed) - count} postponed once more; {(after - before) / took:.0f} scripts/s")
 
 
 async def ran(_):
@@ -317,7 +324,7 @@ async def ran(_):
 @task(validate=False, name="crew_rated", middleware=[RateLimitMiddleware(20.0, scope="fleet")])
 async def crew_rated(n: int) -> None:
     say(f"run {time.time():.4f} {n}")
-    await anyio.sleep(0.5)  # so that whoever is killed holds some
+    await anyio.sleep(0.5)  # so that a killed worker holds some
 
 
 TASKS = [crew_rated]
@@ -331,7 +338,7 @@ async def test_a_worker_that_is_killed_with_tokens_costs_no_task_and_breaks_no_l
     async with RedisBroker(any_server.url) as broker:
         await broker.enqueue_many([crew_rated.call(n) for n in range(40)])
         with Crew("tests.middleware.test_rate_limit_fleet", any_server, tmp_path, backend=anyio_backend) as crew:
-            victim, _ = crew.start("victim"), crew.start("heir")
+            victim, _ = crew.start("victim"), crew.start("other")
             await anyio.to_thread.run_sync(crew.until, "run", 8)
             victim.kill()
             victim.wait()
@@ -348,8 +355,8 @@ async def test_a_worker_that_is_killed_with_tokens_costs_no_task_and_breaks_no_l
 
 
 @pytest.mark.slow
-async def test_nested_limits_give_tokens_back(server):
-    """An outer limit of the fleet does not pay for what an inner one holds back."""
+async def test_nested_limits_return_tokens(server):
+    """A task that an inner limit postpones takes no token of an outer one."""
     done = []
 
     @task(retries=0)

@@ -1,4 +1,4 @@
-"""The monitor: every figure against a queue whose state is known."""
+"""The monitor: each figure is compared with a known state of the queue."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.monitoring import ConsumerMetrics, QueueMetrics, QueueMonitor
-from streamq.monitoring.figures import figures
-from streamq.wire.counters import Tally
+from streamq.monitoring.metrics import figures
+from streamq.wire.counters import Counters
 from streamq.wire.keys import STATS_WINDOW
 from tests.at_work import burst, until, working
 from tests.servers import fresh_server
@@ -42,7 +42,7 @@ again_failed: list[int] = []
 
 class TestSnapshot:
     async def test_of_nothing(self, server):
-        """On a server without streams and groups everything is zero."""
+        """On a server without streams and groups all figures are zero."""
         async with RedisBroker(server.url) as broker:
             metrics = await QueueMonitor(broker=broker).snapshot()
         assert (metrics.depth, metrics.processing, metrics.delayed, metrics.dead_letter_count) == (0, 0, 0, 0)
@@ -53,7 +53,7 @@ class TestSnapshot:
         assert server.keys() == []
 
     async def test_before_any_worker(self, server):
-        """What producers sent waits, although nobody has made the group yet."""
+        """Enqueued tasks wait, although no worker has created the group yet."""
         async with RedisBroker(server.url) as broker:
             for priority in (100, 10, 10, 1):
                 await broker.enqueue(work.options(priority=priority))
@@ -67,7 +67,7 @@ class TestSnapshot:
         assert metrics.wanted_workers() is None
 
     async def test_at_work(self, server):
-        """What runs, what waits and who works, while it happens."""
+        """Running tasks, waiting tasks and workers while a worker runs."""
         async with RedisBroker(server.url) as broker:
             monitor = QueueMonitor(broker=broker)
             async with working(broker, work, concurrency=2, max_prefetch=0) as worker:
@@ -87,8 +87,8 @@ class TestSnapshot:
             assert (metrics.depth, metrics.processing, metrics.consumers) == (5, 0, ())
             assert metrics.oldest_wait_s > 0
 
-    async def test_what_was_done(self, server):
-        """Runs by what became of them, per task and per tier, with rates and latencies."""
+    async def test_runs_in_the_window(self, server):
+        """Runs by outcome, per task and per tier, with rates and latencies."""
         again_failed.clear()
         async with RedisBroker(server.url) as broker:
             began = time.time()
@@ -112,7 +112,7 @@ class TestSnapshot:
         assert abs(metrics.taken_at.timestamp() - time.time()) < 5
 
     async def test_of_one_stream_alone(self, server):
-        """A broker of one stream sees nothing of the others."""
+        """A broker of one stream ignores the other streams."""
         async with RedisBroker(server.url) as broker:
             await broker.enqueue_many([work.options(priority=p).call() for p in (100, 100, 1)])
             await burst(broker, work)
@@ -123,7 +123,7 @@ class TestSnapshot:
 
     @pytest.mark.slow
     async def test_of_several_groups(self, server):
-        """What this group is done with does not wait, though it lies there for another group."""
+        """An entry that this group has acknowledged does not wait, even if another group still needs it."""
         async with RedisBroker(server.url) as one, RedisBroker(server.url, group="others") as two:
             await one.store.ensure_groups()
             await two.store.ensure_groups()
@@ -135,7 +135,7 @@ class TestSnapshot:
             assert (metrics.depth, metrics.done) == (4, 0)
 
     async def test_an_entry_that_was_deleted_by_hand(self, server):
-        """Neither depth nor drain time go astray where `lag` would be nil."""
+        """Depth and drain time stay right where `lag` would be nil."""
         async with RedisBroker(server.url) as broker:
             await broker.store.ensure_groups()
             handles = await broker.enqueue_many([work.call() for _ in range(4)])
@@ -144,8 +144,8 @@ class TestSnapshot:
             metrics = await QueueMonitor(broker=broker).snapshot()
         assert (metrics.depth, metrics.processing) == (2, 1)
 
-    async def test_a_worker_that_is_not_heard_of(self, server):
-        """A consumer whose heartbeat ran out is told, with what it holds."""
+    async def test_a_worker_without_heartbeat(self, server):
+        """A consumer with an expired heartbeat is listed with its pending tasks."""
         async with RedisBroker(server.url) as broker:
             await broker.store.ensure_groups()
             await broker.enqueue(work)
@@ -177,7 +177,7 @@ class TestSnapshot:
         assert sum(map(len, sent)) < 40
 
     async def test_a_server_out_of_memory_is_seen(self):
-        """Transactions are refused then, snapshots are not."""
+        """The server refuses transactions. The snapshot still works."""
         with fresh_server("valkey") as server:
             async with RedisBroker(server.url) as broker:
                 await broker.enqueue(work)
@@ -186,8 +186,8 @@ class TestSnapshot:
                 server.command("CONFIG", "SET", "maxmemory", "0")
         assert metrics.depth == 1
 
-    async def test_errors_are_told(self, server):
-        """A key of a wrong type is an error and no empty queue."""
+    async def test_errors_are_raised(self, server):
+        """A key of a wrong type raises an error and does not look like an empty queue."""
         server.command("SET", "queue:standard", "no stream")
         async with RedisBroker(server.url) as broker:
             with pytest.raises(BrokerError, match="WRONGTYPE"):
@@ -196,10 +196,10 @@ class TestSnapshot:
 
 class TestFigures:
     def test_nothing(self):
-        assert set(figures(Tally(), 10.0).values()) == {0}
+        assert set(figures(Counters(), 10.0).values()) == {0}
 
     def test_rates(self):
-        tally = Tally(failed=1)
+        tally = Counters(failed=1)
         for _ in range(3):
             tally.succeeded(0.1, 0.05)
         made = figures(tally, 2.0)

@@ -13,7 +13,7 @@ from streamq import Backoff, RedisBroker, Reject, RetryLater, task
 from streamq.errors import ConfigurationError
 from streamq.queue.delayed import promote
 from streamq.tasks.task import TaskRef
-from streamq.wire.side_effects import of_end
+from streamq.wire.side_effects import effects_of_end
 from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, until, working
 from tests.crew import Crew, say
 from tests.servers import InProcess
@@ -168,7 +168,7 @@ async def test_a_task_that_a_middleware_holds_back_has_not_started(server, broke
 
     held, gate = [], Gate()
 
-    class Later:
+    class DelayTask:
         async def __call__(self, context, call_next):
             if not held:
                 held.append(1)
@@ -177,7 +177,7 @@ async def test_a_task_that_a_middleware_holds_back_has_not_started(server, broke
 
     once = gate.task.options(dedup_key="k", dedup_window="until_started")
     first = await broker.enqueue(once, 1)
-    async with working(broker, gate.task, middleware=MiddlewareChain().add(Later())):
+    async with working(broker, gate.task, middleware=MiddlewareChain().add(DelayTask())):
         await until(lambda: server.command("ZCARD", "queue:standard:delayed"))
         assert (await broker.enqueue(once, 2)).task_id == first.task_id
         await until(lambda: gate.inside)
@@ -547,8 +547,8 @@ class _Course:
             await anyio.sleep(0.002)
             await promote(self.store)
         elif one == "start":
-            reply = await self.store.one(self.store.read("me", range(3), 1))
-            for deliveries in self.store.deliveries(reply).values():
+            reply = await self.store.one(self.store.read_commands.new_entries("me", range(3), 1))
+            for deliveries in self.store.read_commands.deliveries(reply).values():
                 self.running.extend(deliveries)
         elif one == "cancel":
             await self.cancel()
@@ -575,16 +575,18 @@ class _Course:
             self.accepted.pop(target)
 
     async def end(self, delivery, how):
-        also = of_end(delivery, told=b"{}", keep=None, done=how == "done")
+        also = effects_of_end(delivery, payload=b"{}", keep=None, done=how == "done")
         if how == "retry":
-            packed = orjson.dumps(delivery.again("workers", attempt="2"))
-            assert await self.store.one(self.store.postpone("me", delivery, 0.0, packed)) == 1
+            packed = orjson.dumps(delivery.resend_fields("workers", attempt="2"))
+            assert await self.store.one(self.store.settle_commands.postpone("me", delivery, 0.0, packed)) == 1
             return
         if how == "done":
             assert delivery.args == [self.accepted[delivery.task_id]]
-            await self.store.one(self.store.finish(delivery.tier, delivery.entry_id, also))
+            await self.store.one(self.store.settle_commands.ack_side_effects(delivery.tier, delivery.entry_id, also))
         else:
-            assert await self.store.one(self.store.bury("me", delivery, ["task", "t"], also)) == 1
+            assert (
+                await self.store.one(self.store.settle_commands.dead_letter("me", delivery, ["task", "t"], also)) == 1
+            )
         self.accepted.pop(delivery.task_id)
 
 

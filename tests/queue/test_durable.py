@@ -127,7 +127,7 @@ async def test_a_server_that_cannot_wait_for_its_file_is_not_sent_anything(anyio
         pytest.skip("no redis-server on PATH")
     with fresh_server("redis") as server:
         async with RedisBroker(server.url) as broker:
-            if (await broker.client.facts()).has("WAITAOF"):
+            if (await broker.client.server_features()).has("WAITAOF"):
                 pytest.skip("this redis-server has WAITAOF")
             with pytest.raises(BrokerError, match="no WAITAOF") as caught:
                 await broker.enqueue(send.options(durable="aof"), "a@b.c")

@@ -13,7 +13,7 @@ import pytest
 from streamq import Backoff, RedisBroker, task
 from streamq.errors import ConfigurationError, NotOpenError, TaskFailedError
 from streamq.queue.delayed import promote
-from streamq.queue.lookup import PAGE, Search
+from streamq.queue.lookup import PAGE, Lookup
 from streamq.queue.results import Status
 from tests.at_work import assert_nothing_left, burst, until, working
 from tests.crew import Crew, say
@@ -157,7 +157,7 @@ async def test_of_two_retries_of_one_id_the_second_is_found_when_the_first_has_l
     assert not await broker.cancel("twice*")
 
 
-class Moving(Search):
+class Moving(Lookup):
     """A search during which the task moves, after the looks with these numbers."""
 
     looks = 0
@@ -168,8 +168,8 @@ class Moving(Search):
         if self.looks in self.moves:
             await self.moves[self.looks]()
 
-    async def glance(self, *more):
-        found = await super().glance(*more)
+    async def check_known_places(self, *more):
+        found = await super().check_known_places(*more)
         await self._look()
         return found
 
@@ -200,8 +200,8 @@ async def test_one_that_moves_while_it_is_looked_for_is_found(server, broker):
             await moves[1]()
             search = Moving(broker.store, handle.task_id, tier=1)
             search.moves = dict(zip(looks, moves, strict=True))
-            place, _ = await search.glance()
-            assert place or await search.search(), looks
+            place, _ = await search.check_known_places()
+            assert place or await search.search_everywhere(), looks
     assert await handle.cancel()
 
 

@@ -435,7 +435,7 @@ async def crew_pay() -> int:
         if effect.done:
             return effect.result
         say(f"token {effect.token}")
-        if not current_delivery().crashes:
+        if not current_delivery().crashed_workers:
             await anyio.sleep_forever()
         effect.record(effect.token)
         return effect.token

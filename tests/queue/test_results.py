@@ -297,7 +297,7 @@ async def test_a_thousand_waiters_share_one_connection(real_server):
 
 @pytest.mark.slow
 async def test_a_waiter_that_is_cancelled_leaves_nothing_behind(server, broker):
-    """No subscription, no ear; the next waiter is served."""
+    """No subscription, no waiter; the next waiter is served."""
     handle = await broker.enqueue(double, 1)
     for _ in range(3):
         with anyio.move_on_after(0.03):

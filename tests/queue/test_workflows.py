@@ -27,7 +27,17 @@ from streamq.errors import (
     UndecodableError,
 )
 from streamq.middleware import MiddlewareChain
-from streamq.wire.next_step import Fan, Joined, Member, Next, Sent, awaited, decode, encode, going_on
+from streamq.wire.workflow_steps import (
+    GroupMemberEnd,
+    JoinMessage,
+    NextGroup,
+    NextMessage,
+    NextStep,
+    decode,
+    encode,
+    next_messages,
+    wanted_results,
+)
 from tests import workflow_app
 from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, until, working
 from tests.crew import Crew
@@ -309,16 +319,16 @@ async def test_a_cancelled_step_ends_its_workflow(server, broker):
 async def test_a_settlement_that_comes_second_sends_nothing(server, broker):
     """A stale worker's success: somebody else has settled the step, and that one's follow-up is the only one."""
     await broker.start(number.call(1).then(double), workflow_id="w")
-    commands = broker.store
-    await commands.ensure_groups()
-    found = commands.deliveries(await commands.one(commands.read("a", [1], 1)))
+    store = broker.store
+    await store.ensure_groups()
+    found = store.read_commands.deliveries(await store.one(store.read_commands.new_entries("a", [1], 1)))
     (delivery,) = found[1]
-    from streamq.wire.side_effects import of_end
+    from streamq.wire.side_effects import effects_of_end
 
-    also = of_end(delivery, told=b'{"ok":7}', keep=None, done=True, now=0.0, group="workers")
-    finish = commands.finish(1, delivery.entry_id, also)
-    assert await commands.one(finish) == []
-    assert await commands.one(finish) == [delivery.entry_id]
+    also = effects_of_end(delivery, payload=b'{"ok":7}', keep=None, done=True, now=0.0, group="workers")
+    command = store.settle_commands.ack_side_effects(1, delivery.entry_id, also)
+    assert await store.one(command) == []
+    assert await store.one(command) == [delivery.entry_id]
     (left,) = entries(server, "queue:standard")
     assert (left["id"], left["args"], left["task"], left["group"]) == ("w.2", "[7]", "double", "workers")
 
@@ -626,7 +636,7 @@ def test_what_cannot_be_written_down():
     """Groups of none, groups that follow groups, members that end in groups or are no flows."""
     pair = group(number.call(1), number.call(2))
     for make, match in (
-        (group, "group of none"),
+        (group, "group without members"),
         (lambda: pair.then(pair), "put a step between"),
         (lambda: group(pair), "put a step after"),
         (lambda: group(number), "cannot be a member"),
@@ -698,8 +708,10 @@ def text_of(value):
 @given(JSON.map(json.dumps), st.lists(JSON, max_size=3).map(lambda args: json.dumps(args, indent=1)))
 def test_a_result_is_spliced_into_the_arguments_as_the_text_that_it_is(result, args):
     """Whatever it is, and however the arguments are written: the first argument is that text, the others follow."""
-    (sent,) = going_on([Next("s", ("task", "t", "id", "i", "args", args), fed=True)], result.encode(), now=0.0)
-    assert isinstance(sent, Sent)
+    (sent,) = next_messages(
+        [NextStep("s", ("task", "t", "id", "i", "args", args), takes_result=True)], result.encode(), now=0.0
+    )
+    assert isinstance(sent, NextMessage)
     fields = dict(zip(sent.fields[::2], sent.fields[1::2], strict=True))
     assert json.loads(fields["args"]) == [json.loads(result), *json.loads(args)]
     assert fields["args"].startswith(b"[" + result.encode())
@@ -709,23 +721,28 @@ def test_a_result_is_spliced_into_the_arguments_as_the_text_that_it_is(result, a
 @given(st.lists(JSON.map(json.dumps), min_size=1, max_size=4), st.lists(JSON, max_size=3).map(json.dumps))
 def test_the_results_of_a_group_are_joined_as_texts(results, args):
     """As the script does it: `[[` + the results + `]` + the rest."""
-    whole = [Next("s", ("task", "t", "id", "i", "args", args), fed=True), Next("s", ("task", "u", "id", "j"))]
+    whole = [
+        NextStep("s", ("task", "t", "id", "i", "args", args), takes_result=True),
+        NextStep("s", ("task", "u", "id", "j")),
+    ]
     joined = [
-        going_on([Member(index, len(results)), *whole], result.encode(), now=0.0)[0]
+        next_messages([GroupMemberEnd(index, len(results)), *whole], result.encode(), now=0.0)[0]
         for index, result in enumerate(results, 1)
     ]
-    assert all(isinstance(one, Joined) and b"args" not in one.message.fields for one in joined)
+    assert all(isinstance(one, JoinMessage) and b"args" not in one.message.fields for one in joined)
     made = b"[[" + b",".join(one.result for one in joined) + b"]" + joined[0].rest
     assert json.loads(made) == [[json.loads(result) for result in results], *json.loads(args)]
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 STEP = st.builds(
-    lambda more, fed, delay, keep: Next("s", ("task", "t", "id", "i", "kwargs", more), fed, delay, None, None, keep),
+    lambda more, fed, delay, keep: NextStep(
+        "s", ("task", "t", "id", "i", "kwargs", more), fed, delay, None, None, keep
+    ),
     TEXT, st.booleans(), st.none() | st.floats(0, 1e9), st.none() | st.floats(1, 1e9),
 )  # fmt: skip
 MEMBERS = st.lists(st.lists(STEP, min_size=1, max_size=2).map(tuple), min_size=1, max_size=3).map(tuple)
-STAGES = st.lists(STEP, min_size=1, max_size=3) | st.tuples(STEP, MEMBERS.map(Fan), STEP).map(list)
+STAGES = st.lists(STEP, min_size=1, max_size=3) | st.tuples(STEP, MEMBERS.map(NextGroup), STEP).map(list)
 
 
 @pytest.mark.slow
@@ -733,9 +750,9 @@ STAGES = st.lists(STEP, min_size=1, max_size=3) | st.tuples(STEP, MEMBERS.map(Fa
 def test_the_field_then_is_read_as_it_was_written(stages):
     """Whatever the texts in it are; and who is to be told are the steps that keep results."""
     assert decode(encode(stages)) == stages
-    inner = [one for stage in stages if isinstance(stage, Fan) for member in stage.members for one in member]
-    kept = [one for one in [*stages, *inner] if isinstance(one, Next) and one.keep]
-    assert len(list(awaited(stages))) == len(kept)
+    inner = [one for stage in stages if isinstance(stage, NextGroup) for member in stage.members for one in member]
+    kept = [one for one in [*stages, *inner] if isinstance(one, NextStep) and one.keep]
+    assert len(list(wanted_results(stages))) == len(kept)
 
 
 @pytest.mark.slow
@@ -743,8 +760,8 @@ def test_the_field_then_is_read_as_it_was_written(stages):
 def test_a_long_chain_is_text_in_json_once(stages):
     """Each message carries the rest of the list: nothing is escaped once more with each step."""
     size = len(encode(stages))
-    (first, *_) = going_on(stages, b"1", now=0.0)
-    fields = dict(zip(first.fields[::2], first.fields[1::2], strict=True)) if isinstance(first, Sent) else {}
+    (first, *_) = next_messages(stages, b"1", now=0.0)
+    fields = dict(zip(first.fields[::2], first.fields[1::2], strict=True)) if isinstance(first, NextMessage) else {}
     assert len(fields.get("then", b"")) < size
 
 

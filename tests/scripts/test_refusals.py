@@ -23,12 +23,15 @@ TIER = (STREAM, DELAYED, MESSAGES)
 FIELDS = ("task", "t")
 
 # What follows from an end: its keys, and its arguments.
-FREE = (("d", "latest", DELAYED, "o:delayed"), ("free", 4, 2, "x", "wake"))
-SEND = (("next",), ("send", 1, 2, *FIELDS))
-LATER = (("n:delayed", "n:messages"), ("later", 2, 4, "y", 1000, "wake", '["task","t"]'))
-JOIN = (("join", "last", "l:delayed", "l:messages"), ("join", 4, 10, 1, "1", 1, 9000, "z", 0, "wake", "", *FIELDS))
-JOIN_LATER = (JOIN[0], ("join", 4, 10, 1, "1", 1, 9000, "z", 5000, "wake", "", *FIELDS))
-TELL = (("r",), ("tell", 1, 2, 5000, "done"))
+FREE = (("d", "latest", DELAYED, "o:delayed"), ("free_key", 4, 2, "x", "wake"))
+SEND = (("next",), ("send_task", 1, 2, *FIELDS))
+LATER = (("n:delayed", "n:messages"), ("delay_task", 2, 4, "y", 1000, "wake", '["task","t"]'))
+JOIN = (
+    ("join", "last", "l:delayed", "l:messages"),
+    ("join_group", 4, 10, 1, "1", 1, 9000, "z", 0, "wake", "", *FIELDS),
+)
+JOIN_LATER = (JOIN[0], ("join_group", 4, 10, 1, "1", 1, 9000, "z", 5000, "wake", "", *FIELDS))
+TELL = (("r",), ("keep_result", 1, 2, 5000, "done"))
 
 
 def following(*means: tuple[tuple[str, ...], tuple[Any, ...]]) -> tuple[list[str], list[Any]]:
@@ -53,15 +56,17 @@ NAMES, PARTS = following(TELL, FREE, SEND, LATER, JOIN)
 NAMES_LATER, PARTS_LATER = following(SEND, JOIN_LATER)
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
 CASES = {
-    "finish": Case("finish", (STREAM, CRASHES, *NAMES), ("g", "entry", *PARTS)),
-    "finish, later": Case("finish", (STREAM, CRASHES, *NAMES_LATER), ("g", "entry", *PARTS_LATER)),
-    "dead": Case("dead", (STREAM, CRASHES, DEAD, *NAMES), ("g", "me", "entry", 100, 1000, 2, *FIELDS, *PARTS)),
+    "ack_side_effects": Case("ack_side_effects", (STREAM, CRASHES, *NAMES), ("g", "entry", *PARTS)),
+    "finish, later": Case("ack_side_effects", (STREAM, CRASHES, *NAMES_LATER), ("g", "entry", *PARTS_LATER)),
+    "dead_letter": Case(
+        "dead_letter", (STREAM, CRASHES, DEAD, *NAMES), ("g", "me", "entry", 100, 1000, 2, *FIELDS, *PARTS)
+    ),
     "postpone": Case(
         "postpone", (STREAM, CRASHES, DELAYED, MESSAGES), ("g", "me", "entry", 10, "m", '["task","t"]', "wake")
     ),
     "cancel": Case("cancel", (*TIER, *NAMES), ("", "wake", 1, "x", *PARTS)),
-    "started": Case("started", FREE[0], FREE[1]),
-    "start": Case("start", ("guard", *NAMES), ("w", 1, 9000, *PARTS)),
+    "task_started": Case("task_started", FREE[0], FREE[1]),
+    "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, *PARTS)),
     "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", 9000, 9000, *FIELDS)),
     "enqueue, later": Case("enqueue", (*TIER, "g1"), ("n", 5000, 0, "wake", '["task","t"]', 9000, *FIELDS)),
     "debounce": Case("debounce", NEWEST, ("n", 1, 0, -1, 9000, -1, 9000, "wake", '"task","t"]', *FIELDS)),

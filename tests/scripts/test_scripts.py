@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from streamq.scripts import Step, step
-from streamq.wire.keys import PARKED
+from streamq.wire.keys import RELEASED_CONSUMER
 from tests.servers import fresh_server
 
 NAMES = sorted(
@@ -75,12 +75,12 @@ def postpone(server, entry, consumer="me", group="g", delay=HOUR, member="g:x", 
 
 def bury(server, entry, consumer="me", group="g", most=100, age=0, result="", fields=("task", "t")):
     names = [STREAM, CRASHES, DEAD, *["r"] * bool(result)]
-    told = ("tell", 1, 2, 5000, result) if result else ()
-    return run(server, "dead", names, group, consumer, entry, most, age, len(fields), *fields, *told)
+    told = ("keep_result", 1, 2, 5000, result) if result else ()
+    return run(server, "dead_letter", names, group, consumer, entry, most, age, len(fields), *fields, *told)
 
 
 def release(server, *ids, consumer="me", group="g", idle=30_000):
-    return run(server, "release", [STREAM], group, consumer, PARKED, idle, WAKE, *ids)
+    return run(server, "release", [STREAM], group, consumer, RELEASED_CONSUMER, idle, WAKE, *ids)
 
 
 def reclaim(
@@ -95,7 +95,7 @@ def reclaim(
     deadline=1 << 50,
 ):
     names = [STREAM, ALIVE, LEASES, CRASHES]
-    wanted = (PARKED, idle, margin, cursor, number, HOUR, 3, suspect_after, deadline)
+    wanted = (RELEASED_CONSUMER, idle, margin, cursor, number, HOUR, 3, suspect_after, deadline)
     cursor, rows, _ = run(server, "reclaim", names, group, consumer, *wanted)
     return cursor, [(row[0], row[2].decode(), row[3]) for row in rows]
 
@@ -105,11 +105,13 @@ def renew(server, *ids, consumer="me", group="g", alive=30_000, in_full=False):
 
 
 def alone(server, entry, consumer="me", group="g"):
-    return run(server, "alone", [STREAM, CRASHES], group, consumer, entry, HOUR)
+    return run(server, "mark_isolated", [STREAM, CRASHES], group, consumer, entry, HOUR)
 
 
 def depart(server, consumer="", group="g", limit=10, forgotten=90_000):
-    return run(server, "depart", [STREAM, ALIVE, LEASES], group, PARKED, limit, consumer, forgotten)
+    return run(
+        server, "remove_consumers", [STREAM, ALIVE, LEASES], group, RELEASED_CONSUMER, limit, consumer, forgotten
+    )
 
 
 def consumers(server, group="g"):
@@ -249,14 +251,15 @@ def test_what_follows_from_a_success_happens_with_it_and_once(server):
     server.command("SET", "d1", "x")
     server.command("SET", "d2", "another")
     names = [STREAM, CRASHES, "r", "d1", "d2", "next", DELAYED, MESSAGES]
-    also = ["tell", 1, 2, 5000, "done", "free", 1, 1, "x", "free", 1, 1, "x", "send", 1, 4, "task", "n", "args", "[1]"]
-    also += ["later", 2, 4, "y", HOUR, WAKE, '["task","l"]']
-    assert run(server, "finish", names, "g", entry, *also) == []
+    also = ["keep_result", 1, 2, 5000, "done", "free_key", 1, 1, "x", "free_key", 1, 1, "x"]
+    also += ["send_task", 1, 4, "task", "n", "args", "[1]"]
+    also += ["delay_task", 2, 4, "y", HOUR, WAKE, '["task","l"]']
+    assert run(server, "ack_side_effects", names, "g", entry, *also) == []
     assert (server.command("GET", "r"), length(server)) == (b"done", 0)
     assert (server.command("EXISTS", "d1"), server.command("GET", "d2")) == (0, b"another")
     assert [fields for _, fields in server.command("XRANGE", "next", "-", "+")] == [[b"task", b"n", b"args", b"[1]"]]
     assert server.command("HGET", MESSAGES, "y") == b'["task","l"]'
-    assert run(server, "finish", names, "g", entry, *also) == [entry]
+    assert run(server, "ack_side_effects", names, "g", entry, *also) == [entry]
     assert length(server, "next") == 1
 
 
@@ -266,39 +269,39 @@ def test_what_follows_from_a_death_happens_with_it(server):
     (entry,) = sent(server)
     taken(server)
     server.command("SET", "d1", "x")
-    arguments = ("g", "me", entry, 100, 0, 2, "task", "t", "free", 1, 1, "x")
-    assert run(server, "dead", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 1
+    arguments = ("g", "me", entry, 100, 0, 2, "task", "t", "free_key", 1, 1, "x")
+    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 1
     assert server.command("EXISTS", "d1") == 0
     server.command("SET", "d1", "x")
-    assert run(server, "dead", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 0
+    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 0
     assert server.command("EXISTS", "d1") == 1
 
 
 # --- postpone, dead, release: only by who holds it ---------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["postpone", "dead", "release"])
+@pytest.mark.parametrize("what", ["postpone", "dead_letter", "release"])
 def test_who_does_not_hold_a_delivery_cannot_settle_it(server, what):
     """P4: retry, dead-letter and release by a worker that lost its lease are void."""
     prepare(server)
     (entry,) = sent(server)
     taken(server, "me")
     server.command("XCLAIM", STREAM, "g", "other", 0, entry)
-    settle = {"postpone": postpone, "dead": bury, "release": release}[what]
+    settle = {"postpone": postpone, "dead_letter": bury, "release": release}[what]
     assert settle(server, entry) == 0
     assert held(server) == {entry: "other"}
     assert length(server) == 1
     assert server.command("EXISTS", DELAYED, MESSAGES, DEAD) == 0
 
 
-@pytest.mark.parametrize("what", ["postpone", "dead", "release"])
+@pytest.mark.parametrize("what", ["postpone", "dead_letter", "release"])
 def test_what_is_settled_cannot_be_settled_again(server, what):
     """First settle wins."""
     prepare(server)
     (entry,) = sent(server)
     taken(server)
     ack(server, entry)
-    assert {"postpone": postpone, "dead": bury, "release": release}[what](server, entry) == 0
+    assert {"postpone": postpone, "dead_letter": bury, "release": release}[what](server, entry) == 0
     assert server.command("EXISTS", DELAYED, MESSAGES, DEAD) == 0
 
 
@@ -392,7 +395,7 @@ def test_released_deliveries_are_anybodys_at_once(server):
     one, two, three = sent(server, 3)
     taken(server)
     assert release(server, one, two) == 2
-    assert held(server) == {one: PARKED, two: PARKED, three: "me"}
+    assert held(server) == {one: RELEASED_CONSUMER, two: RELEASED_CONSUMER, three: "me"}
     assert reclaim(server, "other")[1] == [(one, "", 0), (two, "", 0)]
     assert held(server) == {one: "other", two: "other", three: "me"}
 
@@ -843,7 +846,7 @@ def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
     (entry,) = sent(server, 1)
     taken(server)
     names = {"dead": DEAD, "delayed": DELAYED, "messages": MESSAGES, "crashes": CRASHES}
-    bury = ("dead", [STREAM, CRASHES, DEAD], "g", "me", entry, 100, 0, 2, "task", "t")
+    bury = ("dead_letter", [STREAM, CRASHES, DEAD], "g", "me", entry, 100, 0, 2, "task", "t")
     postpone = ("postpone", [STREAM, CRASHES, DELAYED, MESSAGES], "g", "me", entry, 10, "x", b'["task","t"]', WAKE)
     steps = {"dead": [bury], "delayed": [postpone], "messages": [postpone], "crashes": [bury, postpone]}[broken]
     server.command("LPUSH", names[broken], "theirs")
@@ -860,7 +863,7 @@ def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
 def cancel(server, task_id, entry="", ttl=0, members=None):
     members = members or (task_id, f"g:{task_id}")
     names = [STREAM, DELAYED, MESSAGES, *["r"] * bool(ttl)]
-    told = ("tell", 1, 2, ttl, "cancelled") if ttl else ()
+    told = ("keep_result", 1, 2, ttl, "cancelled") if ttl else ()
     return run(server, "cancel", names, entry, WAKE, len(members), *members, *told)
 
 
@@ -904,8 +907,8 @@ def test_a_dead_letter_is_replayed_once(server):
 
 def test_counters_add_up_and_their_window_ends(server):
     """A window's hash has a TTL."""
-    run(server, "count", ["c"], 900, "a", 2, "b", 3)
-    run(server, "count", ["c"], 900, "a", 5)
+    run(server, "add_counters", ["c"], 900, "a", 2, "b", 3)
+    run(server, "add_counters", ["c"], 900, "a", 5)
     assert server.command("HGET", "c", "a") == b"7"
     assert server.command("TTL", "c") > 800
 

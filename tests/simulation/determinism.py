@@ -20,7 +20,7 @@ from unittest.mock import patch
 import anyio
 import trio._core._run as scheduler
 
-from streamq.consumer.watchdog import Watchdog
+from streamq.consumer.loop_watchdog import Watchdog
 from streamq.queue import sending
 from tests.simulation.process import suspendable
 

@@ -16,8 +16,9 @@ from streamq.client import Script
 from streamq.client.multiplexer import Multiplexer
 from streamq.consumer import consumer, leases
 from streamq.consumer.consumer import Consumer
-from streamq.consumer.runner import Runners
+from streamq.consumer.runner_pool import Runners
 from streamq.consumer.settling import Settler
+from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.outcome import Ack, Postpone, Retry
@@ -105,10 +106,12 @@ def sweep_from_the_start(stack: ExitStack) -> None:
 def retry_in_two_steps(stack: ExitStack) -> None:
     """P4: a retry is an XADD and then an XACK, without asking who holds the delivery."""
 
-    def in_two(store: Any, consumer: str, delivery: Any, delay: float, packed: bytes) -> Any:
-        stream = store.keys.tiers[delivery.tier].stream
+    def in_two(commands: Any, consumer: str, delivery: Any, delay: float, packed: bytes) -> Any:
+        stream = commands.keys.tiers[delivery.tier].stream
         command = ("XADD", stream, "*", *orjson.loads(packed))
-        return _Two(command, ("XACK", stream, store.keys.group, delivery.entry_id), ("XDEL", stream, delivery.entry_id))
+        return _Two(
+            command, ("XACK", stream, commands.keys.group, delivery.entry_id), ("XDEL", stream, delivery.entry_id)
+        )
 
     attempt = Store.attempt
 
@@ -121,7 +124,7 @@ def retry_in_two_steps(stack: ExitStack) -> None:
                     await attempt(store, [rest])
         return replies
 
-    stack.enter_context(patch.object(Store, "postpone", in_two))
+    stack.enter_context(patch.object(SettleCommands, "postpone", in_two))
     stack.enter_context(patch.object(Store, "attempt", both))
 
 
@@ -149,7 +152,7 @@ def leave_with_pending(stack: ExitStack) -> None:
     async def release_all(*_: Any, **__: Any) -> None:
         return None
 
-    async def depart(store: Any, name: str = "", **_: Any) -> int:
+    async def remove_consumers(store: Any, name: str = "", **_: Any) -> int:
         if not name:
             return 0
         for keys in store.keys.tiers:
@@ -157,8 +160,8 @@ def leave_with_pending(stack: ExitStack) -> None:
         return 1
 
     stack.enter_context(patch.object(Store, "release_all", release_all))
-    stack.enter_context(patch.object(consumer, "depart", depart))
-    stack.enter_context(patch.object(leases, "depart", depart))
+    stack.enter_context(patch.object(consumer, "remove_consumers", remove_consumers))
+    stack.enter_context(patch.object(leases, "remove_consumers", remove_consumers))
 
 
 @plant
@@ -190,7 +193,7 @@ def retry_without_owner(stack: ExitStack) -> None:
 @plant
 def bury_without_owner(stack: ExitStack) -> None:
     """P4: a stale worker's dead letter counts."""
-    _rewritten(stack, "dead", "if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end", "")
+    _rewritten(stack, "dead_letter", "if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end", "")
 
 
 @plant
@@ -207,12 +210,12 @@ def prefetched_not_renewed(stack: ExitStack) -> None:
 @plant
 def settle_said_once(stack: ExitStack) -> None:
     """P1, P2: what was not confirmed is not said again."""
-    settled = Settler._settled
+    replied = Settler._replied
 
     def forget(settler: Any, settlement: Any, reply: Any) -> bool:
-        return settled(settler, settlement, 1 if isinstance(reply, Exception) else reply)
+        return replied(settler, settlement, 1 if isinstance(reply, Exception) else reply)
 
-    stack.enter_context(patch.object(Settler, "_settled", forget))
+    stack.enter_context(patch.object(Settler, "_replied", forget))
 
 
 @plant
@@ -224,10 +227,10 @@ def replies_to_the_wrong(stack: ExitStack) -> None:
         try:
             return await exchange(mux, data, wanted)
         except BaseException:
-            link = mux.link
-            if link is not None:
-                for slot in [slot for slot in link._sent if slot.abandoned]:
-                    link._sent.remove(slot)
+            connection = mux.current
+            if connection is not None:
+                for request in [request for request in connection._sent if request.abandoned]:
+                    connection._sent.remove(request)
             raise
 
     stack.enter_context(patch.object(Multiplexer, "exchange", impatient))

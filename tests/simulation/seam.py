@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import ByteStream
 
 if TYPE_CHECKING:
-    from streamq.embedded.pipe import MemoryStream
+    from streamq.embedded.memory_stream import MemoryStream
     from tests.simulation.process import Process
 
 

@@ -14,7 +14,7 @@ from streamq import RedisBroker
 from streamq.client import Command
 from streamq.embedded import MemoryServer
 from streamq.embedded.connection import Connection
-from streamq.embedded.pipe import pipe
+from streamq.embedded.memory_stream import pipe
 from streamq.embedded.resp import CommandError, encode
 from streamq.queue.store import Store
 from tests.simulation.dataset import QuickDataset
@@ -68,7 +68,7 @@ class SimulatedServer(MemoryServer):
         self.connections.clear()
         self.subscribers.clear()
         self.blocked.clear()
-        self.touched.clear()
+        self.to_retry.clear()
         self.calls.clear()
         self._ids = itertools.count(1)
         self.loading = 0

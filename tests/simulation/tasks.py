@@ -55,7 +55,7 @@ async def _act(world: World, process: Process, spec: TaskSpec) -> None:
             raise Reject("as planned")
         case "deadly":
             await _die(world, process)
-        case "deadly-once" if not delivery.crashes:
+        case "deadly-once" if not delivery.crashed_workers:
             await _die(world, process)
         case "blocking":
             await _block(world, process, spec.duration)

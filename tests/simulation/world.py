@@ -18,12 +18,12 @@ import anyio
 import trio
 
 from streamq import RedisBroker, Worker
-from streamq.embedded.pipe import MemoryStream
+from streamq.embedded.memory_stream import MemoryStream
 from streamq.errors import BrokerError
 from streamq.testing import FinalState, Recorder
 from streamq.testing.clock import VirtualTime
-from streamq.testing.state import final_state
-from streamq.wire.keys import PARKED
+from streamq.testing.read_state import final_state
+from streamq.wire.keys import RELEASED_CONSUMER
 from streamq.wire.tiers import DEFAULT_TIERS
 from tests.simulation.faults import befall
 from tests.simulation.plan import Plan
@@ -232,7 +232,7 @@ class World:
 
     def _strangers(self, keys: Any) -> set[str]:
         """Return the consumers that are known to the server and not alive."""
-        living = {process.name for process in self.workers if process.running} | {PARKED}
+        living = {process.name for process in self.workers if process.running} | {RELEASED_CONSUMER}
         return self.server.consumers(keys, GROUP) - living
 
     def _keys(self) -> Any:

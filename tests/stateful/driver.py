@@ -16,8 +16,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from streamq import RedisBroker
 from streamq.clock import Clock
 from streamq.embedded import MemoryServer
-from streamq.queue.store import DeadLetterBound, Store
+from streamq.queue.store import Store
 from streamq.testing.clock import START
+from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.keys import Keys, TierKeys
 from streamq.wire.message import pack_flat
 from streamq.wire.tiers import Tier

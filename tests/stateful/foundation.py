@@ -11,11 +11,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamq.queue.acceptance import Guarded
+from streamq.queue.enqueue_requests import GuardedEnqueue
 from streamq.queue.lease_commands import reclaim, renew
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import pack_flat
-from streamq.wire.side_effects import Tell
+from streamq.wire.side_effects import KeepResult
 from tests.stateful.driver import GROUPS, MAX_DEAD, TIERS, Server, adopt, compare, expected, look, spelt
 from tests.stateful.ledger import Ledger
 from tests.stateful.model import EntryId, Model
@@ -115,7 +115,7 @@ class Foundation(RuleBasedStateMachine):
     def enqueue(self, at: int) -> None:
         task_id = self._id()
         flat = ["task", "t", "id", task_id]
-        (answer,) = self.server.run(self.store.enqueue, [self.store.add(at, flat)])
+        (answer,) = self.server.run(self.store.enqueue, [self.store.enqueue_commands.plain(at, flat)])
         entry = self.model.add(at, dict(zip(flat[::2], flat[1::2], strict=True)))
         assert (answer.task_id, answer.entry_id, answer.fresh) == ("", spelt(entry), True)
         self._sent(at, task_id, entry)
@@ -129,10 +129,10 @@ class Foundation(RuleBasedStateMachine):
             guards.append((self.store.keys.dedup(f"k{dedup}"), 2 * SLOT))
         moment = None if due is None else self.model.now + due * SLOT
         unix = None if moment is None else self.server.unix(moment)
-        wanted = Guarded(
+        wanted = GuardedEnqueue(
             at, task_id, flat, pack_flat(flat), delay * SLOT / 1000, unix, [(key, ttl / 1000) for key, ttl in guards],
         )  # fmt: skip
-        return self.store.add_guarded(wanted), (at, task_id, flat, delay * SLOT, moment, guards)
+        return self.store.enqueue_commands.guarded(wanted), (at, task_id, flat, delay * SLOT, moment, guards)
 
     @rule(
         wanted=st.lists(
@@ -170,7 +170,7 @@ class Foundation(RuleBasedStateMachine):
     def cancel(self, pick: int, result: bool) -> None:
         at, task_id, entry = self.sent[pick % len(self.sent)]
         kept = (self.store.keys.result(task_id), '{"error_type":"Cancelled"}', 2 * SLOT)
-        told = [Tell(task_id, kept[2] / 1000, kept[1].encode())] if result else []
+        told = [KeepResult(task_id, kept[2] / 1000, kept[1].encode())] if result else []
         found = self.server.run(self.store.cancel, at, task_id, "" if entry is None else spelt(entry), told)
         group = self.store.keys.group
         before = self.ledger.places()
@@ -183,7 +183,7 @@ class Foundation(RuleBasedStateMachine):
     def read(self, who: int, tiers: tuple[int, ...], count: int) -> None:
         member = self._member(who)
         store = self.stores[member.group]
-        found = store.deliveries(self._one(store.read(member.name, tiers, count)))
+        found = store.read_commands.deliveries(self._one(store.read_commands.new_entries(member.name, tiers, count)))
         wanted = {at: self.model.read(at, member.group, member.name, count) for at in tiers}
         ids = {at: [entry_of(delivery) for delivery in deliveries] for at, deliveries in found.items()}
         assert ids == {at: entries for at, entries in wanted.items() if entries}
@@ -204,7 +204,7 @@ class Foundation(RuleBasedStateMachine):
             max_crashes=MAX_CRASHES, suspect_after=SUSPECT_AFTER, deadline=deadline,
         )  # fmt: skip
         assert (found_cursor.decode(), found_left) == (spelt(cursor), left)
-        facts = [(entry_of(one), one.crashes, one.convicted, one.orphaned) for one in found]
+        facts = [(entry_of(one), one.crashed_workers, one.crash_proven, one.owner_died) for one in found]
         assert facts == [(one.entry, one.crashes, one.convicted, one.orphaned) for one in taken]
         member.cursors[at] = cursor
         known = {(one.tier, one.entry_id) for one in found}

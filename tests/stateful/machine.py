@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from streamq.queue.delayed import next_due, promote
-from streamq.queue.lease_commands import alone, depart, survey
+from streamq.queue.lease_commands import mark_isolated, remove_consumers, survey
 from streamq.scripts import step
-from streamq.wire.delivery import Delivery, Failure, dead_letter
+from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
+from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps, pack_flat
-from streamq.wire.side_effects import Tell
+from streamq.wire.side_effects import KeepResult
 from tests.stateful.driver import TIERS
 from tests.stateful.foundation import LEASES, SLOT, Foundation, Member, entry_of, picks, slots
 from tests.stateful.model import spelt_id as spelt
 
 FOR_EVER = 1e9  # seconds
-words = st.sampled_from(["nothing", "ack", "result", "postpone", "bury", "release", "alone", "renew"])
+words = st.sampled_from(["nothing", "ack", "result", "postpone", "dead_letter", "release", "alone", "renew"])
 
 
 class QueueMachine(Foundation):
@@ -37,7 +38,7 @@ class QueueMachine(Foundation):
         member = self._busy(who)
         first = self._held(member, which[0])
         some = {one.entry_id: one for one in (self._held(member, pick) for pick in which) if one.tier == first.tier}
-        (late,) = self._one(self.stores[member.group].ack([(first.tier, list(some))], each=each))
+        (late,) = self._one(self.stores[member.group].settle_commands.ack([(first.tier, list(some))], per_entry=each))
         wanted = self.model.ack(first.tier, member.group, [entry_of(one) for one in some.values()])
         assert late == ([spelt(entry).encode() for entry in wanted] if each else [b""] * len(wanted))
         for delivery in some.values():
@@ -55,7 +56,9 @@ class QueueMachine(Foundation):
             return
         payload = dumps({"ok": self._id("result")})
         store = self.stores[member.group]
-        command = store.ack_results(one.tier, [one.entry_id], [store.result_key(one)], [2 * SLOT / 1000], [payload])
+        command = store.settle_commands.ack_results(
+            one.tier, [one.entry_id], [store.settle_commands.result_key(one)], [2 * SLOT / 1000], [payload]
+        )
         late = self._one(command)
         result = (self.store.keys.result(one.task_id), payload.decode(), 2 * SLOT)
         wanted = self.model.ack_results(one.tier, member.group, [(entry_of(one), result)])
@@ -72,8 +75,10 @@ class QueueMachine(Foundation):
         if self._foreign(member, one):
             self.ack(who, [pick], each=True, keep=keep)
             return
-        flat = one.again(member.group, attempt=str(one.attempt + 1))
-        command = self.stores[member.group].postpone(member.name, one, delay * SLOT / 1000, pack_flat(flat))
+        flat = one.resend_fields(member.group, attempt=str(one.attempt + 1))
+        command = self.stores[member.group].settle_commands.postpone(
+            member.name, one, delay * SLOT / 1000, pack_flat(flat)
+        )
         task = f"{member.group}:{one.task_id}"
         self._held_by_us(self._one(command), self.model.postpone(
             one.tier, member.group, member.name, entry_of(one), delay * SLOT, task, flat
@@ -82,18 +87,20 @@ class QueueMachine(Foundation):
 
     @precondition(lambda self: any(member.hands for member in self.members))
     @rule(who=picks, pick=picks, result=st.booleans(), keep=st.booleans())
-    def bury(self, who: int, pick: int, result: bool, keep: bool) -> None:
+    def dead_letter(self, who: int, pick: int, result: bool, keep: bool) -> None:
         member = self._busy(who)
         one, store = self._held(member, pick), self.stores[member.group]
         if self._foreign(member, one):
             self.ack(who, [pick], each=True, keep=keep)
             return
-        letter = dead_letter(
+        letter = dead_letter_fields(
             one, reason="rejected", failure=Failure("ValueError", "no"), worker=member.name,
             stream=store.keys.tiers[one.tier].stream, died_at=self.model.now / 1000, group=member.group,
         )  # fmt: skip
         told = b'{"error_type":"ValueError"}'
-        command = store.bury(member.name, one, letter, [Tell(one.task_id, 2 * SLOT / 1000, told)] if result else [])
+        command = store.settle_commands.dead_letter(
+            member.name, one, letter, [KeepResult(one.task_id, 2 * SLOT / 1000, told)] if result else []
+        )
         kept = (store.keys.result(one.task_id), told.decode(), 2 * SLOT) if result else None
         texts = [part.decode() if isinstance(part, bytes) else part for part in letter]
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
@@ -109,7 +116,9 @@ class QueueMachine(Foundation):
         member = self._busy(who)
         first = self._held(member, which[0])
         some = {one.entry_id: one for one in (self._held(member, pick) for pick in which) if one.tier == first.tier}
-        (command,) = self.stores[member.group].release(member.name, first.tier, list(some), member.lease / 1000)
+        (command,) = self.stores[member.group].settle_commands.release(
+            member.name, first.tier, list(some), member.lease / 1000
+        )
         entries = [entry_of(one) for one in some.values()]
         answer = self._one(command)
         assert answer == self.model.release(first.tier, member.group, member.name, entries, member.lease)
@@ -121,7 +130,7 @@ class QueueMachine(Foundation):
     def run_alone(self, who: int, pick: int) -> None:
         member = self._busy(who)
         one = self._held(member, pick)
-        found = self.server.run(alone, self.stores[member.group], member.name, one)
+        found = self.server.run(mark_isolated, self.stores[member.group], member.name, one)
         assert found == self.model.run_alone(one.tier, member.group, member.name, entry_of(one))
 
     @staticmethod
@@ -161,7 +170,7 @@ class QueueMachine(Foundation):
             pending = tier.groups[member.group].pending
             mine = sorted(entry for entry, held in pending.items() if held.owner == member.name)
             self.model.release(at, member.group, member.name, mine, member.lease)
-        self.server.run(depart, store, member.name)
+        self.server.run(remove_consumers, store, member.name)
         self.model.depart(member.group, member.name)
         for at, keys in enumerate(store.keys.tiers):
             assert member.name not in self._consumers(keys.stream, member.group), at
@@ -174,7 +183,7 @@ class QueueMachine(Foundation):
     @rule(who=picks)
     def remove_the_dead(self, who: int) -> None:
         group = self._member(who).group
-        self.server.run(depart, self.stores[group])
+        self.server.run(remove_consumers, self.stores[group])
         self.model.depart(group, "")
 
     @rule(who=picks, at=st.integers(0, 1))
@@ -245,8 +254,8 @@ class QueueMachine(Foundation):
                 self.ack_with_result(who, pick, keep=False)
             case "postpone":
                 self.postpone(who, pick, delay=1, keep=False)
-            case "bury":
-                self.bury(who, pick, result=True, keep=False)
+            case "dead_letter":
+                self.dead_letter(who, pick, result=True, keep=False)
             case "release":
                 self.release(who, [pick])
             case "alone":
@@ -273,7 +282,7 @@ class QueueMachine(Foundation):
     @rule(what=st.dictionaries(st.sampled_from(["low|t|done", "high|t|failed"]), st.integers(1, 5), min_size=1))
     def count(self, what: dict[str, int]) -> None:
         at = self.model.now / 1000
-        self._one(self.store.count(at, what))
+        self._one(self.store.settle_commands.add_counters(at, what))
         self.model.count(self.store.keys.stats(at), what, 900_000)
 
     @precondition(lambda self: self.model.dead)

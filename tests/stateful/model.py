@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-PARKED = "released"
+RELEASED_CONSUMER = "released"
 DAY = 86_400_000
 FORGOTTEN = 3_600_000  # ms after which a consumer of whom nothing is known may be removed
 
@@ -195,7 +195,7 @@ class Model:
         """Hand back what is still held."""
         mine = [entry for entry in entries if self.holds(at, name, consumer, entry)]
         for entry in mine:
-            self.tiers[at].groups[name].pending[entry] = Held(PARKED, self.now - idle)
+            self.tiers[at].groups[name].pending[entry] = Held(RELEASED_CONSUMER, self.now - idle)
         return len(mine)
 
     def replay(self, letter: EntryId, at: int, fields: dict[str, str]) -> EntryId | None:
@@ -244,7 +244,7 @@ class Model:
         group, taken, suspects, left = self.tiers[at].groups[name], list[Taken](), 0, 0
         for owner in sorted({held.owner for held in group.pending.values()}):
             dead = owner != consumer and group.alive.get(owner, self.now) < self.now
-            if len(taken) >= count or not (dead or owner == PARKED):
+            if len(taken) >= count or not (dead or owner == RELEASED_CONSUMER):
                 continue
             for entry in sorted(entry for entry, held in group.pending.items() if held.owner == owner):
                 if dead and self.now - group.pending[entry].since < idle:

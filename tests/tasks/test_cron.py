@@ -148,7 +148,7 @@ def test_ticks_go_forward(expression, tz, after):
 
 @given(expressions, zones, moments | near_changes, st.floats(min_value=0, max_value=1))
 def test_the_next_tick_is_the_same_until_it_comes(expression, tz, after, part):
-    """No moment before a tick has another next tick: what the fleet agrees on does not depend on who asks when."""
+    """No time before a tick has another next tick: the next tick does not depend on the worker that asks, or when."""
     tick = next_tick(expression, tz, after)
     assume(tick is not None)
     between = after + (tick - after) * part
@@ -165,7 +165,7 @@ def test_the_latest_tick_is_found(expression, tz, after, count, part):
 
 
 class TestWhatIsMissed:
-    """`due_ticks`: what is sent now, of all that nobody sent."""
+    """`due_ticks`: which of the ticks that were not sent are sent now."""
 
     def test_in_time_is_sent_whatever_the_policy(self):
         """Late by ten seconds is not missed."""
@@ -188,7 +188,7 @@ class TestWhatIsMissed:
         assert due_ticks("0 * * * *", "UTC", "last", NOON, now) == ([NOON + 5 * HOUR], NOON + 6 * HOUR)
 
     def test_skip_waits_for_the_next(self):
-        """Nothing of what was missed."""
+        """No missed tick."""
         assert due_ticks("0 * * * *", "UTC", "skip", NOON, NOON + 5.5 * HOUR) == ([], NOON + 6 * HOUR)
 
     def test_all_is_each(self):
@@ -209,7 +209,7 @@ class TestWhatIsMissed:
     @pytest.mark.slow
     @given(st.sampled_from(["last", "skip", "all"]), st.integers(0, 30 * DAY), expressions, zones)
     def test_nothing_twice_and_nothing_early(self, missed, later, expression, tz):
-        """What is sent lies between what was expected and now; what follows is later than now."""
+        """The ticks that are sent lie between the expected tick and now; the next tick is later than now."""
         first = next_tick(expression, tz, NOON)
         assume(first is not None)
         now = first + later

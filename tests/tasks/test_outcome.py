@@ -89,7 +89,7 @@ def test_retry_later_spends_no_attempt():
         RetryLater("x", after=1, headers=5),
     ],
 )
-def test_a_retry_later_that_nobody_can_carry_out_is_a_failure_as_any_other(request_of):
+def test_a_retry_later_that_cannot_be_carried_out_is_a_failure_like_any_other(request_of):
     """The mistake is the handler's and must not end the worker."""
     assert isinstance(decided(request_of), Retry)
     assert isinstance(decided(request_of, attempt=3), DeadLetter)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamq import Backoff, Delays, Fixed, Linear, task
 from streamq.errors import ConfigurationError
-from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, RetryPolicy, Schedule
+from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, BackoffStrategy, RetryPolicy
 
 SECONDS = st.floats(0, LONGEST)
 ATTEMPTS = st.integers(1, 5000)
@@ -158,7 +158,7 @@ def test_some_schedules_in_numbers():
 @pytest.mark.parametrize("schedule", [Backoff(), Linear(), Fixed(1), Delays([1])])
 def test_each_is_a_schedule_and_knows_its_longest(schedule):
     """`delay(attempt, random)` is all that a schedule needs."""
-    assert isinstance(schedule, Schedule)
+    assert isinstance(schedule, BackoffStrategy)
     assert max(schedule.delay(n, Most()) for n in range(1, 400)) == schedule.longest
 
 
@@ -227,10 +227,10 @@ def test_each_exception_may_have_its_own():
 def test_each_exception_may_have_its_own_retries():
     """As for `backoff`; all of them share one count of attempts."""
     policy = RetryPolicy(retries={TimeoutError: 10, OSError: 0})
-    assert [policy.budget(error) for error in (TimeoutError(), ConnectionError(), ValueError())] == [
+    assert [policy.max_retries(error) for error in (TimeoutError(), ConnectionError(), ValueError())] == [
         10, 0, DEFAULT_RETRIES,
     ]  # fmt: skip
-    assert RetryPolicy(5).budget(ValueError()) == 5
+    assert RetryPolicy(5).max_retries(ValueError()) == 5
 
 
 @pytest.mark.parametrize("what", ["backoff", "retries"])
@@ -247,7 +247,7 @@ def test_an_entry_that_nothing_reaches_is_refused(what):
 @pytest.mark.parametrize("bad", ["30", True, Fixed, None, object(), {1, 2}, {ValueError: {OSError: 1}}, b"1"])
 def test_what_says_nothing_of_when_is_refused(bad):
     """With what can be given instead."""
-    with pytest.raises(ConfigurationError, match="give a schedule, seconds, a list of them, or a function"):
+    with pytest.raises(ConfigurationError, match="give a Backoff, seconds, a list of them, or a function"):
         RetryPolicy(backoff=bad)
 
 
@@ -282,6 +282,6 @@ def test_a_task_takes_all_of_it():
     @task(retries={OSError: 7}, backoff=[1, 2], max_backoff=5)
     async def fetch() -> None: ...
 
-    assert fetch.policy.budget(OSError()) == 7
+    assert fetch.policy.max_retries(OSError()) == 7
     assert fetch.policy.delay(9, OSError(), random.Random()) == 2
     assert fetch.policy.max_backoff == 5

@@ -1,18 +1,16 @@
-"""`@task`: a function with a name and a policy, and the options of one enqueue."""
+"""`@task`: a function with a name and a policy."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
 
 from streamq import Backoff, Options, Priority, Task, TaskRef, task
 from streamq.errors import ConfigurationError, TaskNameError
-from streamq.tasks.task import OPTION_NAMES, merge
 
 
 @task
@@ -143,76 +141,12 @@ def test_what_is_no_function_is_refused():
         task(run_in="loop")(lambda_free)
 
 
-def test_options_make_another_task_and_leave_the_first():
-    """`task.options(...)` is a value; options add up, the later wins."""
-    low = plain.options(priority=Priority.LOW, delay=30)
-    again = low.options(delay=5, retries=1)
-    assert plain.sending == Options()
-    assert low.sending == Options(priority=Priority.LOW, delay=30)
-    assert again.sending == Options(priority=Priority.LOW, delay=5, retries=1)
-    assert type(low) is type(plain)
-    assert low.function is plain.function
-
-
 def test_a_call_is_a_task_and_its_arguments():
     """For `enqueue_many`."""
     call = plain.call("a", n=2)
     assert (call.task, call.args, call.kwargs) == (plain, ("a",), {"n": 2})
     by_name = TaskRef("x").options(priority=1).call(1, b=2)
-    assert (by_name.task.sending.priority, by_name.args, by_name.kwargs) == (1, (1,), {"b": 2})
-
-
-def test_every_option_of_the_contract_is_there():
-    """SPEC 2 names these, and more may come."""
-    wanted = {"priority", "delay", "at", "expires", "retries", "dedup_key", "dedup_ttl", "task_id"}
-    assert wanted <= OPTION_NAMES
-    assert merge(Options(), {"delay": 1}) == Options(delay=1)
-    with pytest.raises(ConfigurationError, match=r"no such option: dealy; there are .*delay"):
-        plain.options(dealy=1)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"delay": 1, "at": 5.0}, "give one of them"),
-        ({"dedup_ttl": 5}, "without dedup_key"),
-        ({"delay": -1}, "delay=-1"),
-        ({"delay": float("nan")}, "delay=nan"),
-        ({"delay": timedelta(seconds=-1)}, "delay="),
-        ({"delay": "5"}, "delay='5'"),
-        ({"at": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
-        ({"at": float("nan")}, "at=nan"),
-        ({"at": float("inf")}, "at=inf"),
-        ({"at": "tomorrow"}, "at='tomorrow'"),
-        ({"expires": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
-        ({"expires": -5}, "expires=-5"),
-        ({"retries": -1}, "retries=-1"),
-        ({"retries": 1.5}, "retries=1.5"),
-        ({"retries": True}, "retries=True"),
-        ({"timeout": float("inf")}, "timeout=inf"),
-        ({"result_ttl": "1"}, "result_ttl='1'"),
-        ({"dedup_key": 5}, "dedup_key=5"),
-        ({"dedup_key": "k", "dedup_ttl": -1}, "dedup_ttl=-1"),
-        ({"task_id": ""}, "task_id=''"),
-        ({"task_id": "a b"}, "task_id='a b'"),
-        ({"task_id": 7}, "task_id=7"),
-        ({"headers": [1]}, "headers="),
-        ({"priority": "high"}, "priority='high'"),
-        ({"tier": 1}, "tier=1"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(options, says):
-    """Where they are written, not by the worker that cannot read them."""
-    with pytest.raises(ConfigurationError, match=says):
-        plain.options(**options)
-
-
-def test_moments_may_be_numbers_or_aware_datetimes():
-    """And spans seconds or timedeltas."""
-    now = datetime.now(UTC)
-    assert Options(at=now, expires=timedelta(hours=1)).at == now
-    assert Options(at=now.timestamp(), expires=now).expires == now
-    assert Options(delay=timedelta(seconds=3)).delay == timedelta(seconds=3)
+    assert (by_name.task.send_options.priority, by_name.args, by_name.kwargs) == (1, (1,), {"b": 2})
 
 
 async def test_the_coroutine_of_a_task_is_awaited_as_any_other():

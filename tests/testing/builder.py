@@ -1,4 +1,4 @@
-"""Logs made by hand: a clean run of several workers and tasks, into which tests plant what should be found."""
+"""Handmade logs: a clean run of several workers and tasks, into which tests plant violations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORKERS = ("w1", "w2", "w3")
 
 
 class Log:
-    """Records in the order of their writing, on a clock that goes on by a millisecond with each."""
+    """Records in the order of their writes. The clock advances by a millisecond with each."""
 
     def __init__(self):
         self.records = []
@@ -28,7 +28,7 @@ class Log:
         self._entry = {}  # of each task: the newest
 
     def add(self, what, task="", *, who="scene", at=None, **details):
-        """Write a line. `at` is when its writer looked at the clock, if that was earlier."""
+        """Write a line. `at` is when its writer read the clock, if that was earlier."""
         self.now += 0.001
         at = self.now if at is None else at
         whole = {"at": at, "who": who, "what": what, **({"task": task} if task else {}), **details}
@@ -66,7 +66,7 @@ class Log:
         self.add("superseded", task, who=who, entry=entry or self.entry(task))
 
     def run(self, who, task, **details):
-        """Run a task to its end."""
+        """Run a task until it is acknowledged."""
         self.start(who, task, **details)
         self.effect(who, task)
         self.settled(who, task)
@@ -83,7 +83,7 @@ class Log:
         self.world("up", *whom)
 
     def leave(self, *whom):
-        """Tell workers to stop, and have them do it."""
+        """Ask workers to stop, and record that they stop."""
         self.world("stop", *whom)
         for who in whom:
             self.add("stopping", who=who)

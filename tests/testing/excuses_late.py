@@ -1,4 +1,4 @@
-"""Excuses: what is settled, or written down, late."""
+"""Excuses: late settlements and late records."""
 
 from __future__ import annotations
 

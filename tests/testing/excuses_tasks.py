@@ -1,4 +1,4 @@
-"""Excuses: effects, sending, what the server lost, crash loops, the log itself."""
+"""Excuses: effects, enqueues, lost server data, crash loops, the log itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What looks like a violation and is none: each has its excuse in the log, and the report is clean."""
+"""Cases that look like violations and are none: the log has an excuse, and the report is clean."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_disturbance_excuses_a_redelivery(begin, end, when):
 
 
 def test_an_orderly_log_is_clean():
-    """Nothing planted, nothing found; and everything is counted."""
+    """Without a violation the report is clean, and all records are counted."""
     report = orderly().check()
     assert report.ok, report.violations
     assert report.tasks == 18
@@ -50,28 +50,28 @@ def test_an_orderly_log_is_clean():
 
 
 @pytest.mark.parametrize("plant", EXCUSED)
-def test_what_is_excused_is_not_held_against_anybody(plant):
-    """No false alarm: a checker that cries wolf is soon not believed."""
+def test_an_excused_case_is_no_violation(plant):
+    """The checker gives no false alarm."""
     report = orderly(plant).check()
     assert report.ok, report.violations
 
 
 def test_a_record_cut_off_at_the_very_end_is_no_violation():
-    """Whoever was writing when everything ended."""
+    """A process was killed at the end of the run."""
     log = orderly()
     log.records.append(Record(0.0, "", "torn", "", {"line": 70}))
     assert log.check().ok
 
 
 def test_what_was_lost_with_the_servers_data_is_counted_apart():
-    """It is forgiven, and said."""
+    """It is no violation, and the report shows it."""
     report = orderly(all_data_was_lost).check()
     assert report[Question.LOST].value == 0
     assert report[Question.FORGIVEN].value == 3  # x4 was confirmed dead, x5 acknowledged
 
 
 def test_recovery_is_measured_from_the_death():
-    """The figure that is held against the bound."""
+    """The limit applies to the time since the worker died."""
     assert orderly(the_worker_died).check()[Question.RECOVERY].value == pytest.approx(4, abs=0.01)
 
 

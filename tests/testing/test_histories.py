@@ -1,4 +1,4 @@
-"""Random histories: orderly ones are clean, and one record more or less is noticed where it matters."""
+"""Random histories: correct ones are clean, and one record more or less is found where it matters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from streamq.testing import Question, check
-from streamq.testing.history import Task
+from streamq.testing.task_history import Task
 from tests.testing.orderly_world import World
 
 randoms = st.builds(Random, st.integers(0, (1 << 32) - 1))  # st.randoms() is twenty times slower
@@ -24,7 +24,7 @@ def violated(log, records):
 @given(randoms, STEPS, st.sampled_from([0.0, 0.2, 0.5]))
 @settings(max_examples=300)
 def test_orderly_histories_are_clean(random, steps, faults):
-    """Whatever happened to the workers and the server, nothing is held against anybody."""
+    """The report is clean for all faults of workers and server."""
     log = World(random, faults).history(steps)
     report = check(log.records, log.final, log.limits)
     assert report.ok, report.violations
@@ -35,7 +35,7 @@ def test_orderly_histories_are_clean(random, steps, faults):
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
 def test_a_record_too_many_is_caught(random, steps):
-    """In calm weather: a second end, a second effect of one run, a second start of one delivery."""
+    """Without faults: a second end, a second effect of one run, a second start of one delivery."""
     expected = {
         "settled": Question.TWICE,
         "withdrawn": Question.TWICE,
@@ -59,7 +59,7 @@ def test_a_record_too_many_is_caught(random, steps):
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
 def test_a_record_that_is_missing_is_caught(random, steps):
-    """In calm weather: the effect of what was acknowledged. The others are no proof of anything: replies get lost."""
+    """Without faults: the effect of an acknowledged task. Other records prove nothing, because replies can be lost."""
     log = World(random, faults=0.0).history(steps)
     effects = [at for at, record in enumerate(log.records) if record.what == "effect"]
     assume(effects)
@@ -75,8 +75,8 @@ def test_a_record_that_is_missing_is_caught(random, steps):
 @pytest.mark.slow
 @given(randoms, st.integers(20, 120))
 @settings(max_examples=200)
-def test_a_task_that_stops_to_be_heard_of_is_lost(random, steps):
-    """Cut off the rest of one task's records anywhere: without an effect, an end or a letter it is lost."""
+def test_a_task_without_further_records_is_lost(random, steps):
+    """Remove the later records of one task: without an effect, an end or a dead letter it is lost."""
     log = World(random, faults=0.0).history(steps)
     tasks = [record.task for record in log.records if record.task]
     assume(tasks)
@@ -98,7 +98,7 @@ def test_a_task_that_stops_to_be_heard_of_is_lost(random, steps):
     st.integers(0, 255), st.integers(0, 255), st.integers(0, 0xFFFF), st.integers(0, 1 << 50),
 )  # fmt: skip
 def test_a_packed_task_is_the_same(flags, ends, effects, starts, retried, budget, tier, holder, changed):
-    """One integer for each task that nobody has in hand; counters stop at 255 and spill into nothing."""
+    """A task without open runs is one integer. Counters stop at 255 and do not overflow into other fields."""
     task = Task()
     task.flags, task.ends, task.effects, task.starts, task.retried = flags, ends, effects, starts, retried
     task.budget, task.tier, task.holder, task.changed = budget, tier, holder, changed
@@ -116,8 +116,8 @@ def test_a_packed_task_is_the_same(flags, ends, effects, starts, retried, budget
 
 
 @pytest.mark.parametrize("faults", [0.0, 0.5])
-def test_the_world_does_what_it_is_there_for(faults):
-    """The histories are no trivial ones."""
+def test_histories_contain_faults(faults):
+    """The histories are not trivial."""
     kinds = set()
     for seed in range(20):
         log = World(Random(seed), faults).history(120)

@@ -1,4 +1,4 @@
-"""A clean log with one planted violation: the right row says so, and no other."""
+"""A clean log with one planted violation: only the right row reports it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULES = (plants_ends, plants_tasks, plants_workers)  # imported for what they 
 
 @pytest.mark.parametrize(("function", "question"), PLANTS)
 def test_a_planted_violation_is_caught_by_its_row_and_by_no_other(function, question):
-    """The checker can fail, and says why."""
+    """The checker finds the violation in its row only."""
     assert violated(orderly(function)) == {question}
 
 
@@ -29,6 +29,6 @@ def test_a_violation_says_what_it_is_about(function, question):
 
 
 def test_every_question_has_a_planted_violation():
-    """No row without a proof that it can say no; what was lost with the server's data is never held against us."""
+    """Each row can fail, except the one for tasks lost with the server's data."""
     covered = {param.values[1] for param in PLANTS}
     assert set(map(str, Question)) - covered == {Question.FORGIVEN}

@@ -1,4 +1,4 @@
-"""The log as a file: many processes append, some are killed, a line may be half written."""
+"""The log file: many processes append, some are killed, and a line may be incomplete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from streamq import RedisBroker, Reject, RetryLater, Worker, task
 from streamq.consumer.events import Reclaimed, Recovered, Settled, Started, Superseded, Trouble
 from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Reason, Release, Retry, Skip
 from streamq.testing import LogError, Recorder, read
-from streamq.wire.delivery import Delivery, Failure
+from streamq.wire.dead_letter_fields import Failure
+from streamq.wire.delivery import Delivery
 
 WRITER = """
 import sys
@@ -50,7 +51,7 @@ def line(**details):
 
 @pytest.mark.slow
 def test_several_processes_append_at_once_and_one_is_killed(tmp_path):
-    """Each line is whole, each process's lines are in order, and what was written before SIGKILL is there."""
+    """Each line is complete, the lines of each process are in order, and all records before SIGKILL are there."""
     path = tmp_path / "log"
     path.touch()
     with writer(path, "a", 4000) as a, writer(path, "b", 4000) as b, writer(path, "victim", -1) as victim:
@@ -72,7 +73,7 @@ def test_several_processes_append_at_once_and_one_is_killed(tmp_path):
 
 
 def test_a_record_is_in_the_file_when_record_returns(tmp_path):
-    """Nothing is buffered: who reads the file sees it."""
+    """Nothing is buffered: a reader of the file sees the record."""
     recorder = Recorder(tmp_path / "log", "w1", clock=lambda: 1.23456789)
     recorder.record("effect", "t", n=1)
     expected = {"at": 1.234568, "who": "w1", "what": "effect", "task": "t", "n": 1}
@@ -84,7 +85,7 @@ def test_a_record_is_in_the_file_when_record_returns(tmp_path):
 
 
 def test_a_second_recorder_appends(tmp_path):
-    """A worker that comes up again under the same name goes on with the same file."""
+    """A restarted worker with the same name appends to the same file."""
     for _ in range(2):
         with Recorder(tmp_path / "log", "w1") as recorder:
             recorder.record("up")
@@ -101,7 +102,7 @@ def test_a_closed_recorder_does_not_drop_in_silence(tmp_path):
 
 
 def test_a_full_disk_is_an_error():
-    """So is one that the disk has no room for."""
+    """A record that does not fit on the disk is an error."""
     with Recorder("/dev/full", "w1") as recorder, pytest.raises(OSError, match="No space"):
         recorder.record("up")
 
@@ -111,7 +112,7 @@ def test_a_full_disk_is_an_error():
 
 @pytest.mark.parametrize("length", range(1, len(line()) - 1))
 def test_a_half_written_last_line_is_tolerated(tmp_path, length):
-    """Wherever it was cut: the process was killed, and nobody wrote after it."""
+    """At any length: the process was killed, and no process wrote after it."""
     path = tmp_path / "log"
     path.write_bytes(line(n=1) + line()[:length])
     first, last = read(path)
@@ -120,8 +121,8 @@ def test_a_half_written_last_line_is_tolerated(tmp_path, length):
 
 
 @pytest.mark.parametrize("length", range(1, len(line()) - 1))
-def test_a_half_written_line_costs_nobody_elses_record(tmp_path, length):
-    """The next process goes on right behind the half."""
+def test_a_half_written_line_costs_no_other_record(tmp_path, length):
+    """The next process writes directly after the incomplete line."""
     path = tmp_path / "log"
     path.write_bytes(line(n=1) + line()[:length] + line(n=2) + line(n=3))
     records = list(read(path))
@@ -137,7 +138,7 @@ def test_a_last_line_without_its_end_is_a_record(tmp_path):
 
 
 def test_two_halves_in_a_row(tmp_path):
-    """Two were killed: the last half is behind another."""
+    """Two processes were killed, one after the other."""
     path = tmp_path / "log"
     path.write_bytes(line(n=1) + line()[:20] + line()[:30])
     assert [record.what for record in read(path)] == ["effect", "torn", "torn"]
@@ -149,7 +150,7 @@ def test_two_halves_in_a_row(tmp_path):
      b"\xff\xfe\n", line()[:20] + line()[:30] + b"\n"],
 )  # fmt: skip
 def test_garbage_in_the_middle_is_an_error_that_names_the_line(tmp_path, garbage):
-    """What no killed process leaves behind means that the log cannot be trusted."""
+    """A killed process leaves no such line, so the log cannot be trusted."""
     path = tmp_path / "log"
     path.write_bytes(line() + line() + garbage + line())
     with pytest.raises(LogError, match="line 3") as raised:
@@ -159,7 +160,7 @@ def test_garbage_in_the_middle_is_an_error_that_names_the_line(tmp_path, garbage
 
 
 def test_garbage_at_the_end_is_an_error_too(tmp_path):
-    """Only the beginning of a record is the beginning of a record."""
+    """Only a prefix of a record is tolerated."""
     path = tmp_path / "log"
     path.write_bytes(line() + b"garbage")
     with pytest.raises(LogError, match="line 2"):
@@ -191,7 +192,7 @@ RETRIED = (b"task", b"send", b"id", b"t", b"attempt", b"2", b"starts", b"3")
     ("event", "expected"),
     [
         (Started(delivery()), {"what": "start"}),
-        (Started(delivery(crashes=("w7",))), {"what": "start", "starts": 2, "crashes": 1}),
+        (Started(delivery(crashed_workers=("w7",))), {"what": "start", "starts": 2, "crashes": 1}),
         (Started(delivery(*RETRIED)), {"what": "start", "starts": 4, "attempt": 2}),
         (Reclaimed(delivery(), died=True), {"what": "reclaimed", "died": True}),
         (Reclaimed(delivery(), died=False), {"what": "reclaimed", "died": False}),
@@ -207,7 +208,7 @@ RETRIED = (b"task", b"send", b"id", b"t", b"attempt", b"2", b"starts", b"3")
     ],
 )  # fmt: skip
 def test_events_of_deliveries(event, expected):
-    """A Recorder is a listener: each names the task and its entry in the stream."""
+    """A Recorder is a listener. Each record has the task id and the entry id."""
     assert heard(event) == {"task": "t", "entry": "5-0"} | expected
 
 
@@ -217,13 +218,13 @@ def test_events_of_the_server():
     assert heard(Recovered(1.25)) == {"what": "recovered", "after": 1.25}
 
 
-def test_an_id_that_is_no_text_is_named_by_its_entry():
-    """Nothing in a stream can make the recorder raise."""
+def test_an_undecodable_id_is_replaced_by_the_entry_id():
+    """No entry of a stream makes the recorder raise."""
     assert heard(Superseded(delivery(b"task", b"send", b"id", b"\xff")))["task"] == "5-0"
 
 
-async def test_a_worker_is_listened_to(server):
-    """From end to end: what is settled is written once the server has it, cancelled runs under their own name."""
+async def test_the_recorder_listens_to_a_worker(server):
+    """A settlement is recorded after the server has it. Cancelled runs have their own outcome."""
     lines = []
     recorder = Recorder(lines.append, "w1")
     running = anyio.Event()

@@ -1,4 +1,4 @@
-"""What people see: the table, the summary, the command line."""
+"""Reports: the table, the summary, the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_table_of_a_clean_run_says_ok():
 
 
 def test_a_violation_is_marked_and_has_examples():
-    """And the last line names it."""
+    """The last line names the violation."""
     report = orderly(lost).check()
     lines = table(report, examples=2).splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.endswith("VIOLATED")]
@@ -40,14 +40,14 @@ def test_a_violation_is_marked_and_has_examples():
 
 
 def test_a_value_without_a_limit_is_reported_only():
-    """None does not judge."""
+    """With the limit None the row is ok."""
     assert Row("P7", "wait", 1e9).ok
     assert Row("P7", "wait", 5, 5).ok
     assert not Row("P7", "wait", 5.1, 5).ok
 
 
 def test_the_report_as_json():
-    """Everything in it, with the verdict of each row."""
+    """All values, and `ok` for each row."""
     whole = orjson.loads(orjson.dumps(orderly(lost).check().to_dict()))
     assert whole["ok"] is False
     assert whole["effects"] == {"0": 8, "1": 15}
@@ -74,7 +74,7 @@ def test_the_table_of_scenarios():
 
 
 def test_an_empty_report_is_no_error():
-    """Nothing happened; nothing was broken."""
+    """A report without rows is ok."""
     assert summary(Report(())) == "OK: 0 tasks, 0 records, 0 faults"
 
 
@@ -98,8 +98,8 @@ def written(log, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_command_line_judges_a_log(tmp_path, shared_server, backend):
-    """0 and a table where all is well, 1 where it is not, 2 for what cannot be judged."""
+def test_the_command_line_checks_a_log(tmp_path, shared_server, backend):
+    """Exit code 0 and a table if all promises held, 1 if not, 2 if the log cannot be checked."""
     server = shared_server("valkey")
     options = ("--grace", "5", "--dead", "rejected", "--culprit", "killer", "--clean-exit", "--backend", backend)
     server.command("XADD", "queue:dead", "*", "task_id", "c-rejected", "reason", "rejected")
@@ -119,8 +119,8 @@ def test_the_command_line_judges_a_log(tmp_path, shared_server, backend):
 
 
 @pytest.mark.slow
-def test_the_command_line_judges_with_what_lies_in_redis(tmp_path, shared_server):
-    """A task that the log leaves open is not lost if it is in Redis; and then it is left."""
+def test_the_command_line_reads_redis(tmp_path, shared_server):
+    """A task without an end in the log is not lost if it is in Redis; it is then reported as left."""
     server = shared_server("valkey")
     server.command("XADD", "queue:dead", "*", "task_id", "c-rejected", "reason", "rejected")
     server.command("XADD", "queue:bulk", "*", "task", "send", "id", "x0")
@@ -134,7 +134,7 @@ def test_the_command_line_judges_with_what_lies_in_redis(tmp_path, shared_server
 
 @pytest.mark.slow
 def test_importing_the_package_loads_no_testing():
-    """`import streamq`, and what a worker needs, load nothing of this."""
+    """`import streamq` and a worker do not load streamq.testing."""
     script = "from streamq import RedisBroker, Worker\nRedisBroker()\nimport sys\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert not [name for name in done.stdout.split() if name.startswith("streamq.testing")]

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from streamq import Priority, Worker, task
-from streamq.consumer.promoter import TICK as LOOK
+from streamq.consumer.promoter import LOOK_EVERY as LOOK
 from streamq.testing.clock import START
 from tests.timed.stage import TICK, OnTime
 

@@ -173,7 +173,7 @@ async def test_what_was_handed_back_leaves_no_consumer_behind(stage):
             await anyio.sleep(1)
             cable.cut()
             (entry,) = stage.pending()
-            await broker.store.call(broker.store.release("giver", 1, [entry.encode()], 30))
+            await broker.store.call(broker.store.settle_commands.release("giver", 1, [entry.encode()], 30))
         async with stage.working(broker, long, visibility_timeout=30, grace_period=0, name="heir"):
             await anyio.sleep(1)
             assert stage.pending() == {entry: "heir"}

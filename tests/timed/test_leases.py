@@ -7,7 +7,7 @@ import pytest
 
 from streamq import RetryLater, task
 from streamq.consumer.events import Superseded
-from streamq.consumer.prefetch_buffer import STUCK
+from streamq.consumer.prefetch_buffer import STUCK_AFTER
 from tests.timed.stage import TICK, OnTime
 
 
@@ -128,7 +128,7 @@ async def test_stuck_prefetch_is_handed_back_after_a_second(stage):
             (began,) = stage.times("slow")
             (first,) = stage.times("quick 100")
     assert len(holders) > 1, "nothing was prefetched: this test shows nothing"
-    assert first == OnTime(began + STUCK)
+    assert first == OnTime(began + STUCK_AFTER)
 
 
 async def test_a_lost_lease_is_noticed_as_soon_as_it_can_be(stage, held):

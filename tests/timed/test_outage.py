@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from streamq import task
-from streamq.consumer.events import Recovered, Trouble
+from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.consumer.outage import Outage
 from streamq.errors import BrokerError, BrokerUnavailableError
 from tests.timed.stage import TICK, Cable, OnTime, WiredServer
@@ -27,11 +27,11 @@ def noted(stage):
 
 async def test_pauses_grow_and_stop_growing(virtual):
     """0.1, 0.2, 0.4, ... 2 s and no more, each between half of it and all of it, as the seed says."""
-    outage = Outage("w", lambda _: None, random.Random(7), virtual.clock)
+    outage = Outage("w", Listeners(), random.Random(7), virtual.clock)
     again, pauses = random.Random(7), []
     for _ in range(2000):
         before = virtual.elapsed()
-        await outage.wait("turns", BrokerError("away"))
+        await outage.wait("round trips", BrokerError("away"))
         pauses.append(virtual.elapsed() - before)
     ceilings = [0.1, 0.2, 0.4, 0.8, 1.6] + [2.0] * 1995
     assert pauses == pytest.approx([ceiling * again.uniform(0.5, 1.0) for ceiling in ceilings], abs=1e-6)
@@ -40,13 +40,13 @@ async def test_pauses_grow_and_stop_growing(virtual):
 async def test_each_loop_has_a_streak_of_its_own(virtual):
     """One that cannot go on does not slow the others down, and said is it once."""
     said = []
-    outage = Outage("w", said.append, random.Random(7), virtual.clock)
+    outage = Outage("w", Listeners([said.append]), random.Random(7), virtual.clock)
     for _ in range(10):
-        await outage.wait("turns", BrokerError("away"))
+        await outage.wait("round trips", BrokerError("away"))
     before = virtual.elapsed()
     await outage.wait("renew", BrokerError("away"))
     assert virtual.elapsed() - before <= 0.1
-    outage.over("turns")
+    outage.over("round trips")
     assert outage
     outage.over("renew")
     assert not outage

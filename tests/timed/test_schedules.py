@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from streamq import Cron, Reject, current_delivery, task
-from streamq.consumer import scheduler as recurring
-from streamq.consumer.scheduler import LOOK, Recurring
+from streamq.consumer import scheduler
+from streamq.consumer.scheduler import LOAD_EVERY, Scheduler
 from streamq.errors import ConfigurationError
 from streamq.tasks.cron import ON_TIME, ticks
 from streamq.testing.clock import START, VirtualTime
@@ -126,7 +126,7 @@ class TestTicking:
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # its own clocks are below
     def test_the_changes_of_clocks(self, expression, begin, days, anyio_backend, monkeypatch):
         """Berlin, three loops, both backends: each tick of the year, or of the days around a change, once."""
-        monkeypatch.setattr(recurring, "LOOK", 40 * DAY)
+        monkeypatch.setattr(scheduler, "LOAD_EVERY", 40 * DAY)
         start = datetime.fromisoformat(begin).replace(tzinfo=UTC).timestamp()
         for backend in ("asyncio", "trio"):
             virtual = VirtualTime(start)
@@ -154,7 +154,7 @@ class TestTicking:
             outage = SimpleNamespace(over=lambda _: None)
             consumer = SimpleNamespace(name="alone", store=broker.store, outage=outage, recover=recover)
             for _ in range(3):
-                loop = Recurring(consumer, broker.declared([declared(stage, cron, "run")]))
+                loop = Scheduler(consumer, broker.declared([declared(stage, cron, "run")]))
                 group.start_soon(loop.tick_forever)
             await anyio.sleep(seconds + 1)
             group.cancel_scope.cancel()
@@ -163,13 +163,13 @@ class TestTicking:
     async def test_without_schedules_nothing_is_asked(self, stage, report, monkeypatch):
         """An idle worker that has nothing to tick looks when it starts and when it is heard, and never again."""
         looks = []
-        really = recurring.look
+        really = scheduler.read_schedules
 
         async def look(store):
             looks.append(stage.at)
             return await really(store)
 
-        monkeypatch.setattr(recurring, "look", look)
+        monkeypatch.setattr(scheduler, "read_schedules", look)
         async with stage.broker() as broker, stage.working(broker, report):
             await anyio.sleep(10 * MINUTE)
             assert len(looks) <= 2
@@ -258,7 +258,7 @@ class TestDefinitions:
             async with stage.working(broker, declared(stage, "*/3 * * * *", "run")):
                 await anyio.sleep(1)
                 packed = definition(stage, "run")
-            await anyio.sleep(2 * LOOK + 60)  # the new one has left
+            await anyio.sleep(2 * LOAD_EVERY + 60)  # the new one has left
             assert definition(stage, "run") == packed
         assert packed["cron"] == "*/3 * * * *"
         assert [name for name, _ in stage.starts] == [tick("run", 180)]
@@ -434,7 +434,7 @@ class TestByHand:
             await broker.schedule("odd", "* * * * *", report)
             await broker.schedule("even", "* * * * *", report)
             stage.command("ZADD", "queue:ticks", score, "odd")
-            await anyio.sleep(2 * LOOK + 1)
+            await anyio.sleep(2 * LOAD_EVERY + 1)
             names = [name for name, _ in stage.starts]
             assert {tick("even", 60), tick("even", 120)} <= set(names)
             assert len(names) == len(set(names)) <= 6
@@ -468,13 +468,13 @@ class TestByHand:
     async def test_a_name_that_is_no_text(self, stage, report, monkeypatch):
         """It is found gone when it is due, once a minute, and no more often."""
         looks = []
-        really = recurring.look
+        really = scheduler.read_schedules
 
         async def look(store):
             looks.append(stage.at)
             return await really(store)
 
-        monkeypatch.setattr(recurring, "look", look)
+        monkeypatch.setattr(scheduler, "read_schedules", look)
         async with stage.broker() as broker, stage.working(broker, report):
             packed = {"cron": "* * * * *", "task": "report", "stream": "queue:bulk", "fields": ["task", "report"]}
             stage.command("HSET", "queue:schedules", b"\xff", json.dumps(packed))

@@ -133,7 +133,7 @@ class TestEvidence:
             await store.ensure_groups()
             await broker.enqueue(add)
             await renew(store, "w0", 30, [[], [], []])
-            (reply,) = await store.call([store.read("w0", [1], 1)])
+            (reply,) = await store.call([store.read_commands.new_entries("w0", [1], 1)])
             assert reply
             crashes = []
             for number, pause in enumerate((60, 20 * HOUR, 20 * HOUR, 24 * HOUR + MOMENT), 1):
@@ -154,7 +154,7 @@ class TestEvidence:
                     deadline=stage.virtual.now() + 1,
                 )
                 assert stage.ttl(key) == 24 * HOUR
-                crashes.append(delivery.crashes)
+                crashes.append(delivery.crashed_workers)
         assert crashes == [("w0",), ("w0", "w1"), ("w0", "w1", "w2"), ("w3",)]
 
     @pytest.mark.slow

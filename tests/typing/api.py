@@ -42,7 +42,7 @@ from streamq.middleware import Context, MiddlewareChain
 from streamq.middleware.chain import CallNext
 from streamq.tasks.retry_policy import Uniform
 from streamq.tasks.task import AsyncTask, SyncTask
-from streamq.wire.flow import Chain, Group
+from streamq.wire.workflow import Chain, Group
 
 
 @task

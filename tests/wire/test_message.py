@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
-from streamq.wire.delivery import Delivery, Failure, dead_letter
+from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
+from streamq.wire.delivery import Delivery
 from streamq.wire.message import (
     MOST_FIELDS,
     TRACEBACK_TAIL,
@@ -242,7 +243,7 @@ def test_a_message_has_a_size_limit():
 def test_a_retry_keeps_fields_that_streamq_does_not_know():
     """What others wrote into an entry survives every retry."""
     delivery = an_entry(task="send", mine="x", args="[1]", attempt="2", unknown_since="5")
-    flat = delivery.again("workers", attempt="3", unknown_since=None)
+    flat = delivery.resend_fields("workers", attempt="3", unknown_since=None)
     assert dict(zip(flat[::2], flat[1::2], strict=True)) == {
         "task": "send", "mine": "x", "args": "[1]", "attempt": "3", "group": "workers",
         "id": "1700000000000-0", "enqueued_at": "1700000000000",
@@ -253,7 +254,7 @@ def test_starts_count_crashes_and_postponed_runs_and_attempts_do_not():
     """`attempt` is the retry budget; `starts` is how often it was started."""
     assert an_entry(task="t", attempt="3").starts == 3
     assert an_entry(task="t", attempt="2", starts="6").starts == 7
-    crashed = Delivery(0, "bulk", b"1-1", [b"task", b"t", b"attempt", b"2"], crashes=("a", "b"))
+    crashed = Delivery(0, "bulk", b"1-1", [b"task", b"t", b"attempt", b"2"], crashed_workers=("a", "b"))
     assert (crashed.attempt, crashed.starts) == (2, 4)
 
 
@@ -267,7 +268,7 @@ def buried(delivery, **changes):
         "died_at": 1.7e9,
         "group": "workers",
     }
-    flat = on_the_wire(dead_letter(delivery, **(options | changes)))
+    flat = on_the_wire(dead_letter_fields(delivery, **(options | changes)))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -287,7 +288,7 @@ def test_a_dead_letter_says_everything_in_fields_of_the_contract():
 
 def test_a_dead_letter_keeps_the_tail_of_a_traceback_and_the_workers_that_crashed():
     """The end of a traceback is what people read."""
-    delivery = Delivery(0, "bulk", b"1-1", [b"task", b"t"], crashes=("a", "b"))
+    delivery = Delivery(0, "bulk", b"1-1", [b"task", b"t"], crashed_workers=("a", "b"))
     letter = buried(delivery, failure=Failure("E", "e\udcff", "x" * 100_000 + "the end\udcff"))
     assert len(letter[b"traceback"]) < TRACEBACK_TAIL + 10
     assert letter[b"traceback"].endswith(b"the end\\udcff")

@@ -40,7 +40,7 @@ def go_through(chooser: FairChooser, history: list[tuple[str, int]]) -> None:
         elif what == "ready":
             come_in(chooser, tier)
         else:
-            chooser.dry(tier)
+            chooser.not_ready(tier)
 
 
 def windows(starts: list[int], tier: int, size: int) -> list[int]:
@@ -92,7 +92,7 @@ def test_a_tier_alone_gets_everything_and_owes_nothing(weights, history, data):
     go_through(chooser, history)
     alone = data.draw(st.integers(0, len(weights) - 1))
     for tier in range(len(weights)):
-        chooser.dry(tier)
+        chooser.not_ready(tier)
     come_in(chooser, alone)
     assert {chooser.choose() for _ in range(500)} == {alone}
     for tier in range(len(weights)):
@@ -126,7 +126,7 @@ def test_only_ready_tiers_are_chosen_and_none_only_if_there_is_none(weights, his
             chooser.ready(tier)
             ready.add(tier)
         elif what == "dry":
-            chooser.dry(tier)
+            chooser.not_ready(tier)
             ready.discard(tier)
         elif ready:
             assert chooser.choose() in ready
@@ -161,7 +161,7 @@ def test_a_forecast_changes_nothing_and_of_nothing_is_nothing():
 def test_a_tier_that_waits_for_its_next_read_catches_up_but_not_beyond_its_credit():
     """Dry is not idle: what it missed is made up for, by at most `credit` starts of its own."""
     chooser = all_ready([1, 1], credit=10)
-    chooser.dry(0)
+    chooser.not_ready(0)
     assert {chooser.choose() for _ in range(1000)} == {1}
     chooser.ready(0)
     starts = [chooser.choose() for _ in range(20)]
@@ -172,7 +172,7 @@ def test_a_tier_that_waits_for_its_next_read_catches_up_but_not_beyond_its_credi
 def test_an_idle_tier_comes_back_without_credit():
     """A tier that had nothing to run is owed nothing when it has again."""
     chooser = all_ready([1, 1])
-    chooser.dry(0)
+    chooser.not_ready(0)
     for _ in range(1000):
         chooser.choose()
     chooser.idle(0)

@@ -1,1 +1,1 @@
-"""`streamq demo`: the whole queue at work on real input, the source of Python's standard library."""
+"""`streamq demo`: runs the queue on real input, the source files of Python's standard library."""

@@ -7,27 +7,27 @@ from typing import Any
 import click
 
 
-@click.command(short_help="See it work on real input, without a server.")
+@click.command(short_help="Run the queue on real input, without a server.")
 @click.option("--url", metavar="URL", envvar="STREAMQ_DEMO_URL", show_envvar=True,
-              help="Run on this server, under keys of its own that are removed at the end. "
+              help="Run on this server. The demo uses its own keys and removes them at the end. "
               "[default: an embedded server]")  # fmt: skip
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True,
-              show_envvar=True, help="The worker's event loop.")  # fmt: skip
+              show_envvar=True, help="Event loop of the worker.")  # fmt: skip
 @click.option("--kill-worker", is_flag=True, show_envvar=True,
-              help="Kill the worker with SIGKILL half way, start another, and count that nothing is lost.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=10), show_envvar=True, help="Index only so many files.")
+              help="Kill the worker with SIGKILL half way, start another, and check that no task is lost.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=10), show_envvar=True, help="Most files to index.")
 @click.option("--keep", is_flag=True, show_envvar=True,
-              help="Keep what lies in Redis afterwards, and an embedded server until Ctrl-C.")  # fmt: skip
+              help="Keep the demo's keys, and keep an embedded server until Ctrl-C.")  # fmt: skip
 @click.option("--live/--no-live", "live", default=None, show_envvar=True,
-              help="Draw the progress. [default: on a terminal]")  # fmt: skip
+              help="Show progress bars. [default: on a terminal]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print the summary as JSON.")
 def demo(**options: Any) -> None:
-    """Index the source of Python's standard library with a task per file.
+    """Index the source files of Python's standard library, one task for each file.
 
-    Thousands of real files are parsed with ast and counted. The modules that are imported most
-    are critical, the other packages standard, test/ bulk. Files that do not parse (the library
-    ships some) are retried and become dead letters with their real errors.
+    Each task parses a file with ast and counts its functions, classes and imports. The modules that
+    are imported most are critical, other modules standard, test/ bulk. Files that do not parse (the
+    library has some) are retried and become dead letters.
     """
-    from streamq.cli.demo.show import show  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.demo.run_demo import run_demo  # noqa: PLC0415 - keeps --help light
 
-    show(**options)
+    run_demo(**options)

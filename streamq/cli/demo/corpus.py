@@ -1,7 +1,6 @@
-"""The input of the demo: every source file of the standard library, sorted into tiers.
+"""The input of the demo: all source files of the standard library, sorted into tiers.
 
-What users import most is measured, not listed: a module's rank is the number of files of the
-library itself, tests left out, that import it.
+A module's rank is measured: it is the number of library files, without tests, that import it.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _CRITICAL_SHARE: Final = 0.1  # of all files
 _IMPORTS: Final = re.compile(rb"^\s*(?:from\s+([\w.]+)\s+import|import\s+([\w., ]+))", re.MULTILINE)
 _INSTALLED: Final = {"site-packages", "dist-packages", "__pycache__"}
 _TESTS: Final = {"test", "tests", "idle_test"}
-# What is bulk where a distribution has removed test/: what hardly anybody imports.
+# The bulk tier if a distribution has removed test/: packages that are rarely imported.
 _RARE: Final = {"idlelib", "encodings", "lib2to3", "distutils", "turtledemo", "pydoc_data", "ensurepip", "tkinter"}
 _SHARES: Final = {"critical": 0.2, "standard": 0.4, "bulk": 0.4}  # of a limited run
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files by tier, relative to `root`. `bulk_is` says in words what the bulk tier holds."""
+    """Files by tier, relative to `root`. `bulk_is` describes the bulk tier in words."""
 
     root: Path
     files: dict[str, tuple[str, ...]]
@@ -39,7 +38,7 @@ class Corpus:
 
 
 def corpus(limit: int | None = None) -> Corpus:
-    """Find and sort the files; reads each once, for its imports."""
+    """Find the files and sort them into tiers. Reads each file once, for its imports."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (path.relative_to(root) for path in root.rglob("*.py"))
     names = sorted(str(path) for path in found if _INSTALLED.isdisjoint(path.parts))
@@ -60,7 +59,7 @@ def corpus(limit: int | None = None) -> Corpus:
 
 
 def _ranks(root: Path, names: Sequence[str], importing: Sequence[str]) -> Counter[str]:
-    """Return by how many of the importing files each file is imported."""
+    """Return how many of the `importing` files import each file."""
     homes: dict[str, str] = {}
     for name in names:
         path = Path(name)
@@ -87,7 +86,7 @@ def _modules(match: re.Match[bytes]) -> list[str]:
 
 
 def _sample(names: Sequence[str], count: int) -> list[str]:
-    """Take every n-th file, beginning with those whose names say that they are bad input."""
+    """Return every n-th file, after some files with names that mark them as bad input."""
     bad = [name for name in names if "bad" in Path(name).name or "lib2to3/tests/data" in name]
     rest = [name for name in names if name not in bad]
     bad = bad[: max(1, count // 4)]

@@ -1,8 +1,8 @@
-"""What the demo's worker runs: `streamq worker streamq.cli.demo.tasks` is all there is to it.
+"""The tasks of the demo. Its worker is a plain `streamq worker streamq.cli.demo.tasks`.
 
-`index` is a plain function, run in processes of its own because it keeps a core busy. What it
-found is recorded by a middleware, inside the run: when the task is acknowledged, its effect is
-there. The names `middleware` and `lifespan` are what `streamq worker` looks for.
+`index` is a plain function that runs in a process pool, because it keeps a core busy. A middleware records its
+result inside the run, so the effect exists before the task is acknowledged. `streamq worker` looks for the
+names `middleware` and `lifespan`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import orjson
 
 from streamq.broker import RedisBroker
 from streamq.middleware import CallNext, Context, MiddlewareChain
+from streamq.tasks.decorator import task
 from streamq.tasks.retry_policy import Backoff
-from streamq.tasks.task import task
 from streamq.worker import Worker
 
 
 @task(retries=2, backoff=Backoff(base=0.25, cap=1.0), run_in="process")
 def index(root: str, name: str) -> dict[str, int]:
-    """Parse one source file and count what is in it. Raises SyntaxError if it does not parse."""
+    """Parse one source file and return its counts. Raises SyntaxError if it does not parse."""
     source = Path(root, name).read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in old files
@@ -47,12 +47,12 @@ def index(root: str, name: str) -> dict[str, int]:
 
 
 def effects_key(broker: RedisBroker) -> str:
-    """Hash: file -> what was found in it."""
+    """Return the key of a hash: file -> its counts."""
     return f"{broker.keys.namespace}:demo:effects"
 
 
 def runs_key(broker: RedisBroker) -> str:
-    """List: one JSON array per run, in the order in which they ended."""
+    """Return the key of a list: one JSON array per run, in the order in which runs ended."""
     return f"{broker.keys.namespace}:demo:runs"
 
 
@@ -86,5 +86,5 @@ middleware = MiddlewareChain(Recorder())
 
 @asynccontextmanager
 async def lifespan(worker: Worker) -> AsyncIterator[RedisBroker]:
-    """Give the recorder the broker, as each delivery's `state`."""
+    """Yield the broker, which the recorder gets as each delivery's `state`."""
     yield worker.broker

@@ -1,0 +1,60 @@
+"""Counting: adds up the counters of one consumer in memory and writes them at most ten times a second.
+
+The counters themselves and their fields in Redis are in `wire.counters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamq.clock import Clock
+from streamq.consumer.round_trip import RoundTrip
+from streamq.errors import BrokerError
+from streamq.queue.settle_commands import SettleCommands
+from streamq.wire.counters import Counters, pack
+from streamq.wire.delivery import Delivery
+
+COUNT_EVERY = 0.1  # seconds between two writes of counters
+
+_ByTask = Mapping[tuple[str, bytes], Counters]
+
+
+class Counting:
+    """Counters by tier and task that are not written yet."""
+
+    def __init__(self, commands: SettleCommands, clock: Clock) -> None:
+        self.unwritten: dict[tuple[str, bytes], Counters] = {}
+        self._commands = commands
+        self._clock = clock
+        self._written = 0.0  # when (monotonic) they were last written
+
+    def __repr__(self) -> str:
+        return f"<Counting of {len(self.unwritten)} tasks>"
+
+    def of(self, delivery: Delivery) -> Counters:
+        """Return the counters of a delivery's tier and task."""
+        key = (delivery.tier_name, delivery.fields.get(b"task", b"?"))
+        counters = self.unwritten.get(key)
+        if counters is None:
+            counters = self.unwritten[key] = Counters()
+        return counters
+
+    @property
+    def due_at(self) -> float | None:
+        """When (monotonic) the counters should be written, None if there are none."""
+        return self._written + COUNT_EVERY if self.unwritten else None
+
+    def load(self, trip: RoundTrip, now: float, *, at_once: bool) -> None:
+        """Put the counters on a round trip if they are due, or `at_once`. `now` is the server's Unix time."""
+        due_at = self.due_at
+        if due_at is not None and (at_once or self._clock.elapsed() >= due_at):
+            counters, self.unwritten = self.unwritten, {}
+            trip.add(self._commands.add_counters(now, pack(counters)), self._replied, counters)
+            self._written = self._clock.elapsed()
+
+    def _replied(self, counters: _ByTask, reply: Any) -> bool:
+        if isinstance(reply, BrokerError):  # written later: a server that is out of memory must not slow the work
+            for key, one in counters.items():
+                self.unwritten.setdefault(key, Counters()).add(one)
+        return False

@@ -1,0 +1,86 @@
+"""The watchdog: logs which handler blocks the event loop, before the worker loses its leases.
+
+A blocked loop cannot log that itself. A thread watches the time of the loop's last heartbeat. When there was none for a
+third of the visibility timeout, which is when the next renewal is due, it logs the stack of the loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+import anyio
+
+from streamq.tasks.task import Task
+
+log = logging.getLogger("streamq")
+
+_BEATS = 12  # heartbeats in one visibility timeout
+
+
+class Watchdog:
+    """Watches the event loop in which `watch_forever` runs. `visibility_timeout` is in seconds."""
+
+    def __init__(self, name: str, tasks: Iterable[Task[Any, Any]], *, visibility_timeout: float) -> None:
+        self._name = name
+        self._visibility_timeout = visibility_timeout
+        self._tasks = {code: task.name for task in tasks if (code := _code(task.function)) is not None}
+        self._last_beat = time.monotonic()
+        self._stopped = threading.Event()
+        self._thread_id = 0
+
+    def __repr__(self) -> str:
+        return f"<Watchdog of {self._name}: last beat {time.monotonic() - self._last_beat:.1f} s ago>"
+
+    async def watch_forever(self) -> None:
+        """Beat until cancelled, while a thread watches."""
+        self._thread_id = threading.get_ident()
+        thread = threading.Thread(target=self._watch_beats, name="streamq watchdog", daemon=True)
+        self._last_beat = time.monotonic()
+        thread.start()
+        try:
+            while True:
+                await anyio.sleep(self._visibility_timeout / _BEATS)
+                self._last_beat = time.monotonic()
+        finally:
+            self._stopped.set()
+
+    def _watch_beats(self) -> None:
+        reported = 0.0  # the heartbeat after which a blocked loop was last logged
+        while not self._stopped.wait(self._visibility_timeout / _BEATS):
+            beat = self._last_beat
+            blocked_for = time.monotonic() - beat
+            if blocked_for > self._visibility_timeout / 3 and beat != reported:
+                reported = beat
+                self._log_blocked(blocked_for)
+
+    def _log_blocked(self, blocked_for: float) -> None:
+        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to see another thread
+        if frame is None:
+            return
+        log.error(
+            "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. "
+            "Make the task a sync function, which runs in a thread, or give it run_in='process'.\n%s",
+            self._name, blocked_for, self._blocking_task(frame), self._visibility_timeout,
+            "".join(traceback.format_stack(frame)),
+        )  # fmt: skip
+
+    def _blocking_task(self, frame: FrameType | None) -> str:
+        while frame is not None:
+            if frame.f_code in self._tasks:
+                return f"task {self._tasks[frame.f_code]!r}"
+            frame = frame.f_back
+        return "code that is no task"
+
+
+def _code(function: Any) -> CodeType | None:
+    """Return the code of a function, through its decorators; None for other callables."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return getattr(function, "__code__", None)

@@ -1,0 +1,383 @@
+"""Runners: a fixed pool of loops. Each takes a delivery, runs it, and settles it.
+
+A run is a straight line: take, decode, call (middleware around the handler), decide, settle. No anyio task is spawned
+and no cancel scope entered per run. To end a run early (timeout, lost lease, cancellation) the runner's own scope is
+cancelled, and the runner opens a new one. Only a run with middleware, a thread or a batch has a scope for its timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable
+from math import inf
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from streamq.consumer.consumer import Consumer
+from streamq.consumer.events import Started
+from streamq.consumer.handler import Handler, timeout_error
+from streamq.consumer.progress_reporter import ProgressReporter
+from streamq.consumer.timeouts import Slot, Timeouts
+from streamq.errors import BrokerError, MessageError, UndecodableError
+from streamq.handlers.context import delivery_var, reporter_var, store_var
+from streamq.queue.lease_commands import mark_isolated
+from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
+from streamq.wire.dead_letter_fields import Failure
+from streamq.wire.delivery import Delivery
+from streamq.wire.message import dumps
+from streamq.wire.side_effects import THEN
+from streamq.wire.workflow_steps import encoded_result
+
+log = logging.getLogger("streamq")
+
+RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets others run:
+TURN = 0.005  # and seconds that it runs, at least
+_UNKNOWN_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again
+_BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
+_BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
+_DONE = Ack()
+_DONE_WITH_NONE = Ack(b'{"ok":null}')
+_CANCELLED = dumps(
+    {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
+)
+
+
+class Runners:
+    """The pool: as many runners as may run at once.
+
+    `reporter` writes the progress of runs. `unknown_wait` (s) is how long a task that no worker knows waits for a
+    worker that does. `state` is the `state` of every delivery. `listening`: listeners want `Started` events.
+    """
+
+    def __init__(
+        self, consumer: Consumer, tasks: Iterable[Handler], *, reporter: ProgressReporter, unknown_wait: float,
+        state: Any, uniform: random.Random, listening: bool,
+    ) -> None:  # fmt: skip
+        self._consumer = consumer
+        self._settler = consumer.settler
+        self._buffer = consumer.buffer
+        self._elapsed = consumer.store.clock.elapsed
+        self._handlers = {handler.task.name.encode(): handler for handler in tasks}
+        self._group = consumer.store.keys.group.encode()
+        self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
+        self._unknown_wait = unknown_wait
+        self._state = state
+        self._random = uniform
+        self._reporter = reporter
+        self._listening = listening
+        self._idle: list[anyio.Event] = []
+        self._woken = 0  # how many idle runners were woken and do not run yet
+        self._running: dict[Delivery, Slot] = {}
+        limits = [one.runner_timeout for one in self._handlers.values() if one.runner_timeout is not None]
+        self.timeouts = Timeouts(consumer.store.clock, self._running.values, shortest=min(limits, default=inf))
+        self._warned: set[bytes] = set()
+        self._ended: anyio.Event | None = None  # while `wait_until_idle` waits for the last run to end
+
+    def __repr__(self) -> str:
+        return f"<Runners {len(self._running)} running, {len(self._idle)} idle>"
+
+    # --- from outside ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Wake idle runners if a delivery can start: as many as there are runs under way, one at least.
+
+        Each woken runner wakes others. So where handlers do not wait, and no run is under way, one runner wakes the
+        next. Where they wait, the number that wakes doubles each time.
+        """
+        if self._idle and self._buffer.startable:
+            while self._idle and (not self._woken or self._woken < self._buffer.running):
+                self._woken += 1
+                self._idle.pop().set()
+        elif self.batches and self._buffer.isolating:
+            # A suspect waits for the other runs, so these must not wait for more messages.
+            for batches in self.batches:
+                batches.stop_waiting()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until nothing runs."""
+        while self._buffer.running:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+    def end_run(self, delivery: Delivery, reason: str = "lost") -> None:
+        """End the run of a delivery, which was lost or cancelled."""
+        slot = self._running.get(delivery)
+        if slot is not None:
+            slot.end_run(reason)
+
+    def cancel(self, entry_id: bytes) -> None:
+        """Cancel the delivery with this entry id, if it is here; its run ends."""
+        for by_id in self._buffer.held:
+            delivery = by_id.get(entry_id)
+            if delivery is None:
+                continue
+            if self._buffer.remove_unstarted(delivery):
+                self._settle_cancelled(delivery)
+            else:
+                self.end_run(delivery, "cancelled")
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Run deliveries, one after the other, until cancelled."""
+        store_var.set(self._consumer.store)
+        reporter_var.set(self._reporter)
+        while True:
+            with anyio.CancelScope() as scope:
+                await self._run_deliveries(Slot(scope))
+
+    async def _run_deliveries(self, slot: Slot) -> None:
+        buffer, running_now = self._buffer, self._running
+        runs, since = 0, self._elapsed()
+        while True:
+            delivery = buffer.take()
+            if delivery is None:
+                self._consumer.wake_up()  # there is room; and if all runners wait, settlements can be sent
+                await self._wait_for_work()
+                runs, since = 0, self._elapsed()
+                continue
+            if self._idle:
+                self.wake()
+            running_now[delivery] = slot
+            try:
+                await self._run(delivery, slot)
+                if delivery.isolated:
+                    # Nothing else may start before this is settled: if that crashed the worker, this delivery
+                    # would count as the cause.
+                    await self._consumer.wait_until_settled()
+            finally:
+                del running_now[delivery]
+                buffer.run_ended(delivery)
+                if self._ended is not None and not buffer.running:
+                    self._ended.set()
+            if slot.spent:
+                return
+            runs += 1
+            if buffer.read_due:  # let the loop of round trips read more while the rest runs
+                self._consumer.wake_up()
+                await anyio.lowlevel.checkpoint()
+            elif runs >= RUNS_PER_TURN and buffer.last_start >= since + TURN:
+                await (self._wait_for_work() if self._woken else anyio.lowlevel.checkpoint())
+                runs, since = 0, self._elapsed()
+
+    async def _wait_for_work(self) -> None:
+        """Wait to be woken."""
+        event = anyio.Event()
+        self._idle.append(event)
+        try:
+            await event.wait()
+        finally:
+            if event.is_set():
+                self._woken -= 1
+            else:
+                self._idle.remove(event)
+
+    async def _run(self, delivery: Delivery, slot: Slot) -> None:
+        """Run one delivery: decode, call, decide, settle."""
+        fields = delivery.fields
+        handler = self._handlers.get(fields.get(b"task", b""))
+        if handler is not None and (
+            fields.keys() <= _BASIC_FIELDS
+            or (fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and _is_small(fields[b"priority"]))
+        ):
+            delivery.only_basic_fields = True
+        elif (handler := self._admit(delivery, handler)) is None:
+            return
+        if delivery.isolated and not await self._mark_isolated(delivery):
+            return
+        delivery.state = self._state
+        if self._listening:
+            self._consumer.listeners.emit(Started(delivery))
+        started = self._elapsed()
+        try:
+            args, kwargs = delivery.arguments()
+            if handler.runner_timeout is not None and delivery.only_basic_fields and not delivery.isolated:
+                self.timeouts.begin(slot, started + handler.runner_timeout)
+            token = delivery_var.set(delivery)
+            try:
+                result = await handler.call(delivery, args, kwargs)
+            finally:
+                delivery_var.reset(token)
+                if slot.due != inf:
+                    slot.over()
+                if self._reporter.open:  # some run reports progress
+                    await self._reporter.close(delivery)
+        except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
+            outcome = self._failed(delivery, handler, slot, error, started)
+        else:
+            outcome = _success(handler, delivery, result, self._consumer.store.max_payload)
+        self._settle(delivery, outcome, handler, self._elapsed() - started)
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, handler: Handler | None, duration: float) -> None:
+        try:
+            self._settler.settle(delivery, outcome, duration=duration, keep=_keep(delivery, handler))
+        except Exception as error:  # a message that cannot be settled as decided must not end the worker
+            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
+            self._settler.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
+
+    # --- before the run ------------------------------------------------------------------------
+
+    def _admit(self, delivery: Delivery, handler: Handler | None) -> Handler | None:
+        """Return the handler of a delivery that may start; settle any other."""
+        if (early := self._early_outcome(delivery)) is None:
+            if handler is not None:
+                return handler
+            early = self._unknown_task(delivery)
+        self._settle(delivery, early, handler, 0.0)
+        return None
+
+    def _early_outcome(self, delivery: Delivery) -> Outcome | None:
+        """Return the outcome of a delivery that must not start, None for all others."""
+        if delivery.fields.get(b"group", self._group) != self._group:
+            return Skip()
+        try:
+            delivery.check()
+        except UndecodableError as error:
+            return DeadLetter(Reason.UNDECODABLE, failure_of(error))
+        if delivery.expires is not None and delivery.expires < self._consumer.now():
+            return DeadLetter(Reason.EXPIRED, EXPIRED)
+        return None
+
+    def _unknown_task(self, delivery: Delivery) -> Outcome:
+        """Return the outcome of a task that this worker does not know: postponed, until it has waited long enough."""
+        since, now = delivery.unknown_since, self._consumer.now()
+        waited = 0.0 if since is None else now - since
+        name = delivery.task
+        if waited >= self._unknown_wait:
+            known = ", ".join(sorted(task.decode() for task in self._handlers))
+            text = f"no worker knew the task {name!r} for {waited:.0f} s; this one knows {known}"
+            return DeadLetter(Reason.UNKNOWN_TASK, Failure("UnknownTask", text))
+        if name.encode() not in self._warned and len(self._warned) < 1000:
+            self._warned.add(name.encode())
+            log.warning(
+                "this worker does not know the task %r; it is postponed, for %g s at most", name, self._unknown_wait
+            )
+        pause = min(_UNKNOWN_PAUSE, max(0.05, self._unknown_wait / 5))
+        return Postpone(pause, "unknown here", unknown=True)
+
+    async def _mark_isolated(self, delivery: Delivery) -> bool:
+        """Note on the server that a suspect starts in isolation; False if this consumer holds it no longer."""
+        # Outcomes of other deliveries, a dead letter say, must not be lost if this worker crashes.
+        await self._consumer.wait_until_settled()
+        try:
+            held = await mark_isolated(self._consumer.store, self._consumer.name, delivery)
+        except BrokerError as error:
+            log.warning("%r runs in isolation, but that could not be noted: %s", delivery, error)
+            return True
+        if not held:
+            self._buffer.forget(delivery.tier, delivery.entry_id)
+        return held
+
+    # --- after the run ---------------------------------------------------------------------------
+
+    def _decide(self, delivery: Delivery, handler: Handler, error: BaseException) -> Outcome:
+        outcome = decide(
+            handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error, random=self._random
+        )
+        log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
+        return outcome
+
+    def _is_failure(self, error: BaseException) -> bool:
+        """Did the handler raise this itself, and not because the run or the program ends?"""
+        if isinstance(error, Exception):
+            return True
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+            return False
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
+            return False
+        # If no scope around this run is cancelled, the handler raised the cancellation itself.
+        return anyio.current_effective_deadline() != float("-inf")
+
+    def _failed(
+        self, delivery: Delivery, handler: Handler, slot: Slot, error: BaseException, started: float
+    ) -> Outcome:
+        """Return the outcome of a run that raised.
+
+        Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
+        out, or it would end the worker (a trio nursery puts both into one group).
+        """
+        if self._is_failure(error):
+            return self._decide(delivery, handler, error)
+        cancelled, rest = _cancelled_and_rest(error)
+        if cancelled is None or not (rest is None or isinstance(rest, Exception)):
+            # It ends the worker. The delivery is not released: its lease ends, and a crash loop is found.
+            self._consumer.fatal.add(delivery.entry_id)
+            cancelled = error
+        elif slot.spent and not slot.reason and handler.runner_timeout is not None:
+            failure = rest or timeout_error(handler.task.name, handler.runner_timeout, cancelled)
+            self._settle(delivery, self._decide(delivery, handler, failure), handler, self._elapsed() - started)
+        elif rest is not None:
+            log.warning("task %s %s was cancelled, and raised %r", delivery.task, delivery.task_id, rest)
+        if slot.reason == "lost":
+            self._consumer.settler.count_superseded(delivery)
+        elif slot.reason == "cancelled":
+            self._settle_cancelled(delivery)
+        raise cancelled
+
+    def _settle_cancelled(self, delivery: Delivery) -> None:
+        self._settle(
+            delivery, Ack(_CANCELLED, cancelled=True), self._handlers.get(delivery.fields.get(b"task", b"")), 0.0
+        )
+
+    def keep(self, delivery: Delivery) -> float | None:
+        """Return how long (s) the result of a delivery is kept, None for not at all."""
+        return _keep(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
+
+
+def _cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Split what a cancelled run raised into the cancellation and the rest."""
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)
+    return (error, None) if isinstance(error, cancelled) else (None, error)
+
+
+def _is_small(priority: bytes) -> bool:
+    """Is this certainly a valid number? All others are checked in full."""
+    return priority.isdigit() and len(priority) < 10
+
+
+def _keep(delivery: Delivery, handler: Handler | None) -> float | None:
+    """Return how long (s) the result is kept, None for not at all. An entry that is no message keeps none."""
+    keep = handler.result_ttl if handler is not None else None
+    if delivery.only_basic_fields:
+        return keep
+    try:
+        wanted = delivery.result_ttl
+    except UndecodableError:
+        return None
+    return keep if wanted is None else wanted or None
+
+
+def _success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Outcome:
+    """Return the outcome of a run that returned: dead if the next step of its workflow cannot take the result."""
+    if delivery.only_basic_fields:
+        if handler.result_ttl is None:
+            return _DONE
+        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, result))
+    if THEN in delivery.fields:
+        try:
+            stages = delivery.then or []
+            payload = encoded_result(stages, handler.task.name, result, default=handler.default, limit=limit)
+        except MessageError as error:
+            log.error("task %s: %s", handler.task.name, error)  # noqa: TRY400
+            return DeadLetter(Reason.REJECTED, failure_of(error))
+        if payload:
+            return Ack(b'{"ok":' + payload + b"}")
+    return Ack(_encoded(handler, result)) if _keep(delivery, handler) else _DONE
+
+
+def _encoded(handler: Handler, result: Any) -> bytes:
+    """Return a result as waiters get it; if it is not JSON, they get an error."""
+    try:
+        return dumps({"ok": result}, handler.default)
+    except (TypeError, RecursionError) as error:
+        log.error("task %s: its result cannot be kept: %s", handler.task.name, error)  # noqa: TRY400
+        failure = {
+            "error_type": "EncodingError", "error": f"the task succeeded, its result is not JSON: {error}",
+            "reason": "result", "traceback": "",
+        }  # fmt: skip
+        return dumps(failure)

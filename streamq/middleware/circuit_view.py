@@ -1,0 +1,53 @@
+"""How a circuit looks from outside: its name, its state, and its last failure. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from streamq.errors import StreamqError
+from streamq.middleware.circuit_state_machine import State
+from streamq.tasks.outcome import failure_of
+
+MAX_INDEXED: Final = 1000  # circuits in the index that the monitor reads; it has those that are not closed
+_MAX_TEXT: Final = 500  # characters of the type and of the text of an error in Redis
+
+
+class RemoteFailureError(StreamqError):
+    """A failure of a call in another process: the type and the text of its error, and when it failed. Never raised."""
+
+    def __init__(self, error_type: str, error: str, at: datetime) -> None:
+        self.error_type = error_type
+        self.error = error
+        self.at = at
+        super().__init__(f"{error_type}: {error}")
+
+    def __repr__(self) -> str:
+        return f"<RemoteFailureError {self.error_type}: {self.error}>"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitView:
+    """One circuit, as this process knows it.
+
+    `failures` counts failures in a row. `last_failure` is the exception itself if this process raised it, else a
+    RemoteFailureError. `since` is the time of the last change of state. It is None if the state never changed, and
+    for circuits of this process.
+    """
+
+    state: State = State.CLOSED
+    failures: int = 0
+    last_failure: BaseException | None = None
+    since: datetime | None = None
+
+
+def circuit_name(breaker: str, key: str) -> str:
+    """Return the name of a circuit: the name of its breaker and its key, '' if it has neither."""
+    return ":".join(filter(None, (breaker, key)))
+
+
+def failure_fields(error: BaseException) -> tuple[str, str]:
+    """Return the type and the text of an exception, as Redis has them."""
+    failure = failure_of(error)
+    return failure.error_type[:_MAX_TEXT], failure.error[:_MAX_TEXT]

@@ -1,0 +1,107 @@
+"""The commands of one concurrency limit, and how its waiters are named in Redis.
+
+This module knows the keys and the scripts (`scripts/permit_*.lua`). It keeps no state.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from streamq.client import Command
+from streamq.errors import BrokerError
+from streamq.queue.store import Store
+from streamq.scripts import step
+from streamq.wire.delivery import Delivery
+
+log = logging.getLogger("streamq")
+
+RESERVED_MS: Final = 2000  # for so long a permit is reserved for a waiter
+_IDENTITY: Final = re.compile(r"\S+ (\d+) (\S+:delayed) (.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A task that waits for a permit of one name.
+
+    `identity` is its member in the waiting list: '<entry id> <expires, ms, or 0> <delayed set> <its member there>'.
+    `since` is when it asked first, in microseconds of the server; "" if it has not asked yet.
+    """
+
+    name: str
+    identity: str
+    since: str = ""
+
+    @classmethod
+    def from_delivery(cls, store: Store, name: str, delivery: Delivery) -> Waiter:
+        """Return the waiter for a delivery that asks for the first time."""
+        expires = 0 if delivery.expires is None else round(delivery.expires * 1000)
+        delayed = store.keys.tiers[delivery.tier].delayed
+        member = store.keys.retry_member(delivery.task_id)
+        return cls(name, f"{delivery.entry_id.decode()} {expires} {delayed} {member}")
+
+    @classmethod
+    def from_header(cls, name: str, identity: object, since: object) -> Waiter | None:
+        """Return the waiter that a header names, None if the header makes no sense."""
+        if not (isinstance(identity, str) and _IDENTITY.fullmatch(identity) and isinstance(since, str)):
+            return None
+        return cls(name, identity, since) if re.fullmatch(r"[0-9]{1,16}", since) else None
+
+
+class LimitCommands:
+    """Makes the commands of a limit that allows `maximum` runs, and wakes waiters in delayed sets of other workers."""
+
+    def __init__(self, store: Store, maximum: int) -> None:
+        self.store = store
+        self.maximum = maximum
+
+    def __repr__(self) -> str:
+        return f"<LimitCommands of {self.maximum}>"
+
+    def acquire(self, waiter: Waiter, run: str, lease_ms: int) -> Command:
+        """Return the command that asks for a permit."""
+        return self._step(
+            "permit_acquire", waiter.name, self.maximum, lease_ms, RESERVED_MS, self._channel, run, waiter.identity,
+            waiter.since,
+        )  # fmt: skip
+
+    def release(self, name: str, runs: Sequence[str]) -> Command:
+        """Return the command that releases the permits of runs."""
+        return self._step("permit_release", name, self.maximum, RESERVED_MS, self._channel, *runs)
+
+    def renew(self, name: str, runs: Sequence[str], lease_ms: int) -> Command:
+        """Return the command that renews the permits of runs."""
+        return self._step("permit_renew", name, self.maximum, lease_ms, RESERVED_MS, self._channel, *runs)
+
+    def check(self, name: str, waiters: Sequence[Waiter]) -> Command:
+        """Return the command that checks whether waiters are in their delayed sets."""
+        flat = [part for waiter in waiters for part in (waiter.identity, waiter.since)]
+        return self._step("permit_check", name, self.maximum, RESERVED_MS, self._channel, *flat)
+
+    def sweep(self, name: str) -> Command:
+        """Return the command that reserves the permits that are over for waiters."""
+        return self._step("permit_sweep", name, RESERVED_MS, self._channel)
+
+    async def wake(self, foreign: Sequence[bytes]) -> None:
+        """Wake the waiters that are delayed in tiers which this worker does not serve."""
+        for identity in foreign:
+            found = _IDENTITY.fullmatch(identity.decode(errors="replace"))
+            if found is None:
+                continue
+            member, entry = found[3], identity.partition(b" ")[0].decode()
+            try:
+                await self.store.one(step("permit_wake")([found[2]], self._channel, f"{member}:{entry}", member))
+            except BrokerError as error:
+                log.info("a waiter cannot be woken, it asks by itself later: %s", error)
+
+    @property
+    def _channel(self) -> str:
+        return self.store.keys.wake
+
+    def _step(self, script: str, name: str, *arguments: str | float) -> Command:
+        keys = self.store.keys
+        names = [keys.permits(name), keys.called(name), keys.line(name), keys.limits]
+        return step(script)([*names, *(tier.delayed for tier in keys.tiers)], name, *arguments)

@@ -1,0 +1,191 @@
+"""The permits of concurrency limits in Redis: acquired, renewed, released, and passed on to waiters.
+
+Theory. A limit of a name has a maximum and three sorted sets. `permits` has the runs, each with the end of its lease.
+`line` is the waiting list, in the order in which the waiters asked. `called` has the first waiters, each with a permit
+that is reserved for 2 seconds. Each step drops the entries that are over, and reserves the free permits for the first
+waiters. A waiter with a reserved permit becomes due now in its delayed set, and the schedulers are woken. So nobody
+polls, and a run that releases its permit wakes exactly the waiter that gets it.
+
+- A worker puts a waiter into its delayed set after the script has told it to wait. If a permit is reserved in between,
+  there is nothing to wake. The permit is reserved all the same, and the worker checks again, within milliseconds and
+  until the waiter is delayed. The check wakes the waiter if a permit is reserved for it.
+- A waiter that was cancelled or has expired is not in its delayed set: it is passed over. In its first 5 s it might be
+  on its way there, so a permit is reserved for it, for half a second.
+- A waiter that comes after its reservation (its tier had a backlog) takes a permit that is reserved for another one
+  that has not come yet either: waiters that are here come before those that are not.
+- A worker that dies stops renewing. The next step of any worker drops its permits and reserves them for waiters. If no
+  worker takes a step, the sweep does: `limits` says which names are due for a sweep and when, and each worker asks
+  every `SWEEP_INTERVAL` seconds.
+- A waiter that is lost in all of this asks by itself after 5 minutes, and a tenth of a second more for each one before.
+- A run whose permit could not be renewed in time goes on. It takes the permit again, beyond the maximum if another run
+  got it meanwhile, and is counted as lost. No other run starts until there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+
+from streamq.errors import BrokerError
+from streamq.middleware.concurrency_commands import LimitCommands, Waiter
+from streamq.middleware.concurrency_waiters import WaiterChecks
+from streamq.queue.store import Store
+from streamq.tasks.retry_policy import Uniform
+
+log = logging.getLogger("streamq")
+
+SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for limits that no worker takes a step for
+_ASK_AFTER: Final = 300.0  # seconds after which a waiter asks by itself
+_ASK_APART: Final = 0.1  # seconds more for each waiter before it
+_RELEASE_WITHIN: Final = 2.0  # seconds that an ended run waits for the server to take its permit back
+_SWEPT_AT_ONCE: Final = 100  # names that one sweep looks at
+
+
+class Permits:
+    """The permits of one limit that the runs of one worker have, and the waiters that this worker postponed.
+
+    `maximum` is the limit, `lease` the seconds for which a permit is valid without renewal.
+    """
+
+    def __init__(self, store: Store, maximum: int, lease: float, *, uniform: Uniform = random) -> None:
+        self._store = store
+        self._commands = LimitCommands(store, maximum)
+        self.waiter_checks = WaiterChecks(self._commands)
+        self.lost = 0
+        self._lease = lease
+        self._random = uniform
+        self._held: dict[str, set[str]] = {}  # runs by name
+        self._to_release: dict[str, set[str]] = {}  # runs that have ended, and the server may not know it
+        self._release_added = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Permits {self.running} of {self._commands.maximum}, lost={self.lost}>"
+
+    @property
+    def running(self) -> int:
+        """How many runs of this worker have a permit."""
+        return sum(map(len, self._held.values()))
+
+    # --- a run -----------------------------------------------------------------------------------
+
+    async def acquire(self, waiter: Waiter, run: str) -> tuple[Waiter, float] | None:
+        """Acquire a permit for a run and return None.
+
+        If there is no permit, return the waiter as the server knows it, and the seconds until it asks by itself.
+        Raises BrokerError if the server cannot be used.
+        """
+        try:
+            granted, since, rank, *foreign = await self._store.one(
+                self._commands.acquire(waiter, run, _ms(self._lease))
+            )
+            await self._commands.wake(foreign)
+        except BaseException:  # the server may have granted it, or the run is cancelled
+            self._release_later(waiter.name, run)
+            raise
+        if granted:
+            self._held.setdefault(waiter.name, set()).add(run)
+            return None
+        listed = Waiter(waiter.name, waiter.identity, since.decode())
+        self.waiter_checks.add(listed)
+        return listed, (_ASK_AFTER + rank * _ASK_APART) * self._random.uniform(1.0, 1.2)
+
+    async def release(self, name: str, run: str) -> None:
+        """Release a permit, even if the run is cancelled. If the server cannot be used, it is released later."""
+        self._forget(name, run)
+        with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+            try:
+                await self._release(name, [run])
+            except BrokerError as error:
+                log.info("the permit of %s for %s is released later: %s", run, name, error)
+            else:
+                return
+        self._release_later(name, run)
+
+    async def _release(self, name: str, runs: Sequence[str]) -> None:
+        _, *foreign = await self._store.one(self._commands.release(name, runs))
+        await self._commands.wake(foreign)
+
+    def _release_later(self, name: str, run: str) -> None:
+        self._to_release.setdefault(name, set()).add(run)
+        self._release_added.set()
+
+    def _forget(self, name: str, run: str) -> None:
+        runs = self._held.get(name, set())
+        runs.discard(run)
+        if not runs:
+            self._held.pop(name, None)
+
+    # --- beside the runs -------------------------------------------------------------------------
+
+    async def maintain_forever(self) -> None:
+        """Renew the held permits, make the deferred releases, and sweep the limits that are due, until cancelled."""
+        elapsed = self._store.clock.elapsed
+        renewed = elapsed()
+        while True:
+            self._release_added = anyio.Event()
+            pause = min(SWEEP_INTERVAL, self._lease / 3)
+            try:
+                if elapsed() >= renewed + self._lease / 3:
+                    renewed = elapsed()
+                    await self._renew()
+                await self._release_deferred()
+                pause = min(pause, await self._sweep())
+            except BrokerError as error:
+                log.info("permits cannot be renewed, released or swept: %s", error)
+            with anyio.move_on_after(pause * self._random.uniform(0.8, 1.0) + 0.01):
+                await self._release_added.wait()
+                await anyio.sleep(0.05)  # a release may be deferred because the server cannot be used
+
+    async def _renew(self) -> None:
+        """Renew the leases of all held permits."""
+        held = {name: sorted(runs) for name, runs in self._held.items()}
+        if not held:
+            return
+        replies = await self._store.call(
+            [self._commands.renew(name, runs, _ms(self._lease)) for name, runs in held.items()]
+        )  # fmt: skip
+        for (name, runs), (lost, *foreign) in zip(held.items(), replies, strict=True):
+            for run in set(runs) - self._held.get(name, set()):
+                self._release_later(name, run)  # it ended meanwhile, and may have been renewed after that
+            if lost:
+                self.lost += lost
+                log.warning("%d runs of %s lost their permits: not renewed for %g s", lost, name, self._lease)
+            await self._commands.wake(foreign)
+
+    async def _release_deferred(self) -> None:
+        while self._to_release:
+            name, runs = next(iter(self._to_release.items()))
+            some = sorted(runs)
+            await self._release(name, some)
+            runs.difference_update(some)
+            if not runs:
+                del self._to_release[name]
+
+    async def _sweep(self) -> float:
+        """Sweep the names whose time has come. Return the seconds until the next sweep makes sense."""
+        limits = self._store.keys.limits
+        (seconds, micros), flat = await self._store.call(
+            [("TIME",), ("ZRANGE", limits, 0, _SWEPT_AT_ONCE - 1, "WITHSCORES")]
+        )  # fmt: skip
+        now = int(seconds) * 1000 + int(micros) // 1000
+        for name, due in _pairs(flat):
+            if due > now:
+                return (due - now) / 1000
+            _, *foreign = await self._store.one(self._commands.sweep(name.decode(errors="replace")))
+            await self._commands.wake(foreign)
+        return SWEEP_INTERVAL
+
+
+def _pairs(flat: Sequence[Any]) -> list[tuple[bytes, float]]:
+    """Return members and scores, as RESP2 and RESP3 give them."""
+    if flat and isinstance(flat[0], list | tuple):
+        return [(member, float(score)) for member, score in flat]
+    return [(member, float(score)) for member, score in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,130 @@
+"""Sends calls: through their middleware, as messages, to the server. Returns handles.
+
+The chains of the broker and of a task are joined once for each task, and not once for each message. A call without
+middleware takes the short way, `send`. `queue/sending.py` builds the messages, the store carries out the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from streamq.client import Command
+from streamq.errors import OutcomeUnknownError
+from streamq.middleware.chain import MiddlewareChain, SendNext
+from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll
+from streamq.queue.enqueue_requests import EnqueueReply
+from streamq.queue.results import Handle, Waiters
+from streamq.queue.sending import MessageBuilder, PreparedMessage, new_task_id
+from streamq.queue.store import Store
+from streamq.queue.workflow_start import PreparedWorkflow, Workflow, WorkflowSteps
+from streamq.tasks.options import Durable
+from streamq.tasks.task import Call, TaskRef
+from streamq.wire.workflow import Flow
+
+R = TypeVar("R")
+
+
+class Producer:
+    """What an open broker sends with. `middleware` is the broker's chain; links that are added to it later count."""
+
+    def __init__(self, builder: MessageBuilder, middleware: MiddlewareChain, store: Store, waiters: Waiters) -> None:
+        self._builder = builder
+        self._middleware = middleware
+        self._store = store
+        self._waiters = waiters
+        self._joined: dict[tuple[int, int], tuple[tuple[Any, ...], MiddlewareChain, SendNext]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Producer through {self._middleware!r} to {self._store!r}>"
+
+    # --- without middleware --------------------------------------------------------------------
+
+    async def send(self, call: Call[Any]) -> Handle[Any]:
+        """Send one call, past all middleware."""
+        message = self._builder.prepare(self._store, call)
+        try:
+            durable: Durable | None = call.task.send_options.durable
+            (accepted,) = await self._enqueue((message.command,), () if durable is None else (durable,))
+        except OutcomeUnknownError as error:
+            error.task_id = message.call.task.send_options.task_id
+            raise
+        return self._handle(message, accepted)
+
+    async def send_all(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
+        """Send calls in one round trip, past all middleware."""
+        messages = self._builder.prepare_all(self._store, calls)
+        if not messages:
+            return []
+        durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
+        accepted = await self._enqueue([message.command for message in messages], durable)
+        return [self._handle(message, one) for message, one in zip(messages, accepted, strict=True)]
+
+    async def _enqueue(self, commands: Sequence[Command], durable: Sequence[Durable]) -> Iterator[EnqueueReply]:
+        if durable:
+            return await self._store.enqueue_durably(commands, durable)
+        return await self._store.enqueue(commands)
+
+    def _handle(self, message: PreparedMessage, accepted: EnqueueReply) -> Handle[Any]:
+        task = message.call.task
+        keeps = isinstance(task, TaskRef) or task.result_ttl is not None or task.send_options.result_ttl is not None
+        return Handle(
+            accepted.task_id or message.task_id, task.name, message.tier, accepted.entry_id, accepted.fresh, keeps,
+            self._store, self._waiters, None, accepted.replaced, accepted.since,
+        )  # fmt: skip
+
+    # --- through middleware --------------------------------------------------------------------
+
+    async def send_through(self, call: Call[Any]) -> Handle[Any]:
+        """Send one call through the middleware of the broker and of its task."""
+        return await self._chain(call)[2](call)
+
+    async def send_all_through(self, calls: Sequence[Call[Any]], send_all: SendAll | None = None) -> list[Handle[Any]]:
+        """Send calls together, each through its own middleware. `send_all` sends them, in one round trip."""
+        send_all = self.send_all if send_all is None else send_all
+        if not (self._middleware.wraps_enqueues or any(call.task.middleware for call in calls)):
+            return await send_all(calls)
+        combined = CombinedEnqueue(send_all, len(calls))
+        return await combined.run([
+            partial(self._chain(call)[1].around_enqueue(partial(combined.send, place)), call)
+            for place, call in enumerate(calls)
+        ])  # fmt: skip
+
+    def _chain(self, call: Call[Any]) -> tuple[tuple[Any, ...], MiddlewareChain, SendNext]:
+        """Return the middleware of the task, the chain of the broker joined with it, and what sends through both."""
+        own = call.task.middleware
+        # By identity: `task.options(...)` makes another task with the same middleware.
+        key = (id(own), len(self._middleware))
+        known = self._joined.get(key)
+        if known is None:
+            chain = self._middleware.joined(own)
+            known = self._joined[key] = (own, chain, chain.around_enqueue(self.send))
+        return known
+
+    # --- workflows -----------------------------------------------------------------------------
+
+    async def start(self, flow: Flow[R], workflow_id: str | None) -> Workflow[R]:
+        """Send the first steps of a workflow, all or none. See `RedisBroker.start`."""
+        steps = WorkflowSteps(flow, self._builder.make_call)
+        chosen = workflow_id if workflow_id is not None else new_task_id()
+
+        async def send_all(calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
+            guarded = workflow_id is not None
+            return await self._send_workflow(
+                chosen, steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
+            )
+
+        handles = await self.send_all_through(steps.calls, send_all)
+        return Workflow(chosen, all(handle.fresh for handle in handles), tuple(handles), steps.last)
+
+    async def _send_workflow(self, workflow_id: str, workflow: PreparedWorkflow) -> list[Handle[Any]]:
+        try:
+            (accepted,) = await self._enqueue([workflow.command], workflow.durable)
+        except OutcomeUnknownError as error:
+            error.task_id = workflow_id
+            raise
+        return [
+            self._handle(PreparedMessage(call, tier, task_id, ()), accepted._replace(task_id=task_id))
+            for call, tier, task_id in workflow.steps
+        ]

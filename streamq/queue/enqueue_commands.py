@@ -1,0 +1,82 @@
+"""Commands that add a message to a stream or to the delayed set, and the command that withdraws it.
+
+They are built from keys alone; nothing here sends. `queue.sending` decides which message is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamq.client import Command, pack_one
+from streamq.queue.enqueue_requests import GuardedEnqueue, NewestWinsEnqueue
+from streamq.queue.side_effect_arguments import side_effect_arguments
+from streamq.scripts import step
+from streamq.wire.keys import Keys
+from streamq.wire.message import Field, milliseconds
+from streamq.wire.side_effects import SideEffect
+
+
+class EnqueueCommands:
+    """The commands that producers send, for one set of keys."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+
+    def __repr__(self) -> str:
+        return f"<EnqueueCommands {self.keys.namespace}>"
+
+    def plain(self, tier: int, fields: Sequence[Field]) -> bytes:
+        """Return the packed command that appends a message to its stream."""
+        return pack_one(("XADD", self.keys.tiers[tier].stream, "*", *fields))
+
+    def guarded(self, wanted: GuardedEnqueue) -> Command:
+        """Return the command that accepts a task once per guard key, now or delayed."""
+        keys = self.keys.tiers[wanted.tier]
+        return step("enqueue")(
+            [keys.stream, keys.delayed, keys.messages, *(key for key, _ in wanted.guards)],
+            wanted.task_id, milliseconds(wanted.delay), _due(wanted), self.keys.wake, wanted.packed,
+            *(milliseconds(ttl) for _, ttl in wanted.guards), *wanted.fields,
+        )  # fmt: skip
+
+    def newest_wins(self, wanted: NewestWinsEnqueue) -> Command:
+        """Return the command that accepts a task with a deduplication key for which the newest message wins."""
+        rest = wanted.packed.removeprefix(b"[")
+        return step(wanted.mode)(
+            [
+                self.keys.dedup(wanted.key), self.keys.latest(wanted.key), self.keys.accepted(wanted.task_id),
+                *(name for keys in self.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)),
+            ],
+            wanted.task_id, wanted.tier + 1, milliseconds(wanted.delay), _due(wanted), milliseconds(wanted.ttl),
+            -1 if wanted.bound is None else milliseconds(wanted.bound), milliseconds(wanted.accepted), self.keys.wake,
+            rest, *wanted.fields,
+        )  # fmt: skip
+
+    def start_workflow(
+        self, workflow_id: str, also: Sequence[SideEffect], guards: Sequence[str] = (), *, accepted: float
+    ) -> Command:
+        """Return the command that sends the first steps of a workflow, once per guard key within `accepted` seconds."""
+        names, values = side_effect_arguments(self.keys, also)
+        return step("start_workflow")([*guards, *names], workflow_id, len(guards), milliseconds(accepted), *values)
+
+    def withdraw(
+        self, tier: int, task_id: str, entry_id: str, also: Sequence[SideEffect] = (),
+        members: Sequence[str] | None = None,
+    ) -> Command:  # fmt: skip
+        """Return the command that withdraws a task that was not delivered yet (see cancel.lua).
+
+        `also` are the side effects of the withdrawal, `members` the possible names of the task in the delayed set.
+        """
+        members = (task_id, self.keys.retry_member(task_id)) if members is None else members
+        keys = self.keys.tiers[tier]
+        names, values = side_effect_arguments(self.keys, also)
+        return step("cancel")(
+            [keys.stream, keys.delayed, keys.messages, *names],
+            entry_id, self.keys.wake, len(members), *members, *values,
+        )  # fmt: skip
+
+
+def _due(wanted: GuardedEnqueue | NewestWinsEnqueue) -> int:
+    """Return when a task is due, as the scripts expect it: Unix ms, 0 for after its delay, -1 for now."""
+    if wanted.due is not None:
+        return max(1, milliseconds(wanted.due))
+    return -1 if wanted.delay <= 0 else 0

@@ -1,8 +1,0 @@
--- alone: this consumer starts a suspect and runs nothing beside it.
--- KEYS: stream crashes
--- ARGV: group consumer id ttl_ms
--- Returns 1, or 0 if this consumer does not hold the delivery (any more).
-if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-redis.pcall('HSET', KEYS[2], ARGV[3] .. ':alone', ARGV[2]) -- refused out of memory: run it all the same
-call('PEXPIRE', KEYS[2], ARGV[4])
-return 1

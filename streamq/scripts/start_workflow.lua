@@ -1,0 +1,12 @@
+-- start_workflow: the first steps of a workflow are sent, all or none, once per guard key.
+-- KEYS: guard... side_effect...
+-- ARGV: id guards ttl_ms side_effect...
+-- Returns {accepted, id, '', the server's time in ms}.
+local guards, now = tonumber(ARGV[2]), string.format('%.0f', clock())
+for g = 1, guards do
+  if call('GET', KEYS[g]) then return {0, ARGV[1], '', now} end
+end
+check_types(guards + 1, 4)
+for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', ARGV[3]) end
+carry_out(guards + 1, 4)
+return {1, ARGV[1], '', now}

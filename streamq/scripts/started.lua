@@ -1,6 +1,0 @@
--- started: a task starts, and gives back what it held until then: its deduplication key.
--- KEYS: consequence...
--- ARGV: consequence...
--- Returns 1.
-carry_out(1, 1)
-return 1

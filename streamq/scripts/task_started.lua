@@ -1,0 +1,6 @@
+-- task_started: a task has started; the side effects free the deduplication key that it held until then.
+-- KEYS: side_effect...
+-- ARGV: side_effect...
+-- Returns 1.
+carry_out(1, 1)
+return 1

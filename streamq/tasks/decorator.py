@@ -1,0 +1,163 @@
+"""`@task`: makes a function a task, and checks what was given to it.
+
+The checks are here, at the declaration, so that a mistake is found when the module is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from streamq.errors import ArgumentsError, ConfigurationError, TaskNameError
+from streamq.tasks.arguments import Arguments
+from streamq.tasks.cron import Cron
+from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.options import NAME, NAME_RULE
+from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, Backoff, BackoffLike, RetriesLike, RetryPolicy
+from streamq.tasks.task import AsyncTask, RunIn, SyncTask, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Options that a task of `on_exhausted` cannot have: the script that writes the dead letter does not keep them.
+_NOT_ON_EXHAUSTED = ("at", "expires", "task_id", "durable", "dedup_key")
+
+
+class _Decorator:
+    """`@task(...)` with options. Its overloads tell type checkers async functions from sync ones."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> SyncTask[P, R]: ...
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        return _make(function, **self._settings)
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> SyncTask[P, R]: ...
+@overload
+def task(
+    *, name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | None = None,
+    result_ttl: float | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    backoff: BackoffLike | None = None, max_backoff: float = LONGEST,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
+    middleware: Iterable[Any] = (), on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None,
+    cron: str | Cron | Iterable[str | Cron] = (),
+) -> _Decorator: ...  # fmt: skip
+def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
+    """Make a function a task: `@task` or `@task(retries=5, timeout=60, ...)`.
+
+    - `name` is what messages call the task; by default the name of the function.
+    - `retries` is how many runs there are after the first. `backoff` is the delay before each: a `Backoff`, `Linear`,
+      `Fixed` or `Delays`, seconds, a list of seconds, or a function of the attempt and the exception that returns
+      seconds. Both can be a mapping from exception classes. No delay is longer than `max_backoff` (s).
+    - `retry_on` and `give_up_on` are exception classes; `give_up_on` wins. An error that is not retried dead-letters
+      the task as `rejected`.
+    - `on_exhausted` is called with an `Exhausted` when the task is dead-lettered. If it is a task, it is sent in the
+      same atomic step.
+    - `timeout` (s) limits a run. `result_ttl` (s) is how long the result is kept.
+    - `priority` applies to messages that name none.
+    - `run_in` is "loop" (the default of async functions), "thread" (the default of all others) or "process" (for work
+      that keeps a core busy; the function must be importable).
+    - `validate=False` turns off the check of arguments against annotations, where pydantic is installed.
+    - `middleware` wraps the runs and the enqueues of this task, inside the middleware of broker and worker.
+    - `cron` is a cron expression, a `Cron`, or several: the task is sent at each tick.
+
+    Raises TaskNameError for a name that cannot be used, ConfigurationError for any other value.
+    """
+    return _Decorator(**settings) if function is None else _make(function, **settings)
+
+
+def _make(
+    function: Callable[..., Any], *,
+    name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | None = None,
+    result_ttl: float | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    backoff: BackoffLike | None = None, max_backoff: float = LONGEST,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
+    middleware: Iterable[Any] = (), on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None,
+    cron: str | Cron | Iterable[str | Cron] = (),
+) -> Task[Any, Any]:  # fmt: skip
+    named = _checked_name(function, name)
+    # An object whose __call__ is async is an async function as well.
+    is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
+    place: RunIn = run_in or ("loop" if is_async else "thread")
+    if place not in ("loop", "thread", "process") or is_async != (place == "loop"):
+        wanted = "'loop'" if is_async else "'thread' or 'process'"
+        raise ConfigurationError(f"task {named!r} has run_in={run_in!r}: its function wants {wanted}")
+    for what, value in (("timeout", timeout), ("result_ttl", result_ttl)):
+        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            raise ConfigurationError(f"task {named!r} has {what}={value!r}: give seconds greater than 0, or None")
+    if priority is not None and not isinstance(priority, int):
+        raise ConfigurationError(f"task {named!r} has priority={priority!r}: give an integer")
+    policy = RetryPolicy(
+        retries,
+        backoff if backoff is not None else Backoff(),
+        retry_on if isinstance(retry_on, tuple) else (retry_on,),
+        give_up_on if isinstance(give_up_on, tuple) else (give_up_on,),
+        max_backoff,
+    )
+    links = tuple(middleware)
+    _check_middleware(named, links)
+    _check_on_exhausted(named, on_exhausted)
+    kind = AsyncTask if is_async else SyncTask
+    return kind(
+        function, named, policy, timeout, result_ttl, priority, place,
+        Arguments(named, function, validate=validate), middleware=links, on_exhausted=on_exhausted,
+        cron=_crons(named, cron),
+    )  # fmt: skip
+
+
+def _checked_name(function: Any, name: str | None) -> str:
+    """Return the name of the task. Raises ConfigurationError for an object that is no function, TaskNameError."""
+    if not callable(function) or isinstance(function, type | Task):
+        raise ConfigurationError(f"@task is for functions, not for {function!r}")
+    named = name if name is not None else getattr(function, "__name__", "")
+    if not NAME.fullmatch(named) or named == "<lambda>":
+        raise TaskNameError(f"{named!r} cannot name a task: give @task(name=...) of {NAME_RULE}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"task {named!r} is a generator function: a task returns once")
+    return named
+
+
+def _check_middleware(name: str, links: Iterable[Any]) -> None:
+    """Raise ConfigurationError as MiddlewareChain would: it is in a folder above this one."""
+    for link in links:
+        if isinstance(link, type) or not (callable(link) or hasattr(link, "enqueue")):
+            raise ConfigurationError(
+                f"task {name!r}: {link!r} is no middleware: give an object that wraps runs or enqueues"
+            )
+
+
+def _crons(name: str, given: str | Cron | Iterable[str | Cron]) -> tuple[Cron, ...]:
+    found = (given,) if isinstance(given, str | Cron) else tuple(given)
+    for one in found:
+        if not isinstance(one, str | Cron):
+            raise ConfigurationError(f"task {name!r} has cron={one!r}: give a cron expression, or a Cron")
+    return tuple(Cron(one) if isinstance(one, str) else one for one in found)
+
+
+def _check_on_exhausted(name: str, then: Any) -> None:
+    """Raise ConfigurationError unless `then` can be called, or sent, when the task is dead-lettered."""
+    if then is not None and (not callable(then) or isinstance(then, type)):
+        raise ConfigurationError(
+            f"task {name!r} has on_exhausted={then!r}: give a function of one argument, an Exhausted, or a task"
+        )
+    if not isinstance(then, Task):
+        return
+    try:
+        then.arguments.bind([{}], {})
+    except ArgumentsError as error:
+        raise ConfigurationError(f"task {name!r}: on_exhausted is given one argument, a dict: {error}") from None
+    if refused := [option for option in _NOT_ON_EXHAUSTED if getattr(then.send_options, option) is not None]:
+        raise ConfigurationError(
+            f"task {name!r}: on_exhausted has {', '.join(refused)}, which cannot be kept in the step of the dead letter"
+        )

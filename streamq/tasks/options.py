@@ -1,0 +1,175 @@
+"""The options of one message: their names, their types and their checks.
+
+`Options` is what `task.options(...)` and the keyword arguments of an enqueue become. A module of values: it knows no
+task, no message and no broker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypedDict, get_args
+
+from streamq.errors import ConfigurationError
+
+Durable = Literal["replica", "aof"]
+DURABLE = get_args(Durable)
+DedupUntil = Literal["until_started", "until_done"]
+DedupMode = Literal["throttle", "debounce", "keep_last"]
+DEDUP_WORDS = get_args(DedupUntil)
+DEDUP_MODES = get_args(DedupMode)
+NAME = re.compile(r"[^\s|\ud800-\udfff]{1,200}")  # of a task, and of a task id
+NAME_RULE = "1 to 200 characters, no white space or '|'"
+
+
+class OptionValues(TypedDict, total=False):
+    """The options of one enqueue, as keyword arguments. `Options` documents each."""
+
+    priority: int
+    tier: str
+    delay: float | timedelta
+    at: datetime | float
+    expires: float | timedelta | datetime
+    retries: int
+    timeout: float
+    result_ttl: float
+    dedup_key: str
+    dedup_ttl: float | DedupUntil
+    dedup_window: float | DedupUntil
+    dedup_mode: DedupMode
+    dedup_max_delay: float
+    task_id: str
+    headers: Mapping[str, Any]
+    durable: Durable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How one message is sent. None means: the setting of the task applies, else that of the broker.
+
+    - `priority` picks the tier by its threshold, `tier` picks it by its name.
+    - `delay` (s) or `at` (an aware datetime, or Unix seconds): the earliest start. Give one of them.
+    - `expires` (s from now, or an aware datetime): the latest start.
+    - `retries`, `timeout` (s) and `result_ttl` (s) replace those of the task.
+    - `dedup_key`: of all enqueues with one key one wins. `dedup_mode` says which: "throttle" (the default: the
+      first), "debounce" or "keep_last" (the newest). The key is held for `dedup_ttl` (s), or by `dedup_window` until
+      the task has started or is done; `dedup_ttl` is then the upper limit. `dedup_max_delay` (s) limits for how long
+      newer enqueues can put the task off.
+    - `task_id`: an enqueue that is repeated with the same id is accepted once.
+    - `durable`: the enqueue waits until the task would survive the loss of its server. "replica": a replica has it.
+      "aof": it is in the append-only file on disk.
+    - `headers`: a mapping of JSON values for middleware and handlers.
+
+    Raises ConfigurationError for a value that cannot be used.
+    """
+
+    priority: int | None = None
+    tier: str | None = None
+    delay: float | timedelta | None = None
+    at: datetime | float | None = None
+    expires: float | timedelta | datetime | None = None
+    retries: int | None = None
+    timeout: float | None = None
+    result_ttl: float | None = None
+    dedup_key: str | None = None
+    dedup_ttl: float | DedupUntil | None = None
+    dedup_window: float | DedupUntil | None = None
+    dedup_mode: DedupMode | None = None
+    dedup_max_delay: float | None = None
+    task_id: str | None = None
+    headers: Mapping[str, Any] | None = None
+    durable: Durable | None = None
+
+    def __post_init__(self) -> None:
+        self._check_together()
+        self._check_numbers()
+        for name, kinds, wanted in _KINDS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise ConfigurationError(f"{name}={value!r} cannot be used: give {wanted}")
+        if self.durable is not None and self.durable not in DURABLE:
+            raise ConfigurationError(f"durable={self.durable!r} cannot be used: give one of {', '.join(DURABLE)}")
+        if self.task_id is not None and not NAME.fullmatch(self.task_id):
+            raise ConfigurationError(f"task_id={self.task_id!r} cannot be used: {NAME_RULE}")
+
+    def _check_together(self) -> None:
+        if self.delay is not None and self.at is not None:
+            raise ConfigurationError(f"delay={self.delay!r} and at={self.at!r}: give one of them")
+        if self.dedup_key is None:
+            for name in _NEEDS_DEDUP_KEY:
+                if (value := getattr(self, name)) is not None:
+                    raise ConfigurationError(f"{name}={value!r} without dedup_key: give both, or the key alone")
+        else:
+            self._check_dedup()
+
+    def _check_dedup(self) -> None:
+        ttl, window, mode, bound = self.dedup_ttl, self.dedup_window, self.dedup_mode, self.dedup_max_delay
+        for name, word, words in (("dedup_mode", mode, DEDUP_MODES), ("dedup_window", window, DEDUP_WORDS),
+                                  ("dedup_ttl", ttl, DEDUP_WORDS)):  # fmt: skip
+            if isinstance(word, str) and word not in words:
+                more = "" if name == "dedup_mode" else ", or seconds"
+                raise ConfigurationError(f"{name}={word!r} cannot be used: give one of {', '.join(words)}{more}")
+        if ttl is not None and window is not None and (isinstance(ttl, str) or not isinstance(window, str)):
+            raise ConfigurationError(
+                f"dedup_ttl={ttl!r} and dedup_window={window!r}: give one, or a word as window and seconds as ttl"
+            )
+        if mode == "debounce":
+            if not self.delay:
+                raise ConfigurationError(f"dedup_mode='debounce' with delay={self.delay!r}: give the delay to restart")
+            if ttl is not None or window is not None:
+                named = "dedup_window" if ttl is None else "dedup_ttl"
+                raise ConfigurationError(f"dedup_mode='debounce' with {named}: leave that out, its window is its delay")
+        if mode == "keep_last" and isinstance(window, int | float):
+            remedy = "give until_started or until_done"
+            raise ConfigurationError(f"dedup_mode='keep_last' with dedup_window={window!r}: {remedy}")
+        if bound is not None and mode not in ("debounce", "keep_last"):
+            raise ConfigurationError(f"dedup_max_delay={bound!r}: only dedup_mode 'debounce' and 'keep_last' put off")
+
+    def _check_numbers(self) -> None:
+        for name in ("at", "expires"):
+            moment = getattr(self, name)
+            if isinstance(moment, datetime) and moment.tzinfo is None:
+                raise ConfigurationError(f"{name}={moment!r} has no time zone: use datetime.now(UTC) and its like")
+        for name in ("delay", "timeout", "result_ttl", "dedup_ttl", "dedup_window", "dedup_max_delay", "expires",
+                     "retries"):  # fmt: skip
+            value = getattr(self, name)
+            value = value.total_seconds() if isinstance(value, timedelta) else value
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise ConfigurationError(f"{name}={value!r} cannot be used: give a number of at least 0")
+        if isinstance(self.at, int | float) and not 0 < self.at < float("inf"):
+            raise ConfigurationError(f"at={self.at!r} cannot be used: give Unix seconds or an aware datetime")
+
+
+_NEEDS_DEDUP_KEY = ("dedup_ttl", "dedup_window", "dedup_mode", "dedup_max_delay")
+# Checked in the sender, where the mistake is. The worker could only dead-letter a message that it cannot read.
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("priority", int, "an integer"),
+    ("tier", str, "the name of a tier"),
+    ("delay", int | float | timedelta, "seconds or a timedelta"),
+    ("at", int | float | datetime, "Unix seconds or an aware datetime"),
+    ("expires", int | float | timedelta | datetime, "seconds, a timedelta or an aware datetime"),
+    ("retries", int, "an integer"),
+    ("timeout", int | float, "seconds"),
+    ("result_ttl", int | float, "seconds"),
+    ("dedup_key", str, "a str"),
+    ("dedup_ttl", int | float | str, "seconds, 'until_started' or 'until_done'"),
+    ("dedup_window", int | float | str, "seconds, 'until_started' or 'until_done'"),
+    ("dedup_mode", str, "one of throttle, debounce, keep_last"),
+    ("dedup_max_delay", int | float, "seconds"),
+    ("task_id", str, "a str"),
+    ("headers", Mapping, "a dict of what JSON can carry"),
+)
+OPTION_NAMES = frozenset(option.name for option in fields(Options))
+NO_OPTIONS = Options()
+
+
+def merge(options: Options, values: Mapping[str, Any]) -> Options:
+    """Return a copy of `options` with these values replaced. Raises ConfigurationError for an unknown name."""
+    unknown = set(values) - OPTION_NAMES
+    if unknown:
+        raise ConfigurationError(
+            f"no such option: {', '.join(sorted(unknown))}; there are {', '.join(sorted(OPTION_NAMES))}"
+        )
+    return replace(options, **values)

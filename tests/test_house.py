@@ -1,0 +1,62 @@
+"""The house: what lies in the root of the package, and how long its files and functions are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import streamq
+from tests.docs.pages import PAGES, ROOT
+
+PACKAGE = Path(streamq.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 400  # of a file
+LONGEST = 50  # lines of a function
+
+
+def test_the_root_holds_the_doors_alone() -> None:
+    """Everything else is in a folder."""
+    there = {path.name for path in PACKAGE.glob("*.py")}
+    assert there == {"__init__.py", "__main__.py", "broker.py", "worker.py", "errors.py", "clock.py"}
+
+
+def test_every_folder_says_what_it_owns() -> None:
+    """Its `__init__.py` opens with a docstring."""
+    silent = [path for path in PACKAGE.glob("**/__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+def test_files_that_are_named_are_there() -> None:
+    """A docstring, a comment or a page that names `folder/file.py` or a script names one that exists."""
+    scripts = {path.name for path in (PACKAGE / "scripts").glob("*.lua")} | {"lua_setup.lua"}
+    named = re.compile(r"(?<![\w/.<-])((?:[a-z_]+/)+[a-z_]+\.py|[a-z_]+\.lua)\b")
+    texts = [*MODULES, *PACKAGE.rglob("*.lua"), *(path for path in PAGES if path.name != "changelog.md")]
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in texts
+        for name in named.findall(path.read_text())
+        if name not in scripts
+        and not any((place / name).exists() for place in (PACKAGE, path.parent, ROOT))
+        and not name.startswith(("app/", "path/", "app."))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_is_short_and_says_what_it_owns(path: Path) -> None:
+    """No file above 400 lines, no function above 50; each opens with a docstring."""
+    source = path.read_text()
+    assert source.count("\n") <= MOST_LINES
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree)
+    long = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > LONGEST
+    }
+    assert long == {}
