@@ -7,7 +7,6 @@ workers. They write dead letters with `scripts/dead_letter.lua`, which keeps the
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,6 +25,7 @@ from streamq.errors import (
     OutcomeUnknownError,
     UndecodableError,
 )
+from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
@@ -202,7 +202,7 @@ class DeadLetterQueue:
         if tier is None:
             names = ", ".join(tier.name for tier in self._broker.tiers)
             raise ConfigurationError(f"task {task_id!r} died in the tier {dead_letter.tier!r}; this broker has {names}")
-        new_id = secrets.token_urlsafe(12)
+        new_id = new_task_id()
         try:
             entry = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
         except OutcomeUnknownError as error:
@@ -227,7 +227,7 @@ class DeadLetterQueue:
                         continue
                     if limit is not None and len(replayed) + len(commands) >= limit:
                         break
-                    new_id = secrets.token_urlsafe(12)
+                    new_id = new_task_id()
                     commands[new_id] = self._replay_command(dead_letter, tier, new_id, retries)
                 entries = await store.call(list(commands.values()))
                 replayed += [new_id for new_id, entry in zip(commands, entries, strict=True) if entry]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -181,6 +182,15 @@ class TestReplay:
             (letter,) = await queue.peek()
             assert (letter.task_id, letter.headers) == (second, {"replayed_from": task_id})
             assert await queue.replay(task_id=second)
+
+    async def test_new_ids_begin_with_a_letter_or_a_digit(self, server):
+        """The command line takes a word that begins with a dash for an option."""
+        _bury(server, 1 + PAGE, tier="standard")
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            ids = [await queue.replay(task_id="t0"), *await queue.replay(task_name="send")]
+        assert len(ids) == 1 + PAGE
+        assert [new_id for new_id in ids if not re.fullmatch("[a-z0-9]{16}", new_id)] == []
 
     async def test_unknown(self, server):
         """An unknown id raises an error, also if another operator was faster."""
