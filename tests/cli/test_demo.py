@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,18 @@ def test_summary_for_people(streamq):
     assert "share of first" in output
     assert "Nothing is lost: 40 files enqueued = " in output
     assert "\x1b[" not in output
+    assert "redis-cli -h" not in output  # its server and its keys end with it
+    assert "redis-cli XRANGE" not in output
+
+
+def test_without_its_extra():
+    """One line that names the remedy, and exit code 2."""
+    code = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from streamq.cli.entry import main\n"
+        "sys.argv = ['streamq', 'demo']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == "streamq: error: streamq demo needs an extra: pip install 'streamq[demo]'\n"

@@ -18,7 +18,6 @@ from streamq.cli import logs
 from streamq.cli.demo import environment, tasks
 from streamq.cli.demo.corpus import TIERS, Corpus, corpus
 from streamq.cli.demo.run_log import RunLog
-from streamq.cli.demo.summary import Outcome, as_json, print_summary
 from streamq.cli.run_command import run, uvloop_installed
 from streamq.cli.run_dlq import DeadLetterFilter, read_newest_first
 from streamq.cli.usage_errors import CommandLineError
@@ -27,6 +26,7 @@ try:
     from rich.console import Console
 
     from streamq.cli.demo.progress_view import NoProgress, ProgressBars, ProgressLines, ProgressView
+    from streamq.cli.demo.summary import Outcome, as_json, print_summary
 except ImportError:
     raise CommandLineError("streamq demo needs an extra: pip install 'streamq[demo]'") from None
 

@@ -156,9 +156,14 @@ def _print_dead(console: Console, outcome: Outcome) -> None:
         console.print(f"    [red]{escape(error)}[/]", highlight=False, soft_wrap=True)
     if len(dead) > _DEAD_SHOWN:
         console.print(f"  and {len(dead) - _DEAD_SHOWN} more")
-    when = "" if outcome.kept else " (run the demo with --keep: otherwise they go with the demo's other keys)"
-    console.print(f"Read them without any tool of streamq{when}:", highlight=False, soft_wrap=True)
-    console.print(f"  [bold]{escape(outcome.redis_cli)}[/]", highlight=False, soft_wrap=True)
+    if outcome.kept:
+        console.print("Read them without any tool of streamq:", highlight=False, soft_wrap=True)
+        console.print(f"  [bold]{escape(outcome.redis_cli)}[/]", highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            "The demo removes its keys now. To read the dead letters with redis-cli, run [bold]streamq demo --keep[/].",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _print_proof(console: Console, outcome: Outcome) -> None:
