@@ -68,7 +68,7 @@ class MissingExtraError(StreamqError, ImportError):
     def __init__(self, feature: str, extra: str) -> None:
         self.feature = feature
         self.extra = extra
-        super().__init__(f"{feature} needs an extra: pip install 'streamq[{extra}]'")
+        super().__init__(f"to use {feature}, install an extra: pip install 'streamq[{extra}]'")
 
 
 class NotOpenError(StreamqError, RuntimeError):

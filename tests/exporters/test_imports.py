@@ -68,4 +68,5 @@ def test_a_missing_extra_is_named(module, package, extra):
         "except MissingExtraError as error: print(error.extra, error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.startswith(f"{extra} streamq.exporters.{module} needs an extra: pip install 'streamq[{extra}]'")
+    remedy = f"install an extra: pip install 'streamq[{extra}]'"
+    assert done.stdout.startswith(f"{extra} to use streamq.exporters.{module}, {remedy}")
