@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Observations
 
 _MANY_RECENT: Final = 10  # dead letters of the last hour
@@ -21,7 +21,11 @@ def delayed(observed: Observations) -> Iterator[Finding]:
     yield from problems
     waiting = sum(tier.delayed.waiting for tier in observed.tiers)
     if not problems and waiting:
-        yield make_finding("delayed_fine", f"{waiting} delayed tasks, and none is overdue", waiting=waiting)
+        yield make_finding(
+            "delayed_fine",
+            f"{counted(waiting, 'delayed task', 'delayed tasks')}, none of them overdue",
+            waiting=waiting,
+        )
 
 
 def _delayed_problems(observed: Observations) -> Iterator[Finding]:
@@ -31,8 +35,8 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
             late = observed.now - delayed_set.oldest_due
             yield make_finding(
                 "delayed_overdue",
-                f"{delayed_set.overdue} tasks of {keys.delayed} are overdue by up to {late:.0f} s: "
-                "no worker runs, or it cannot write",
+                f"{counted(delayed_set.overdue, 'task is', 'tasks are')} overdue in {keys.delayed}, by up to "
+                f"{late:.0f} s: no worker runs, or it cannot write",
                 "start a worker: streamq worker app.tasks; if one runs, read its log",
                 key=keys.delayed, overdue=delayed_set.overdue, late_s=round(late, 1),
             )  # fmt: skip
@@ -40,7 +44,7 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
             ids = list(delayed_set.without_message)
             yield make_finding(
                 "delayed_without_message",
-                f"{len(ids)} ids in {keys.delayed} have no message: these tasks become dead letters",
+                f"{counted(len(ids), 'id has', 'ids have')} no message in {keys.delayed}: each becomes a dead letter",
                 f"{redis_cli_command('ZREM', keys.delayed, *ids[:_MAX_SHOWN])}, and enqueue those tasks again",
                 key=keys.delayed, ids=ids,
             )  # fmt: skip
@@ -48,7 +52,7 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
             ids = list(delayed_set.without_delay)
             yield make_finding(
                 "message_without_delay",
-                f"{len(ids)} messages in {keys.messages} have no due time: these tasks never run",
+                f"{counted(len(ids), 'message', 'messages')} without a due time in {keys.messages}: they never run",
                 f"to run the first one: {redis_cli_command('ZADD', keys.delayed, '0', ids[0])}; to remove it: "
                 f"{redis_cli_command('HDEL', keys.messages, ids[0])}",
                 key=keys.messages, ids=ids,
@@ -63,7 +67,8 @@ def schedules(observed: Observations) -> Iterator[Finding]:
     late = observed.now - observed.late_schedules[names[0]]
     yield make_finding(
         "schedules_overdue",
-        f"{len(names)} schedules are overdue by up to {late:.0f} s: {', '.join(names[:_MAX_SHOWN])}; "
+        f"{counted(len(names), 'schedule is', 'schedules are')} overdue by up to {late:.0f} s: "
+        f"{', '.join(names[:_MAX_SHOWN])}; "
         "no running worker knows them, or their definitions are invalid",
         "start a worker that knows them, or remove them: "
         f"{shlex.join(('streamq', 'schedules', 'rm', *names[:_MAX_SHOWN]))}",
@@ -89,16 +94,17 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         "reasons": dict(dead.recent),
     }
     many = f"{recent}{' or more' if dead.more else ''}"
+    total = counted(dead.size, "dead letter", "dead letters")
     reasons = ", ".join(f"{reason or 'none'} {count}" for reason, count in dead.recent.items())
     if dead.size >= dead.bound * _NEAR_BOUND:
         yield make_finding(
             "dead_letters_near_bound",
-            f"{dead.size} dead letters; at {dead.bound}, each new one removes the oldest",
+            f"{total}; at {dead.bound}, each new one removes the oldest",
             "streamq dlq ls, streamq dlq replay --all or streamq dlq purge", **evidence,
         )  # fmt: skip
     if recent >= _MANY_RECENT:
         message = f"{many} new dead letters in the last hour: {reasons}"
         yield make_finding("dead_letters_growing", message, "streamq dlq ls", **evidence)
     elif dead.size < dead.bound * _NEAR_BOUND:
-        message = f"{dead.size} dead letters, {many} of them from the last hour"
+        message = f"{total}, {many} from the last hour"
         yield make_finding("dead_letters", message, "streamq dlq ls", **evidence)

@@ -42,6 +42,11 @@ def redis_cli_command(*words: str) -> str:
     return shlex.join(("redis-cli", *words))
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with its words: `1 task waits`, `2 tasks wait`."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def make_finding(code: str, message: str, remedy: str = "", /, **evidence: Any) -> Finding:
     """Return a finding with this code. Raises KeyError for an unknown code."""
     return Finding(code, SEVERITIES[code], message, evidence, remedy)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Observations
 from streamq.doctor.read_keys import WITH_TTL
 
@@ -21,8 +21,12 @@ def keys(observed: Observations) -> Iterator[Finding]:
                 if what in WITH_TTL and ttl == -1]  # fmt: skip
     without_ttl = list(dict.fromkeys((*without_ttl, *(scan.without_ttl if scan else ()))))
     if without_ttl:
+        lost = counted(
+            len(without_ttl), "key has lost its TTL and never expires", "keys have lost their TTL and never expire"
+        )
         yield make_finding(
-            "no_ttl", f"{len(without_ttl)} keys have lost their TTL and never expire: {_first_names(without_ttl)}",
+            "no_ttl",
+            f"{lost}: {_first_names(without_ttl)}",
             redis_cli_command("EXPIRE", without_ttl[0], "3600"), keys=without_ttl,
         )  # fmt: skip
     if scan is None:
@@ -30,12 +34,15 @@ def keys(observed: Observations) -> Iterator[Finding]:
     if scan.unknown:
         names = list(scan.unknown)
         yield make_finding(
-            "unknown_keys", f"{len(names)} keys in the namespace are not streamq's: {_first_names(names)}",
+            "unknown_keys",
+            f"{counted(len(names), 'key in the namespace is', 'keys in the namespace are')} not streamq's: "
+            f"{_first_names(names)}",
             "find the program that writes them, and give each program its own --namespace", keys=dict(scan.unknown),
         )  # fmt: skip
     if scan.streams:
         message = (
-            f"{len(scan.streams)} streams belong to other tiers and were not checked: {_first_names(scan.streams)}"
+            f"{counted(len(scan.streams), 'stream belongs to another tier', 'streams belong to other tiers')}, not "
+            f"checked: {_first_names(scan.streams)}"
         )
         yield make_finding(
             "other_streams",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Group, Observations, TierObservations
 from streamq.doctor.read_keys import TYPES
 
@@ -60,7 +60,8 @@ def _stream_problems(tier: TierObservations, observed: Observations) -> Iterator
     if ours is None:
         yield make_finding(
             "group_missing",
-            f"{stream} has no group {observed.group!r} yet; {tier.length} entries wait for its first worker",
+            f"{stream} has no group {observed.group!r} yet; "
+            f"{counted(tier.length, 'entry waits', 'entries wait')} for its first worker",
             "nothing, if no worker has run yet: the first worker creates the group at the start of the stream",
             stream=stream, length=tier.length,
         )  # fmt: skip

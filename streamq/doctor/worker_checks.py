@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import make_finding, redis_cli_command
+from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Consumer, Observations
 from streamq.wire.keys import RELEASED_CONSUMER
 
@@ -29,8 +29,10 @@ def workers(observed: Observations) -> Iterator[Finding]:
     yield from problems
     if alive and not problems:
         yield make_finding(
-            "workers_fine", f"{len(alive)} workers are alive; {waiting} tasks wait", workers=alive, waiting=waiting
-        )
+            "workers_fine",
+            f"{counted(len(alive), 'worker is', 'workers are')} alive; {counted(waiting, 'task waits', 'tasks wait')}",
+            workers=alive, waiting=waiting,
+        )  # fmt: skip
 
 
 def _no_worker(observed: Observations, alive: Sequence[str], waiting: int) -> Iterator[Finding]:
@@ -45,7 +47,9 @@ def _no_worker(observed: Observations, alive: Sequence[str], waiting: int) -> It
     age = max(0.0, observed.now - min(since, default=observed.now))
     code = "no_worker" if age > _FIRST_WORKER_WAIT else "no_worker_yet"
     yield make_finding(
-        code, f"{waiting + orphaned} tasks wait, the oldest for {_duration_text(age)}, and no worker is alive",
+        code,
+        f"{counted(waiting + orphaned, 'task waits', 'tasks wait')}, the oldest for {_duration_text(age)}, "
+        "and no worker is alive",
         "start a worker: streamq worker app.tasks", waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1),
         by_stream={tier.keys.stream: tier.waiting(observed.group) for tier in observed.tiers},
     )  # fmt: skip
@@ -73,7 +77,10 @@ def _dead_consumers(observed: Observations, alive: Sequence[str]) -> Iterator[Fi
     yield from _dead_with_entries(overdue, due, unknown, alive, observed.group)
     if empty:
         names = list(dict.fromkeys(empty))
-        message = f"{len(names)} dead consumers have no pending entries: the next sweep of a worker removes them"
+        message = (
+            f"{counted(len(names), 'dead consumer has', 'dead consumers have')} no pending entries: "
+            f"the next sweep of a worker removes {'it' if len(names) == 1 else 'them'}"
+        )
         yield make_finding("dead_consumers", message, consumers=names)
 
 
@@ -89,20 +96,18 @@ def _dead_with_entries(
         longest = max(row["dead_for_s"] for row in overdue)
         yield make_finding(
             "orphans",
-            f"{_pending(overdue)} tasks are pending for dead workers, for up to {_duration_text(longest)}: {why}",
+            f"{_pending(overdue)} pending for dead workers, for up to {_duration_text(longest)}: {why}",
             "start a worker, or one more: streamq worker app.tasks", consumers=overdue,
         )  # fmt: skip
     if due:
-        message = (
-            f"{_pending(due)} tasks are pending for workers that died a moment ago; another worker takes over soon"
-        )
+        message = f"{_pending(due)} pending for workers that died a moment ago; another worker takes over soon"
         yield make_finding("takeover_due", message, consumers=due)
     if unknown:
         names = ", ".join(str(row["consumer"]) for row in unknown[:_MAX_SHOWN])
         row = unknown[0]
         yield make_finding(
             "unknown_consumer",
-            f"{_pending(unknown)} tasks are pending for consumers without any heartbeat: {names}",
+            f"{_pending(unknown)} pending for consumers without any heartbeat: {names}",
             "a sweep takes them over when they are idle for longer than the longest lease; is it your own program? "
             + redis_cli_command("XPENDING", row["stream"], group, "-", "+", "10", row["consumer"]), consumers=unknown,
         )  # fmt: skip
@@ -124,7 +129,7 @@ def _not_renewed(observed: Observations) -> Iterator[Finding]:
             if entry.consumer in live_consumers and entry.idle > 3 * live_consumers[entry.consumer].lease
         ]
     if rows:
-        message = f"{len(rows)} tasks are pending for workers that are alive and do not renew them: they do not run"
+        message = f"{counted(len(rows), 'task does', 'tasks do')} not run: pending for living workers, and not renewed"
         remedy = "a sweep takes them over; if they stay pending, restart those workers and report it"
         yield make_finding("lease_not_renewed", message, remedy, entries=rows)
 
@@ -138,18 +143,25 @@ def crashes(observed: Observations) -> Iterator[Finding]:
         crashed_once = [entry for entry, count in crash_counts.items() if count == 1 and entry not in convicted]
         evidence = {"stream": tier.keys.stream, "evidence": dict(list(tier.crashes.items())[: 4 * _MAX_SHOWN])}
         if convicted:
-            message = f"{tier.keys.stream}: {len(convicted)} tasks crashed their workers and become dead letters next"
+            crashed = counted(
+                len(convicted),
+                "task crashed its workers and becomes a dead letter next",
+                "tasks crashed their workers and become dead letters next",
+            )
+            message = f"{tier.keys.stream}: {crashed}"
             remedy = redis_cli_command("XRANGE", tier.keys.stream, convicted[0], convicted[0])
             yield make_finding("crash_verdict", message, remedy, entries=convicted, **evidence)
         if suspects:
             first = next(iter(suspects))
             message = (
-                f"{tier.keys.stream}: {len(suspects)} tasks were running when several workers died: each now runs alone"
+                f"{tier.keys.stream}: {counted(len(suspects), 'task was', 'tasks were')} running when several workers "
+                "died: each now runs alone"
             )
             remedy = f"find out what the task does: {redis_cli_command('XRANGE', tier.keys.stream, first, first)}"
             yield make_finding("suspects", message, remedy, entries=suspects, **evidence)
         if crashed_once:
-            message = f"{tier.keys.stream}: {len(crashed_once)} tasks were running when a worker died"
+            were = counted(len(crashed_once), "task was", "tasks were")
+            message = f"{tier.keys.stream}: {were} running when a worker died"
             yield make_finding("crash_evidence", message, entries=crashed_once, **evidence)
 
 
@@ -161,8 +173,8 @@ def _evidence_row(stream: str, consumer: Consumer, now: float) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _pending(rows: list[dict[str, Any]]) -> int:
-    return sum(row["pending"] for row in rows)
+def _pending(rows: list[dict[str, Any]]) -> str:
+    return counted(sum(row["pending"] for row in rows), "task is", "tasks are")
 
 
 def _duration_text(seconds: float) -> str:

@@ -36,7 +36,7 @@ def test_warnings_and_errors(streamq):
         server.command("XADD", "mail:out", "1-1", "task", "send")
         code, output = streamq("doctor", "-q", "--queue", "mail:out", "--url", server.url)
         assert code == 2
-        assert "ERROR    no_worker: 1 tasks wait" in output
+        assert "ERROR    no_worker: 1 task waits" in output
         assert "namespace=mail group=workers" in output.splitlines()[-1]
 
 
