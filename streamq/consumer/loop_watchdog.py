@@ -66,7 +66,7 @@ class Watchdog:
             return
         log.error(
             "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. "
-            "Make the task a sync function, which runs in a thread, or give it run_in='process'.\n%s",
+            "Make the task a sync function: it runs in a thread, or with run_in='process' in a process.\n%s",
             self._name, blocked_for, self._blocking_task(frame), self._visibility_timeout,
             "".join(traceback.format_stack(frame)),
         )  # fmt: skip

@@ -152,10 +152,6 @@ class Tasks:
                 if run.who == who:
                     yield task_id, task, run
 
-    def open_tasks(self) -> Iterator[tuple[str, Task]]:
-        """Yield the tasks with open runs."""
-        yield from tuple(self._open.items())
-
     def forgive(self, since: float | None) -> None:
         """Forgive the tasks that the server lost: those changed after `since` (s), or all if it is None."""
         for task_id, packed in self._packed.items():
