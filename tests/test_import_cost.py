@@ -71,3 +71,14 @@ def test_no_module_imports_a_backend_by_name():
     root = Path(streamq.__file__).parent
     found = {str(path.relative_to(root)) for path in root.rglob("*.py") if pattern.search(path.read_text())}
     assert found <= {"cli/backend.py"}, found
+
+
+def test_a_name_that_a_dependency_lacks_is_told_as_such():
+    """Not as if streamq had no such name: a release of a dependency that removed something is found at once."""
+    code = (
+        "import redis.exceptions\ndel redis.exceptions.NoPermissionError\n"
+        "try:\n    from streamq import RedisBroker\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "streamq.RedisBroker cannot be loaded" in done.stdout
+    assert "NoPermissionError" in done.stdout

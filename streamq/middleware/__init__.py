@@ -48,7 +48,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415
 
-    value = getattr(import_module(f"{__name__}.{module}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{module}"), name)
+    except AttributeError as error:  # of a dependency: as itself it would read as if there were no such name here
+        raise ImportError(f"{__name__}.{name} cannot be loaded: {error}") from error
     globals()[name] = value
     return value
 
