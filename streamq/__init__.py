@@ -6,7 +6,9 @@ declares tasks never loads the Redis client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streamq.lazy_names import load_on_first_use
 
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
@@ -157,20 +159,5 @@ __all__ = [
     "task",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
-
-    try:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    except AttributeError as error:  # of a dependency: as itself it would read as if there were no such name here
-        raise ImportError(f"{__name__}.{name} cannot be loaded: {error}") from error
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # for a type checker a name that is not above is an error
+    __getattr__, __dir__ = load_on_first_use(globals(), _HOMES)

@@ -9,7 +9,9 @@ need the extra of the other. Raises MissingExtraError if a name is used without 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streamq.lazy_names import load_on_first_use
 
 if TYPE_CHECKING:
     from streamq.exporters.prometheus import QueueCollector
@@ -19,20 +21,5 @@ _HOMES = {"QueueCollector": "prometheus", "TracingMiddleware": "tracing", "injec
 
 __all__ = ["QueueCollector", "TracingMiddleware", "inject_headers"]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
-
-    try:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    except AttributeError as error:  # of a dependency: as itself it would read as if there were no such name here
-        raise ImportError(f"{__name__}.{name} cannot be loaded: {error}") from error
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # for a type checker a name that is not above is an error
+    __getattr__, __dir__ = load_on_first_use(globals(), _HOMES)

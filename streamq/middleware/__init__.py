@@ -5,8 +5,9 @@ The built-in middleware is imported on first use, so a producer without middlewa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from streamq.lazy_names import load_on_first_use
 from streamq.middleware.chain import CallNext, Context, Middleware, MiddlewareChain, Resident, SendMiddleware, SendNext
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from streamq.middleware.idempotency import Idempotency
     from streamq.middleware.rate_limit import RateLimitMiddleware
 
-_MODULES = {
+_HOMES = {
     "CircuitBreaker": "circuit_breaker",
     "CircuitView": "circuit_view",
     "ConcurrencyLimit": "concurrency_limit",
@@ -41,20 +42,5 @@ __all__ = [
     "SendNext",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415
-
-    try:
-        value = getattr(import_module(f"{__name__}.{module}"), name)
-    except AttributeError as error:  # of a dependency: as itself it would read as if there were no such name here
-        raise ImportError(f"{__name__}.{name} cannot be loaded: {error}") from error
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # for a type checker a name that is not above is an error
+    __getattr__, __dir__ = load_on_first_use(globals(), _HOMES)

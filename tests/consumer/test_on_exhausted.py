@@ -229,11 +229,11 @@ async def test_of_too_many_calls_some_are_dropped_and_named(broker, caplog, monk
     assert len(told) + caplog.text.count("is not called") == 30
 
 
-async def test_a_death_that_was_not_ours_calls_nobody(server, broker, told):
-    """P4: a failure that comes after somebody else has settled the task is void."""
+async def fail_after_another_settled(server, broker, on_exhausted) -> None:
+    """Have a task fail for the last time after somebody else has acknowledged it."""
     inside, go = anyio.Event(), anyio.Event()
 
-    @task(retries=0, on_exhausted=told.append)
+    @task(retries=0, on_exhausted=on_exhausted)
     async def fails() -> None:
         inside.set()
         await go.wait()
@@ -247,6 +247,11 @@ async def test_a_death_that_was_not_ours_calls_nobody(server, broker, told):
         server.command("XDEL", "queue:standard", entry[0])
         go.set()
         await until(lambda: worker.health.superseded == 1)
+
+
+async def test_a_death_that_was_not_ours_calls_nobody(server, broker, told):
+    """P4: a failure that comes after somebody else has settled the task is void."""
+    await fail_after_another_settled(server, broker, told.append)
     assert told == []
     assert dead(server) == []
 
@@ -337,22 +342,7 @@ async def test_the_task_is_sent_if_and_only_if_the_death_counts(server, broker):
     @task
     async def clean_up(what: dict) -> None: ...
 
-    inside, go = anyio.Event(), anyio.Event()
-
-    @task(retries=0, on_exhausted=clean_up)
-    async def fails() -> None:
-        inside.set()
-        await go.wait()
-        raise ValueError
-
-    await broker.enqueue(fails)
-    async with working(broker, fails) as worker:
-        await inside.wait()
-        (entry,) = server.command("XRANGE", "queue:standard", "-", "+")
-        server.command("XACK", "queue:standard", "workers", entry[0])
-        server.command("XDEL", "queue:standard", entry[0])
-        go.set()
-        await until(lambda: worker.health.superseded == 1)
+    await fail_after_another_settled(server, broker, clean_up)
     assert dead(server) == entries(server, "queue:standard") == []
 
 
