@@ -8,7 +8,6 @@ In a program of one's own:
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -33,6 +32,7 @@ from streamq.consumer.promoter import Promoter
 from streamq.consumer.runner_pool import Runners
 from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError, check_integer, check_number
 from streamq.middleware import MiddlewareChain, Resident
 from streamq.queue.store import Store
@@ -41,7 +41,7 @@ from streamq.tasks.task import Task
 from streamq.wire.keys import Keys
 from streamq.wire.tiers import Tier
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _LEAVE_TIMEOUT = 5.0  # seconds for the last commands to the server
 _BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty

@@ -12,9 +12,10 @@ import streamq
 from streamq.broker import RedisBroker
 from streamq.client.address import Address
 from streamq.client.server_features import ServerFeatures
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.worker import Worker
 
-log = logging.getLogger("streamq.cli")
+log = SafeLog("streamq.cli")
 
 _MAX_TASKS_SHOWN = 12
 
@@ -88,7 +89,7 @@ def banner_text(description: dict[str, Any]) -> str:
 
 def announce(description: dict[str, Any], *, log_format: str, full: bool) -> None:
     """Print the banner as text or as one JSON object. Print one short line if another process printed it."""
-    if not log.isEnabledFor(logging.INFO):
+    if not logging.getLogger(log.name).isEnabledFor(logging.INFO):
         return
     if not full:
         log.info("worker %s started", description["worker"])

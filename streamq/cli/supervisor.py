@@ -7,7 +7,6 @@ it, no other child starts, and the error is printed once.
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from dataclasses import replace
@@ -20,9 +19,10 @@ from streamq.cli.child_process import WorkerProcess
 from streamq.cli.source_watch import SourceWatch, relative_name
 from streamq.cli.usage_errors import USAGE
 from streamq.cli.worker_settings import Settings
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.tasks.retry_policy import Backoff
 
-log = logging.getLogger("streamq.cli")
+log = SafeLog("streamq.cli")
 
 _WATCH_INTERVAL = 0.4  # seconds between two checks for changed files
 _HEALTHY_AFTER = 10.0  # seconds of uptime after which earlier failures of a slot no longer count

@@ -30,11 +30,12 @@ from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.cli.worker_settings import Settings
 from streamq.client.server_features import ServerFeatures
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.server_errors import translated
 from streamq.worker import State, Worker
 
-log = logging.getLogger("streamq.cli")
+log = SafeLog("streamq.cli")
 
 _SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
 _EXIT_AT_SIGNAL = 3  # the third signal exits at once

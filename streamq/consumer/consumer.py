@@ -8,7 +8,6 @@ of a run, `Settler` builds the commands that settle. Knows no task and no handle
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from streamq.consumer.outage import LONGEST_PAUSE, Outage
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.settling import Settler
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.lease_commands import remove_consumers
 from streamq.queue.store import Store
@@ -28,7 +28,7 @@ from streamq.tasks.outcome import DeadLetter, Outcome, Reason
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.delivery import Delivery
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 BLOCK = 5.0  # seconds of one blocking read, at most
 _UNBLOCK_AGAIN = 0.05  # seconds until a read that is still blocked is unblocked once more

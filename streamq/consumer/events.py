@@ -5,14 +5,14 @@ Events are values. A listener changes nothing and must not wait.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.tasks.outcome import Outcome
 from streamq.wire.delivery import Delivery
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 
 @dataclass(frozen=True, slots=True)

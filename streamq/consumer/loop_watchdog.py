@@ -6,7 +6,6 @@ third of the visibility timeout, which is when the next renewal is due, it logs 
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -17,9 +16,10 @@ from typing import Any
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.tasks.task import Task
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _BEATS = 12  # heartbeats in one visibility timeout
 

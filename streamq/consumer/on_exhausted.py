@@ -8,7 +8,6 @@ its connection, and the worker may die, so a function is called at most once.
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.handlers.context import delivery_var, store_var
 from streamq.queue.sending import new_task_id
@@ -31,7 +31,7 @@ from streamq.wire.message import Message
 from streamq.wire.side_effects import DelayTask, SendTask, SideEffect
 from streamq.wire.tiers import Priority, Tier, pick_tier
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 CALL_TIMEOUT = 10.0  # seconds for one call
 MOST_CALLS = 8  # calls at the same time

@@ -6,17 +6,17 @@ does not spin, and its failure is not hidden.
 
 from __future__ import annotations
 
-import logging
 import random
 
 import anyio
 
 from streamq.clock import Clock
 from streamq.consumer.events import Listeners, Recovered, Trouble
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.tasks.retry_policy import Backoff
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 LONGEST_PAUSE = 2.0  # seconds
 _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)

@@ -7,18 +7,18 @@ with a TTL, and the same JSON is published on the channel of that name.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.handlers.progress import Report
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 WRITE_EVERY = 0.1  # seconds between two writes of one worker's reports
 KEPT = 3600.0  # seconds that a report is kept while its task runs

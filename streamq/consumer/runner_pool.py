@@ -7,7 +7,6 @@ cancelled, and the runner opens a new one. Only a run with middleware, a thread 
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterable
 from math import inf
@@ -21,6 +20,7 @@ from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.timeouts import Slot, Timeouts
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, MessageError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
@@ -31,7 +31,7 @@ from streamq.wire.message import dumps
 from streamq.wire.side_effects import THEN
 from streamq.wire.workflow_steps import encoded_result
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets others run:
 TURN = 0.005  # and seconds that it runs, at least

@@ -13,7 +13,6 @@ one. A tick costs each worker one command.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import anyio
 
 from streamq.consumer.consumer import Consumer
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
 from streamq.queue.schedules import (
     ScheduleDefinition,
@@ -34,7 +34,7 @@ from streamq.queue.schedules import (
 )
 from streamq.tasks.cron import due_ticks
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 LOAD_EVERY = 60.0  # seconds between two loads of the schedules
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds

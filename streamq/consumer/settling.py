@@ -7,7 +7,6 @@ which acts only if this consumer still holds the delivery. What becomes of a run
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from streamq.consumer.counting import Counting
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
@@ -27,7 +27,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect, effects_of_end, has_side_effects
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _TRACEBACK_FOR_WAITERS = 4000  # characters
 

@@ -8,7 +8,6 @@ up: a worker has as many threads as slots.
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import threading
@@ -19,11 +18,12 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
 from streamq.wire.delivery import Delivery
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 LOG_AFTER = 5.0  # seconds after which a thread that does not stop is logged
 WAIT_FOR_THREAD = 5.0  # seconds that a run waits for a free thread

@@ -6,7 +6,6 @@ workers. They write dead letters with `scripts/dead_letter.lua`, which keeps the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,6 +17,7 @@ import anyio
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -31,7 +31,7 @@ from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire.message import Field, Message
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 PAGE = 100  # entries of one round trip
 REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task

@@ -9,7 +9,6 @@ would report work that did not happen.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from datetime import UTC, datetime
 import anyio
 from anyio.abc import TaskStatus
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, check_number
 from streamq.monitoring import Figures, QueueMetrics, QueueMonitor
 
@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("streamq.exporters.prometheus", "metrics") from error
 
-log = logging.getLogger("streamq.exporters")
+log = SafeLog("streamq.exporters")
 
 _PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _QUANTILES = (("0.5", "p50_latency_ms"), ("0.95", "p95_latency_ms"), ("0.99", "p99_latency_ms"))

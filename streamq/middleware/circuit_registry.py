@@ -6,7 +6,6 @@ by circuits of this process while the server cannot be used. Neither knows what 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Final, Protocol
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.circuit_fleet import FleetCircuit, SequenceNumber
 from streamq.middleware.circuit_report import CircuitReporter
@@ -23,7 +23,7 @@ from streamq.middleware.circuit_view import CircuitView, circuit_name
 from streamq.middleware.per_key import PerKey
 from streamq.queue.store import Store
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds without a question to a server that could not be used
 _LEAVE_WITHIN: Final = 2.0  # seconds that a call that has ended may wait for the server's answer

@@ -6,20 +6,20 @@ It costs one command per change, and none per call.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from typing import Final
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.circuit_state_machine import State
 from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView, circuit_name, failure_fields
 from streamq.queue.store import Store
 from streamq.scripts import step
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _REMOVE_WITHIN: Final = 2.0  # seconds that a worker that ends may take to remove its circuits
 

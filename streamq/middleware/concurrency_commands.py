@@ -5,19 +5,19 @@ This module knows the keys and the scripts (`scripts/permit_*.lua`). It keeps no
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from streamq.client import Command
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 RESERVED_MS: Final = 2000  # for so long a permit is reserved for a waiter
 _IDENTITY: Final = re.compile(r"\S+ (\d+) (\S+:delayed) (.+)", re.DOTALL)

@@ -23,20 +23,20 @@ polls, and a run that releases its permit wakes exactly the waiter that gets it.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from typing import Any, Final
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.concurrency_commands import LimitCommands, Waiter
 from streamq.middleware.concurrency_waiters import WaiterChecks
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for limits that no worker takes a step for
 _ASK_AFTER: Final = 300.0  # seconds after which a waiter asks by itself

@@ -6,16 +6,16 @@ wake. So the waiter is checked after `_FIRST_CHECK` seconds, then after pauses t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Final
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.concurrency_commands import LimitCommands, Waiter
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _FIRST_CHECK: Final = 0.002  # seconds until a new waiter is checked; each pause after that is twice as long
 _LONGEST_PAUSE: Final = 8.0  # seconds between two checks; after that a waiter is not checked any more

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.once import LEASE, TTL, Effect, once
 from streamq.tasks.arguments import encode_extra
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 
 class Idempotency:

@@ -8,7 +8,6 @@ Cost: O(1) per task. A key takes memory of the process until its reservations ha
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import secrets
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater, check_integer
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
@@ -26,7 +26,7 @@ from streamq.middleware.token_bucket import Bucket, Rate, Reservation
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 _HEADER: Final = "rate_limit:"
 _FLEET: Final = "fleet"  # the issuer of reservations in Redis; a process has a random name instead

@@ -7,7 +7,6 @@ command, for any number of results.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,13 +20,14 @@ import orjson
 import redis.exceptions
 
 from streamq.client import Subscriber
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 R_co = TypeVar("R_co", covariant=True)
 _KEYS_PER_READ = 1000  # keys of one MGET

@@ -13,15 +13,15 @@ Architecture Blog, 2015. The others have exact delays, unless they are made with
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError
 
-log = logging.getLogger("streamq")
+log = SafeLog("streamq")
 
 DEFAULT_RETRIES = 3
 LONGEST = 86_400.0  # seconds: no delay is longer, unless `max_backoff` says so

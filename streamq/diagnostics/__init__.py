@@ -1,0 +1,1 @@
+"""What streamq says about itself and about users' values, without being harmed by it: logging, and bounded texts."""

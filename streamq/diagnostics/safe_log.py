@@ -1,0 +1,110 @@
+"""Logging that harms nothing: the one way in which streamq logs.
+
+A filter, a handler or a formatter of the user may raise anything, and so may the `str` and `repr` of what is logged.
+That is reported on stderr and swallowed, also SystemExit and KeyboardInterrupt: a task, and a worker, must not end
+because something was to be said about it. (Ctrl-C that arrives in just that instant has to be pressed again.) The
+report comes with the 1st, 2nd, 4th, 8th, ... fault, so that it floods nothing.
+
+What is logged has a bound: `LOGGED` characters for each value.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from streamq.diagnostics.safe_text import repr_of, str_of, type_name
+
+LOGGED = 1_000  # characters of one value in a line of the log
+_PLAIN = (bool, int, float, type(None))
+
+
+class LogFaults:
+    """How often logging itself failed in this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, logger: str, fault: BaseException) -> None:
+        """Count a fault, and report some of them on stderr. Never raises."""
+        self.count += 1
+        if self.count & (self.count - 1):
+            return
+        try:
+            text = ascii(f"{type_name(fault)}: {str_of(fault, 200)}")[1:-1]
+            sys.stderr.write(f"streamq: logging to {logger!r} failed, {self.count} times so far: {text}\n")
+        except BaseException:  # noqa: BLE001, S110 - stderr may be closed, or an object of the user's
+            pass
+
+
+faults = LogFaults()
+
+
+class SafeLog:
+    """A logger whose methods never raise, and never run code of the user outside of their guard."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<SafeLog {self.name}>"
+
+    def debug(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+        """Log at the level DEBUG."""
+        self._log(logging.DEBUG, message, args, extra, None)
+
+    def info(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+        """Log at the level INFO."""
+        self._log(logging.INFO, message, args, extra, None)
+
+    def warning(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+        """Log at the level WARNING."""
+        self._log(logging.WARNING, message, args, extra, None)
+
+    def error(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+        """Log at the level ERROR."""
+        self._log(logging.ERROR, message, args, extra, None)
+
+    def exception(self, message: str, *args: object, error: BaseException | None = None) -> None:
+        """Log at the level ERROR, with the traceback of `error`, by default that of the exception in handling."""
+        self._log(logging.ERROR, message, args, None, error or sys.exc_info()[1])
+
+    def _log(
+        self, level: int, message: str, args: tuple[object, ...], extra: dict[str, Any] | None,
+        error: BaseException | None,
+    ) -> None:  # fmt: skip
+        try:
+            logger = logging.getLogger(self.name)
+            if logger.isEnabledFor(level):
+                values = tuple(map(_shown, args))
+                logger.log(level, message, *values, exc_info=error, extra=extra, stacklevel=3)
+        except BaseException as fault:  # noqa: BLE001 - see the docstring of this module
+            faults.note(self.name, fault)
+
+
+class _Shown:
+    """A value of the user in a record: its texts never raise, and have a bound."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return str_of(self._value, LOGGED)
+
+    def __repr__(self) -> str:
+        return repr_of(self._value, LOGGED)
+
+
+def _shown(value: object) -> object:
+    """Return a value as it is logged: numbers and short texts as they are."""
+    kind = type(value)
+    if kind in _PLAIN or (kind is str and len(value) <= LOGGED):  # type: ignore[arg-type]
+        return value
+    if issubclass(kind, float):  # for %g: without what a class of the user's makes of it
+        return float.__float__(value)  # type: ignore[arg-type]
+    return int.__int__(value) if issubclass(kind, int) else _Shown(value)  # type: ignore[arg-type]

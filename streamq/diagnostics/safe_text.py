@@ -1,0 +1,74 @@
+"""Texts of users' values and exceptions, for logs and dead letters. Nothing here raises, and each text has a bound.
+
+`str`, `repr`, the name of a class, a traceback: each runs code of the user, which may raise anything, SystemExit and
+KeyboardInterrupt too. The text then says so. Each text can be encoded as UTF-8.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+SHOWN = 1_000  # characters of a value in a text
+_CUT = "... ({} more characters)"
+
+
+def str_of(value: object, limit: int = SHOWN) -> str:
+    """Return `str(value)`, at most about `limit` characters; a text that says so if it raises."""
+    return _text(str, "__str__", value, limit)
+
+
+def repr_of(value: object, limit: int = SHOWN) -> str:
+    """Return `repr(value)`, at most about `limit` characters; a text that says so if it raises."""
+    return _text(repr, "__repr__", value, limit)
+
+
+def type_name(error: BaseException) -> str:
+    """Return the qualified name of the class of an exception."""
+    kind = type(error)
+    try:
+        module, name = kind.__module__, kind.__qualname__
+        return _bounded(name if module == "builtins" else f"{module}.{name}", SHOWN)
+    except BaseException:  # noqa: BLE001 - its metaclass may raise anything
+        return _bounded(type.__dict__["__name__"].__get__(kind), SHOWN)
+
+
+def traceback_of(error: BaseException, limit: int) -> str:
+    """Return the last `limit` characters of the traceback of an exception.
+
+    If the exception cannot be formatted with its causes and notes, the text has its frames and its message alone.
+    """
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as broken:  # noqa: BLE001 - properties of the exception may raise anything
+        text = f"{_frames(error)}{type_name(error)}: {str_of(error)}\n(its causes and notes raise {type_name(broken)})"
+    return _utf8(text[-limit:])
+
+
+def _frames(error: BaseException) -> str:
+    trace = BaseException.__dict__["__traceback__"].__get__(error)  # a class may hide it behind a property
+    try:
+        return "".join(traceback.format_tb(trace))
+    except BaseException:  # noqa: BLE001 - the loader of a frame's source may raise anything
+        return ""
+
+
+def _text(of: Callable[[Any], str], name: str, value: object, limit: int) -> str:
+    try:
+        return _bounded(of(value), limit)
+    except BaseException as broken:  # noqa: BLE001 - it is the user's code
+        return f"<no text: its {name} raised {type_name(broken)}>"
+
+
+def _bounded(text: str, limit: int) -> str:
+    """Return a text, cut to `limit` characters and a note of how many there were."""
+    text = str.__str__(text)  # `str(value)` may return an object of a subclass
+    if len(text) > limit:
+        text = text[:limit] + _CUT.format(len(text) - limit)
+    return _utf8(text)
+
+
+def _utf8(text: str) -> str:
+    """Return a text with lone surrogates escaped: they have no UTF-8. Names of files may hold some."""
+    return text.encode(errors="backslashreplace").decode()

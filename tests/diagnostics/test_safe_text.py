@@ -1,0 +1,103 @@
+"""Texts of users' values: whatever their code raises, there is a text, it has a bound, and UTF-8 can encode it."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamq.diagnostics.safe_text import SHOWN, repr_of, str_of, traceback_of, type_name
+
+RAISED = [ValueError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError]
+
+
+class HostileError(Exception):
+    """Every text of it raises what it was made with."""
+
+    def __init__(self, raised):
+        self.raised = raised
+
+    def _raise(self, *_):
+        raise self.raised("no text for you")
+
+    __str__ = __repr__ = __format__ = _raise
+    __notes__ = __cause__ = __context__ = __traceback__ = property(_raise)  # type: ignore[assignment]
+
+
+class Meta(type):
+    """A metaclass whose names raise."""
+
+    def __getattribute__(cls, name):
+        if name in ("__module__", "__qualname__", "__name__"):
+            raise SystemExit(name)
+        return super().__getattribute__(name)
+
+
+def raised(error):
+    """Return an exception as it is caught."""
+    with pytest.raises(type(error)) as caught:
+        raise error
+    return caught._excinfo[1]
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_a_text_that_raises_says_so(kind):
+    """Also if it raises what no `except Exception` catches."""
+    error = raised(HostileError(kind))
+    assert str_of(error) == f"<no text: its __str__ raised {kind.__name__}>"
+    assert repr_of(error) == f"<no text: its __repr__ raised {kind.__name__}>"
+    assert "Hostile" in type_name(error)
+    text = traceback_of(error, 8_000)
+    assert "Hostile" in text
+    assert kind.__name__ in text
+    assert "in raised" in text  # where it was raised is still there
+
+
+def test_a_class_that_hides_its_name_has_one():
+    """The name that C knows."""
+
+    class NamedError(Exception, metaclass=Meta):
+        pass
+
+    assert type_name(NamedError()) == "NamedError"
+
+
+def test_a_text_has_a_bound():
+    """What is cut off is counted."""
+    assert str_of("x" * SHOWN) == "x" * SHOWN
+    assert str_of("x" * 10_000_000) == "x" * SHOWN + f"... ({10_000_000 - SHOWN} more characters)"
+    assert len(traceback_of(raised(ValueError("x" * 1_000_000)), 500)) == 500
+
+
+def test_a_text_is_a_text():
+    """An object of a subclass of str would run code of the user later."""
+
+    class Text(str):
+        __slots__ = ()
+
+        def __getitem__(self, _):
+            raise SystemExit
+
+        def encode(self, *_, **__):
+            raise SystemExit
+
+    class Shown:
+        def __str__(self):
+            return Text("x" * 5_000)
+
+    assert type(str_of(Shown())) is str
+    assert str_of(Shown(), 3).startswith("xxx...")
+
+
+def test_lone_surrogates_are_escaped():
+    """UTF-8 has none, and names of files may."""
+    assert str_of("a\udcff") == "a\\udcff"
+    assert traceback_of(ValueError("a\udcff"), 100).endswith("a\\udcff\n")
+
+
+def test_causes_and_notes_are_in_the_traceback():
+    """As Python prints them."""
+    error = ValueError("outer")
+    error.__cause__ = KeyError("inner")
+    error.add_note("a note")
+    text = traceback_of(raised(error), 8_000)
+    assert "inner" in text
+    assert "a note" in text
