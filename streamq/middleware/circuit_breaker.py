@@ -32,6 +32,7 @@ from streamq.middleware.circuit_state_machine import NEW, UNNUMBERED, CallOutcom
 from streamq.middleware.circuit_view import CircuitView, circuit_name
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.store import Store
+from streamq.tasks.exception_groups import leaves
 from streamq.tasks.retry_policy import Uniform
 from streamq.wire.delivery import Delivery
 
@@ -101,7 +102,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
         self.failure_threshold = failure_threshold
         self.reset_timeout = settings.reset_timeout
         self.half_open_max = half_open_max
-        self._counts = counts
+        self._counts = counts if isinstance(counts, tuple) else (counts,)
         self._key = check_key(key)
         self._broker = broker
         self._random = uniform
@@ -240,8 +241,9 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
     def _outcome(self, error: BaseException | None) -> CallOutcome:
         if error is None:
             return CallOutcome.SUCCEEDED
-        if isinstance(error, self._counts) and not isinstance(error, RetryLater | Reject):
-            return CallOutcome.FAILED
+        for one in leaves(error, self._counts):  # what a task group raises is a group
+            if isinstance(one, self._counts) and not isinstance(one, RetryLater | Reject):
+                return CallOutcome.FAILED
         return CallOutcome.IGNORED
 
     def _open_error(self, key: str, after: float, headers: Mapping[str, Any] | None = None) -> CircuitOpenError:

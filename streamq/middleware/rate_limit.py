@@ -24,6 +24,7 @@ from streamq.middleware.per_key import PerKey
 from streamq.middleware.rate_limit_fleet import FleetBuckets
 from streamq.middleware.token_bucket import Bucket, Rate, Reservation
 from streamq.queue.store import Store
+from streamq.tasks.exception_groups import leaves
 from streamq.tasks.retry_policy import Uniform
 
 log = SafeLog("streamq")
@@ -113,14 +114,17 @@ class RateLimitMiddleware:
             )  # fmt: skip
         try:
             return await call_next(context)
-        except (LimitReached, CircuitOpenError) as postponed:
-            # It did not start, so its token is returned. When it comes back, soon or late, it has waited here already.
-            now = await self._return_token(context, name)
-            postponed.headers = {**(postponed.headers or {}), **self._headers(context, name, Reservation(now))}
-            raise
-        except RetryLater as request:
-            if request.drain:
-                await self._drain(context, name, request)
+        except (RetryLater, BaseExceptionGroup) as error:
+            requests = [one for one in leaves(error) if isinstance(one, RetryLater)]
+            if all(isinstance(one, LimitReached | CircuitOpenError) for one in leaves(error)):
+                # It did not start, so its token is returned. When it comes back, soon or late, it has waited here.
+                now = await self._return_token(context, name)
+                for request in requests:
+                    request.headers = {**(request.headers or {}), **self._headers(context, name, Reservation(now))}
+            else:
+                for request in requests:
+                    if request.drain:
+                        await self._drain(context, name, request)
             raise
 
     def _server_unusable(

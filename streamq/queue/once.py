@@ -32,6 +32,7 @@ from streamq.handlers.context import current_store
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.scripts import step
+from streamq.tasks.exception_groups import only_leaf
 from streamq.wire.message import MAX_PAYLOAD, Default, dumps
 
 TTL: Final = 86_400.0  # seconds that a record is kept
@@ -139,7 +140,8 @@ async def once(
                 if isinstance(error, anyio.get_cancelled_exc_class()):
                     raise
                 failed = error
-                happened = isinstance(error, UnrecordableError) and error.key == key
+                why = only_leaf(error)
+                happened = isinstance(why, UnrecordableError) and why.key == key
             group.cancel_scope.cancel()
     except anyio.get_cancelled_exc_class():
         await record.finish(effect, happened=happened)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
+from streamq.tasks.exception_groups import deciding
 from streamq.tasks.retry_policy import RetryPolicy, Uniform
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.message import dumps
@@ -85,15 +86,20 @@ class Skip:
 Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Return an exception as text: qualified type, message, traceback."""
+def failure_of(error: BaseException, group: BaseException | None = None) -> Failure:
+    """Return an exception as text: qualified type, message, traceback.
+
+    `group` is the exception group that it was raised in: its traceback shows all of it.
+    """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
         text = str(error)
     except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not cost the task
         text = f"<no message: its __str__ raised {type(broken).__name__}>"
-    return Failure(name, _utf8_safe(text)[:_LONGEST_ERROR], _utf8_safe("".join(traceback.format_exception(error))))
+    return Failure(
+        name, _utf8_safe(text)[:_LONGEST_ERROR], _utf8_safe("".join(traceback.format_exception(group or error)))
+    )
 
 
 def _utf8_safe(text: str) -> str:
@@ -114,21 +120,23 @@ def _postpone(request: RetryLater) -> Postpone:
 def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform) -> Outcome:
     """Return the outcome of a delivery whose run raised this error.
 
-    `attempt` counts from 1. `retries` are those of the message; None: those of the policy.
+    `attempt` counts from 1. `retries` are those of the message; None: those of the policy. Of an exception group one
+    exception decides (see `exception_groups`).
     """
+    raised, error = error, deciding(error, policy)
     if isinstance(error, RetryLater):
         try:
             return _postpone(error)
         except (TypeError, ValueError) as unusable:  # a mistake of the handler, treated as any other error
-            error = unusable
+            raised = error = unusable
     match error:
         case Reject() | ArgumentsError():
-            return DeadLetter(Reason.REJECTED, failure_of(error))
+            return DeadLetter(Reason.REJECTED, failure_of(error, raised))
         case UndecodableError():
-            return DeadLetter(Reason.UNDECODABLE, failure_of(error))
+            return DeadLetter(Reason.UNDECODABLE, failure_of(error, raised))
         case _ if not policy.retryable(error):
-            return DeadLetter(Reason.REJECTED, failure_of(error))
+            return DeadLetter(Reason.REJECTED, failure_of(error, raised))
         case _ if attempt > (policy.max_retries(error) if retries is None else retries):
-            return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error))
+            return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised))
         case _:
-            return Retry(policy.delay(attempt, error, random), failure_of(error))
+            return Retry(policy.delay(attempt, error, random), failure_of(error, raised))

@@ -185,6 +185,12 @@ class RetryPolicy:
         object.__setattr__(self, "_limits", (*limits, (BaseException, DEFAULT_RETRIES)))
         object.__setattr__(self, "_rules", (*rules, (BaseException, Backoff())))
 
+    @property
+    def named(self) -> tuple[type[BaseException], ...]:
+        """The exception classes that this policy names."""
+        by_class = (kind for pairs in (self._limits, self._rules) for kind, _ in pairs)
+        return (*self.retry_on, *self.give_up_on, *by_class)
+
     def retryable(self, error: BaseException) -> bool:
         """Return whether this failure can be retried at all."""
         return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)

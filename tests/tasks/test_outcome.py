@@ -118,3 +118,80 @@ def test_a_failure_can_be_sent_whatever_is_in_its_message():
     failure.traceback.encode()
     assert "\\udce9" in failure.error
     assert len(failure_of(ValueError("x" * 10_000_000)).error) <= 8_000
+
+
+# --- exception groups: what a task group raises -------------------------------------------------------------
+
+
+def group(*errors):
+    return ExceptionGroup("unhandled errors in a TaskGroup", list(errors))
+
+
+@pytest.mark.parametrize("wrapped", [group, lambda error: group(group(group(error)))])
+def test_a_group_of_one_counts_as_its_exception(wrapped):
+    """As if the task group were not there, however deep."""
+    assert decided(wrapped(RetryLater("429", after=7, headers={"a": 1}))) == Postpone(7.0, "429", headers={"a": 1})
+    assert decided(wrapped(Reject("410"))).reason is Reason.REJECTED
+    assert decided(wrapped(KeyError("x"))).reason is Reason.REJECTED
+    failed = decided(wrapped(ValueError("no")), 2)
+    assert isinstance(failed, Retry)
+    assert failed.delay == 8
+    assert (failed.failure.error_type, failed.failure.error) == ("ValueError", "no")
+
+
+def test_the_retries_and_backoff_of_a_class_hold_in_a_group():
+    """`retry_on`, `retries={...}` and `backoff={...}` see the exception, not its group."""
+    policy = RetryPolicy(
+        retries={ConnectionError: 5, Exception: 0}, backoff={ConnectionError: 3.0}, retry_on=(OSError,)
+    )
+
+    def ended(error, attempt=1):
+        return decide(policy, attempt=attempt, retries=None, error=error, random=random.Random(1))
+
+    assert ended(group(ConnectionError()), 5).delay == 3
+    assert ended(group(ConnectionError()), 6).reason is Reason.RETRIES_EXHAUSTED
+    assert ended(group(OSError()), 1).reason is Reason.RETRIES_EXHAUSTED
+    assert ended(group(ValueError()), 1).reason is Reason.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("errors", "decides"),
+    [
+        ([RetryLater(after=1), ValueError("f"), KeyError("g"), Reject("r")], "r"),
+        ([RetryLater(after=1), ValueError("f"), group(KeyError("g"))], "'g'"),
+        ([RetryLater(after=1), group(group(ValueError("f"))), RetryLater(after=2)], "f"),
+        ([ValueError("first"), ValueError("second")], "first"),
+    ],
+)
+def test_of_several_the_strictest_decides(errors, decides):
+    """Wherever it stands: Reject, what is given up on, a failure, RetryLater. The traceback shows the whole group."""
+    for order in (errors, errors[::-1] if decides != "first" else errors):
+        outcome = decided(group(*order))
+        assert outcome.failure.error == decides
+        assert "RetryLater" in outcome.failure.traceback or decides == "first"
+
+
+def test_of_several_failures_that_with_the_fewest_retries_decides():
+    """The strictest of the classes' budgets."""
+    policy = RetryPolicy(retries={TimeoutError: 5, ValueError: 1})
+    both = group(TimeoutError(), ValueError())
+    ended = decide(policy, attempt=2, retries=None, error=both, random=random.Random(1))
+    assert ended.reason is Reason.RETRIES_EXHAUSTED
+    assert ended.failure.error_type == "ValueError"
+
+
+def test_if_all_ask_for_another_time_it_is_the_latest():
+    """Each of them was promised not to be asked before its time. One that cannot be used is a failure."""
+    asked = [RetryLater(after=1), RetryLater("longest", after=9), RetryLater(after=3)]
+    assert decided(group(*asked)) == Postpone(9.0, "longest")
+    unusable = RetryLater("x", after=1)
+    unusable.after = "soon"
+    assert isinstance(decided(group(*asked, unusable)), Retry)
+
+
+def test_a_class_of_groups_that_the_policy_names_is_taken_as_it_is():
+    """Who writes `give_up_on=ExceptionGroup` means groups."""
+    policy = RetryPolicy(give_up_on=(ExceptionGroup,))
+    ended = decide(policy, attempt=1, retries=None, error=group(ValueError()), random=random.Random(1))
+    assert ended.reason is Reason.REJECTED
+    assert ended.failure.error_type == "ExceptionGroup"

@@ -1,0 +1,72 @@
+"""Exception groups: which exception of a group decides. Pure.
+
+A task group wraps what its tasks raise, in a group of one as well. A group of one counts as its exception. Of several
+the strictest decides: see `deciding`. A group counts as itself where somebody names a class of groups (`retry_on=
+ExceptionGroup`), or if its own class is a request, such as a subclass of `Reject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import inf, isnan
+
+from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
+from streamq.tasks.retry_policy import RetryPolicy
+
+_REQUESTS = (RetryLater, Reject, ArgumentsError, UndecodableError)
+
+
+def leaves(error: BaseException, named: Iterable[type[BaseException]] = ()) -> Iterator[BaseException]:
+    """Yield the exceptions of a group, nested ones too, in order; an exception that is no group is its own leaf.
+
+    `named` are the classes that somebody asks for: a group of one of these classes of groups is a leaf.
+    """
+    whole = (*_REQUESTS, *(kind for kind in named if issubclass(kind, BaseExceptionGroup)))
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseExceptionGroup) and not isinstance(one, whole):
+            waiting += reversed(one.exceptions)
+        else:
+            yield one
+
+
+def only_leaf(error: BaseException) -> BaseException:
+    """Return the exception in a group of one, nested too; anything else as it is."""
+    found = leaves(error)
+    first = next(found)
+    return first if next(found, None) is None else error
+
+
+def deciding(error: BaseException, policy: RetryPolicy) -> BaseException:
+    """Return the exception that decides about a failed run.
+
+    Of several, in this order: what rejects the task at once (`Reject`, arguments that do not fit); what the policy
+    does not retry; a failure, that with the fewest retries first; and if all ask for another time, the latest of them.
+    The first one where two are equal.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    return min(leaves(error, policy.named), key=lambda one: _strictness(one, policy))
+
+
+def _strictness(error: BaseException, policy: RetryPolicy) -> tuple[int, float]:
+    """Return what sorts an exception before all that are less strict."""
+    match error:
+        case RetryLater():
+            return 3, -_seconds(error)
+        case Reject() | ArgumentsError() | UndecodableError():
+            return 0, 0.0
+        case _ if not policy.retryable(error):
+            return 1, 0.0
+        case _:
+            return 2, policy.max_retries(error)
+
+
+def _seconds(request: RetryLater) -> float:
+    """Return the time (s) that a handler asked for. One that cannot be used comes first: it is a failure."""
+    try:
+        after = float(request.after)
+    except (TypeError, ValueError, OverflowError):
+        return inf
+    return inf if isnan(after) else after
