@@ -6,14 +6,13 @@ It holds the parts of one open queue (connection, store, producer) and passes ea
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
 import anyio.abc
 
-from streamq.client import Client
+from streamq.client import Client, Resources
 from streamq.clock import SYSTEM, Clock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
@@ -92,7 +91,7 @@ class RedisBroker:
         self._waiters: Waiters | None = None
         self._producer: Producer | None = None
         self._group: anyio.abc.TaskGroup | None = None
-        self._stack: AsyncExitStack | None = None
+        self._resources: Resources | None = None
         self._consumers: set[ManualConsumer] = set()  # those of the loops over `consume` that go on
 
     def __repr__(self) -> str:
@@ -102,38 +101,32 @@ class RedisBroker:
     # --- open and close ------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._stack is not None:
+        if self._resources is not None:
             raise ConfigurationError(f"{self!r} is open already: open a broker once")
-        stack = AsyncExitStack()
-        await stack.__aenter__()
+        resources = self._resources = Resources()
         try:
-            await stack.enter_async_context(self._open())
-        except BaseException:
-            await stack.aclose()
+            client, self._group = await self._server.connect(resources, *self._timeouts)
+        except BaseException as error:
+            self._resources = None
+            await resources.close(error)
             raise
-        self._stack = stack
+        self._store = store = Store(
+            client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock,
+            max_payload=self.max_payload,
+        )  # fmt: skip
+        self._waiters = Waiters(store, self._group)
+        self._producer = Producer(self._builder, self.middleware, store, self._waiters)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        stack, self._stack = self._stack, None
-        return await stack.__aexit__(kind, error, trace) if stack is not None else None
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
-        async with self._server.connect(*self._timeouts) as (client, group):
-            self._store = store = Store(
-                client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock,
-                max_payload=self.max_payload,
-            )  # fmt: skip
-            self._group = group
-            self._waiters = Waiters(store, group)
-            self._producer = Producer(self._builder, self.middleware, store, self._waiters)
-            try:
-                yield
-            finally:
-                self._store = self._waiters = self._producer = self._group = None
+    ) -> None:
+        resources, self._resources = self._resources, None
+        if self._waiters is not None:
+            self._waiters.close()
+        self._store = self._waiters = self._producer = self._group = None
+        if resources is not None:
+            await resources.close(error)
 
     @property
     def store(self) -> Store:

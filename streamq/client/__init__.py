@@ -4,7 +4,7 @@ Other folders use `Client`. This folder must not know queues, tasks or messages.
 """
 
 from streamq.client.address import Address
-from streamq.client.background_tasks import BackgroundTasks
+from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resources
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
 from streamq.client.dial import Dial
@@ -22,7 +22,9 @@ __all__ = [
     "Command",
     "Dial",
     "OutcomeUnknown",
+    "OwnedGroup",
     "Pipeline",
+    "Resources",
     "Script",
     "ServerFeatures",
     "Subscriber",

@@ -60,6 +60,7 @@ class BlockingConnection:
         self._reading = anyio.ResourceGuard("reading from")
         self._unblocking = anyio.Lock()
         self._unblocked_early = False  # `unblock` was called while `read` was connecting
+        self._closed = False
 
     def __repr__(self) -> str:
         if self._connection is None or not self._connection.usable:
@@ -74,6 +75,7 @@ class BlockingConnection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True  # a read that is connecting closes what it gets
         await self._close("the blocking connection was closed")
 
     async def read(self, command: Command, *, block: float, on_late_reply: Callable[[Any], None]) -> Any:
@@ -128,13 +130,18 @@ class BlockingConnection:
         if self._connection is not None and self._connection.usable:
             return self._connection
         await self._close("the connection was given up")
+        dialled = await self._connector.connect()
         connection = SharedConnection(
-            await self._connector.connect(),
-            SendQueue(anyio.Event),
-            reply_timeout=self._reply_timeout,
-            owns_queue=True,
+            dialled, SendQueue(anyio.Event), reply_timeout=self._reply_timeout, owns_queue=True
         )
-        self._start(connection)
+        if self._closed:
+            await connection.aclose()
+            raise exceptions.ConnectionError("the blocking connection was closed while it connected")
+        try:
+            self._start(connection)
+        except BaseException:  # the client was closed: nobody else closes the socket
+            await connection.aclose()
+            raise
         self._connection = connection
         return connection
 

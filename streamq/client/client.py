@@ -104,15 +104,20 @@ class Client(AsyncCoreCommands):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        tasks, multiplexer = self._running()
+    ) -> None:
+        if self._tasks is None or self._multiplexer is None or self._closed:
+            return
         self._closed = True  # nothing new starts from here on
-        multiplexer.close()
+        self._multiplexer.close()
         if self._second is not None:
             self._second.close()
         for connection in tuple(self._blocking_connections):
             connection.close("the client was closed")
-        return await tasks.__aexit__(kind, error, trace)
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            for connection in tuple(self._blocking_connections):  # those whose task never began
+                await connection.aclose()
 
     def _running(self) -> tuple[BackgroundTasks, Multiplexer]:
         if self._tasks is None or self._multiplexer is None or self._closed:

@@ -92,9 +92,13 @@ class SharedConnection:
                     tasks.start_soon(self._close_on_error, self._check_reply_timeout)
                     await self._close_on_error(self._write)
         finally:
-            self.close("the client was closed")
-            await self._connection.aclose()
-            self.ended.set()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the socket. `run` does it at its end; a connection that is never run must be closed by its owner."""
+        self.close("the client was closed")
+        await self._connection.aclose()
+        self.ended.set()
 
     def submit(self, data: bytes, reply_count: int, block: float = 0.0) -> Request:
         """Send packed commands that will get `reply_count` replies, or queue them. Return their request."""

@@ -21,7 +21,7 @@ from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.settling import Settler
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError
+from streamq.errors import BrokerError, OutcomeUnknownError
 from streamq.queue.lease_commands import remove_consumers
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Reason
@@ -72,6 +72,7 @@ class Consumer:
         self._unblocked = anyio.Event()
         self._reading = True
         self._ended = False
+        self._left = False
         self._blocking = store.client.blocking()
 
     def __repr__(self) -> str:
@@ -273,8 +274,13 @@ class Consumer:
         self.wake_up()
 
     async def wait_until_settled(self) -> None:
-        """Wait until every outcome so far has had its round trip."""
+        """Wait until every outcome so far has had its round trip.
+
+        Raises OutcomeUnknownError if this consumer has left before.
+        """
         while self.unsettled or self._in_flight:
+            if self._left:
+                raise OutcomeUnknownError(f"{self.name} has left before this was settled; its leases end by themselves")
             await self._round_trip_ended.wait()
 
     async def leave(self) -> None:
@@ -291,6 +297,10 @@ class Consumer:
                 await self._leave_once()
         except BrokerError as error:
             log.warning("%s: could not leave the group (%s); its leases end by themselves", self.name, error)
+        finally:
+            self._left = True
+            self._in_flight = False
+            self._round_trip_ended.set()
 
     async def _leave_once(self) -> None:
         while self.unsettled or self.settler.counting.unwritten:

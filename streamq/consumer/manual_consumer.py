@@ -13,7 +13,7 @@ from streamq.consumer.consumer import Consumer
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.promoter import Promoter
-from streamq.errors import UndecodableError
+from streamq.errors import NotOpenError, UndecodableError
 from streamq.queue.lease_commands import mark_isolated
 from streamq.queue.store import Store
 from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Reason, Release, Skip, failure_of
@@ -29,6 +29,7 @@ class ManualConsumer:
         self.unsettled: dict[str, Delivery] = {}  # by task id: deliveries that the program has
         self._arrived = anyio.Event()
         self._stopped = anyio.Event()
+        self._ended = False
         buffer = PrefetchBuffer(
             [tier.weight for tier in store.tiers], slots=0, max_prefetch=0, suspect_after=2,
             suspect_wait=visibility_timeout, clock=store.clock.elapsed,
@@ -67,14 +68,21 @@ class ManualConsumer:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5.0):
                 await consumer.leave()
             self.unsettled.clear()
+            self._ended = True
+            self._arrived.set()
 
     def stop(self) -> None:
         """Stop reading and release the rest, in the background."""
         self._stopped.set()
 
     async def next(self) -> Delivery:
-        """Wait for the next delivery that is a valid message; dead-letter the others."""
+        """Wait for the next delivery that is a valid message; dead-letter the others.
+
+        Raises NotOpenError if the broker is left meanwhile.
+        """
         while True:
+            if self._ended:
+                raise NotOpenError("the broker of this loop over deliveries")
             self._arrived = anyio.Event()
             self.buffer.slots = self.buffer.running + 1
             self.consumer.wake_up()

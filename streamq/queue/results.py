@@ -21,7 +21,7 @@ import redis.exceptions
 
 from streamq.client import Subscriber
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
+from streamq.errors import BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.server_errors import translated
@@ -78,9 +78,17 @@ class Waiters:
         self._waiting: dict[str, set[Waiter]] = {}
         self._stale: set[str] = set()  # subscribed, and without a waiter
         self._waiter_left = anyio.Event()
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Waiters for {len(self._waiting)} results>"
+
+    def close(self) -> None:
+        """End every wait with an error: the broker is being left."""
+        self._closed = True
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.mark_stale()
 
     async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
         """Return each key that exists with its value: one round trip, one command per 1,000 keys.
@@ -123,8 +131,13 @@ class Waiters:
             raise translated(error) from error
 
     async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
-        """Wait for messages of a subscribed waiter and return them, the newest last."""
+        """Wait for messages of a subscribed waiter and return them, the newest last.
+
+        Raises BrokerError if the server cannot be used, and BrokerUnavailableError once the broker is being left.
+        """
         while True:
+            if self._closed:
+                raise BrokerUnavailableError("the broker was closed while a result, or progress, was waited for")
             found: list[tuple[str, bytes]] = []
             if waiter._must_read:  # noqa: SLF001 - a waiter is a part of this
                 waiter._must_read = False  # noqa: SLF001

@@ -5,14 +5,11 @@ It knows no keys and no commands: `store.py` speaks to the server through the cl
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import anyio
 import anyio.abc
 
-from streamq.client import Address, BackgroundTasks, Client
+from streamq.client import Address, BackgroundTasks, Client, OwnedGroup, Resources
 
 _EMBEDDED = ("memory", "embedded")
 
@@ -34,34 +31,20 @@ class ServerUrl:
         """Return the URL without its password."""
         return self.url if self._scheme in _EMBEDDED else repr(self._address)
 
-    @asynccontextmanager
     async def connect(
-        self, connect_timeout: float, reply_timeout: float
-    ) -> AsyncIterator[tuple[Client, anyio.abc.TaskGroup]]:
-        """Open a client, and a task group for what uses it. Timeouts are in seconds.
+        self, resources: Resources, connect_timeout: float, reply_timeout: float
+    ) -> tuple[Client, anyio.abc.TaskGroup]:
+        """Open a client, and a task group for what uses it, among `resources`. Timeouts are in seconds."""
+        # The tasks that use the client end before it, those that an embedded server runs on end after it.
+        background = await resources.open(BackgroundTasks())
+        address, dial = await self._start(resources, background)
+        client = Client(
+            address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client_name="streamq"
+        )
+        await resources.open(client)
+        return client, await resources.open(OwnedGroup())
 
-        An error in the block leaves it as it is, and not inside an exception group.
-        """
-        failed: BaseException | None = None
-        async with AsyncExitStack() as stack:
-            # The tasks that use the client end before it, those that an embedded server runs on end after it.
-            background = await stack.enter_async_context(BackgroundTasks())
-            address, dial = await self._start(stack, background)
-            client = Client(
-                address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client_name="streamq"
-            )
-            await stack.enter_async_context(client)
-            group = await stack.enter_async_context(_cancelled_at_the_end())
-            try:
-                yield client, group
-            except BaseException as error:  # raised below: a task group would wrap it
-                if isinstance(error, anyio.get_cancelled_exc_class()):
-                    raise
-                failed = error
-        if failed is not None:
-            raise failed
-
-    async def _start(self, stack: AsyncExitStack, background: BackgroundTasks) -> tuple[Address, Any]:
+    async def _start(self, resources: Resources, background: BackgroundTasks) -> tuple[Address, Any]:
         """Return the address, and the dialer if it is not that of sockets. Starts an embedded server."""
         if self._scheme == "memory":
             from streamq.embedded import MemoryServer  # noqa: PLC0415 - an extra
@@ -73,14 +56,6 @@ class ServerUrl:
             from streamq.embedded import EmbeddedServer  # noqa: PLC0415 - an extra
 
             embedded = EmbeddedServer(self.url.partition("://")[2] or None)
-            await stack.enter_async_context(embedded)
+            await resources.open(embedded)
             return Address.parse(embedded.url), None
         return self._address, None
-
-
-@asynccontextmanager
-async def _cancelled_at_the_end() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """A task group whose tasks are cancelled when the block ends."""
-    async with anyio.create_task_group() as group:
-        yield group
-        group.cancel_scope.cancel()
