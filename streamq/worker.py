@@ -23,6 +23,7 @@ from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
+from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
@@ -47,7 +48,6 @@ _LEAVE_TIMEOUT = 5.0  # seconds for the last commands to the server
 _BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty
 _BURST_HORIZON = 60.0  # seconds: a burst worker waits for tasks that are delayed by less
 _SUSPECT_AFTER = 2
-_NOT_YET = frozenset({"LOADING", "MASTERDOWN"})
 
 Lifespan = Callable[["Worker"], AbstractAsyncContextManager[Any]]
 
@@ -123,6 +123,7 @@ class Worker:
         self._stop = anyio.Event()
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
+        self._start_trouble: str | None = None  # what keeps it from the server before it has a consumer
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {self.state} tasks={len(self.tasks)} concurrency={self.concurrency}>"
@@ -132,7 +133,7 @@ class Worker:
         """The state of the worker, and the error that keeps it from the server, if any."""
         consumer = self._consumer
         if consumer is None:
-            return Health(self.state, None, 0, 0, 0)
+            return Health(self.state, self._start_trouble, 0, 0, 0)
         error, buffer = consumer.outage.error, consumer.buffer
         trouble = None if error is None else str(error)
         return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded)
@@ -148,7 +149,8 @@ class Worker:
         """Run tasks until cancelled, drained by `stop`, or, with `burst`, until the queue is empty.
 
         In a task group or nursery: `await group.start(worker.run)` returns once the worker reads.
-        Raises BrokerError if the server cannot be used at the start; later the worker waits for it.
+        Raises BrokerError at the start if waiting would not help: the server could never be reached, refuses the login
+        or a right, or has a key of another type. It waits for a server that is full, read-only or still loading.
         """
         if self.state is not State.NEW:
             raise ConfigurationError(f"{self!r} has run already: make another worker")
@@ -173,7 +175,7 @@ class Worker:
             self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
             max_payload=self.broker.max_payload,
         )  # fmt: skip
-        await _create_groups(store)
+        await create_groups(store, self._note_start_trouble)
         threads, reporter = Threads(self.concurrency), ProgressReporter(store)
         consumer, runners = self._assemble(store, threads, reporter, state)
         self._consumer = consumer
@@ -186,7 +188,7 @@ class Worker:
             consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=scheduler.changed
         )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
-        await leases.renew()
+        await register(leases)
         try:
             async with anyio.create_task_group() as loops:
                 for loop in (
@@ -217,6 +219,9 @@ class Worker:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_TIMEOUT):
                 await consumer.leave()
+
+    def _note_start_trouble(self, error: BrokerError | None) -> None:
+        self._start_trouble = None if error is None else str(error)
 
     def _assemble(
         self, store: Store, threads: Threads, reporter: ProgressReporter, state: Any
@@ -286,18 +291,6 @@ async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
             group.start_soon(runners.serve)
         yield
         group.cancel_scope.cancel()
-
-
-async def _create_groups(store: Store) -> None:
-    """Create the streams and their groups; wait for a server that is still loading."""
-    while True:
-        try:
-            return await store.ensure_groups()
-        except BrokerError as error:
-            if error.code not in _NOT_YET:
-                raise
-            log.warning("%s; waiting for the server", error)
-            await anyio.sleep(1.0)
 
 
 def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:

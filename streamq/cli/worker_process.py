@@ -30,6 +30,7 @@ from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.cli.worker_settings import Settings
 from streamq.client.server_features import ServerFeatures
+from streamq.consumer.joining import TEMPORARY
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.server_errors import translated
@@ -208,7 +209,7 @@ async def _server_features(broker: RedisBroker) -> ServerFeatures:
         return ServerFeatures()
     except redis.exceptions.RedisError as error:
         problem = translated(error)
-        if isinstance(problem, BrokerError) and problem.code in ("LOADING", "MASTERDOWN"):
+        if isinstance(problem, BrokerError) and problem.code in TEMPORARY:
             return ServerFeatures()
         raise problem from error
 

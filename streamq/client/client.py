@@ -232,6 +232,11 @@ class Client(AsyncCoreCommands):
 
     # --- connections ---------------------------------------------------------------------------
 
+    @property
+    def ever_connected(self) -> bool:
+        """Whether the server could be used once since this client was opened."""
+        return self._multiplexer is not None and self._multiplexer.ever_connected
+
     async def reset(self) -> None:  # type: ignore[override]
         """Give up the current connection. The next command connects again.
 

@@ -31,7 +31,7 @@ class Multiplexer:
         self._connector = connector
         self._queue = SendQueue(new_event)
         self._reply_timeout = reply_timeout
-        self._ever_connected = False
+        self.ever_connected = False  # the server could be used once
         self._connecting = False
         self._last_error: Exception | None = None
         self._closed = False
@@ -90,7 +90,7 @@ class Multiplexer:
             self.close()
 
     async def _run_connection(self, connection: Connection) -> None:
-        self._ever_connected = True
+        self.ever_connected = True
         self.current = current = SharedConnection(connection, self._queue, reply_timeout=self._reply_timeout)
         try:
             await current.run()
@@ -126,7 +126,7 @@ class Multiplexer:
                 self._last_error = error
             except exceptions.ConnectionError as error:
                 self._last_error = error
-                if not self._ever_connected or isinstance(error, exceptions.AuthenticationError):
+                if not self.ever_connected or isinstance(error, exceptions.AuthenticationError):
                     self._queue.fail_all(type(error), str(error), error.__cause__)
         return None
 

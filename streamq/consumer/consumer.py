@@ -71,6 +71,7 @@ class Consumer:
         self._blocked = False
         self._unblocked = anyio.Event()
         self._reading = True
+        self.is_registered = False  # see `registered`
         self._ended = False
         self._left = False
         self._blocking = store.client.blocking()
@@ -115,6 +116,12 @@ class Consumer:
         self.buffer.forget(tier, entry_id)
         if not self.buffer.remove_unstarted(delivery):
             self._on_lost(delivery)
+
+    def registered(self) -> None:
+        """Note that the server counts this consumer as alive, and that its clock is known: it may read."""
+        if not self.is_registered:
+            self.is_registered = True
+            self.wake_up()
 
     def note_promoted(self) -> None:
         """Note that delayed messages were moved to the streams: there may be something to read."""
@@ -164,7 +171,7 @@ class Consumer:
                 return
 
     def _may_read(self) -> bool:
-        return self._reading and not self._blocked
+        return self._reading and self.is_registered and not self._blocked
 
     def _wants_to_block(self) -> bool:
         return self._may_read() and not any(self.buffer.backlog) and self.buffer.room() > 0

@@ -33,7 +33,7 @@ class LeaseKeeper:
 
     def __init__(self, consumer: Consumer, *, uniform: random.Random | None = None) -> None:
         self._consumer = consumer
-        self._store = consumer.store
+        self.store = consumer.store
         self._clock = consumer.store.clock
         self._random = uniform or random.Random()
         self._cursors = [_START for _ in consumer.store.tiers]
@@ -73,10 +73,11 @@ class LeaseKeeper:
         held = [list(by_id) for by_id in consumer.buffer.held]
         in_full = [tier for tier, at in enumerate(self._in_full_at) if at <= self._clock.elapsed()]
         sent = self._clock.now()
-        now, lost = await renew(self._store, consumer.name, consumer.visibility_timeout, held, in_full=in_full)
+        now, lost = await renew(self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full)
         self._note_in_full(in_full)
         self._detect_outage()
         consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
+        consumer.registered()
         for tier, ids in enumerate(lost):
             for entry_id in ids:
                 consumer.lease_lost(tier, entry_id)
@@ -133,7 +134,7 @@ class LeaseKeeper:
         if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
             return False
         forgotten = 2 * consumer.visibility_timeout
-        pending, gone = await survey(self._store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
+        pending, gone = await survey(self.store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
         self._surveyed = self._clock.elapsed()
         complete = True
         for tier, number in enumerate(pending):
@@ -143,7 +144,7 @@ class LeaseKeeper:
             to_the_end, died = await self._sweep_tier(tier)
             complete, gone = complete and to_the_end, gone or died
         if gone:
-            await remove_consumers(self._store, forgotten=forgotten)
+            await remove_consumers(self.store, forgotten=forgotten)
         return complete
 
     async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
@@ -154,7 +155,7 @@ class LeaseKeeper:
         while (room := self._room()) > 0:
             count = min(SWEEP_STEP, room)
             cursor, found, more_suspects = await reclaim(
-                self._store,
+                self.store,
                 consumer.name,
                 tier,
                 idle=_NEVER if others_returning else consumer.visibility_timeout,
@@ -175,4 +176,4 @@ class LeaseKeeper:
         return False, died
 
     def _room(self) -> int:
-        return self._consumer.buffer.room() if self.sweeping else 0
+        return self._consumer.buffer.room() if self.sweeping and self._consumer.is_registered else 0

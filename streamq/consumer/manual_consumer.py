@@ -10,6 +10,7 @@ import anyio
 import anyio.abc
 
 from streamq.consumer.consumer import Consumer
+from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.promoter import Promoter
@@ -51,8 +52,8 @@ class ManualConsumer:
         consumer = self.consumer
         leases = LeaseKeeper(consumer)
         promoter = Promoter(consumer, on_released=leases.sweep_soon, on_cancel=lambda _: None)
-        await self._store.ensure_groups()
-        await leases.renew()
+        await create_groups(self._store, lambda _: None)
+        await register(leases)
         try:
             async with anyio.create_task_group() as group:
                 for loop in (

@@ -107,16 +107,18 @@ class Store:
 
     # --- consuming ---------------------------------------------------------------------------
 
-    async def ensure_groups(self) -> None:
+    async def ensure_groups(self) -> BrokerError | None:
         """Create each stream and its consumer group, from the beginning of the stream, where they are missing.
 
-        Raises BrokerError (WRONGTYPE) if a stream, or a key into which a settlement moves entries, exists with another
-        type.
+        Returns None, or the error with which the server refused to create groups that exist: a full server, or one that
+        is read-only, refuses before it looks. Raises BrokerError if a group is missing and cannot be created, and
+        (WRONGTYPE) if a stream, or a key into which a settlement moves entries, exists with another type.
         """
         creations = self.read_commands.create_groups()
         checks = self.read_commands.check_types()
         replies = await self._send([*(command for _, command in creations), *(command for *_, command in checks)])
         asked = [*((name, "stream") for name, _ in creations), *((name, kind) for name, kind, _ in checks)]
+        refused: list[tuple[str, BrokerError]] = []
         for place, ((name, kind), reply) in enumerate(zip(asked, replies, strict=True)):
             if not isinstance(reply, Exception):
                 continue
@@ -125,7 +127,17 @@ class Store:
                 why = f"the key {name!r} is no {kind}; rename that key, or choose another namespace"
                 raise BrokerError(f"WRONGTYPE: {why}", code="WRONGTYPE")
             if place < len(creations) and error.code != "BUSYGROUP":
+                refused.append((name, error))
+        return await self._first_refusal(refused) if refused else None
+
+    async def _first_refusal(self, refused: Sequence[tuple[str, BrokerError]]) -> BrokerError:
+        """Return the first of these errors. Raises that of a group that does not exist."""
+        replies = await self.attempt([("XINFO", "GROUPS", name) for name, _ in refused])
+        group = self.keys.group.encode()
+        for (_, error), rows in zip(refused, replies, strict=True):
+            if isinstance(rows, BrokerError) or not any(row[1] == group for row in rows):
                 raise error
+        return refused[0][1]
 
     async def started(self, delivery: Delivery) -> None:
         """Carry out the side effects of a task's start, if it has any."""

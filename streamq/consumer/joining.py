@@ -1,0 +1,68 @@
+"""Joining the consumer group, on a server in whatever state: full, read-only, still loading, gone for a moment.
+
+A worker can start while the server refuses writes, as long as its groups exist. What could not be written is tried
+later: the loop that renews leases registers the consumer, and nothing is read before it has (`Consumer.registered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from streamq.consumer.leases import LeaseKeeper
+from streamq.diagnostics.safe_log import SafeLog
+from streamq.errors import BrokerError
+from streamq.queue.store import Store
+
+log = SafeLog("streamq")
+
+TEMPORARY: Final = frozenset(
+    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
+)
+"""Codes of refusals that end without a change of the configuration of the worker."""
+_CONNECTION: Final = frozenset({"UNAVAILABLE", "UNKNOWN"})
+_PAUSE: Final = 1.0  # seconds between two tries
+
+
+async def create_groups(store: Store, note: Callable[[BrokerError | None], None]) -> None:
+    """Create the streams and their groups, where they are missing; wait while the server refuses that for now.
+
+    `note` is called with the error while this waits, and with None at the end. Raises BrokerError if waiting would not
+    help: wrong credentials, missing rights, a key of another type, a server that could never be reached.
+    """
+    waiting = False
+    while True:
+        try:
+            refused = await store.ensure_groups()
+        except BrokerError as error:
+            if not is_temporary(store, error):
+                raise
+            note(error)
+            if not waiting:
+                log.warning("%s; waiting for the server", error)
+            waiting = True
+            await anyio.sleep(_PAUSE)
+        else:
+            if refused is not None:
+                log.warning("the server refuses writes (%s); the consumer groups exist, so this starts", refused)
+            note(None)
+            return
+
+
+async def register(leases: LeaseKeeper) -> None:
+    """Renew for the first time: the server counts the consumer as alive. If it refuses for now, the loop does it later.
+
+    Raises BrokerError if waiting would not help.
+    """
+    try:
+        await leases.renew()
+    except BrokerError as error:
+        if not is_temporary(leases.store, error):
+            raise
+
+
+def is_temporary(store: Store, error: BrokerError) -> bool:
+    """Return whether an error at the start may end by itself. A server that was never reached is a wrong address."""
+    return error.code in TEMPORARY or (error.code in _CONNECTION and store.client.ever_connected)

@@ -1,0 +1,156 @@
+"""P14: a worker starts on a server that refuses writes if its groups exist, and waits for one that will take them."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, asynccontextmanager
+
+import anyio
+import pytest
+
+from streamq import RedisBroker, Worker, task
+from streamq.errors import BrokerError
+from tests.servers import REAL_KINDS, available, fresh_server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+runs: list[int] = []
+
+
+@task
+async def note(number: int) -> None:
+    runs.append(number)
+
+
+@pytest.fixture(params=REAL_KINDS)
+def server(request):
+    if not available(request.param):
+        pytest.skip(f"no {request.param}-server on PATH")
+    runs.clear()
+    with fresh_server(request.param) as started:
+        yield started
+
+
+def full(server, *, yes: bool) -> None:
+    server.command("CONFIG", "SET", "maxmemory", "1" if yes else "0")
+
+
+def read_only(server, *, yes: bool) -> None:
+    server.command("REPLICAOF", *(("no.such.host.invalid", 1) if yes else ("NO", "ONE")))
+
+
+def without_replicas(server, *, yes: bool) -> None:
+    server.command("CONFIG", "SET", "min-replicas-to-write", int(yes))
+
+
+REFUSALS = {"OOM": full, "READONLY": read_only, "NOREPLICAS": without_replicas}
+
+
+async def until(condition, seconds: float = 15) -> None:
+    with anyio.fail_after(seconds):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def with_groups(server, tasks: int):
+    """A broker; its groups exist, and so many tasks wait."""
+    async with RedisBroker(server.url) as broker:
+        await Worker(broker, [note], burst=True).run()
+        await broker.enqueue_many([note.call(n) for n in range(tasks)])
+        yield broker
+
+
+async def test_a_worker_starts_on_a_full_server_and_works_it_off(server):
+    """Settling needs no memory; that the groups exist is found out by reading."""
+    async with with_groups(server, 200) as broker:
+        full(server, yes=True)
+        await Worker(broker, [note], burst=True).run()
+        assert sorted(runs) == list(range(200))
+        assert server.command("XLEN", "queue:standard") == 0
+
+
+@pytest.mark.parametrize("refuse", [read_only, without_replicas])
+async def test_a_worker_starts_on_a_server_that_takes_no_writes_and_works_when_it_does(server, refuse):
+    """`group.start` returns, health names the trouble, and nothing is read before the worker counts as alive."""
+    async with with_groups(server, 3) as broker, anyio.create_task_group() as group:
+        refuse(server, yes=True)
+        worker = Worker(broker, [note])
+        with anyio.fail_after(10):
+            await group.start(worker.run)
+        await until(lambda: worker.health.trouble is not None)
+        assert worker.state == "running"
+        assert runs == []
+        refuse(server, yes=False)
+        await until(lambda: len(runs) == 3)
+        await until(lambda: worker.health.trouble is None)
+        assert server.command("ZCARD", "queue:standard:alive:workers") == 1
+        worker.stop()
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_worker_waits_for_groups_that_cannot_be_created_yet(server, name, caplog):
+    """It says so in its health and, once, in the log; it starts when they can be."""
+    refuse = REFUSALS[name]
+    async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+        refuse(server, yes=True)
+        worker = Worker(broker, [note])
+        group.start_soon(worker.run)
+        await until(lambda: worker.health.trouble is not None)
+        assert worker.state == "starting"
+        await anyio.sleep(1.2)
+        assert len([record for record in caplog.records if "waiting for the server" in record.message]) == 1
+        refuse(server, yes=False)
+        await until(lambda: worker.state == "running")
+        assert worker.health.trouble is None
+        await broker.enqueue(note, 1)
+        await until(lambda: runs == [1])
+        worker.stop()
+
+
+async def test_a_worker_that_waits_for_its_start_can_be_cancelled(server):
+    """At once, and its broker is left."""
+    with anyio.fail_after(5):
+        async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+            full(server, yes=True)
+            worker = Worker(broker, [note])
+            group.start_soon(worker.run)
+            await until(lambda: worker.health.trouble is not None)
+            group.cancel_scope.cancel()
+
+
+async def test_a_server_that_dies_during_the_start_is_waited_for(server):
+    """It was reached, so the address is right."""
+    async with RedisBroker(server.url, connect_timeout=0.3) as broker, anyio.create_task_group() as group:
+        await broker.client.ping()
+        server.kill()
+        worker = Worker(broker, [note])
+        group.start_soon(worker.run)
+        await until(lambda: worker.health.trouble is not None)
+        server.restart()
+        await until(lambda: worker.state == "running")
+        worker.stop()
+
+
+@pytest.mark.parametrize("code", ["NOPERM", "NOAUTH"])
+async def test_what_waiting_does_not_help_is_raised(server, code):
+    """A missing right, where the group is missing too, and wrong credentials."""
+    server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all", "-xgroup")
+    password = "right" if code == "NOPERM" else "wrong"
+    async with RedisBroker(server.url.replace("unix://", f"unix://bob:{password}@")) as broker:
+        with pytest.raises(BrokerError) as caught, anyio.fail_after(10):
+            await Worker(broker, [note]).run()
+        assert caught.value.code == code
+
+
+async def test_a_loop_over_deliveries_starts_on_a_full_server(server):
+    """As a worker does."""
+    async with with_groups(server, 2) as broker:
+        full(server, yes=True)
+        with anyio.fail_after(10):
+            async with aclosing(broker.consume()) as deliveries:
+                async for delivery in deliveries:
+                    runs.append(delivery.args[0])
+                    await broker.ack(delivery.task_id)
+                    if len(runs) == 2:
+                        break
+        assert server.command("XLEN", "queue:standard") == 0
