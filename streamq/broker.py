@@ -121,6 +121,11 @@ class RedisBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        store = self._store
+        if store is not None and not store.client.owner.is_here and not store.client.owner.was_forked:
+            if error is None:
+                raise store.client.owner.error()
+            return  # the error of the block counts; the broker is left where it was opened
         resources, self._resources = self._resources, None
         if self._waiters is not None:
             self._waiters.close()
@@ -269,6 +274,7 @@ class RedisBroker:
         """
         if self._group is None:
             raise NotOpenError(repr(self))
+        self.client.owner.check()
         check_number("visibility_timeout", visibility_timeout, 0.1)
         consumer = ManualConsumer(self.store, name=consumer_name(name), visibility_timeout=visibility_timeout)
         # Its loops run in the task group of the broker: a generator that is left half way must not own a cancel scope.
@@ -300,6 +306,8 @@ class RedisBroker:
 
     def _take(self, task_id: str) -> tuple[ManualConsumer, Delivery]:
         """Return a held delivery and its consumer, and hold it no longer."""
+        if self._consumers:
+            self.client.owner.check()
         for consumer in self._consumers:
             if (delivery := consumer.unsettled.pop(task_id, None)) is not None:
                 return consumer, delivery

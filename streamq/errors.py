@@ -37,6 +37,7 @@ __all__ = [
     "TaskTimeoutError",
     "UndecodableError",
     "UnrecordableError",
+    "WrongLoopError",
 ]
 
 
@@ -88,6 +89,42 @@ class NotOpenError(StreamqError, RuntimeError):
     def __init__(self, what: str) -> None:
         self.what = what
         super().__init__(f"{what} is not open: use it inside 'async with broker:'")
+
+
+class WrongLoopError(StreamqError, RuntimeError):
+    """Raised if a broker is used in another thread, event loop or process than it was opened in; so are its handles.
+
+    Nothing was sent, and the broker goes on where it was opened. `opened` and `used` say where that is, `forked` is
+    True in a child process. The remedy is in the message:
+
+    - In a sync handler, or another function in a thread of anyio: `anyio.from_thread.run(broker.enqueue, send, "x")`.
+    - In a thread of your own: `portal.call(broker.enqueue, send, "x")`, with an `anyio.from_thread.BlockingPortal`
+      that is open beside the broker.
+    - In a second event loop, and in a child process: open another broker there.
+    """
+
+    def __init__(self, what: str, *, opened: str, used: str, forked: bool = False) -> None:
+        self.what = what
+        self.opened = opened
+        self.used = used
+        self.forked = forked
+        if forked:
+            remedy = "open a new RedisBroker in the child process"
+        else:
+            remedy = (
+                "in a sync handler, call anyio.from_thread.run(broker.enqueue, ...); in a thread of your own, use a "
+                "BlockingPortal; in another event loop, open another RedisBroker"
+            )
+        super().__init__(
+            f"{what} was opened in {opened}, and is used in another {_difference(opened, used, forked)}, {used}: "
+            f"{remedy} (docs/client.md, threads, event loops and forks)"
+        )
+
+
+def _difference(opened: str, used: str, forked: bool) -> str:
+    if forked:
+        return "process"
+    return "thread" if opened != used else "event loop"
 
 
 # --- the server ----------------------------------------------------------------------------

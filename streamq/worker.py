@@ -19,6 +19,7 @@ import anyio
 import anyio.abc
 
 from streamq.broker import RedisBroker
+from streamq.client import Owner
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.events import Listener
@@ -123,6 +124,7 @@ class Worker:
         self._stop = anyio.Event()
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
+        self._owner: Owner | None = None  # where it runs
         self._start_trouble: str | None = None  # what keeps it from the server before it has a consumer
 
     def __repr__(self) -> str:
@@ -141,8 +143,22 @@ class Worker:
     def stop(self) -> None:
         """Drain: stop reading, release deliveries that have not started, finish the running ones, end.
 
-        A second call cancels and releases the running ones too, and ends at once. Call it in the event loop's thread.
+        A second call cancels and releases the running ones too, and ends at once. May be called in any thread, and in
+        a signal handler. Raises WrongLoopError in the child of a fork.
         """
+        owner = self._owner
+        if owner is None:  # it has not started
+            self._set_stop()
+            return
+        if owner.was_forked:
+            raise owner.error()
+        if owner.is_here:
+            self._set_stop()
+            owner.call_soon(_nothing)  # in a signal handler: the loop may wait for its selector
+        else:
+            owner.call_soon(self._set_stop)
+
+    def _set_stop(self) -> None:
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -154,6 +170,8 @@ class Worker:
         """
         if self.state is not State.NEW:
             raise ConfigurationError(f"{self!r} has run already: make another worker")
+        self._owner = self.broker.client.owner
+        self._owner.check()
         self.state = State.STARTING
         failed: BaseException | None = None
         try:
@@ -291,6 +309,10 @@ async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
             group.start_soon(runners.serve)
         yield
         group.cancel_scope.cancel()
+
+
+def _nothing() -> None:
+    """Wake an event loop."""
 
 
 def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:

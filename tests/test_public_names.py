@@ -24,7 +24,7 @@ PUBLIC = {
         DeadLetterNotFoundError EffectInProgressError EffectLostError EncodingError MessageError MissingExtraError
         NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError Reject ResultNotKeptError
         ResultTimeoutError RetryLater StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
-        UnrecordableError
+        UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

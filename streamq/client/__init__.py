@@ -8,6 +8,7 @@ from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resourc
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
 from streamq.client.dial import Dial
+from streamq.client.owner import Owner
 from streamq.client.pipeline import Pipeline
 from streamq.client.resp_codec import Command, OutcomeUnknown, pack_one
 from streamq.client.scripts import Script
@@ -23,6 +24,7 @@ __all__ = [
     "Dial",
     "OutcomeUnknown",
     "OwnedGroup",
+    "Owner",
     "Pipeline",
     "Resources",
     "Script",

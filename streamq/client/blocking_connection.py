@@ -18,6 +18,7 @@ from redis import exceptions
 from streamq.client.resp_codec import Command, pack_unchecked
 from streamq.client.send_queue import Request, SendQueue
 from streamq.client.shared_connection import SharedConnection
+from streamq.errors import WrongLoopError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,6 +178,9 @@ class BlockingConnection:
             try:
                 answer = await self._send("CLIENT", "UNBLOCK", client_id)
                 answered = True
+            except WrongLoopError:  # the child of a fork: the read is the parent's
+                connection.close("its process was forked")
+                return
             except exceptions.ResponseError:
                 return  # an ACL refuses it: the read ends by itself, or `_end_read` closes the connection
             except exceptions.ConnectionError:

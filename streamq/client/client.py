@@ -20,6 +20,7 @@ from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.connection import Connector
 from streamq.client.dial import Dial, dial_to
 from streamq.client.multiplexer import Multiplexer
+from streamq.client.owner import Owner
 from streamq.client.pipeline import Pipeline
 from streamq.client.resp_codec import Command, Encoder, apply_callback, build_command, pack
 from streamq.client.scripts import Script, with_source
@@ -78,6 +79,7 @@ class Client(AsyncCoreCommands):
         self._encoder = Encoder(decode_responses=decode_responses)
         self._multiplexer: Multiplexer | None = None
         self._second: Multiplexer | None = None  # of `call_on_second_connection`
+        self._owner: Owner | None = None
         self._tasks: BackgroundTasks | None = None
         self._closed = False
         self._blocking_connections: set[SharedConnection] = set()
@@ -97,8 +99,9 @@ class Client(AsyncCoreCommands):
     async def __aenter__(self) -> Self:
         if self._tasks is not None or self._closed:
             raise RuntimeError("this client was opened before; make another one")
+        self._owner = owner = Owner(f"the broker or client of {self.address}")
         tasks = self._tasks = await BackgroundTasks().__aenter__()
-        self._multiplexer = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
+        self._multiplexer = Multiplexer(self.connector(), owner, event_factory(), reply_timeout=self.reply_timeout)
         tasks.start_soon(self._multiplexer.run, name="streamq client")
         return self
 
@@ -107,6 +110,8 @@ class Client(AsyncCoreCommands):
     ) -> None:
         if self._tasks is None or self._multiplexer is None or self._closed:
             return
+        if not self.owner.was_forked:  # a child leaves its copy of the block; it has no socket of the parent
+            self.owner.check()
         self._closed = True  # nothing new starts from here on
         self._multiplexer.close()
         if self._second is not None:
@@ -122,6 +127,7 @@ class Client(AsyncCoreCommands):
     def _running(self) -> tuple[BackgroundTasks, Multiplexer]:
         if self._tasks is None or self._multiplexer is None or self._closed:
             raise exceptions.ConnectionError("the client is not open: use it inside 'async with client:'")
+        self.owner.check()
         return self._tasks, self._multiplexer
 
     def connector(self) -> Connector:
@@ -149,7 +155,8 @@ class Client(AsyncCoreCommands):
 
         Raises OutcomeUnknown if the commands may have reached the server and no reply came,
         redis.exceptions.ConnectionError (AuthenticationError, BusyLoadingError) if they were
-        certainly not sent, and redis.exceptions.DataError if they cannot be sent.
+        certainly not sent, redis.exceptions.DataError if they cannot be sent, and WrongLoopError if
+        this client was opened in another thread, event loop or process.
         """
         multiplexer = self._multiplexer
         if multiplexer is None:
@@ -169,7 +176,8 @@ class Client(AsyncCoreCommands):
         """
         tasks, _ = self._running()
         if self._second is None:
-            self._second = Multiplexer(self.connector(), event_factory(), reply_timeout=self.reply_timeout)
+            owner = self.owner
+            self._second = Multiplexer(self.connector(), owner, event_factory(), reply_timeout=self.reply_timeout)
             tasks.start_soon(self._second.run, name="streamq client, second connection")
         whole = [with_source(command) or command for command in commands]
         return await self._second.exchange(pack(whole), len(whole))
@@ -231,6 +239,13 @@ class Client(AsyncCoreCommands):
         return Pipeline(self.call, transaction=transaction, decode_responses=self._decode)
 
     # --- connections ---------------------------------------------------------------------------
+
+    @property
+    def owner(self) -> Owner:
+        """The process, thread and event loop in which this client was opened. Raises ConnectionError before that."""
+        if self._owner is None:
+            raise exceptions.ConnectionError("the client is not open: use it inside 'async with client:'")
+        return self._owner
 
     @property
     def ever_connected(self) -> bool:

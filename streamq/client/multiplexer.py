@@ -10,6 +10,7 @@ The policy of reconnecting is here:
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,6 +21,7 @@ from streamq.client.shared_connection import SharedConnection
 
 if TYPE_CHECKING:
     from streamq.client.connection import Connection, Connector
+    from streamq.client.owner import Owner
 
 _RESET_WITHIN = 1.0  # seconds that outstanding replies may take before a reset closes the connection
 
@@ -27,7 +29,10 @@ _RESET_WITHIN = 1.0  # seconds that outstanding replies may take before a reset 
 class Multiplexer:
     """Many callers, one connection at a time. `current` is that connection, or None."""
 
-    def __init__(self, connector: Connector, new_event: EventFactory, *, reply_timeout: float) -> None:
+    def __init__(
+        self, connector: Connector, owner: Owner, new_event: EventFactory, *, reply_timeout: float
+    ) -> None:  # fmt: skip
+        self._owner = owner
         self._connector = connector
         self._queue = SendQueue(new_event)
         self._reply_timeout = reply_timeout
@@ -52,9 +57,12 @@ class Multiplexer:
         """Send packed commands and return their `reply_count` raw replies in order.
 
         Raises OutcomeUnknown if the commands may have reached the server and no reply came,
-        and redis.exceptions.ConnectionError if they were certainly not sent.
+        redis.exceptions.ConnectionError if they were certainly not sent, and WrongLoopError if the
+        client was opened elsewhere.
         """
-        queue = self._queue
+        owner, queue = self._owner, self._queue
+        if get_ident() != owner.thread or not owner.is_running():
+            raise owner.error()
         if queue.full or self._closed:
             await self._wait_for_room()
         request = (queue if self.current is None else self.current).submit(data, reply_count)

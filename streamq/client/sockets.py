@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream, SocketAttribute
 
+from streamq.client.owner import close_after_fork
 from streamq.client.readable_callback import on_readable
 
 _CHUNK = 1 << 16  # bytes that one read takes at most
@@ -36,6 +37,7 @@ class SocketStream(ByteStream):
         self._socket = sock
         self._closed = False
         self._stop_callbacks: Callable[[], None] | None = None
+        close_after_fork(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "callback" if self._stop_callbacks is not None else "open"
@@ -133,6 +135,16 @@ class SocketStream(ByteStream):
         if self._stop_callbacks is not None:
             self._stop_callbacks()
             self._stop_callbacks = None
+
+    def close_in_child(self) -> None:
+        """Close this copy of the socket, in the child of a fork. Its peer, and the parent, notice nothing.
+
+        The selector of the event loop is shared with the parent, so it is not told: a closed descriptor cannot be
+        taken out of it.
+        """
+        self._closed = True
+        self._stop_callbacks = None
+        self._socket.close()
 
     async def send_eof(self) -> None:
         """Tell the other end that no more bytes will be sent."""

@@ -21,7 +21,7 @@ from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.settling import Settler
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, OutcomeUnknownError
+from streamq.errors import BrokerError, OutcomeUnknownError, WrongLoopError
 from streamq.queue.lease_commands import remove_consumers
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Reason
@@ -304,6 +304,8 @@ class Consumer:
                 await self._leave_once()
         except BrokerError as error:
             log.warning("%s: could not leave the group (%s); its leases end by themselves", self.name, error)
+        except WrongLoopError:  # the child of a fork: what it holds is its parent's
+            pass
         finally:
             self._left = True
             self._in_flight = False

@@ -79,6 +79,7 @@ class EmbeddedServer:
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._locks: list[int] = []  # on streamq.lock, which the server inherits, and on streamq.owner
         self._private_directory: Path | None = None
+        self._owner_pid = os.getpid()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -250,6 +251,8 @@ class EmbeddedServer:
             time.sleep(_POLL_INTERVAL)
 
     def _stop(self) -> None:
+        if self._owner_pid != os.getpid():  # the child of a fork: the server is the parent's
+            return
         process, watchdog, locks, private = self._process, self._watchdog, self._locks, self._private_directory
         self._process = self._watchdog = self._private_directory = None
         self._locks = []

@@ -102,7 +102,11 @@ class Waiters:
 
     @contextmanager
     def waiting_for(self, keys: Iterable[str]) -> Iterator[Waiter]:
-        """Yield a waiter for these keys; it gets no message before `subscribe`."""
+        """Yield a waiter for these keys; it gets no message before `subscribe`.
+
+        Raises WrongLoopError if the broker was opened elsewhere.
+        """
+        self._store.client.owner.check()
         waiter = Waiter(keys)
         for key in waiter.keys:
             self._waiting.setdefault(key, set()).add(waiter)

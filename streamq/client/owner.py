@@ -1,0 +1,100 @@
+"""Where a client was opened: its process, thread and event loop. Nothing else may use it.
+
+An event loop wakes only its own tasks, in its own thread. A caller from elsewhere would wait for ever, or would break
+the loop of the others. After a fork both processes hold one socket: each would read replies of the other. So every call
+asks first, with two C calls and no Python one. In the child of a fork each socket of the parent is closed, so that
+nothing the child does, and no way in which it ends, can reach the server or the parent's selector.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from threading import get_ident
+from typing import Any, Final, Protocol
+
+from anyio.lowlevel import current_token
+
+from streamq.errors import WrongLoopError
+
+_NOWHERE: Final = -1  # the id of no thread
+
+
+class ForkedSocket(Protocol):
+    """A socket that a fork must not leave open in the child."""
+
+    def close_in_child(self) -> None: ...
+
+
+class Owner:
+    """The process, the thread and the event loop that this was made in. `what` they own, for messages.
+
+    A call that must be quick asks `get_ident() != owner.thread or not owner.is_running()` itself.
+    """
+
+    __slots__ = ("__weakref__", "_loop", "_pid", "_where", "is_running", "thread", "what")
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.thread = get_ident()
+        self._pid = os.getpid()
+        self._where = _here()
+        self._loop: Any = current_token().native_token
+        # In one thread one loop of asyncio may follow another. A run of trio has left its clients before it ends.
+        self.is_running: Callable[[], bool] = getattr(self._loop, "is_running", None) or True.__bool__
+        _owners.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Owner of {self.what}: {self._where}>"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its process, its thread and its event loop."""
+        return get_ident() == self.thread and self.is_running()
+
+    @property
+    def was_forked(self) -> bool:
+        """Whether this process is a child of the one that it belongs to."""
+        return self.thread == _NOWHERE
+
+    def check(self) -> None:
+        """Raise WrongLoopError unless this is its process, its thread and its event loop."""
+        if get_ident() != self.thread or not self.is_running():
+            raise self.error()
+
+    def error(self) -> WrongLoopError:
+        """Return the error of a use from here."""
+        return WrongLoopError(self.what, opened=self._where, used=_here(), forked=self._pid != os.getpid())
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have the event loop call a function, from any thread or signal handler. Do nothing if the loop has ended."""
+        schedule = getattr(self._loop, "call_soon_threadsafe", None) or self._loop.run_sync_soon
+        with suppress(RuntimeError):
+            schedule(function)
+
+
+def _here() -> str:
+    return f"thread {threading.current_thread().name!r} of process {os.getpid()}"
+
+
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+_sockets: weakref.WeakSet[ForkedSocket] = weakref.WeakSet()
+
+
+def close_after_fork(sock: ForkedSocket) -> None:
+    """Have a socket closed in every child that this process forks."""
+    _sockets.add(sock)
+
+
+def _after_fork_in_child() -> None:
+    for owner in list(_owners):
+        owner.thread = _NOWHERE
+    for sock in list(_sockets):
+        sock.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
