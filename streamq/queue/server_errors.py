@@ -44,6 +44,8 @@ _INSIDE = (
     ("OOM command not allowed", "OOM"),
     ("MISCONF", "MISCONF"),
     ("NOREPLICAS", "NOREPLICAS"),
+    ("The user executing the script can't", "NOPERM"),  # Redis
+    ("ACL failure in script", "NOPERM"),  # Valkey
 )
 _CODES: dict[type[Exception], str] = {
     redis.exceptions.ReadOnlyError: "READONLY",

@@ -16,14 +16,27 @@ from streamq.client import Command, Script
 
 _KEYS = re.compile(r"^-- KEYS: (.+)$", re.MULTILINE)
 _MORE = {  # files to prepend, by a function that the script calls
-    "remove_settled(": "_remove_settled.lua",
+    "holds(": "_holds.lua",
+    "entry_state(": "_entry_state.lua",
+    "deletable(": "_remove_settled.lua",
     "crashes(": "_crashes.lua",
+    "crashes_exist(": "_crashes.lua",
     "crash_count(": "_crashes.lua",
-    "holders(": "_consumers.lua",
-    "carry_out(": "_side_effects.lua _send_effects.lua _carry_out.lua",
-    "hold_key(": "_newest_wins.lua",
-    "reserve_permits(": "_permits.lua",
-    "save_circuit(": "_circuit.lua",
+    "announce(": "_delay.lua",
+    "delay(": "_delay.lua",
+    "carry_out(": "_delay.lua _check_stream.lua _side_effects.lua _send_effects.lua _join_effects.lua _carry_out.lua",
+    "check_stream(": "_check_stream.lua",
+    "holders(": "_consumers.lua _claim.lua",
+    "gone(": "_consumers.lua _gone.lua",
+    "hold_key(": "_delay.lua _newest_wins.lua _hold_key.lua",
+    "time_in(": "_time_in.lua",
+    "read_bucket(": "_time_in.lua _bucket.lua",
+    "reserve_permits(": "_wake.lua _permits.lua _sweep.lua",
+    "save_circuit(": "_time_in.lua _circuit.lua",
+    "add_to_index(": "_circuit_index.lua",
+    "drop_from_index(": "_circuit_index.lua",
+    "fields_of(": "_fields_of.lua",
+    "sound(": "_fields_of.lua",
 }
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
 
@@ -41,7 +54,8 @@ class Step:
         self.keys = keys[1]
         self._least = sum(not word.endswith((".", "]")) for word in self.keys.split())
         self._open = "..." in self.keys or "[" in self.keys or ":" in self.keys
-        shared = ["_shared.lua", *(file for call, names in _MORE.items() if call in source for file in names.split())]
+        more = dict.fromkeys(file for call, names in _MORE.items() if call in source for file in names.split())
+        shared = ["_trial.lua", "_shared.lua", *more]
         self.source = "\n".join([*((folder / name).read_text() for name in shared), source])
         self._script = Script(self.source)
 

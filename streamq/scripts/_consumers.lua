@@ -1,23 +1,31 @@
--- Prepended to reclaim: which consumers hold entries, which of them live.
--- The consumers with pending entries, and until when (ms) each counts as alive: two commands for any number of them.
+-- Prepended to reclaim and remove_consumers: which consumers hold entries, live, or are gone; any number of them.
+-- Somebody else's values are read around: a lease that is no number is none, and so is a time in a key of another type.
+local PIECE, LONGEST = 1000, 31 * 86400000 -- members of one command (Lua's unpack allows some thousands); ms of a lease
+
+-- The replies of a command to many members, as one list.
+local function of_all(name, key, members)
+  local found = {}
+  for from = 1, #members, PIECE do
+    local last = math.min(from + PIECE - 1, #members)
+    local some = redis.pcall(name, key, unpack(members, from, last))
+    for k = from, last do found[k] = not some.err and some[k - from + 1] end
+  end
+  return found
+end
+
+-- The consumers with pending entries, and until when (ms) each counts as alive, or false.
 local function holders(stream, group, alive)
   local names = {}
   for k, pair in ipairs(call('XPENDING', stream, group)[4] or {}) do names[k] = pair[1] end
-  return names, #names > 0 and call('ZMSCORE', alive, unpack(names)) or {}
+  return names, of_all('ZMSCORE', alive, names)
 end
 
 -- The longest lease (ms) of any living consumer.
 local function longest_lease(alive, leases, now)
-  local names, most = call('ZRANGEBYSCORE', alive, string.format('%.0f', now), '+inf'), 0
-  for _, lease in ipairs(#names > 0 and call('HMGET', leases, unpack(names)) or {}) do
-    most = math.max(most, tonumber(lease or 0))
+  local names, most = redis.pcall('ZRANGEBYSCORE', alive, whole(now), '+inf'), 0
+  for _, text in ipairs(of_all('HMGET', leases, names)) do
+    local lease = tonumber(text or 0) or 0
+    if lease > most and lease <= LONGEST then most = lease end
   end
   return most
-end
-
--- Acknowledge entries that are pending for a consumer but were deleted from the stream.
-local function ack_deleted(stream, group, consumer)
-  for _, row in ipairs(call('XPENDING', stream, group, '-', '+', 1000, consumer)) do
-    if #call('XRANGE', stream, row[1], row[1]) == 0 then call('XACK', stream, group, row[1]) end
-  end
 end

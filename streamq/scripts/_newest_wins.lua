@@ -5,19 +5,20 @@ local known = ARGV[7] ~= '0' and call('GET', KEYS[3]) -- the task id in the firs
 local holder, notes, flat = call('GET', KEYS[1]), {}, call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do notes[flat[i]] = flat[i + 1] end
 if notes.id ~= holder then notes = {} end
-
-local function whole(ms)
-  return string.format('%.0f', ms)
+local since = tonumber(notes.since or now) or now -- somebody else's note is no time
+if not known then -- what no change may find refused: rights, and the types of the keys
+  ask(KEYS[1], 'SET', 'DEL', 'HSET', 'PEXPIRE', 'XDEL', 'ZREM', 'HDEL')
+  if due > now then call('ZCARD', KEYS[mine + 1]) call('HLEN', KEYS[mine + 2]) ask(KEYS[mine + 1], 'ZADD') end
 end
 
 local function message(id)
   return '["id",' .. cjson.encode(id) .. ',' .. ARGV[9]
 end
 
--- The index of the keys of the tier in which a task is delayed.
+-- The index of the keys of the tier in which a task is delayed. Their types are looked at.
 local function delayed(id)
   for k = 4, #KEYS, 3 do
-    if id and call('ZSCORE', KEYS[k + 1], id) then return k end
+    if id and call('ZSCORE', KEYS[k + 1], id) then call('HLEN', KEYS[k + 2]) return k end
   end
 end
 
@@ -26,18 +27,4 @@ local function send(id, at)
   if at <= now then return call('XADD', KEYS[mine], '*', 'id', id, unpack(ARGV, 10)) end
   delay(KEYS[mine + 1], KEYS[mine + 2], ARGV[8], at, id, message(id))
   return ''
-end
-
--- Give the key to this task for so long, and write these fields to its hash.
-local function hold_key(id, ms, ...)
-  ms = whole(math.max(1, ms))
-  call('SET', KEYS[1], id, 'PX', ms)
-  if notes.id == nil then call('DEL', KEYS[2]) end
-  call('HSET', KEYS[2], 'id', id, ...)
-  call('PEXPIRE', KEYS[2], ms)
-end
-
-local function reply(fresh, id, entry, replaced)
-  if ARGV[7] ~= '0' then call('SET', KEYS[3], id, 'PX', ARGV[7]) end
-  return {fresh, id, entry, fresh == 1 and whole(now) or '0', replaced}
 end

@@ -1,31 +1,37 @@
--- Prepended to scripts that call remove_settled: settled entries are deleted from their stream.
-local function split(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
+-- Prepended to scripts that call deletable and delete_settled: settled entries are deleted from their stream.
+-- Is the first entry id the later one? Their numbers may have more digits than Lua's.
+local function later(one, other)
+  local ms, seq = string.match(one, '^(%d+)-(%d+)$')
+  local other_ms, other_seq = string.match(other, '^(%d+)-(%d+)$')
+  if ms == other_ms then ms, other_ms = seq, other_seq end
+  if #ms ~= #other_ms then return #ms > #other_ms end
+  return ms > other_ms
 end
 
--- Has one of these groups still to get this entry, or to acknowledge it?
-local function still_needed(stream, groups, id)
-  local ms, seq = split(id)
+-- Has another group still to get this entry, or to acknowledge it?
+local function still_needed(stream, own, groups, id)
   for _, flat in ipairs(groups) do
     local group = {}
     for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-    local last_ms, last_seq = split(group['last-delivered-id'])
-    if ms > last_ms or (ms == last_ms and seq > last_seq) then return true end
-    if #call('XPENDING', stream, group.name, id, id, 1) > 0 then return true end
+    if later(id, group['last-delivered-id']) then return true end
+    if group.name ~= own and #call('XPENDING', stream, group.name, id, id, 1) > 0 then return true end
   end
   return false
 end
 
--- Delete settled entries from the stream, once every group has acknowledged them.
-local function remove_settled(stream, ids)
-  local groups = call('XINFO', 'GROUPS', stream)
+-- The entries that may be deleted once `own` has acknowledged them. Asks for what that needs, so call it before any change.
+local function deletable(stream, own, ids)
+  local groups, gone = call('XINFO', 'GROUPS', stream), ids
   if #groups > 1 then
-    local gone = {}
+    gone = {}
     for _, id in ipairs(ids) do
-      if not still_needed(stream, groups, id) then gone[#gone + 1] = id end
+      if not still_needed(stream, own, groups, id) then gone[#gone + 1] = id end
     end
-    ids = gone
   end
+  ask(stream, 'XDEL')
+  return gone
+end
+
+local function delete_settled(stream, ids)
   if #ids > 0 then call('XDEL', stream, unpack(ids)) end
 end

@@ -1,30 +1,37 @@
--- Prepended to every script. Needs no KEYS; every function is local.
+-- Prepended to every script, after _trial. Needs no KEYS; every function is local.
 if redis.replicate_commands then redis.replicate_commands() end -- Redis before 7 needs it for TIME
 local call = redis.call
 
-local function clock() -- milliseconds
-  local t = call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
-local function holds(stream, group, consumer, id)
-  return #call('XPENDING', stream, group, id, id, 1, consumer) > 0
-end
-
--- The state of an entry: 'queued', 'running' (pending for a consumer), or 'unknown' (not in the stream).
-local function entry_state(stream, entry)
-  if #call('XRANGE', stream, entry, entry) == 0 then return 'unknown' end
-  for _, flat in ipairs(call('XINFO', 'GROUPS', stream)) do
-    local group = {}
-    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-    if #call('XPENDING', stream, group.name, entry, entry, 1) > 0 then return 'running' end
+-- Scripts are not rolled back, and rights are checked command by command. So a script asks for the commands that it
+-- will need before its first change. (XGROUP stands for XGROUP DELCONSUMER.)
+local function ask(key, ...)
+  for _, name in ipairs({...}) do
+    local words = name == 'XGROUP' and {name, 'DELCONSUMER', key} or {name, key}
+    if trials then ask_by_trial(words, key)
+    elseif not redis.acl_check_cmd(unpack(words)) then
+      error({err = "NOPERM this user may not run '" .. string.lower(name) .. "' on '" .. key .. "'"})
+    end
   end
-  return 'queued'
 end
 
--- Add a message to the delayed set, and wake the promoters if it is due before all others.
-local function delay(delayed, messages, channel, due, id, message)
-  call('ZADD', delayed, string.format('%.0f', due), id)
-  call('HSET', messages, id, message)
-  if call('ZRANGE', delayed, 0, 0)[1] == id then call('PUBLISH', channel, 'due') end
+-- A first write that changes nothing: after it a server out of memory lets the other writes pass.
+local function begin_settling(key)
+  redis.pcall('XDEL', key, '0-0')
+end
+
+-- A word that is lost costs time: a channel that this user may not use refuses no step.
+local function publish(channel, message)
+  redis.pcall('PUBLISH', channel, message)
+end
+
+-- Milliseconds as text, within what the server takes: a time, or a TTL that is at least 1.
+local function whole(ms, least)
+  return string.format('%.0f', math.max(least or 0, math.min(ms, 9e15)))
+end
+
+local time -- of this step: asked for once, before its first change
+
+local function clock() -- milliseconds
+  time = time or call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
 end

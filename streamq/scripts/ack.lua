@@ -2,19 +2,24 @@
 -- KEYS: for each tier: stream crashes
 -- ARGV: group per_entry, then for each tier: count id...
 -- Returns for each tier the entries that had been settled before: their ids if `per_entry` is 1, else '' for each.
-local reply, names, settled, at = {}, {}, {}, 3
+local reply, names, settled, gone, at = {}, {}, {}, {}, 3
 for k = 1, #KEYS, 2 do
-  local ids, late = {unpack(ARGV, at + 1, at + ARGV[at])}, {}
+  local ids = {unpack(ARGV, at + 1, at + ARGV[at])}
   at = at + ARGV[at] + 1
+  names[#names + 1], settled[#settled + 1], gone[#gone + 1] = KEYS[k + 1], ids, deletable(KEYS[k], ARGV[1], ids)
+end
+local evidence = crashes_exist(names)
+for t, ids in ipairs(settled) do
+  local late, stream = {}, KEYS[2 * t - 1]
   if ARGV[2] == '1' then
     for _, id in ipairs(ids) do
-      if call('XACK', KEYS[k], ARGV[1], id) == 0 then late[#late + 1] = id end
+      if call('XACK', stream, ARGV[1], id) == 0 then late[#late + 1] = id end
     end
   else
-    for n = 1, #ids - call('XACK', KEYS[k], ARGV[1], unpack(ids)) do late[n] = '' end
+    for n = 1, #ids - call('XACK', stream, ARGV[1], unpack(ids)) do late[n] = '' end
   end
-  reply[#reply + 1], names[#names + 1], settled[#settled + 1] = late, KEYS[k + 1], ids
-  remove_settled(KEYS[k], ids)
+  reply[t] = late
+  delete_settled(stream, gone[t])
 end
-clear_crashes(names, settled)
+if evidence then clear_crashes(names, settled) end
 return reply

@@ -2,10 +2,13 @@
 -- KEYS: stream crashes side_effect...
 -- ARGV: group id side_effect...
 -- Returns its id if it had been settled before: then no side effect is carried out.
-check_types(3, 3)
-call('HDEL', KEYS[2], ARGV[2], ARGV[2] .. ':alone')
-local late = call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0
-remove_settled(KEYS[1], {ARGV[2]})
-if late then return {ARGV[2]} end
-carry_out(3, 3)
-return {}
+local stream, group, id = KEYS[1], ARGV[1], ARGV[2]
+check_side_effects(3, 3)
+local gone, late = deletable(stream, group, {id}), #call('XPENDING', stream, group, id, id, 1) == 0
+ask(stream, 'XACK')
+begin_settling(stream)
+if not late then carry_out(3, 3) end
+call('XACK', stream, group, id)
+delete_settled(stream, gone)
+clear_crashes({KEYS[2]}, {{id}})
+return late and {id} or {}

@@ -2,20 +2,21 @@
 -- KEYS: stream delayed messages side_effect...
 -- ARGV: entry_id('' if unknown) channel members member... (its possible names in the delayed set) side_effect... (of its withdrawal)
 -- Returns 'delayed' or 'queued' (withdrawn), 'running' (its worker is told to stop), or 'unknown'.
-local entry, members = ARGV[1], tonumber(ARGV[3])
-local found = 'unknown'
-check_types(4, 4 + members)
+local entry, found, names = ARGV[1], 'unknown', {}
+for i = 4, 3 + ARGV[3] do
+  if call('ZSCORE', KEYS[2], ARGV[i]) then names[#names + 1] = ARGV[i] end
+end
+if #names > 0 then found = 'delayed' elseif entry ~= '' then found = entry_state(KEYS[1], entry) end
+if found == 'running' then publish(ARGV[2], 'cancel ' .. entry) end
+if found ~= 'queued' and found ~= 'delayed' then return found end
+check_side_effects(4, 4 + ARGV[3])
 call('HLEN', KEYS[3]) -- a key of another type refuses before any change
-for i = 4, 3 + members do
-  if call('ZREM', KEYS[2], ARGV[i]) == 1 then
-    call('HDEL', KEYS[3], ARGV[i])
-    found = 'delayed'
-  end
+if found == 'queued' then ask(KEYS[1], 'XDEL') else ask(KEYS[2], 'ZREM', 'HDEL') end
+begin_settling(KEYS[1])
+carry_out(4, 4 + ARGV[3])
+for _, name in ipairs(names) do
+  call('ZREM', KEYS[2], name)
+  call('HDEL', KEYS[3], name)
 end
-if found == 'unknown' and entry ~= '' then
-  found = entry_state(KEYS[1], entry)
-  if found == 'queued' then call('XDEL', KEYS[1], entry) end
-end
-if found == 'running' then call('PUBLISH', ARGV[2], 'cancel ' .. entry) end
-if found == 'queued' or found == 'delayed' then carry_out(4, 4 + members) end
+if found == 'queued' then call('XDEL', KEYS[1], entry) end
 return found

@@ -3,9 +3,8 @@
 -- ARGV: name reset_ms half_open_max interval_ms keep_ms incarnation number
 -- Returns {now, state, period, failures, since, error_type, error, failed_at, number, began (of a probe), base, due}.
 -- A due time or a base (ms) postpones the call. A base ignores the numbers before its own: circuit_postpone adds them.
-local reset, interval = tonumber(ARGV[2]), tonumber(ARGV[4])
+local reset, interval, number, began, base, due = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[7]), '', nil, nil
 local function admit(next_field, gap) put(next_field, math.max(num(next_field), now) + gap) end
-local number, began, base, due = tonumber(ARGV[7]), '', nil, nil
 if number >= 0 and (ARGV[6] ~= circuit.born or number >= num('issued')) then number = -1 end
 if circuit.state == 'open' and now >= num('since') + reset then
   put('state', 'half_open') put('since', now) put('period', num('period') + 1) put('probes', '')
@@ -15,10 +14,10 @@ if circuit.state == 'open' then
 elseif circuit.state == 'half_open' then
   local probes = {}
   for at in string.gmatch(circuit.probes, '%d+') do
-    if now < at + reset then probes[#probes + 1] = at end
+    if tonumber(at) <= now and now < at + reset then probes[#probes + 1] = at end
   end
   if #probes < tonumber(ARGV[3]) then
-    began = string.format('%.0f', now)
+    began = whole(now)
     probes[#probes + 1] = began
     if number == num('head') then put('head', number + 1) end
   else base = now + math.max(now - probes[1], interval) end
@@ -36,7 +35,6 @@ elseif now < num('closed') + reset then
 end
 if due then put('last_due', math.max(num('last_due'), due)) end
 local ttl = save_circuit(ARGV[5])
-if began ~= '' then add_to_index(ARGV[1], ttl) end
-local function text(value) return value and string.format('%.17g', value) or '' end
+if began ~= '' then add_to_index(KEYS[2], ARGV[1], ttl) end
 return {now, circuit.state, num('period'), num('failures'), text(num('since')), circuit.error_type or '',
   circuit.error or '', circuit.failed_at or '', number, began, text(base), text(due)}

@@ -9,7 +9,7 @@ if num('period') == tonumber(ARGV[8]) then
   if ARGV[9] ~= '' then put('probes', (string.gsub(' ' .. circuit.probes, ' ' .. ARGV[9], '', 1))) end
   for slot = 0, rate > 0 and 9 or -1 do
     local at, total, bad = string.match(circuit['window' .. slot] or '', '(%d+):(%d+):(%d+)')
-    if tonumber(at or -10) <= tenth - 10 then total, bad = 0, 0 end
+    if not at or tonumber(at) <= tenth - 10 or tonumber(at) > tenth then total, bad = 0, 0 end
     if slot == tenth % 10 then
       total, bad = total + succeeded + failed, bad + failed
       put('window' .. slot, string.format('%.0f:%.0f:%.0f', tenth, total, bad))
@@ -32,9 +32,8 @@ if circuit.state ~= before then
 end
 local ttl = save_circuit(ARGV[6])
 if circuit.state ~= before then
-  call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
-  if circuit.state == 'closed' then call('ZREM', KEYS[2], ARGV[1]) else add_to_index(ARGV[1], ttl) end
-  call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[7])
+  if circuit.state == 'closed' then drop_from_index(KEYS[2], ARGV[1]) else add_to_index(KEYS[2], ARGV[1], ttl) end
+  trim_index(KEYS[2], ARGV[7])
 end
-return {now, circuit.state, num('period'), num('failures'), string.format('%.0f', num('since')),
+return {now, circuit.state, num('period'), num('failures'), whole(num('since')),
   circuit.error_type or '', circuit.error or '', circuit.failed_at or ''}

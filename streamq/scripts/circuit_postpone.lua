@@ -6,8 +6,7 @@
 local interval, now, base = tonumber(ARGV[1]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local fields = {'state', 'issued', 'head', 'origin', 'last_due', 'born'}
 local state, issued, head, origin, last_due, born = unpack(call('HMGET', KEYS[1], unpack(fields)))
-issued, head, origin = tonumber(issued or 0), tonumber(head or 0), tonumber(origin or 0)
-last_due = tonumber(last_due or 0)
+issued, head, origin, last_due = time_in(issued, now), time_in(head, now), time_in(origin, now), time_in(last_due, now)
 local number, due = tonumber(ARGV[3]), nil
 if number < 0 then
   if now > last_due then head = issued end
@@ -19,8 +18,11 @@ if number < 0 then
 end
 due = due or base + math.abs(number - head) * interval
 last_due, born = math.max(last_due, due), born or string.format('b%.0f', now)
-local changed = {issued = issued, head = head, origin = origin, last_due = last_due}
-for field, value in pairs(changed) do call('HSET', KEYS[1], field, string.format('%.17g', value)) end
-call('HSET', KEYS[1], 'born', born)
-call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(last_due - now, 0) + ARGV[2]))
+local changed = {'born', born}
+for field, value in pairs({issued = issued, head = head, origin = origin, last_due = last_due}) do
+  changed[#changed + 1], changed[#changed + 2] = field, string.format('%.17g', value)
+end
+ask(KEYS[1], 'PEXPIRE')
+call('HSET', KEYS[1], unpack(changed))
+call('PEXPIRE', KEYS[1], whole(math.max(last_due - now, 0) + ARGV[2]))
 return {number, born, string.format('%.17g', due)}

@@ -4,16 +4,13 @@
 -- Returns {1 if it is a task of its own, id of the task that will run, its entry or '', now or 0, 1 if it replaced a message}.
 if known then return {0, known, '', '0', 0} end
 local place = holder and delayed(holder)
-local id, since = place and holder or own, place and tonumber(notes.since) or now
+local id = place and holder or own
+if not place then since = now end
 if bound >= 0 then due = math.min(due, since + bound) end
-if place then
-  call('XLEN', KEYS[mine]) -- this and the next lines: a key of another type refuses before any change
-  call('ZCARD', KEYS[mine + 1])
-  call('HLEN', KEYS[mine + 2])
-  call('HLEN', KEYS[place + 2])
+local entry = send(id, due) -- first: if it is refused, the old message stays
+if place and (place ~= mine or entry ~= '') then
   call('ZREM', KEYS[place + 1], id)
   call('HDEL', KEYS[place + 2], id)
 end
-local entry = send(id, due)
 hold_key(id, due - now, 'since', whole(since))
 return reply(place and 0 or 1, id, entry, place and 1 or 0)

@@ -14,7 +14,7 @@ if place then -- delayed: it keeps its due time
   return reply(0, holder, '', 1)
 end
 for k = 4, #KEYS, 3 do -- an entry cannot be changed: a new one goes to the end of the stream, unless the task has waited too long
-  if KEYS[k] == notes.stream and notes.entry ~= '' and now < notes.since + bound and entry_state(KEYS[k], notes.entry) == 'queued' then
+  if KEYS[k] == notes.stream and notes.entry ~= '' and now < since + bound and entry_state(KEYS[k], notes.entry) == 'queued' then
     local entry = call('XADD', KEYS[mine], '*', 'id', holder, unpack(ARGV, 10)) -- first: if it is refused, the old entry stays
     call('XDEL', KEYS[k], notes.entry)
     call('HSET', KEYS[2], 'entry', entry, 'stream', KEYS[mine])

@@ -4,10 +4,12 @@
 -- Returns {'done', token, result}, {'taken', token, ms left}, or {'begun', a token that is greater than all before}.
 local now = clock()
 local token, lease_end, result = unpack(call('HMGET', KEYS[1], 'token', 'until', 'result'))
-if result then return {'done', token, result} end
-if lease_end and tonumber(lease_end) > now then return {'taken', token, lease_end - now} end
+token, lease_end = time_in(token, now), time_in(lease_end, now) -- what is no time of ours does not count
+if result then return {'done', whole(token), result} end
+if lease_end > now then return {'taken', whole(token), lease_end - now} end
+ask(KEYS[1], 'PEXPIRE')
 -- The server's time, so that tokens go on growing after the record has expired.
-token = string.format('%.0f', math.max(now, (token or 0) + 1))
-call('HSET', KEYS[1], 'token', token, 'until', string.format('%.0f', now + ARGV[1]))
-call('PEXPIRE', KEYS[1], ARGV[2])
+token = whole(math.max(now, token + 1))
+call('HSET', KEYS[1], 'token', token, 'until', whole(now + ARGV[1]))
+call('PEXPIRE', KEYS[1], whole(ARGV[2], 1))
 return {'begun', token}

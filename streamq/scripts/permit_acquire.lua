@@ -21,10 +21,9 @@ if not granted then
 end
 local rank = 0
 if granted then
-  call('ZADD', KEYS[1], string.format('%.0f', clock() + ARGV[3]), run)
+  call('ZADD', KEYS[1], whole(clock() + ARGV[3]), run)
 else
-  local time = call('TIME')
-  if since == '' then since = string.format('%.0f', time[1] * 1000000 + time[2]) end
+  if since == '' then since = whole(time[1] * 1000000 + time[2]) end
   call('ZADD', KEYS[3], 'NX', since, waiter)
   rank = call('ZRANK', KEYS[3], waiter)
 end

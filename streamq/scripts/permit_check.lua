@@ -5,18 +5,14 @@
 local now, settled = clock(), {}
 for i = 5, #ARGV, 2 do
   local waiter, since = ARGV[i], ARGV[i + 1]
-  local entry, _, key, member = string.match(waiter, '^(%S+) (%d+) (%S+) (.*)$')
   local delayed, listed = nil, call('ZSCORE', KEYS[3], waiter)
   if call('ZSCORE', KEYS[2], waiter) then
     delayed = wake(waiter, now)
   elseif not listed and tonumber(since) > (now - 500) * 1000 then
     delayed = true -- it has come, and has its permit
   else
-    for k = 5, #KEYS do
-      if KEYS[k] == key then
-        delayed = call('ZSCORE', KEYS[k], member .. ':' .. entry) or call('ZSCORE', KEYS[k], member)
-      end
-    end
+    local delayed_in, names = place_of(waiter)
+    delayed = delayed_in and (call('ZSCORE', delayed_in, names[1]) or call('ZSCORE', delayed_in, names[2]))
     if delayed and not listed then call('ZADD', KEYS[3], since, waiter) end -- taken for gone while it was on its way
   end
   if delayed then settled[#settled + 1] = waiter end

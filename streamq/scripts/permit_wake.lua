@@ -7,8 +7,8 @@ for i = 2, #ARGV do
   local due = call('ZSCORE', KEYS[1], ARGV[i])
   if due then
     if tonumber(due) > now then
-      call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i])
-      call('PUBLISH', ARGV[1], 'due')
+      call('ZADD', KEYS[1], whole(now), ARGV[i])
+      publish(ARGV[1], 'due')
     end
     return 1
   end

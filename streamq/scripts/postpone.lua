@@ -3,11 +3,15 @@
 -- ARGV: group consumer id delay_ms member message channel
 -- Returns 1, or 0 if this consumer holds the delivery no longer.
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-local member = ARGV[5]
+local gone, member, due = deletable(KEYS[1], ARGV[1], {ARGV[3]}), ARGV[5], whole(clock() + ARGV[4])
 if call('ZSCORE', KEYS[3], member) then member = member .. ':' .. ARGV[3] end -- the same id, sent twice
-call('HLEN', KEYS[4]) -- a key of another type refuses before any change, as in the line above
-call('HDEL', KEYS[2], ARGV[3], ARGV[3] .. ':alone')
+ask(KEYS[3], 'ZADD')
+ask(KEYS[1], 'XACK')
+begin_settling(KEYS[1])
+call('HSET', KEYS[4], member, ARGV[6]) -- first: only this may still be refused
+call('ZADD', KEYS[3], due, member)
 call('XACK', KEYS[1], ARGV[1], ARGV[3])
-remove_settled(KEYS[1], {ARGV[3]})
-delay(KEYS[3], KEYS[4], ARGV[7], clock() + ARGV[4], member, ARGV[6])
+delete_settled(KEYS[1], gone)
+clear_crashes({KEYS[2]}, {{ARGV[3]}})
+announce(KEYS[3], ARGV[7], member)
 return 1

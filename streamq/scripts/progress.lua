@@ -2,7 +2,6 @@
 -- KEYS: progress...
 -- ARGV: for each key: ttl_ms payload
 for i = 1, #KEYS do
-  local ttl, payload = ARGV[2 * i - 1], ARGV[2 * i]
-  call('SET', KEYS[i], payload, 'PX', ttl)
-  call('PUBLISH', KEYS[i], payload)
+  call('SET', KEYS[i], ARGV[2 * i], 'PX', whole(ARGV[2 * i - 1], 1))
+  publish(KEYS[i], ARGV[2 * i])
 end

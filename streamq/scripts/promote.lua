@@ -2,34 +2,31 @@
 -- KEYS: for each tier: stream delayed messages
 -- ARGV: limit for each tier
 -- Returns {number moved, ms until the next is due or -1, 1 if some that are due remain}.
-local function sound(fields)
-  if type(fields) ~= 'table' or #fields < 2 or #fields > 4000 or #fields % 2 == 1 then return false end
-  for _, part in ipairs(fields) do
-    if type(part) ~= 'string' then return false end
-  end
-  return true
-end
-
-local now, moved, next_due, more = clock(), 0, nil, 0
+-- A tier that refuses its messages holds up no other; its error is raised once nothing can be moved.
+local now, moved, next_due, more, refused = clock(), 0, nil, 0, nil
 for k = 1, #KEYS, 3 do
-  local first, due = call('ZRANGE', KEYS[k + 1], 0, 0, 'WITHSCORES'), {}
+  local stream, delayed, messages = unpack(KEYS, k, k + 2)
+  local first, due = redis.pcall('ZRANGE', delayed, 0, 0, 'WITHSCORES'), {}
+  refused = refused or first.err and first
   if first[2] and tonumber(first[2]) <= now then
-    due = call('ZRANGEBYSCORE', KEYS[k + 1], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])
+    due = call('ZRANGEBYSCORE', delayed, '-inf', whole(now), 'LIMIT', 0, ARGV[1])
+    ask(delayed, 'ZREM', 'HDEL')
+    begin_settling(stream)
   end
-  if #due > 0 then call('XLEN', KEYS[k]) end -- a key of another type refuses before any change
   for _, id in ipairs(due) do
-    local message = call('HGET', KEYS[k + 2], id)
-    call('ZREM', KEYS[k + 1], id)
-    call('HDEL', KEYS[k + 2], id)
-    local fine, fields = pcall(cjson.decode, message or '[]')
-    if not fine or not sound(fields) then
-      fields = {'id', id, 'broken', message or ''} -- no message: its consumer dead-letters it
+    local message = redis.pcall('HGET', messages, id)
+    local entry = type(message) == 'table' and message or redis.pcall('XADD', stream, '*', unpack(fields_of(id, message)))
+    if type(entry) == 'table' then -- an error: the message stays
+      refused = refused or entry
+      break
     end
-    call('XADD', KEYS[k], '*', unpack(fields))
+    call('ZREM', delayed, id)
+    call('HDEL', messages, id)
     moved = moved + 1
   end
   if #due == tonumber(ARGV[1]) then more = 1 end
-  if #due > 0 then first = call('ZRANGE', KEYS[k + 1], 0, 0, 'WITHSCORES') end
+  if #due > 0 then first = call('ZRANGE', delayed, 0, 0, 'WITHSCORES') end
   if first[2] then next_due = math.min(next_due or math.huge, tonumber(first[2])) end
 end
-return {moved, next_due and math.max(0, math.ceil(next_due - now)) or -1, more}
+if refused and moved == 0 then return refused end
+return {moved, next_due and math.max(0, math.ceil(math.min(next_due - now, 9e15))) or -1, more}

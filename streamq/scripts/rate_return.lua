@@ -2,9 +2,10 @@
 -- KEYS: bucket
 -- ARGV: interval_ms
 -- Returns the server's time (ms).
-local full_at, ttl = call('HGET', KEYS[1], 'gate'), call('PTTL', KEYS[1])
+local now, full_at, ttl = clock(), call('HGET', KEYS[1], 'gate'), call('PTTL', KEYS[1])
 if full_at and ttl > 0 then
+  ask(KEYS[1], 'HSET')
   call('PEXPIRE', KEYS[1], ttl) -- a first write that needs no memory
-  call('HSET', KEYS[1], 'gate', string.format('%.17g', full_at - ARGV[1]))
+  call('HSET', KEYS[1], 'gate', string.format('%.17g', time_in(full_at, now) - ARGV[1]))
 end
-return clock()
+return now

@@ -7,11 +7,12 @@ local raw, at = call('HGET', KEYS[1], name), call('ZSCORE', KEYS[2], name)
 local fine, was = pcall(cjson.decode, raw or '')
 if raw and fine and type(was) == 'table' then
   if (was.declared == true) ~= (is.declared == true) then return {0, -1} end
-  if at and was.cron == is.cron and was.tz == is.tz then due = string.format('%.0f', at) end
+  if at and was.cron == is.cron and was.tz == is.tz then due = whole(at) end
 end
 if raw ~= ARGV[2] or not at then
+  ask(KEYS[2], 'ZADD')
   call('HSET', KEYS[1], name, ARGV[2])
   call('ZADD', KEYS[2], due, name)
-  call('PUBLISH', ARGV[4], 'schedules')
+  publish(ARGV[4], 'schedules')
 end
 return {1, tonumber(due)}

@@ -2,30 +2,35 @@
 -- KEYS: for each tier: stream alive leases
 -- ARGV: group consumer lease_ms, then for each tier: in_full(1: the lease and the keys' TTL too) count id...
 -- Returns the server's time in ms, then for each tier the ids that this consumer holds no longer.
+-- What is refused keeps nothing else from being renewed; its error is returned in the end.
 local now, ttl = clock(), math.max(86400, math.ceil(ARGV[3] / 1000))
-local reply, at = {string.format('%.0f', now)}, 4
+local reply, at, refused = {whole(now)}, 4, nil
 for k = 1, #KEYS, 3 do
   local in_full, kept, lost = ARGV[at] == '1', {}, {}
   for i = at + 2, at + 1 + ARGV[at + 1] do
-    local to = holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost
-    to[#to + 1] = ARGV[i]
+    local fine, to = pcall(function() return holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost end)
+    if fine then to[#to + 1] = ARGV[i] else refused = refused or to end
   end
   at = at + ARGV[at + 1] + 2
+  local replies = {}
   for from = 1, #kept, 1000 do -- Lua's unpack allows some thousands
     local some = {unpack(kept, from, math.min(from + 999, #kept))}
     some[#some + 1] = 'JUSTID'
-    call('XCLAIM', KEYS[k], ARGV[1], ARGV[2], 0, unpack(some))
+    replies[#replies + 1] = redis.pcall('XCLAIM', KEYS[k], ARGV[1], ARGV[2], 0, unpack(some))
   end
   reply[#reply + 1] = lost
-  local replies = {redis.pcall('ZADD', KEYS[k + 1], string.format('%.0f', now + ARGV[3]), ARGV[2])}
-  if in_full or replies[1] == 1 then -- 1: the member is new, and the key may be
-    replies[2] = redis.pcall('HSET', KEYS[k + 2], ARGV[2], ARGV[3])
-    replies[3] = redis.pcall('EXPIRE', KEYS[k + 1], ttl)
-    replies[4] = redis.pcall('EXPIRE', KEYS[k + 2], ttl)
+  local added = redis.pcall('ZADD', KEYS[k + 1], whole(now + ARGV[3]), ARGV[2])
+  replies[#replies + 1] = added
+  if added == 1 or (in_full and added == 0) then -- 1: the member is new, and the key may be
+    local written = redis.pcall('HSET', KEYS[k + 2], ARGV[2], ARGV[3])
+    replies[#replies + 1], replies[#replies + 2] = written, redis.pcall('EXPIRE', KEYS[k + 1], ttl)
+    if type(written) ~= 'table' then replies[#replies + 1] = redis.pcall('EXPIRE', KEYS[k + 2], ttl) end
   end
   for _, said in ipairs(replies) do
-    -- A server out of memory may refuse these: the leases are renewed all the same. Other errors are raised.
-    if type(said) == 'table' and said.err and not string.find(said.err, 'OOM', 1, true) then return said end
+    -- A server out of memory, or somebody else's key, may refuse these: the leases are renewed all the same.
+    local why = type(said) == 'table' and said.err
+    if why and not string.find(why, 'OOM', 1, true) and not string.find(why, 'WRONGTYPE', 1, true) then refused = said end
   end
 end
+if refused then return type(refused) == 'table' and refused or redis.error_reply(refused) end
 return reply

@@ -2,11 +2,12 @@
 -- KEYS: guard... side_effect...
 -- ARGV: id guards ttl_ms side_effect...
 -- Returns {accepted, id, '', the server's time in ms}.
-local guards, now = tonumber(ARGV[2]), string.format('%.0f', clock())
+local guards, now = tonumber(ARGV[2]), whole(clock())
 for g = 1, guards do
   if call('GET', KEYS[g]) then return {0, ARGV[1], '', now} end
 end
-check_types(guards + 1, 4)
-for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', ARGV[3]) end
+check_side_effects(guards + 1, 4)
+if guards > 0 then ask(KEYS[1], 'SET') end
 carry_out(guards + 1, 4)
+for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', whole(ARGV[3], 1)) end
 return {1, ARGV[1], '', now}

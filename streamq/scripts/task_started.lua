@@ -2,5 +2,7 @@
 -- KEYS: side_effect...
 -- ARGV: side_effect...
 -- Returns 1.
+check_side_effects(1, 1)
+if KEYS[1] then begin_settling(KEYS[1]) end
 carry_out(1, 1)
 return 1

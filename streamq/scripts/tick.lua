@@ -8,9 +8,13 @@ local fine, wanted = pcall(cjson.decode, raw or '')
 if not at or not fine or type(wanted) ~= 'table' or (wanted.revision or '') ~= ARGV[2] then return {0, -1, now} end
 at = math.max(0, math.min(math.floor(at), 253402300799000)) -- a score written by hand may be any number
 if at ~= tonumber(ARGV[3]) or now < at then return {0, at, now} end
+if not sound(wanted.fields) then return {0, -1, now} end
 
+call('HLEN', KEYS[3]) -- this and the next lines: what would be refused is refused before any change
+ask(KEYS[2], 'ZADD', 'HSET', 'SET')
+check_stream(KEYS[4])
 local last
-for t = 7, #ARGV, 3 do -- before the next tick is set: if the stream refuses, nothing has changed
+for t = 7, #ARGV, 3 do
   if not KEYS[5] or not call('GET', KEYS[5]) then
     local fields = {unpack(wanted.fields)}
     for f, name_of in ipairs({'id', 'headers', 'expires'}) do
@@ -20,7 +24,7 @@ for t = 7, #ARGV, 3 do -- before the next tick is set: if the stream refuses, no
       end
     end
     call('XADD', KEYS[4], '*', unpack(fields))
-    if KEYS[5] then call('SET', KEYS[5], ARGV[t], 'PX', ARGV[6]) end
+    if KEYS[5] then call('SET', KEYS[5], ARGV[t], 'PX', whole(ARGV[6], 1)) end
     last = true
   end
 end

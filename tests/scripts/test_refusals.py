@@ -1,20 +1,28 @@
-"""A step that the server refuses has changed nothing, whichever of its keys is somebody else's.
+"""A step that the server refuses has changed nothing, whatever was refused.
 
-Scripts are not rolled back: what one did before it met a key of another type stays done. So each must meet
-it before it takes anything away. Here every step is run as often as it has keys, each time with another of them
-under something of somebody else's, and what the server holds is compared byte for byte.
+Scripts are not rolled back: what one did before it was refused stays done. So each must know that before it changes
+anything. Here every step is run again and again, each time with another of its keys under something of somebody else's,
+without the right to one of its commands, keys and channels, with a stream whose ids are used up, on a server that is
+full or read-only. What the server holds is compared byte for byte.
 """
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 import pytest
 
 from streamq.scripts import step
+from tests.servers import pack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.servers import RealServer
 
 STREAM, CRASHES, DELAYED, MESSAGES, DEAD = "s", "s:crashes", "s:delayed", "s:messages", "dead"
@@ -46,16 +54,50 @@ class Case:
     keys: tuple[str, ...]
     arguments: tuple[Any, ...]
     queued: bool = False  # is `x` in the stream in place of among the delayed?
+    older: bool = False  # as before Redis 7, where a script cannot ask what it may do
+    name: str = ""
 
-    def run(self, server: RealServer, entry: bytes) -> Any:
-        arguments = [entry if part == "entry" else part for part in self.arguments]
-        return server.command("EVAL", step(self.step).source, len(self.keys), *self.keys, *arguments)
+    def run(self, server: RealServer, entry: bytes, user: str = "default") -> Any:
+        last = server.command("XREVRANGE", STREAM, "+", "-", "COUNT", 1) if self.queued else ()
+        stand_ins = {"entry": entry, "queued": last[0][0] if isinstance(last, list) and last else b""}
+        arguments = [stand_ins.get(part, part) if isinstance(part, str) else part for part in self.arguments]
+        source = step(self.step).source
+        if self.older:
+            source = source.replace("redis.acl_check_cmd", "redis.unknown")
+        return as_user(server, user, "EVAL", source, len(self.keys), *self.keys, *arguments)
+
+
+def as_user(server: RealServer, user: str, *command: Any) -> Any:
+    """Send a command in the name of a user; an error comes back as the reply."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(server.socket)
+        reader, replies = hiredis.Reader(), []
+        connection.sendall((pack("AUTH", user, "x") if user != "default" else pack("PING")) + pack(*command))
+        while len(replies) < 2:
+            while (reply := reader.gets()) is not False:
+                replies.append(reply)
+            if len(replies) < 2:
+                reader.feed(connection.recv(65536))
+        assert not isinstance(replies[0], Exception)
+        return replies[1]
+
+
+def limited(server: RealServer, *rules: str) -> None:
+    """Make the user `limited`, who may do everything but what the rules say."""
+    server.command("ACL", "SETUSER", "limited", "reset", "on", "nopass", "+@all", *rules)
 
 
 NAMES, PARTS = following(TELL, FREE, SEND, LATER, JOIN)
 NAMES_LATER, PARTS_LATER = following(SEND, JOIN_LATER)
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
+ALIVE, LEASES = "s:alive", "s:leases"
+LIMIT = ("permits", "called", "line", "limits", DELAYED)
+FAR = 10**15
+SCHEDULE = '{"name":"n","cron":"* * * * *","tz":"UTC","fields":["task","t"],"revision":"1"}'
 CASES = {
+    "ack": Case("ack", (STREAM, CRASHES), ("g", 0, 1, "entry")),
+    "ack, per entry": Case("ack", (STREAM, CRASHES), ("g", 1, 1, "entry")),
+    "ack_results": Case("ack_results", (STREAM, CRASHES, "r"), ("g", 2, 5000, 1, "entry", "1")),
     "ack_side_effects": Case("ack_side_effects", (STREAM, CRASHES, *NAMES), ("g", "entry", *PARTS)),
     "finish, later": Case("ack_side_effects", (STREAM, CRASHES, *NAMES_LATER), ("g", "entry", *PARTS_LATER)),
     "dead_letter": Case(
@@ -65,6 +107,7 @@ CASES = {
         "postpone", (STREAM, CRASHES, DELAYED, MESSAGES), ("g", "me", "entry", 10, "m", '["task","t"]', "wake")
     ),
     "cancel": Case("cancel", (*TIER, *NAMES), ("", "wake", 1, "x", *PARTS)),
+    "cancel, queued": Case("cancel", (*TIER, *NAMES), ("queued", "wake", 1, "y", *PARTS), queued=True),
     "task_started": Case("task_started", FREE[0], FREE[1]),
     "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, *PARTS)),
     "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", 9000, 9000, *FIELDS)),
@@ -73,53 +116,230 @@ CASES = {
     "debounce, later": Case("debounce", NEWEST, ("n", 2, 5000, 0, 9000, -1, 9000, "wake", '"task","t"]', *FIELDS)),
     "keep_last": Case("keep_last", NEWEST, ("n", 2, 0, -1, 9000, 0, 9000, "wake", '"task","t"]', *FIELDS)),
     "keep_last, queued": Case(
-        "keep_last", NEWEST, ("n", 2, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *FIELDS), queued=True
+        "keep_last", NEWEST, ("n", 2, 0, -1, 9000, FAR, 9000, "wake", '"task","t"]', *FIELDS), queued=True
+    ),
+    "keep_last, running": Case(
+        "keep_last", NEWEST, ("n", 1, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *FIELDS), queued=True
     ),
     "promote": Case("promote", TIER, (100,)),
     "replay": Case("replay", (DEAD, STREAM), ("7-0", *FIELDS)),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
+    "reclaim": Case(
+        "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)
+    ),
+    "renew": Case("renew", (STREAM, ALIVE, LEASES), ("g", "me", 9000, 1, 1, "entry")),
+    "remove_consumers": Case("remove_consumers", (STREAM, ALIVE, LEASES), ("g", "parked", 10, "", 1)),
+    "mark_isolated": Case("mark_isolated", (STREAM, CRASHES), ("g", "me", "entry", 9000)),
+    "add_counters": Case("add_counters", ("stats",), (60, "a", 1, "b", 2)),
+    "progress": Case("progress", ("p1", "p2"), (9000, "1", 9000, "2")),
+    "register": Case("register", ("schedules", "ticks"), ("m", SCHEDULE, 5, "wake")),
+    "unregister": Case("unregister", ("schedules", "ticks", "ticked"), ("n", "wake")),
+    "tick": Case(
+        "tick", ("schedules", "ticks", "ticked", "next", "guard"), ("n", "1", 1, 9, 5, 9000, "t1", "", "", "t2", "", "")
+    ),
+    "once_begin": Case("once_begin", ("once",), (9000, 9000)),
+    "once_end": Case("once_end", ("begun",), ("1", 9000, "result")),
+    "once_renew": Case("once_renew", ("begun",), ("1", 9000, 9000)),
+    "permit_acquire": Case("permit_acquire", LIMIT, ("n", 2, 9000, 2000, "wake", "run", f"9-9 0 {DELAYED} q", "")),
+    "permit_acquire, full": Case(
+        "permit_acquire", LIMIT, ("n", 1, 9000, 2000, "wake", "run", f"9-9 0 {DELAYED} q", "")
+    ),
+    "permit_check": Case("permit_check", LIMIT, ("n", 2, 2000, "wake", f"8-8 0 {DELAYED} later", 5)),
+    "permit_release": Case("permit_release", LIMIT, ("n", 1, 2000, "wake", "held")),
+    "permit_renew": Case("permit_renew", LIMIT, ("n", 2, 9000, 2000, "wake", "held")),
+    "permit_sweep": Case("permit_sweep", LIMIT, ("n", 2000, "wake")),
+    "permit_wake": Case("permit_wake", (DELAYED,), ("wake", "later")),
+    "rate_acquire": Case("rate_acquire", ("bucket",), (100, 1, 1, "", 0)),
+    "rate_drain": Case("rate_drain", ("bucket",), (100, 1, 5000)),
+    "rate_return": Case("rate_return", ("bucket",), (100,)),
+    "circuit_enter": Case("circuit_enter", ("circuit", "circuits"), ("c", 1000, 1, 100, 9000, "", -1)),
+    "circuit_leave": Case(
+        "circuit_leave", ("circuit", "circuits"), ("c", 1, 0, 1000, 1, 9000, 10, 1, "", 0, 1, "E", "e", 100)
+    ),
+    "circuit_postpone": Case("circuit_postpone", ("circuit",), (100, 9000, -1, FAR, FAR)),
+    "circuit_report": Case("circuit_report", ("circuit", "circuits"), ("c", 9000, 10, "state", "open")),
 }
+READING = {"find_entry"}  # changes nothing
+FULL = "18446744073709551615-18446744073709551615"
+# What these commands do is left undone where they may not run, and refuses nothing: words to other workers, what the
+# monitor alone reads, evidence of crashes (it ends by its TTL) and of who is alive.
+FOR_MONITOR = {"circuit_enter", "circuit_leave", "circuit_report"}
+OPTIONAL: dict[str, set[str] | None] = {
+    "publish": None,
+    "zrange": None,  # tells whether others must be woken
+    "xinfo|stream": None,  # tells that the ids of a stream are used up
+    "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
+    "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone"},
+    **dict.fromkeys(("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR),
+}
+# What takes away more than it brings is carried out by a server out of memory, too.
+SETTLES = {
+    "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
+    "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "permit_acquire", "permit_check",
+    "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
+}  # fmt: skip
+# A renewal is not one change but many, each good by itself: what is refused keeps no other from being renewed.
+PIECEMEAL = {"renew"}
 
 
 def prepared(server: RealServer, case: Case) -> bytes:
-    """An entry that is held, `x` delayed under a deduplication key, a dead letter. Return the id of the entry."""
+    """What every step finds something to do with. Return the id of the entry that `me` holds.
+
+    An entry that is held; `x` delayed under a deduplication key; dead letters; a dead consumer; a schedule that is due;
+    a begun effect; a permit that is held, one waiter that is called and one in line; a bucket; a half-open circuit.
+    """
     server.command("FLUSHALL")
     server.command("XGROUP", "CREATE", STREAM, "g", "0", "MKSTREAM")
     entry: bytes = server.command("XADD", STREAM, "*", *FIELDS)
     server.command("XREADGROUP", "GROUP", "g", "me", "STREAMS", STREAM, ">")
-    server.command("ZADD", DELAYED, 1, "x")
-    server.command("HSET", MESSAGES, "x", '["task","t"]')
+    server.command("HSET", CRASHES, entry, "once", "other", "evidence")
+    server.command("XGROUP", "CREATECONSUMER", STREAM, "g", "gone")
+    server.command("ZADD", ALIVE, 1, "gone", 1, "me")
+    server.command("HSET", LEASES, "gone", 1, "me", 1)
+    server.command("ZADD", DELAYED, 1, "x", FAR, "later")
+    server.command("HSET", MESSAGES, "x", '["task","t"]', "later", '["task","t"]')
     server.command("SET", "d", "x")
-    server.command("HSET", "latest", "id", "x", "since", 0, "entry", "", "due", 0, "ttl", 1)
+    server.command("HSET", "latest", "id", "x", "since", 0, "entry", "", "due", 0, "ttl", 1, "next", "later")
     server.command("XADD", DEAD, "7-0", *FIELDS)
+    server.command("HSET", "schedules", "n", SCHEDULE)
+    server.command("ZADD", "ticks", 1, "n")
+    server.command("HSET", "ticked", "n", 1)
+    server.command("HSET", "begun", "token", 1, "until", FAR)
+    server.command("ZADD", "permits", FAR // 500, "held")
+    server.command("ZADD", "called", 1, f"7-7 0 {DELAYED} gone")
+    server.command("ZADD", "line", 1, f"8-8 0 {DELAYED} later")
+    server.command("HSET", "bucket", "tail", 1, "gate", 1)
+    server.command("PEXPIRE", "bucket", 900_000)
+    server.command("HSET", "circuit", "state", "half_open", "period", 1, "since", 1)
     if case.queued:
-        server.command("DEL", DELAYED, MESSAGES)
+        server.command("ZREM", DELAYED, "x")
+        server.command("HDEL", MESSAGES, "x")
         queued = server.command("XADD", STREAM, "*", "id", "x", *FIELDS)
-        server.command("HSET", "latest", "entry", queued, "stream", STREAM, "since", 10**15)
+        server.command("HSET", "latest", "entry", queued, "stream", STREAM, "since", FAR)
+        if "running" in case.name:
+            server.command("HSET", "latest", "entry", entry)
     return entry
 
 
-def contents(server: RealServer) -> dict[bytes, bytes]:
-    """Return all keys, and what they hold."""
-    return {key: server.command("DUMP", key) for key in server.command("KEYS", "*")}
+def contents(server: RealServer) -> dict[bytes, tuple[bytes, bool]]:
+    """Return all keys, what they hold, and whether that ends by itself."""
+    return {
+        key: (server.command("DUMP", key), server.command("PEXPIRETIME", key) > 0)
+        for key in server.command("KEYS", "*")
+    }
+
+
+def refused(server: RealServer, case: Case, deny: Callable[[], None], user: str = "default") -> str:
+    """Run a step that meets `deny`. Assert that it did all of its work or none; return why it was refused, or ""."""
+    entry = prepared(server, case)
+    deny()
+    before = contents(server)
+    reply = case.run(server, entry, user)
+    if isinstance(reply, Exception):
+        if case.step not in PIECEMEAL:
+            assert contents(server) == before, (case.name, str(reply))
+        return str(reply)
+    return ""
+
+
+def commands_of(server: RealServer, case: Case) -> list[str]:
+    """Return what a step calls."""
+    entry = prepared(server, case)
+    server.command("CONFIG", "RESETSTAT")
+    before = contents(server)
+    server.command("CONFIG", "RESETSTAT")
+    assert not isinstance(case.run(server, entry), Exception)
+    stats = server.command("INFO", "commandstats").decode()
+    assert contents(server) != before, "it found nothing to do"
+    names = [line.partition(":")[0].removeprefix("cmdstat_") for line in stats.splitlines() if "cmdstat_" in line]
+    return [
+        name
+        for name in names
+        if name not in ("eval", "info", "ping", "config|resetstat", "dump", "keys", "pexpiretime", "xrevrange")
+    ]
+
+
+def test_every_script_has_its_case() -> None:
+    """A new script is tried as all others are."""
+    names = {
+        file.name.removesuffix(".lua") for file in files("streamq.scripts").iterdir() if file.name.endswith(".lua")
+    }
+    assert {name for name in names if not name.startswith("_")} == {case.step for case in CASES.values()} | READING
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_refused_has_changed_nothing(real_server, name):
-    """Each of its keys in turn is a list, which nothing here is. Without one the step does something."""
-    case, refused = CASES[name], 0
-    entry = prepared(real_server, case)
-    before = contents(real_server)
-    assert not isinstance(case.run(real_server, entry), Exception)
-    assert contents(real_server) != before
+def test_a_key_of_another_type_has_changed_nothing(real_server, name):
+    """Each key in turn is a list, which nothing here is."""
+    case = case_of(name)
     for key in case.keys:
-        entry = prepared(real_server, case)
-        real_server.command("DEL", key)
-        real_server.command("LPUSH", key, "theirs")
-        before = contents(real_server)
-        reply = case.run(real_server, entry)
-        if isinstance(reply, Exception):
-            refused += 1
-            assert "WRONGTYPE" in str(reply)
-            assert contents(real_server) == before, key
-    assert refused >= len(case.keys) / 3
+        why = refused(real_server, case, lambda key=key: replace(real_server, key))
+        assert not why or "WRONGTYPE" in why, (key, why)
+
+
+def case_of(name: str) -> Case:
+    return replace_fields(CASES[name], name=name)
+
+
+def replace(server: RealServer, key: str) -> None:
+    server.command("DEL", key)
+    server.command("LPUSH", key, "theirs")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "before-7"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_missing_command_has_changed_nothing(real_server, name, older):
+    """Each command that the step calls is taken away in turn. Before Redis 7 a script cannot ask what it may do."""
+    case = replace_fields(case_of(name), older=older)
+    for command in commands_of(real_server, case):
+        deny = lambda command=command: limited(real_server, f"-{command}", "~*", "&*")  # noqa: E731
+        why = refused(real_server, case, deny, "limited")
+        optional = OPTIONAL.get(command, set())
+        assert why or optional is None or case.step in optional, (command, "was not missed")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_missing_key_or_channel_has_changed_nothing(real_server, name):
+    """Each key is taken away in turn. Without a right on channels the step does its work."""
+    case = case_of(name)
+    for key in dict.fromkeys(case.keys):
+        others = [f"~{other}" for other in case.keys if other != key]
+        assert refused(real_server, case, lambda others=others: limited(real_server, *others, "&*"), "limited")
+    assert not refused(real_server, case, lambda: limited(real_server, "~*", "resetchannels"), "limited")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stream_whose_ids_are_used_up_has_changed_nothing(real_server, name):
+    """Each stream in turn has had the largest id; then all but one that is left."""
+    case = case_of(name)
+    for key in case.keys:
+        for last in (FULL, FULL[:-1] + "4"):
+
+            def exhaust(key: str = key, last: str = last) -> None:
+                kind = real_server.command("TYPE", key)
+                if kind == b"stream":
+                    real_server.command("XSETID", key, last)
+                elif kind == b"none" and key in ("next", "last"):
+                    real_server.command("XADD", key, last, *FIELDS)
+
+            why = refused(real_server, case, exhaust)
+            assert not why or "exhausted" in why, (key, why)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_full_or_read_only_server_has_changed_nothing(real_server, name):
+    """What settles still settles on a server out of memory; nothing does on a replica."""
+    case = case_of(name)
+    full = lambda: real_server.command("CONFIG", "SET", "maxmemory", 1)  # noqa: E731
+    try:
+        why = refused(real_server, case, full)
+    finally:
+        real_server.command("CONFIG", "SET", "maxmemory", 0)
+    assert not why or "OOM" in why
+    if case.step in SETTLES:
+        assert not why
+    replica = lambda: real_server.command("REPLICAOF", "127.0.0.1", 1)  # noqa: E731
+    try:
+        why = refused(real_server, case, replica)
+    finally:
+        real_server.command("REPLICAOF", "NO", "ONE")
+    assert "READONLY" in why or case.step in PIECEMEAL
