@@ -1,4 +1,4 @@
-"""A step that the server refuses has changed nothing, whatever was refused.
+"""P14: a step that the server refuses has changed nothing, whatever was refused.
 
 Scripts are not rolled back: what one did before it was refused stays done. So each must know that before it changes
 anything. Here every step is run again and again, each time with another of its keys under something of somebody else's,
