@@ -41,6 +41,7 @@ from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import MAX_PAYLOAD
+from streamq.wire.names import check_name
 from streamq.wire.tiers import DEFAULT_TIERS, Tier, check_tiers
 from streamq.wire.workflow import Flow
 
@@ -75,13 +76,13 @@ class RedisBroker:
             if tiers is not None:
                 raise ConfigurationError(f"queue_name={queue_name!r} and tiers: give one of them")
             prefix, _, name = queue_name.rpartition(":")
-            namespace = namespace or prefix or queue_name
+            namespace = namespace if namespace is not None else prefix or queue_name
             tiers = [Tier(name, stream=queue_name)]
         self.url = url
         self.clock = clock
         self.middleware = middleware if middleware is not None else MiddlewareChain()
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
-        self.keys = Keys.of(namespace or "queue", group, self.tiers)
+        self.keys = Keys.of("queue" if namespace is None else namespace, group, self.tiers)
         self.dead_letters = dead_letters or DeadLetterBound()
         self.max_payload = max_payload
         self._server = ServerUrl(url)
@@ -198,10 +199,11 @@ class RedisBroker:
         """Return the handle of a task by its id, without a round trip. The task need not exist.
 
         Its methods look for the task in `tier` first, and then in all others. Raises ConfigurationError for an unknown
-        tier.
+        tier, and for a text that no task can have as its id.
         """
         if self._waiters is None:
             raise NotOpenError(repr(self))
+        check_name("task_id", task_id)
         first = 0 if tier is None else self._builder.tier_of(tier)
         return Handle(task_id, "", first, "", False, True, self.store, self._waiters)
 
@@ -228,6 +230,7 @@ class RedisBroker:
         For handlers that must not act twice. It records the start of the work and not its end: if a handler crashes
         after the call, its next run gets True.
         """
+        check_name("key", task_id, what="task_id")
         reply = await self.store.one(("SET", self.keys.seen(task_id), "1", "NX", "PX", max(1, round(ttl * 1000))))
         return reply is None
 

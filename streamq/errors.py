@@ -17,6 +17,7 @@ __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
     "DeadLetterNotFoundError",
+    "DedupKeyHeldError",
     "EffectInProgressError",
     "EffectLostError",
     "EncodingError",
@@ -269,6 +270,19 @@ class DeadLetterNotFoundError(StreamqError, LookupError):
 # --- results ---------------------------------------------------------------------------------
 
 _NAMED = 5  # ids in the text of the error; `missing` has all
+
+
+class DedupKeyHeldError(StreamqError):
+    """Raised by a replay if another task holds the deduplication key of the dead task. The dead letter stays."""
+
+    def __init__(self, task_id: str, key: str, holder: str) -> None:
+        self.task_id = task_id
+        self.key = key
+        self.holder = holder
+        super().__init__(
+            f"dead task {task_id!r} is not replayed: task {holder!r} holds its deduplication key {key!r}; replay it "
+            "when that task is done, or cancel that task"
+        )
 
 
 class ResultTimeoutError(StreamqError, TimeoutError):

@@ -38,7 +38,11 @@ _SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
               default="info", show_default=True, show_envvar=True,
               help="Lowest level to log. The banner has the level info.")  # fmt: skip
-@click.option("--name", show_envvar=True, help="Consumer name. [default: host, process and a random part]")
+@click.option(
+    "--name",
+    show_envvar=True,
+    help="Name of the worker; its consumer has a random part after it. [default: host and process]",
+)
 @click.pass_context
 def worker(ctx: click.Context, /, **given: Any) -> None:
     """Run the tasks of modules until stopped.

@@ -28,6 +28,7 @@ from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, R
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
+from streamq.wire.names import IS_PLAIN_ID
 from streamq.wire.side_effects import THEN
 from streamq.wire.workflow_steps import encoded_result
 
@@ -179,9 +180,13 @@ class Runners:
         """Run one delivery: decode, call, decide, settle."""
         fields = delivery.fields
         handler = self._handlers.get(fields.get(b"task", b""))
-        if handler is not None and (
-            fields.keys() <= _BASIC_FIELDS
-            or (fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and _is_small(fields[b"priority"]))
+        if (
+            handler is not None
+            and (
+                fields.keys() <= _BASIC_FIELDS
+                or (fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and _is_small(fields[b"priority"]))
+            )
+            and (not (given := fields.get(b"id")) or (given.isalnum() and len(given) < 200) or IS_PLAIN_ID(given))
         ):
             delivery.only_basic_fields = True
         elif (handler := self._admit(delivery, handler)) is None:

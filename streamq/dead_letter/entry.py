@@ -22,6 +22,9 @@ _REPLAYED_FIELDS = (
     "retries",
     "group",
     "then",
+    "dedup",
+    "dedup_until",
+    "dedup_ttl",
 )  # fields that a replay keeps
 
 

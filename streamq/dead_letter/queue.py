@@ -22,14 +22,15 @@ from streamq.errors import (
     BrokerError,
     ConfigurationError,
     DeadLetterNotFoundError,
+    DedupKeyHeldError,
     OutcomeUnknownError,
     UndecodableError,
 )
-from streamq.queue.sending import new_task_id
+from streamq.queue.sending import default_dedup_ttl, new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
-from streamq.wire.message import Field, Message
+from streamq.wire.message import Field, Message, milliseconds
 
 log = SafeLog("streamq")
 
@@ -170,13 +171,14 @@ class DeadLetterQueue:
         `task_id` replays one task (its newest dead letter, if it has several). Without it, replays all
         that match `task_name`, `reason` and `error_type`, at most `limit`, oldest first. Dead letters that cannot be
         replayed stay. A replay is a first attempt in the same tier, with the same priority, timeout,
-        result TTL and headers. The header `replayed_from` names the dead task. `retries` overrides the
-        retry budget.
+        result TTL and headers, and holds the deduplication key of the dead task again. The header `replayed_from`
+        names the dead task. `retries` overrides the retry budget.
 
         The new id is random: entry ids repeat among tiers, and this id is known before the step, so that
         OutcomeUnknownError can carry it (as `task_id`).
 
-        Raises DeadLetterNotFoundError if there is no such dead letter, UndecodableError if it is not a
+        Raises DedupKeyHeldError if another task holds the deduplication key,
+        DeadLetterNotFoundError if there is no such dead letter, UndecodableError if it is not a
         message, ConfigurationError if the broker does not have its tier, or if no selection is given.
         """
         if retries is not None and (type(retries) is not int or retries < 0):
@@ -204,10 +206,13 @@ class DeadLetterQueue:
             raise ConfigurationError(f"task {task_id!r} died in the tier {dead_letter.tier!r}; this broker has {names}")
         new_id = new_task_id()
         try:
-            entry = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
+            entry, holder = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
         except OutcomeUnknownError as error:
             error.task_id = new_id
             raise
+        if holder:
+            key = dead_letter.options["dedup"]
+            raise DedupKeyHeldError(dead_letter.task_id, key, holder.decode(errors="backslashreplace"))
         if not entry:
             raise DeadLetterNotFoundError(task_id)
         return new_id
@@ -230,7 +235,7 @@ class DeadLetterQueue:
                     new_id = new_task_id()
                     commands[new_id] = self._replay_command(dead_letter, tier, new_id, retries)
                 entries = await store.call(list(commands.values()))
-                replayed += [new_id for new_id, entry in zip(commands, entries, strict=True) if entry]
+                replayed += [new_id for new_id, (entry, _) in zip(commands, entries, strict=True) if entry]
                 if limit is not None and len(replayed) >= limit:
                     break
         return replayed
@@ -246,7 +251,10 @@ class DeadLetterQueue:
         options = dict(dead_letter.options) if retries is None else {**dead_letter.options, "retries": str(retries)}
         for pair in options.items():
             fields += pair
-        return step("replay")([self._key, self._broker.keys.tiers[tier].stream], dead_letter.entry_id, *fields)
+        keys, ttl = [self._key, self._broker.keys.tiers[tier].stream], _dedup_ttl(dead_letter)
+        if ttl:
+            keys.append(self._broker.keys.dedup(dead_letter.options["dedup"]))
+        return step("replay")(keys, dead_letter.entry_id, new_id, ttl, *fields)
 
     def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
         """Return the index of the tier of a dead letter: by the tier's name, or else by its stream."""
@@ -345,6 +353,17 @@ def _matcher(
         )
 
     return matches
+
+
+def _dedup_ttl(dead_letter: DeadLetterEntry) -> int:
+    """Return for how long (ms) a replay holds the deduplication key at most, 0 if it holds none."""
+    options = dead_letter.options
+    if not options.get("dedup"):
+        return 0
+    noted = options.get("dedup_ttl", "")
+    if noted.isascii() and noted.isdigit() and len(noted) < 16:
+        return int(noted)
+    return milliseconds(default_dedup_ttl(options.get("dedup_until")))
 
 
 def _seconds(what: str, value: float | timedelta) -> float:

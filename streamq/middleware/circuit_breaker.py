@@ -29,12 +29,13 @@ from streamq.middleware.circuit_registry import Circuits, FleetCircuits, LocalCi
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
 from streamq.middleware.circuit_state_machine import NEW, UNNUMBERED, CallOutcome, Postponed, State
-from streamq.middleware.circuit_view import CircuitView, circuit_name
+from streamq.middleware.circuit_view import CircuitView, circuit_name, shown_name
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.store import Store
 from streamq.tasks.exception_groups import leaves
 from streamq.tasks.retry_policy import Uniform
 from streamq.wire.delivery import Delivery
+from streamq.wire.names import check_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,7 +98,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
             raise ConfigurationError(f"scope={scope!r} does not exist: give 'process' or 'fleet'")
         if broker is not None and scope != "fleet":
             raise ConfigurationError("broker is for scope='fleet': a circuit of this process needs none")
-        self.name = name
+        self.name = check_name("limit", name, what="name") if name else ""
         self.scope = scope
         self.failure_threshold = failure_threshold
         self.reset_timeout = settings.reset_timeout
@@ -248,7 +249,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
 
     def _open_error(self, key: str, after: float, headers: Mapping[str, Any] | None = None) -> CircuitOpenError:
         view = self.views.get(key, CircuitView())
-        name = circuit_name(self.name, key) or "breaker"
+        name = shown_name(circuit_name(self.name, key))
         error = CircuitOpenError(name, after=after, last_failure=view.last_failure)
         error.headers = headers
         return error

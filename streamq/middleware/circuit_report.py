@@ -15,7 +15,14 @@ import anyio
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.circuit_state_machine import State
-from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView, circuit_name, failure_fields
+from streamq.middleware.circuit_view import (
+    MAX_INDEXED,
+    CircuitView,
+    circuit_name,
+    failure_fields,
+    process_circuit_name,
+    shown_name,
+)
 from streamq.queue.store import Store
 from streamq.scripts import step
 
@@ -43,13 +50,13 @@ class CircuitReporter:
         """Write the new state of a circuit, or remove the circuit if it is closed. Logs if the server is away."""
         circuit = circuit_name(self._breaker, key)
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        name = f"{circuit or 'breaker'}@{worker}-{self._instance}"
+        name = process_circuit_name(circuit, f"{worker}-{self._instance}")
         if view.state is State.CLOSED:
             await self._write(name, store, {})
             return
         error_type, error = ("", "") if view.last_failure is None else failure_fields(view.last_failure)
         await self._write(name, store, {
-            "name": circuit, "worker": worker, "state": view.state, "failures": view.failures,
+            "name": shown_name(circuit), "worker": worker, "state": view.state, "failures": view.failures,
             "error_type": error_type, "error": error,
         })  # fmt: skip
 

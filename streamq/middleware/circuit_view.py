@@ -9,6 +9,7 @@ from typing import Final
 from streamq.errors import StreamqError
 from streamq.middleware.circuit_state_machine import State
 from streamq.tasks.outcome import failure_of
+from streamq.wire.names import SEPARATOR, qualified
 
 MAX_INDEXED: Final = 1000  # circuits in the index that the monitor reads; it has those that are not closed
 _MAX_TEXT: Final = 500  # characters of the type and of the text of an error in Redis
@@ -43,8 +44,21 @@ class CircuitView:
 
 
 def circuit_name(breaker: str, key: str) -> str:
-    """Return the name of a circuit: the name of its breaker and its key, '' if it has neither."""
-    return ":".join(filter(None, (breaker, key)))
+    """Return the name of a circuit in Redis: the name of its breaker, its key, or both; '' if it has neither.
+
+    Other pairs have other names. A breaker without a name whose key is the name of another one has its circuit.
+    """
+    return qualified(breaker, key) if key else breaker
+
+
+def process_circuit_name(circuit: str, worker: str) -> str:
+    """Return the name in Redis of a circuit of one process: no circuit of a fleet has an `@` before its `|`."""
+    return f"@{worker}{SEPARATOR}{circuit}"
+
+
+def shown_name(circuit: str) -> str:
+    """Return the name of a circuit as people read it."""
+    return ":".join(filter(None, circuit.split(SEPARATOR, 1))) or "breaker"
 
 
 def failure_fields(error: BaseException) -> tuple[str, str]:

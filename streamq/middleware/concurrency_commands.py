@@ -16,6 +16,7 @@ from streamq.errors import BrokerError
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
+from streamq.wire.names import qualified
 
 log = SafeLog("streamq")
 
@@ -93,7 +94,7 @@ class LimitCommands:
                 continue
             member, entry = found[3], identity.partition(b" ")[0].decode()
             try:
-                await self.store.one(step("permit_wake")([found[2]], self._channel, f"{member}:{entry}", member))
+                await self.store.one(step("permit_wake")([found[2]], self._channel, qualified(member, entry), member))
             except BrokerError as error:
                 log.info("a waiter cannot be woken, it asks by itself later: %s", error)
 

@@ -19,6 +19,7 @@ from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.middleware.limit_reached import LimitReached
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
+from streamq.wire.names import check_name, qualified
 
 _HEADER: Final = "concurrency:"
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
@@ -49,7 +50,7 @@ class ConcurrencyLimit:
         self.max_running = check_integer("max_running", max_running, 1)
         self.lease = float(check_number("lease", lease, _MIN_LEASE))
         self.scope = scope
-        self.name = name
+        self.name = check_name("limit", name, what="name") if name else ""
         self._key = check_key(key)
         self._random = uniform
         self._lost = 0
@@ -72,7 +73,7 @@ class ConcurrencyLimit:
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
         """Run the task if there is a permit for it. Raises LimitReached if there is none; the task waits then."""
         key = resolve_key(self._key, context)
-        name = f"{self.name}:{key}" if self.name else key
+        name = qualified(self.name, key)
         permits = self._permits_of(context.store)
         waiter = self._waiter(context, name)
         run = f"{context.delivery.task_id} {secrets.token_hex(8)}"

@@ -13,7 +13,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
-from streamq.queue.once import LEASE, TTL, Effect, once
+from streamq.queue.once import LEASE, TTL, Effect, once_for
 from streamq.tasks.arguments import encode_extra
 
 log = SafeLog("streamq")
@@ -41,8 +41,8 @@ class Idempotency:
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
         """Run the task, or return the recorded result. Raises what `once` raises."""
-        key = self._key_of(context)
-        async with once(key, ttl=self._ttl, lease=self._lease, wait=self._wait, broker=context) as effect:
+        owner, key = self._owner_and_key(context)
+        async with once_for(owner, key, ttl=self._ttl, lease=self._lease, wait=self._wait, broker=context) as effect:
             if effect.done:
                 return effect.result
             try:
@@ -54,11 +54,10 @@ class Idempotency:
             _record(effect, result, context)
             return result
 
-    def _key_of(self, context: Context) -> str:
+    def _owner_and_key(self, context: Context) -> tuple[str, str]:
         if self._key is None:
-            # Each group runs each task once.
-            return f"{context.store.keys.group}:{context.delivery.task_id}"
-        return resolve_key(self._key, context)
+            return context.store.keys.group, context.delivery.task_id  # each group runs each task once
+        return "", resolve_key(self._key, context)
 
 
 def _record(effect: Effect, result: Any, context: Context) -> None:

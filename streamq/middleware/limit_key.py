@@ -14,6 +14,7 @@ from typing import Any
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.middleware.chain import Context
 from streamq.tasks.task import Task
+from streamq.wire.names import check_name
 
 Key = Callable[[Context], object] | str | None
 
@@ -39,13 +40,17 @@ def check_key(key: Key) -> Key:
 def resolve_key(key: Key, context: Context) -> str:
     """Return the key of a run.
 
-    Raises ConfigurationError if the key names a parameter that the task does not have, ArgumentsError if the task
-    cannot be called with the arguments of this run.
+    Raises ConfigurationError if the key names a parameter that the task does not have, or is no text that can be a key
+    (too long, control characters); ArgumentsError if the task cannot be called with the arguments of this run.
     """
     if key is None:
         return context.task.name
     if callable(key):
-        return str(key(context))
+        return check_name("key", str(key(context)))
+    return check_name("key", _formatted(key, context))
+
+
+def _formatted(key: str, context: Context) -> str:
     values = _arguments(context)
     try:
         return key.format_map(values)

@@ -23,6 +23,7 @@ from typing import Any
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.errors import BrokerError, ConfigurationError
+from streamq.middleware.circuit_view import shown_name
 from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
 from streamq.queue.server_errors import translated
 from streamq.wire.counters import Counters, unpack
@@ -226,7 +227,8 @@ def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
     if fields.get("state", "closed") == "closed":
         return None
     return CircuitMetrics(
-        name=fields.get("name", key), scope="process" if "worker" in fields else "fleet", worker=fields.get("worker"),
+        name=fields.get("name", shown_name(key)), scope="process" if "worker" in fields else "fleet",
+        worker=fields.get("worker"),
         state=fields["state"], failures=int(fields.get("failures", 0)), error_type=fields.get("error_type", ""),
         error=fields.get("error", ""), since=datetime.fromtimestamp(float(fields.get("since", 0)) / 1000, UTC),
     )  # fmt: skip

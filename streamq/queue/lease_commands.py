@@ -86,7 +86,8 @@ async def reclaim(
     label = store.tiers[tier].name
     found = []
     for entry, flat, crashed, isolated, died in rows:
-        delivery = Delivery(tier, label, entry, flat, redelivered=True, crashed_workers=tuple(crashed.decode().split()))
+        workers = tuple(name.decode(errors="backslashreplace") for name in crashed.split())
+        delivery = Delivery(tier, label, entry, flat, redelivered=True, crashed_workers=workers)
         delivery.crash_proven, delivery.owner_died = isolated == 1, died == 1
         found.append(delivery)
     return cursor, found, left > 0

@@ -18,6 +18,7 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
+from streamq.wire.names import qualified
 from streamq.wire.side_effects import effects_of_end
 
 PAGE = 500  # entries that one step of a scan reads
@@ -106,7 +107,7 @@ class Lookup:
 
     async def _scan_repeated_retries(self) -> Location | None:
         """Scan for a retry whose name in the delayed set ends in its entry's id (see postpone.lua)."""
-        prefix = f"{self._store.keys.retry_member(self._task_id)}:"
+        prefix = qualified(self._store.keys.retry_member(self._task_id), "")
         pattern = "".join(f"\\{letter}" if letter in "*?[]\\^-" else letter for letter in prefix) + "*"
         for tier in self._tiers:
             cursor = b"0"

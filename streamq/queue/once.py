@@ -13,7 +13,7 @@ This module knows no worker and no middleware. It uses the store of the given br
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 import anyio
@@ -34,6 +34,7 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.exception_groups import only_leaf
 from streamq.wire.message import MAX_PAYLOAD, Default, dumps
+from streamq.wire.names import check_name, qualified
 
 TTL: Final = 86_400.0  # seconds that a record is kept
 LEASE: Final = 30.0  # seconds after the last renewal until another run can take the effect over
@@ -103,10 +104,9 @@ class Effect:
             raise UnrecordableError(self.key, why)
 
 
-@asynccontextmanager
-async def once(
+def once(
     key: str, *, ttl: float = TTL, lease: float = LEASE, wait: float = 0.0, broker: HasStore | None = None
-) -> AsyncGenerator[Effect, None]:
+) -> AbstractAsyncContextManager[Effect]:
     """Make the effect of the block once per key: the first run records its result, and later runs get it.
 
     The end of the block records the result. An exception releases the effect, so that a retry can begin it at once. The
@@ -118,12 +118,19 @@ async def once(
     which case the block was cancelled or its result was not recorded. Both are RetryLater. Raises BrokerError if the
     server cannot be used, LookupError without broker and worker, ConfigurationError for a value that cannot be used.
     """
-    if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"key={key!r} cannot be used: give a text that is not empty")
+    return once_for("", key, ttl=ttl, lease=lease, wait=wait, broker=broker)
+
+
+@asynccontextmanager
+async def once_for(
+    owner: str, key: str, *, ttl: float, lease: float, wait: float, broker: HasStore | None
+) -> AsyncGenerator[Effect, None]:
+    """Do as `once`, with a key that belongs to an owner: no other owner has its record."""
+    check_name("key", key)
     check_number("ttl", ttl, _SHORTEST)
     check_number("lease", lease, _SHORTEST)
     check_number("wait", wait, 0.0)
-    record = _EffectRecord(current_store() if broker is None else broker.store, key, ttl, lease)
+    record = _EffectRecord(current_store() if broker is None else broker.store, owner, key, ttl, lease)
     effect = await record.begin(wait)
     if effect.done:
         yield effect
@@ -158,10 +165,10 @@ class _EffectRecord:
 
     __slots__ = ("_key", "_keys", "_lease", "_lease_ends", "_store", "_ttl")
 
-    def __init__(self, store: Store, key: str, ttl: float, lease: float) -> None:
+    def __init__(self, store: Store, owner: str, key: str, ttl: float, lease: float) -> None:
         self._store = store
         self._key = key
-        self._keys = [store.keys.once(key)]
+        self._keys = [store.keys.once(qualified(owner, key))]
         self._ttl = ttl
         self._lease = lease
         self._lease_ends = 0.0  # in seconds of the store's clock

@@ -9,7 +9,6 @@ The loop that ticks is `consumer/scheduler.py`, the arithmetic of ticks is `task
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,12 +25,11 @@ from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require
 from streamq.tasks.task import Call, Task
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps, milliseconds
+from streamq.wire.names import check_name, is_name, qualified
 
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
 NEVER: Final = 253_402_300_799_000  # ms: the end of the year 9999
 _LONGEST: Final = 1e10  # seconds after a tick that a message may expire at most
-_NAME: Final = re.compile(r"[^\s|@\ud800-\udfff]{1,170}")
-_NAME_RULE: Final = "1 to 170 characters, no white space, '|' or '@'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ class ScheduleDefinition:
             return None
         if not isinstance(found, dict):
             return None
-        wanted = {"name": name, "tz": "UTC", "missed": "last", "overlap": True, "declared": False, **found}
+        wanted = {"tz": "UTC", "missed": "last", "overlap": True, "declared": False, **found, "name": name}
         known = cls.__dataclass_fields__
         try:
             made = cls(**{word: value for word, value in wanted.items() if word in known})
@@ -112,6 +110,8 @@ class ScheduleDefinition:
         texts = (self.cron, self.tz, self.task, self.stream, self.revision, *self.fields)
         return (
             all(isinstance(text, str) for text in texts)
+            and is_name("schedule", self.name)
+            and is_name("task", self.task)
             and self.missed in MISSED
             and isinstance(self.headers, dict)
             and (self.expires is None or 0 <= self.expires < _LONGEST)
@@ -133,15 +133,14 @@ class StoredSchedule:
 
 def overlap_key(name: str) -> str:
     """Return the deduplication key of a schedule of this name whose runs must not overlap."""
-    return f"schedule:{name}"
+    return qualified("schedule", name)
 
 
 def definition_of(
     builder: MessageBuilder, name: str, cron: Cron, call: Call[Any], *, declared: bool
 ) -> ScheduleDefinition:
     """Return the definition of a schedule. Raises ConfigurationError, and what `enqueue` raises for its call."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} cannot name a schedule: give {_NAME_RULE}")
+    check_name("schedule", name, what="name of a schedule")
     message = builder.scheduled_message(call, None if cron.overlap else overlap_key(name))
     return ScheduleDefinition(
         name=name, cron=cron.expression, tz=cron.tz, missed=cron.missed, overlap=cron.overlap, declared=declared,

@@ -22,6 +22,7 @@ from streamq.tasks.options import NO_OPTIONS, OPTION_NAMES, Options
 from streamq.tasks.task import Call, Task, TaskRef
 from streamq.wire.keys import Keys
 from streamq.wire.message import Default, Message, as_text, bounded, pack_flat, plain_fields
+from streamq.wire.names import qualified
 from streamq.wire.tiers import Priority, Tier, pick_tier
 from streamq.wire.workflow_steps import NextStep
 
@@ -110,7 +111,7 @@ class MessageBuilder:
             task=task.name, args=call.args, kwargs=call.kwargs, task_id="" if newest else task_id, priority=priority,
             retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl,
             expires=self._expires_at(options.expires), headers=options.headers,
-            dedup=options.dedup_key, dedup_until=_dedup_until(options),
+            dedup=_dedup_key(options), dedup_until=_dedup_until(options), dedup_ttl=_noted_dedup_ttl(options),
         )  # fmt: skip
         fields = message.fields(limit=self.max_payload, default=extra)
         if newest:
@@ -201,7 +202,7 @@ class MessageBuilder:
             ttl = _dedup_ttl(options)
             if _dedup_until(options) is not None:  # counts from the due time; a window in seconds counts from now
                 ttl += delay if due is None else max(0.0, due - self._now())
-            guards.append((self._keys.dedup(options.dedup_key), max(0.001, ttl)))
+            guards.append((self._keys.dedup(_dedup_key(options) or ""), max(0.001, ttl)))
         return GuardedEnqueue(tier, task_id, fields, pack_flat(fields), delay, due, guards)
 
     def _newest_wins(self, tier: int, task_id: str, options: Options, fields: list[str]) -> NewestWinsEnqueue:
@@ -210,7 +211,7 @@ class MessageBuilder:
         if bound is None and mode == "keep_last":
             bound = KEEP_LAST_MAX_DELAY
         return NewestWinsEnqueue(
-            mode, tier, task_id, options.dedup_key or "", fields, pack_flat(fields), _dedup_ttl(options), bound,
+            mode, tier, task_id, _dedup_key(options) or "", fields, pack_flat(fields), _dedup_ttl(options), bound,
             delay, due, 0.0 if options.task_id is None else ACCEPTED_KEPT,
         )  # fmt: skip
 
@@ -262,6 +263,26 @@ def _seconds(value: Any) -> float:
     return float(value.total_seconds() if isinstance(value, timedelta) else value)
 
 
+def _dedup_key(options: Options) -> str | None:
+    """Return the deduplication key as it stands in the message. The schedules have keys of their own."""
+    return None if options.dedup_key is None else qualified("", options.dedup_key)
+
+
+def _noted_dedup_ttl(options: Options) -> float | None:
+    """Return for how many seconds a replay holds the key. None: the default. 0: only a delayed task holds it."""
+    if options.dedup_key is None:
+        return None
+    if options.dedup_mode == "debounce":
+        return 0.0
+    ttl = _dedup_ttl(options)
+    return None if ttl == default_dedup_ttl(_dedup_until(options)) else ttl
+
+
+def default_dedup_ttl(until: str | None) -> float:
+    """Return for how many seconds a deduplication key is held at most that is freed by time, or by an event."""
+    return DEDUP_TTL if until is None else DEDUP_BOUND
+
+
 def _dedup_until(options: Options) -> str | None:
     """Return the event that frees the deduplication key, as it stands in the message. None: only time frees it."""
     for word in (options.dedup_window, options.dedup_ttl):
@@ -275,7 +296,7 @@ def _dedup_ttl(options: Options) -> float:
     for seconds in (options.dedup_ttl, options.dedup_window):
         if isinstance(seconds, int | float):
             return float(seconds)
-    return DEDUP_TTL if _dedup_until(options) is None else DEDUP_BOUND
+    return default_dedup_ttl(_dedup_until(options))
 
 
 def _unix_seconds(value: datetime | float) -> float:

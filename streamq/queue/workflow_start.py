@@ -17,16 +17,16 @@ from streamq.errors import ConfigurationError, PayloadTooLargeError, ResultTimeo
 from streamq.queue.results import Handle
 from streamq.queue.sending import ACCEPTED_KEPT, MessageBuilder
 from streamq.queue.store import Store
-from streamq.tasks.options import Durable, Options
+from streamq.tasks.options import Durable
 from streamq.tasks.task import Call
 from streamq.wire.message import as_text
+from streamq.wire.names import check_name
 from streamq.wire.side_effects import SideEffect, effects_of_sending
 from streamq.wire.workflow import Chain, Flow, Group, Step
 from streamq.wire.workflow_steps import NextGroup, NextStep, Stage
 
 R_co = TypeVar("R_co", covariant=True)
 _MOST_STEPS = 10_000
-_LONGEST_ID = 190  # characters; the ids of its steps have some more
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class WorkflowSteps:
                 f"{len(self.calls) - len(calls)} of {len(self.calls)} steps were not passed on by their middleware: "
                 "a workflow is sent as a whole"
             )
-        _check_id(workflow_id)
-        guards = [store.keys.accepted(workflow_id)] if guarded else []
+        check_name("workflow_id", workflow_id)
+        guards = [store.keys.accepted_workflow(workflow_id)] if guarded else []
         takes_result = {step.index: step.takes_result for step in _all_steps(self._places)}
         steps: list[tuple[Call[Any], int, str]] = []
         messages: list[NextStep] = []
@@ -220,12 +220,6 @@ def _all_steps(places: Sequence[_StepPlace | _GroupPlaces]) -> list[_StepPlace]:
 
 def _last_step(member: Sequence[_StepPlace | _GroupPlaces]) -> int:
     return cast("_StepPlace", member[-1]).index  # `group` refuses members that end with a group
-
-
-def _check_id(workflow_id: str) -> None:
-    Options(task_id=workflow_id)  # checks it as a task id: the ids of the steps begin with it
-    if len(workflow_id) > _LONGEST_ID:
-        raise ConfigurationError(f"workflow_id={workflow_id!r} cannot be used: give at most {_LONGEST_ID} characters")
 
 
 def _check_size(effects: Sequence[SideEffect], limit: int) -> None:

@@ -17,7 +17,7 @@ function effects.delay_task(keys, args)
   local member, copy = args[1], 1
   while call('HEXISTS', keys[2], member) == 1 do -- the same id may be sent twice
     copy = copy + 1
-    member = args[1] .. ':' .. copy
+    member = args[1] .. '|' .. copy
   end
   delay(keys[1], keys[2], args[3], clock() + args[2], member, args[4])
 end

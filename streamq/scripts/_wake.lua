@@ -10,7 +10,7 @@ local foreign, woke = {}, false -- waiters whose delayed sets are not among KEYS
 local function place_of(waiter)
   local entry, _, key, member = string.match(waiter, '^(%S+) (%d+) (%S+) (.*)$')
   for k = 5, #KEYS do
-    if KEYS[k] == key then return key, {member .. ':' .. entry, member} end
+    if KEYS[k] == key then return key, {member .. '|' .. entry, member} end
   end
 end
 

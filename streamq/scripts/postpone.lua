@@ -4,7 +4,7 @@
 -- Returns 1, or 0 if this consumer holds the delivery no longer.
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local gone, member, due = deletable(KEYS[1], ARGV[1], {ARGV[3]}), ARGV[5], whole(clock() + ARGV[4])
-if call('ZSCORE', KEYS[3], member) then member = member .. ':' .. ARGV[3] end -- the same id, sent twice
+if call('ZSCORE', KEYS[3], member) then member = member .. '|' .. ARGV[3] end -- the same id, sent twice
 ask(KEYS[3], 'ZADD')
 ask(KEYS[1], 'XACK')
 begin_settling(KEYS[1])

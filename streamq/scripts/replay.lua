@@ -1,9 +1,13 @@
--- replay: a dead letter becomes a task again, unless another client took it first.
--- KEYS: dead stream
--- ARGV: dead_entry_id field value...
--- Returns the new entry's id, or '' if the dead letter is gone.
-if #call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return '' end
+-- replay: a dead letter becomes a task again, unless another client took it first, or a task holds its deduplication key.
+-- KEYS: dead stream [dedup]
+-- ARGV: dead_entry_id id dedup_ttl_ms field value...
+-- Returns {entry, ''}: the new entry's id. {'', ''}: the dead letter is gone. {'', id}: the task that holds the key.
+if #call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return {'', ''} end
+local holder = KEYS[3] and call('GET', KEYS[3])
+if holder then return {'', holder} end
 ask(KEYS[1], 'XDEL')
-local entry = call('XADD', KEYS[2], '*', unpack(ARGV, 2)) -- first: if it is refused, the dead letter stays
+if KEYS[3] then ask(KEYS[3], 'SET') end
+local entry = call('XADD', KEYS[2], '*', unpack(ARGV, 4)) -- first: if it is refused, the dead letter stays
+if KEYS[3] then call('SET', KEYS[3], ARGV[2], 'PX', whole(ARGV[3], 1)) end
 call('XDEL', KEYS[1], ARGV[1])
-return entry
+return {entry, ''}

@@ -13,9 +13,9 @@ from streamq.errors import ArgumentsError, ConfigurationError, TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
-from streamq.tasks.options import NAME, NAME_RULE
 from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, Backoff, BackoffLike, RetriesLike, RetryPolicy
 from streamq.tasks.task import AsyncTask, RunIn, SyncTask, Task
+from streamq.wire.names import check_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,8 +121,9 @@ def _checked_name(function: Any, name: str | None) -> str:
     if not callable(function) or isinstance(function, type | Task):
         raise ConfigurationError(f"@task is for functions, not for {function!r}")
     named = name if name is not None else getattr(function, "__name__", "")
-    if not NAME.fullmatch(named) or named == "<lambda>":
-        raise TaskNameError(f"{named!r} cannot name a task: give @task(name=...) of {NAME_RULE}")
+    check_name("task", named, what="@task(name=...)", error=TaskNameError)
+    if named == "<lambda>":
+        raise TaskNameError("a lambda has no name: give @task(name=...)")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"task {named!r} is a generator function: a task returns once")
     return named

@@ -6,13 +6,13 @@ task, no message and no broker.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 
 from streamq.errors import ConfigurationError
+from streamq.wire.names import check_name
 
 Durable = Literal["replica", "aof"]
 DURABLE = get_args(Durable)
@@ -20,8 +20,6 @@ DedupUntil = Literal["until_started", "until_done"]
 DedupMode = Literal["throttle", "debounce", "keep_last"]
 DEDUP_WORDS = get_args(DedupUntil)
 DEDUP_MODES = get_args(DedupMode)
-NAME = re.compile(r"[^\s|\ud800-\udfff]{1,200}")  # of a task, and of a task id
-NAME_RULE = "1 to 200 characters, no white space or '|'"
 
 
 class OptionValues(TypedDict, total=False):
@@ -91,8 +89,10 @@ class Options:
                 raise ConfigurationError(f"{name}={value!r} cannot be used: give {wanted}")
         if self.durable is not None and self.durable not in DURABLE:
             raise ConfigurationError(f"durable={self.durable!r} cannot be used: give one of {', '.join(DURABLE)}")
-        if self.task_id is not None and not NAME.fullmatch(self.task_id):
-            raise ConfigurationError(f"task_id={self.task_id!r} cannot be used: {NAME_RULE}")
+        if self.task_id is not None:
+            check_name("task_id", self.task_id)
+        if self.dedup_key is not None:
+            check_name("key", self.dedup_key, what="dedup_key")
 
     def _check_together(self) -> None:
         if self.delay is not None and self.at is not None:

@@ -15,8 +15,9 @@ from streamq.errors import TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
-from streamq.tasks.options import NAME, NAME_RULE, NO_OPTIONS, Options, OptionValues, merge
+from streamq.tasks.options import NO_OPTIONS, Options, OptionValues, merge
 from streamq.tasks.retry_policy import RetryPolicy
+from streamq.wire.names import check_name
 from streamq.wire.workflow import Flow
 
 P = ParamSpec("P")
@@ -35,8 +36,7 @@ class TaskRef:
     by_name: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise TaskNameError(f"{self.name!r} cannot name a task: {NAME_RULE}")
+        check_name("task", self.name, what="name", error=TaskNameError)
 
     def options(self, **values: Unpack[OptionValues]) -> TaskRef:
         """Return a copy of this task whose messages are sent with these options."""

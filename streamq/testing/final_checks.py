@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from streamq.consumer.consumer_name import name_given
 from streamq.testing.findings import Findings, Maximum, Question
 from streamq.testing.fleet import Fleet
 from streamq.testing.report import FinalState, Limits, Row
@@ -162,7 +163,7 @@ def _check_leftovers(fleet: Fleet, findings: Findings, final: FinalState) -> Non
     for tier, name, held in final.consumers:
         if not held:
             findings.note(Question.CONSUMERS, f"{name} of {tier}")
-        elif name in stopped:
+        elif name in stopped or name_given(name) in stopped:  # a recorder may have either name
             findings.note(Question.PENDING, f"{held} of {tier} for {name}")
     for key in final.stray:
         findings.note(Question.KEYS, key)

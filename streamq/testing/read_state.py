@@ -84,7 +84,7 @@ async def _delayed(store: Store, names: TierKeys, group: str) -> set[str]:
     for at in range(0, len(members), _PAGE):
         batch = members[at : at + _PAGE]
         for member, packed in zip(batch, await store.one(("HMGET", names.messages, *batch)), strict=True):
-            task_ids.add(_packed_id(packed) or member.decode().removeprefix(f"{group}:"))
+            task_ids.add(_packed_id(packed) or member.decode().removeprefix(f"{group}|"))
     return task_ids
 
 

@@ -11,6 +11,11 @@ from streamq.errors import UndecodableError
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, iso, utf8
 
+# The fields of the message that a dead letter has, too. A replay uses them again.
+_KEPT = (
+    b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then", b"dedup", b"dedup_until", b"dedup_ttl",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterBound:
@@ -52,7 +57,7 @@ def dead_letter_fields(
     else:
         flat += ("attempts", str(delivery.attempt), "starts", str(delivery.starts))
         flat += ("enqueued_at", iso(delivery.enqueued_at))
-        for name in (b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then"):
+        for name in _KEPT:
             if name in fields:
                 flat += (name, fields[name])
     if delivery.crashed_workers:

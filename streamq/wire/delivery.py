@@ -11,7 +11,11 @@ from typing import Any
 
 from streamq.errors import UndecodableError
 from streamq.wire.message import LARGEST, MOST_FIELDS, entry_ms, load, shown, text
+from streamq.wire.names import IS_PLAIN_ID, check_field
 from streamq.wire.workflow_steps import Stage, decode
+
+_NAMES = {b"task": "task", b"id": "task_id", b"dedup": "key"}  # fields that are names, and of what
+_NO_TASK = "the entry has no field 'task'"
 
 
 class Delivery:
@@ -64,7 +68,7 @@ class Delivery:
         """The name of the task."""
         name = self.fields.get(b"task")
         if not name:
-            raise UndecodableError("the entry has no field 'task'")
+            raise UndecodableError(_NO_TASK)
         return text(name, "task")
 
     @property
@@ -157,6 +161,12 @@ class Delivery:
         return None if raw is None else text(raw, "dedup_until")
 
     @property
+    def dedup_ttl(self) -> float | None:
+        """For how long (s) it holds that key at most, None for the default. A replay of its dead letter needs it."""
+        ttl = self._integer(b"dedup_ttl")
+        return None if ttl is None else ttl / 1000
+
+    @property
     def then(self) -> list[Stage] | None:
         """The later stages of its workflow, sent when it has succeeded; None if there are none."""
         raw = self.fields.get(b"then")
@@ -171,11 +181,16 @@ class Delivery:
         """Raise UndecodableError unless every field can be decoded, and sent again by a retry."""
         if len(self.fields) > MOST_FIELDS:
             raise UndecodableError(f"the entry has {len(self.fields)} fields, and at most {MOST_FIELDS} are read")
-        for key, value in self.fields.items():
-            text(value, text(key, shown(key)))
-        for name in ("task", "task_id", "args", "kwargs", "headers", "starts", "priority",
+        fields = self.fields
+        if not fields.get(b"task"):
+            raise UndecodableError(_NO_TASK)
+        for key, value in fields.items():
+            readable = text(value, text(key, shown(key)))
+            if key in _NAMES and value and not IS_PLAIN_ID(value):
+                check_field(_NAMES[key], readable, key.decode())
+        for name in ("task_id", "args", "kwargs", "headers", "starts", "priority",
                      "retries", "timeout", "result_ttl", "expires", "enqueued_at", "unknown_since",
-                     "then"):  # fmt: skip
+                     "dedup_ttl", "then"):  # fmt: skip
             getattr(self, name)
 
     def resend_fields(self, group: str, **changes: str | None) -> list[str]:

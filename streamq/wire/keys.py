@@ -1,22 +1,27 @@
 """Keys: the name of every key of the queue. Nothing else in streamq builds a key name.
 
 The table in `docs/wire-format.md` has the type, the owner and the lifetime of each.
+
+Different names make different keys, in all namespaces together. A key is read from its left: its namespace ends before
+the first part (after the first `:`) that is a family of keys, such as `result`. Without such a part it is a stream. So
+`RESERVED`, all families, are refused as the name of a tier, and as a later part of a namespace or a stream. They are
+taken from the methods below: a new key reserves its name. A group has no `:`, since more may follow it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from streamq.errors import ConfigurationError
+from streamq.wire.names import SEPARATOR, check_name
 from streamq.wire.tiers import Tier
 
 STATS_WINDOW = 10  # seconds that one window of counters covers
 STATS_KEPT = 900  # seconds that a window of counters is kept
 RELEASED_CONSUMER = "released"  # the consumer that holds released deliveries
-
-_NAMESPACE = re.compile(r"[^\s*?\[\]]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +58,23 @@ class Keys:
 
     @classmethod
     def of(cls, namespace: str, group: str, tiers: Sequence[Tier]) -> Keys:
-        """Return the keys of these tiers. Raises ConfigurationError if a name has characters that no key may have."""
-        for what, value in (("namespace", namespace), ("group", group)):
-            if not _NAMESPACE.fullmatch(value):
-                raise ConfigurationError(f"{what} {value!r} cannot be used: leave out white space and * ? [ ]")
+        """Return the keys of these tiers. Raises ConfigurationError for a name that no key may have."""
+        check_name("namespace", namespace)
+        check_name("group", group)
         streams = [tier.stream or f"{namespace}:{tier.name}" for tier in tiers]
+        _check_reserved("namespace", namespace)
+        for tier, stream in zip(tiers, streams, strict=True):
+            _check_reserved("tier" if tier.stream is None else "stream", stream)
+            if streams.count(stream) > 1:
+                raise ConfigurationError(f"two tiers have the stream {stream!r}: give each its own")
         return cls(namespace, group, tuple(TierKeys.of(stream, group) for stream in streams))
 
     def retry_member(self, task_id: str) -> str:
-        """Return the member of a delayed retry. It has the group in it: other groups may delay the same task."""
-        return f"{self.group}:{task_id}"
+        """Return the member of a delayed retry. It has the group in it: other groups may delay the same task.
+
+        No task id has a `|`, so no other task has this member.
+        """
+        return f"{self.group}{SEPARATOR}{task_id}"
 
     @property
     def dead(self) -> str:
@@ -140,6 +152,10 @@ class Keys:
         """Return the key that makes an enqueue with a task id safe to repeat."""
         return f"{self.namespace}:id:{task_id}"
 
+    def accepted_workflow(self, workflow_id: str) -> str:
+        """Return the key that makes the start of a workflow with an id safe to repeat."""
+        return f"{self.namespace}:id:{workflow_id}{SEPARATOR}workflow"
+
     def dedup(self, key: str) -> str:
         """Return the string that holds the id of the task that holds a deduplication key."""
         return f"{self.namespace}:dedup:{key}"
@@ -159,3 +175,34 @@ class Keys:
     def seen(self, task_id: str) -> str:
         """Return the key that `is_duplicate` sets."""
         return f"{self.namespace}:seen:{task_id}"
+
+
+def _families(keys: Keys) -> Iterable[str]:
+    """Yield the part of each key that says what it is, the same for all names."""
+    (tier,) = keys.tiers
+    yield from (name.removeprefix(f"{tier.stream}:").split(":")[0] for name in astuple(tier) if name != tier.stream)
+    for kind, member in vars(Keys).items():
+        made: Any = None
+        if isinstance(member, property):
+            made = getattr(keys, kind)
+        elif inspect.isfunction(member) and not kind.startswith("_"):
+            made = member(keys, 0)
+        if isinstance(made, str) and made.startswith(f"{keys.namespace}:"):
+            yield made.removeprefix(f"{keys.namespace}:").split(":")[0]
+
+
+RESERVED = frozenset(_families(Keys("n", "g", (TierKeys.of("n:t", "g"),))))
+"""The families of keys: no tier has such a name."""
+
+
+def _check_reserved(what: str, name: str) -> None:
+    """Raise ConfigurationError if this namespace or stream would make keys of something else."""
+    first, *later = name.split(":")
+    if not first or "" in later:
+        raise ConfigurationError(f"{what}={name!r} cannot be used: give a text between and around each ':'")
+    for part in later:
+        if part in RESERVED:
+            raise ConfigurationError(
+                f"{what}={name!r} cannot be used: {part!r} is a name of streamq's own keys, as are "
+                f"{', '.join(sorted(RESERVED - {part}))}"
+            )

@@ -50,6 +50,7 @@ class Message:
     enqueued_at: float | None = None
     dedup: str | None = None
     dedup_until: str | None = None
+    dedup_ttl: float | None = None
     headers: Mapping[str, Any] | None = None
 
     def fields(self, *, limit: int = MAX_PAYLOAD, default: Default | None = None) -> list[Field]:
@@ -116,6 +117,7 @@ _OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("enqueued_at", _moment),
     ("dedup", str),
     ("dedup_until", str),
+    ("dedup_ttl", _moment),
 )
 
 

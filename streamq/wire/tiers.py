@@ -18,7 +18,6 @@ Cost: O(log tiers) for each choice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,6 +25,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import lcm
 
 from streamq.errors import ConfigurationError
+from streamq.wire.names import check_name
 
 
 class Priority(IntEnum):
@@ -57,30 +57,22 @@ DEFAULT_TIERS = (
     Tier("bulk", weight=1),
 )
 
-# With these names the stream would have the key of something else in the namespace (see keys.py).
-RESERVED = frozenset({
-    "called", "dead", "dedup", "id", "limits", "line", "permits",
-    "progress", "rate", "result", "seen", "stats", "wake",
-})  # fmt: skip
-_NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 _LARGEST_WEIGHT = 10_000
 
 
 def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     """Return the tiers, highest threshold first.
 
-    Raises ConfigurationError if there is none, if two have the same name or threshold, if a name is reserved, or if a
-    weight is not an integer from 1 to 10,000.
+    Raises ConfigurationError if there is none, if two have the same name or threshold, if a name cannot be used, or if
+    a weight is not an integer from 1 to 10,000. `Keys.of` refuses the names that are reserved.
     """
     given = tuple(tiers)
     if not given:
         raise ConfigurationError("tiers is empty: give at least one Tier(name, weight)")
     for tier in given:
-        if tier.stream is None and (tier.name in RESERVED or not _NAME.fullmatch(tier.name)):
-            raise ConfigurationError(
-                f"tier name {tier.name!r} cannot be used: letters, digits, '_', '.', '@' and '-', "
-                f"and none of {', '.join(sorted(RESERVED))}"
-            )
+        check_name("tier", tier.name)
+        if tier.stream is not None:
+            check_name("stream", tier.stream)
         if type(tier.weight) is not int or not 1 <= tier.weight <= _LARGEST_WEIGHT:
             raise ConfigurationError(
                 f"tier {tier.name!r} has weight {tier.weight!r}: give an integer from 1 to {_LARGEST_WEIGHT}"

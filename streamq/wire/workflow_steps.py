@@ -17,6 +17,7 @@ import orjson
 
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
 from streamq.wire.message import Default, Field, dumps, milliseconds, shown
+from streamq.wire.names import check_field
 from streamq.wire.workflow import GROUP_KEPT
 
 _NOTHING = b"null"
@@ -251,6 +252,8 @@ def _stage(found: Any) -> Stage:
         )  # fmt: skip
         if not step.task or not step.task_id:
             raise ValueError("a step without 'task' or 'id'")
+        check_field("task", step.task, "task")
+        check_field("task_id", step.task_id, "id")
         return step
     keep = _seconds(found, "keep") or GROUP_KEPT
     if "group" in found:

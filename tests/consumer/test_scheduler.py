@@ -88,7 +88,7 @@ class TestSteps:
         assert (await broker.store.one(tick_command(broker.store, one, now, [1, 2], now)))[0] == 1
         assert (await broker.store.one(tick_command(broker.store, one, now, [3], now + 60_000)))[0] == 1
         assert [entry["id"] for entry in entries(server, "queue:standard")] == ["nightly@1970-01-01T00:00:01Z"]
-        assert 0 < server.command("PTTL", "queue:dedup:schedule:nightly") <= 24 * 3600 * 1000
+        assert 0 < server.command("PTTL", "queue:dedup:schedule|nightly") <= 24 * 3600 * 1000
         assert int(server.command("ZSCORE", "queue:ticks", "nightly")) == now + 60_000
 
     async def test_registering(self, server, broker):

@@ -12,7 +12,7 @@ import pytest
 from streamq import DeadLetterBound, Priority, RedisBroker, Reject, current_delivery, task
 from streamq.dead_letter import DeadLetterEntry, DeadLetterQueue
 from streamq.dead_letter.queue import PAGE
-from streamq.errors import ConfigurationError, DeadLetterNotFoundError, UndecodableError
+from streamq.errors import ConfigurationError, DeadLetterNotFoundError, DedupKeyHeldError, UndecodableError
 from tests.at_work import burst, dead, entries, until, working
 
 healthy = False
@@ -171,6 +171,70 @@ class TestReplay:
             await DeadLetterQueue(broker=broker).replay(task_id=task_id, retries=7)
             (entry,) = entries(server, "queue:standard")
             assert entry["retries"] == "7"
+
+    @pytest.mark.parametrize(
+        ("options", "ttl"),
+        [
+            ({"dedup_window": "until_done"}, 24 * 3600), ({"dedup_window": "until_done", "dedup_ttl": 90.0}, 90),
+            ({"dedup_ttl": 50.0}, 50), ({}, 3600), ({"dedup_mode": "keep_last"}, 24 * 3600),
+        ],
+    )  # fmt: skip
+    async def test_it_holds_its_deduplication_key_again(self, server, options, ttl):
+        """An enqueue while the replayed task waits is not accepted; its end frees the key, if it did so before."""
+        global healthy  # noqa: PLW0603
+        async with RedisBroker(server.url) as broker:
+            (task_id,) = await _die(broker, "x", dedup_key="sync:7", **options)
+            assert server.command("EXISTS", "queue:dedup:sync:7") == 0
+            new_id = await DeadLetterQueue(broker=broker).replay(task_id=task_id)
+            assert server.command("GET", "queue:dedup:sync:7").decode() == new_id
+            assert ttl - 5 < server.command("PTTL", "queue:dedup:sync:7") / 1000 <= ttl
+            if options.get("dedup_mode") is None:
+                again = await broker.enqueue(send.options(dedup_key="sync:7", **options), "y")
+                assert (again.fresh, again.task_id) == (False, new_id)
+            healthy = True
+            await burst(broker, send)
+            by_time = "dedup_window" not in options and "dedup_mode" not in options
+            assert server.command("EXISTS", "queue:dedup:sync:7") == by_time
+
+    async def test_it_says_who_holds_its_deduplication_key(self, server):
+        """The dead letter stays, alone and among others; when the key is free it is replayed."""
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (task_id,) = await _die(broker, "x", dedup_key="sync:7", dedup_window="until_done")
+            (free,) = await _die(broker, "free")
+            holder = await broker.enqueue(send.options(dedup_key="sync:7", dedup_window="until_done", delay=600), "y")
+            with pytest.raises(DedupKeyHeldError, match=f"task '{holder.task_id}' holds its deduplication key") as info:
+                await queue.replay(task_id=task_id)
+            assert (info.value.task_id, info.value.key, info.value.holder) == (task_id, "sync:7", holder.task_id)
+            assert len(await queue.replay(limit=10)) == 1
+            assert [letter["task_id"] for letter in dead(server)] == [task_id]
+            assert free not in [letter["task_id"] for letter in dead(server)]
+            await holder.cancel()
+            assert await queue.replay(task_id=task_id)
+            assert dead(server) == []
+
+    async def test_of_two_with_one_deduplication_key_one_is_replayed(self, server):
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            for name in ("x", "y"):
+                await _die(broker, name, dedup_key="k", dedup_window="until_done")
+            assert len(await queue.replay(limit=10)) == 1
+            assert len(dead(server)) == 1
+
+    async def test_a_key_that_only_a_delayed_task_held_is_not_held_again(self, server):
+        """With debounce the key is free when the task is due; a replay is due at once."""
+        async with RedisBroker(server.url) as broker:
+            (task_id,) = await _die(broker, "x", dedup_key="k", dedup_mode="debounce", delay=0.05)
+            await DeadLetterQueue(broker=broker).replay(task_id=task_id)
+            assert server.command("EXISTS", "queue:dedup:k") == 0
+
+    @pytest.mark.parametrize("noted", ["", "x", "-1", "9" * 40])
+    async def test_by_hand_the_key_is_held_for_the_usual_time(self, server, noted):
+        _bury(server, 1, tier="standard", dedup="k", dedup_until="done", dedup_ttl=noted)
+        async with RedisBroker(server.url) as broker:
+            new_id = await DeadLetterQueue(broker=broker).replay(task_id="t0")
+        assert server.command("GET", "queue:dedup:k").decode() == new_id
+        assert server.command("PTTL", "queue:dedup:k") <= 24 * 3600 * 1000
 
     async def test_that_dies_again(self, server):
         """A replay that dies is a dead letter again and can be replayed again."""

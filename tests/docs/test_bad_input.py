@@ -58,6 +58,12 @@ BROKEN = {
         ("task", "send", "args", '["a"]', "timeout", "-1"),
         ("kwargs", "{}"),
         ("task", b"\xff\xfe"),
+        ("id", "a b", "task", "send", "args", '["a"]'),
+        ("id", "a|b", "task", "send", "args", '["a"]'),
+        ("id", "\x1b[2J", "task", "send", "args", '["a"]'),
+        ("id", "x" * 201, "task", "send", "args", '["a"]'),
+        ("task", "two words", "args", "[]"),
+        ("dedup", "a\nb", "task", "send", "args", '["a"]'),
         ("task", "send", *[part for n in range(1001) for part in (f"field{n}", "x")]),
     ],
     "rejected": [

@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 
+from streamq.consumer.consumer_name import name_given
 from streamq.testing import Recorder, Row
 from streamq.wire.keys import RELEASED_CONSUMER
 from tests.faults import producer
@@ -301,13 +302,13 @@ class Scene:
             self.expect("P8", "consumers of dead workers are removed", 1, 0, *names)
 
     def consumers(self) -> set[bytes]:
-        """Return the names of all consumers but the one that parks what was handed back."""
+        """Return the names that were given to all consumers, but not the one that parks what was handed back."""
         names: set[bytes] = set()
         for tier in TIERS:
             if self.command("EXISTS", f"queue:{tier}"):
                 rows = self.command("XINFO", "CONSUMERS", f"queue:{tier}", "workers")
                 names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"] for flat in rows}
-        return names - {RELEASED_CONSUMER.encode()}
+        return {name_given(name.decode()).encode() for name in names - {RELEASED_CONSUMER.encode()}}
 
     # --- the end --------------------------------------------------------------------------------
 

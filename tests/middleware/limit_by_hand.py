@@ -28,7 +28,7 @@ class Scripted:
         return reply
 
     def waiter(self, number, expires=0, key=DELAYED):
-        return f"{number}-0 {expires} {key} workers:{number}"
+        return f"{number}-0 {expires} {key} workers|{number}"
 
     def acquire(self, number, since="", run=None, **waiter):
         run = run or f"run{number}"
@@ -51,11 +51,11 @@ class Scripted:
 
     def delay(self, number, seconds=300):
         due = round((time.time() + seconds) * 1000)
-        self.server.command("ZADD", DELAYED, due, f"workers:{number}")
+        self.server.command("ZADD", DELAYED, due, f"workers|{number}")
 
     def left(self, number):
         """Return in how many seconds one is due."""
-        return float(self.server.command("ZSCORE", DELAYED, f"workers:{number}")) / 1000 - time.time()
+        return float(self.server.command("ZSCORE", DELAYED, f"workers|{number}")) / 1000 - time.time()
 
     def reserved(self):
         return [waiter.decode().split()[0] for waiter in self.server.command("ZRANGE", RESERVED, 0, -1)]

@@ -76,7 +76,7 @@ class Away:
     keys = Keys.of("queue", "workers", DEFAULT_TIERS)
 
     def member(self, task_id):
-        return f"workers:{task_id}"
+        return f"workers|{task_id}"
 
     async def one(self, command):
         raise BrokerUnavailableError("down")
@@ -85,7 +85,7 @@ class Away:
 class TestMiddleware:
     async def test_without_a_server_tasks_are_postponed_and_keep_their_place(self):
         limit = ConcurrencyLimit(1)
-        mine = ["1-0 0 queue:standard:delayed workers:1-0", "17", 2]
+        mine = ["1-0 0 queue:standard:delayed workers|1-0", "17", 2]
         for headers in ({}, {"concurrency:limited": mine}):
             with pytest.raises(LimitReached, match="cannot be asked for a permit") as info:
                 await limit(context(Away(), dumps(headers).decode(), starts=1), None)
@@ -98,7 +98,7 @@ class TestMiddleware:
     )
     async def test_nonsense_in_the_header_is_ignored(self, odd):
         waiter = ConcurrencyLimit(1)._waiter(context(Away(), dumps({"concurrency:limited": odd}).decode()), "limited")
-        assert waiter == Waiter("limited", "1-0 0 queue:standard:delayed workers:1-0")
+        assert waiter == Waiter("limited", "1-0 0 queue:standard:delayed workers|1-0")
 
     async def test_a_permit_is_released_however_the_run_ends(self, server):
         """Done, failed, cancelled: none is left."""

@@ -175,12 +175,12 @@ class TestScripts:
         limit = Scripted(server)
         limit.acquire(1)
         limit.acquire(2, key="queue:bulk:delayed")
-        server.command("ZADD", "queue:bulk:delayed", 1 << 50, "workers:2")
+        server.command("ZADD", "queue:bulk:delayed", 1 << 50, "workers|2")
         (_, foreign) = limit.release("run1")
         assert foreign.decode() == limit.waiter(2, key="queue:bulk:delayed")
         wake = step("permit_wake").source
-        assert server.command("EVAL", wake, 1, "queue:bulk:delayed", "wake", "workers:2:2-0", "workers:2") == 1
-        assert float(server.command("ZSCORE", "queue:bulk:delayed", "workers:2")) <= time.time() * 1000 + 1
+        assert server.command("EVAL", wake, 1, "queue:bulk:delayed", "wake", "workers|2|2-0", "workers|2") == 1
+        assert float(server.command("ZSCORE", "queue:bulk:delayed", "workers|2")) <= time.time() * 1000 + 1
 
     def test_all_keys_have_a_ttl_and_are_gone_when_nothing_is_held(self, server):
         limit = Scripted(server)

@@ -67,7 +67,7 @@ async def test_a_task_that_is_delivered_twice_runs_once(broker, server):
     await broker.enqueue(send, "b")
     await burst(broker, send, concurrency=1, middleware=MiddlewareChain(Idempotency()))
     assert [to for _, to in ran] == ["a", "b"]
-    assert "queue:once:workers:mail-1" in forget(server)
+    assert "queue:once:workers|mail-1" in forget(server)
     assert_nothing_left(server)
 
 

@@ -137,7 +137,7 @@ async def test_a_retry_is_found_in_every_state(server, broker):
     async with working(broker, flaky):
         await until(lambda: server.command("ZCARD", "queue:standard:delayed"))
     assert [await handle.status() for handle in both] == [Status.DELAYED] * 2
-    server.command("ZADD", "queue:standard:delayed", 1, f"workers:{sent.task_id}")
+    server.command("ZADD", "queue:standard:delayed", 1, f"workers|{sent.task_id}")
     await promoted(broker, server)
     assert [await handle.status() for handle in both] == [Status.QUEUED] * 2
     async with working(broker, flaky):
@@ -150,10 +150,10 @@ async def test_a_retry_is_found_in_every_state(server, broker):
 async def test_of_two_retries_of_one_id_the_second_is_found_when_the_first_has_left(server, broker):
     """It is delayed under its entry's id too."""
     message = '["id","twice*","task","note","group","workers"]'
-    server.command("HSET", "queue:bulk:messages", "workers:twice*:5-1", message, "workers:twiceX:5-1", message)
-    server.command("ZADD", "queue:bulk:delayed", 1 << 50, "workers:twice*:5-1", 1 << 50, "workers:twiceX:5-1")
+    server.command("HSET", "queue:bulk:messages", "workers|twice*|5-1", message, "workers|twiceX|5-1", message)
+    server.command("ZADD", "queue:bulk:delayed", 1 << 50, "workers|twice*|5-1", 1 << 50, "workers|twiceX|5-1")
     assert await broker.cancel("twice*")
-    assert server.command("ZRANGE", "queue:bulk:delayed", 0, -1) == [b"workers:twiceX:5-1"]
+    assert server.command("ZRANGE", "queue:bulk:delayed", 0, -1) == [b"workers|twiceX|5-1"]
     assert not await broker.cancel("twice*")
 
 

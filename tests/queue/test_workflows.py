@@ -540,7 +540,7 @@ async def test_a_workflow_id_makes_a_start_repeatable(server, broker):
     named = number.call(1).then(double.options(task_id="mine"))
     assert [(await broker.start(named)).fresh for _ in range(2)] == [True, False]
     assert server.command("XLEN", "queue:standard") == 2
-    assert 0 < server.command("PTTL", "queue:id:order-7") <= 3_600_000
+    assert 0 < server.command("PTTL", "queue:id:order-7|workflow") <= 3_600_000
     await burst(broker, *ALL)
     assert await second.result(timeout=5) == 2
     assert_nothing_left(server)
@@ -553,7 +553,7 @@ async def test_two_delayed_steps_of_one_id_are_both_kept(server, broker):
         await burst(broker, *ALL)
         server.command("DEL", "queue:id:mine")
     members = server.command("ZRANGE", "queue:standard:delayed", 0, -1)
-    assert sorted(members) == [b"workers:mine", b"workers:mine:2"]
+    assert sorted(members) == [b"workers|mine", b"workers|mine|2"]
     sent = [orjson.loads(server.command("HGET", "queue:standard:messages", member)) for member in members]
     assert sorted(fields[fields.index("args") + 1] for fields in sent) == ["[1]", "[2]"]
 

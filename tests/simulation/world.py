@@ -18,6 +18,7 @@ import anyio
 import trio
 
 from streamq import RedisBroker, Worker
+from streamq.consumer.consumer_name import name_given
 from streamq.embedded.memory_stream import MemoryStream
 from streamq.errors import BrokerError
 from streamq.testing import FinalState, Recorder
@@ -233,7 +234,7 @@ class World:
     def _strangers(self, keys: Any) -> set[str]:
         """Return the consumers that are known to the server and not alive."""
         living = {process.name for process in self.workers if process.running} | {RELEASED_CONSUMER}
-        return self.server.consumers(keys, GROUP) - living
+        return {name_given(name) for name in self.server.consumers(keys, GROUP)} - living
 
     def _keys(self) -> Any:
         return self.broker().keys.tiers

@@ -86,8 +86,8 @@ class Ledger:
                         found[fields.get("id", spelt_id(entry)), group] += 1
         for members in delayed:
             for member in members:
-                group, _, rest = member.partition(":")
-                if task_id := rest.partition(":")[0]:  # a second retry of one id has its entry's id behind it
+                group, _, rest = member.partition("|")
+                if task_id := rest.partition("|")[0]:  # a second retry of one id has its entry's id behind it
                     found[task_id, group] += 1
                 else:
                     found.update((member, group) for group in self._groups)

@@ -79,7 +79,7 @@ class QueueMachine(Foundation):
         command = self.stores[member.group].settle_commands.postpone(
             member.name, one, delay * SLOT / 1000, pack_flat(flat)
         )
-        task = f"{member.group}:{one.task_id}"
+        task = f"{member.group}|{one.task_id}"
         self._held_by_us(self._one(command), self.model.postpone(
             one.tier, member.group, member.name, entry_of(one), delay * SLOT, task, flat
         ))  # fmt: skip
@@ -286,17 +286,18 @@ class QueueMachine(Foundation):
         self.model.count(self.store.keys.stats(at), what, 900_000)
 
     @precondition(lambda self: self.model.dead)
-    @rule(pick=picks, twice=st.booleans())
-    def replay(self, pick: int, twice: bool) -> None:
+    @rule(pick=picks, twice=st.booleans(), dedup=st.booleans())
+    def replay(self, pick: int, twice: bool, dedup: bool) -> None:
         letter = sorted(self.model.dead)[pick % len(self.model.dead)]
         at = [tier.name for tier in TIERS].index(self.model.dead[letter]["tier"])
         for _ in range(1 + twice):
             task_id = self._id("replay")
             flat = ["task", "t", "id", task_id]
-            stream = self.store.keys.tiers[at].stream
-            answer = self._one(step("replay")([self.store.keys.dead, stream], spelt(letter), *flat))
-            entry = self.model.replay(letter, at, dict(zip(flat[::2], flat[1::2], strict=True)))
-            assert answer.decode() == ("" if entry is None else spelt(entry))
+            guard = (self.store.keys.dedup("k0"), 2 * SLOT) if dedup else None
+            names = [self.store.keys.dead, self.store.keys.tiers[at].stream, *([guard[0]] if guard else [])]
+            answer = self._one(step("replay")(names, spelt(letter), task_id, 2 * SLOT, *flat))
+            entry, holder = self.model.replay(letter, at, dict(zip(flat[::2], flat[1::2], strict=True)), guard)
+            assert [part.decode() for part in answer] == ["" if entry is None else spelt(entry), holder]
             if entry is not None:
                 self.ledger.replayed(letter)
                 self._sent(at, task_id, entry)

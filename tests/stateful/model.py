@@ -125,7 +125,7 @@ class Model:
     ) -> str:
         """Withdraw what was not delivered yet. `result` is (key, payload, TTL)."""
         tier, found = self.tiers[at], "unknown"
-        for member in (task_id, f"{group}:{task_id}"):
+        for member in (task_id, f"{group}|{task_id}"):
             if tier.delayed.pop(member, None) is not None:
                 found = "delayed"
         if found == "unknown" and entry in tier.entries:
@@ -171,7 +171,7 @@ class Model:
             return False
         self._settle(at, name, entry)
         if member in self.tiers[at].delayed:
-            member = f"{member}:{spelt_id(entry)}"
+            member = f"{member}|{spelt_id(entry)}"
         self.tiers[at].delayed[member] = (self.now + delay, flat)
         return True
 
@@ -198,11 +198,18 @@ class Model:
             self.tiers[at].groups[name].pending[entry] = Held(RELEASED_CONSUMER, self.now - idle)
         return len(mine)
 
-    def replay(self, letter: EntryId, at: int, fields: dict[str, str]) -> EntryId | None:
-        """A dead letter becomes a task again, once."""
-        if self.dead.pop(letter, None) is None:
-            return None
-        return self.add(at, fields)
+    def replay(
+        self, letter: EntryId, at: int, fields: dict[str, str], guard: tuple[str, int] | None
+    ) -> tuple[EntryId | None, str]:
+        """A dead letter becomes a task again, once, with its deduplication key: (its entry, the holder of the key)."""
+        if letter not in self.dead:
+            return None, ""
+        if guard is not None and guard[0] in self.kept:
+            return None, self.kept[guard[0]][0]
+        del self.dead[letter]
+        if guard is not None:
+            self.kept[guard[0]] = (fields["id"], self.now + guard[1])
+        return self.add(at, fields), ""
 
     def count(self, key: str, counters: dict[str, int], ttl: int) -> None:
         """Add a worker's counters to their window."""

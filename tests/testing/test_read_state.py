@@ -154,8 +154,8 @@ async def test_undecodable_entries_are_reported():
     server = InProcess()
     try:
         server.command("XADD", "queue:bulk", "5-0", b"\xff", b"\xfe")
-        server.command("ZADD", "queue:bulk:delayed", "1", "workers:x")
-        server.command("HSET", "queue:bulk:messages", "workers:x", "{")
+        server.command("ZADD", "queue:bulk:delayed", "1", "workers|x")
+        server.command("HSET", "queue:bulk:messages", "workers|x", "{")
         async with RedisBroker(server.url) as broker:
             state = await final_state(broker)
         assert state.waiting["bulk"] == {"5-0"}

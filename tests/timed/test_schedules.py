@@ -377,7 +377,7 @@ class TestMessages:
         async with stage.broker() as broker, fleet(stage, broker, 2, slow):
             await anyio.sleep(5 * MINUTE + 10)
         assert begun == [OnTime(60), OnTime(240), OnTime(300)]
-        assert not stage.exists("queue:dedup:schedule:slow")
+        assert not stage.exists("queue:dedup:schedule|slow")
 
     async def test_it_expires_after_its_tick(self, stage, report):
         """`expires` counts from each tick; other options are those of the message."""

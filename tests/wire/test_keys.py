@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import asdict
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamq import Tier
 from streamq.errors import ConfigurationError
-from streamq.wire.keys import Keys
-from streamq.wire.tiers import DEFAULT_TIERS
+from streamq.wire.keys import RESERVED, Keys
+from streamq.wire.names import is_name
+from streamq.wire.tiers import DEFAULT_TIERS, check_tiers
+from tests.docs.pages import ROOT
 
 
 def test_the_streams_are_those_of_the_contract():
@@ -17,14 +25,73 @@ def test_the_streams_are_those_of_the_contract():
     assert keys.dead == "queue:dead"
 
 
-def test_no_two_keys_are_the_same():
-    """No task id, dedup key or tier makes a key that is another one's."""
-    keys = Keys.of("queue", "workers", DEFAULT_TIERS)
-    names = [keys.dead, keys.wake, keys.stats(0), keys.result("x"), keys.accepted("x")]
-    names += [keys.dedup("x"), keys.seen("x")]
-    for tier in keys.tiers:
-        names += [tier.stream, tier.delayed, tier.messages, tier.alive, tier.crashes]
-    assert len(set(names)) == len(names)
+parts = st.sampled_from(["a", "b", "dead", "result", "delayed", "alive", "stats", "7"])
+paths = st.lists(parts, min_size=1, max_size=3).map(":".join)
+ids = st.sampled_from(["a", "a:b", "dead", "result:a", "b:7", "a b", "a|b"])
+groups = st.sampled_from(["a", "b", "dead", "7"])
+
+
+def _made(namespace, group, tier, stream, name):
+    """Return what each builder makes of these names: {key: what it is}. Nothing if they are refused."""
+    try:
+        keys = Keys.of(namespace, group, check_tiers([Tier(tier, stream=stream)]))
+    except ConfigurationError:
+        return {}
+    own = f"{namespace}:{tier}" if stream is None else stream
+    made = {
+        key: ("tier", own, kind, group if kind in ("alive", "leases", "crashes") else "")
+        for kind, key in asdict(keys.tiers[0]).items()
+    }
+    for kind, member in vars(Keys).items():
+        if isinstance(member, property):
+            made[getattr(keys, kind)] = (namespace, kind)
+        elif kind == "stats":
+            made[keys.stats(70)] = (namespace, kind, group)
+        elif kind == "join" and is_name("task_id", name):
+            made[keys.join(name)] = (namespace, kind, group, name)
+        elif kind.startswith("accepted") and not is_name("task_id", name):
+            continue  # no id is of that name
+        elif inspect.isfunction(member) and not kind.startswith(("_", "retry", "join")):
+            made[member(keys, name)] = (namespace, kind, name)
+    return made
+
+
+chosen = st.tuples(paths, groups, parts, st.none() | paths, ids)
+
+
+@given(chosen, chosen)
+@settings(deadline=None, max_examples=1000)
+def test_no_two_names_make_one_key(these, others):
+    """Whatever namespaces, groups, tiers, streams and names there are: one key is one thing."""
+    one, other = _made(*these), _made(*others)
+    for key in one.keys() & other.keys():
+        assert one[key] == other[key], key
+
+
+def test_a_namespace_and_a_tier_cannot_make_the_key_of_something_else():
+    """The examples that were found: a namespace inside another, groups with a colon, tiers named like keys."""
+    for namespace in ("q:result", "q:dead", "q:a:stats", "q:", "q::r"):
+        with pytest.raises(ConfigurationError, match="namespace="):
+            Keys.of(namespace, "workers", DEFAULT_TIERS)
+    for group in ("a:b", "a|b", "a b"):
+        with pytest.raises(ConfigurationError, match="group="):
+            Keys.of("q", group, DEFAULT_TIERS)
+    for stream in ("queue:dead", "queue:result:x", "queue:standard:delayed"):
+        with pytest.raises(ConfigurationError, match="is a name of streamq's own keys"):
+            Keys.of("queue", "workers", [Tier("x", stream=stream)])
+    with pytest.raises(ConfigurationError, match="two tiers have the stream 'q:a'"):
+        Keys.of("q", "workers", [Tier("a", threshold=1), Tier("b", stream="q:a")])
+
+
+def test_each_family_of_the_wire_format_is_reserved():
+    """As a tier, by construction: every row of the table of keys, and every attribute that makes a key."""
+    page = (ROOT / "docs" / "wire-format.md").read_text()
+    families = set(re.findall(r"^\\| `<(?:ns|stream)>:([a-z]+)", page, re.MULTILINE))
+    assert len(families) > 20
+    assert families == RESERVED
+    for name in RESERVED:
+        with pytest.raises(ConfigurationError, match=f"'{name}' is a name of streamq's own keys"):
+            Keys.of("queue", "workers", [Tier(name)])
 
 
 def test_a_hash_tag_puts_every_key_in_one_slot():

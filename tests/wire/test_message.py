@@ -25,9 +25,10 @@ from streamq.wire.message import (
     milliseconds,
     pack_flat,
 )
+from streamq.wire.names import NAME
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
-name = text.filter(bool)
+name = st.from_regex(NAME.pattern, fullmatch=True)
 values = st.recursive(
     st.none()
     | st.booleans()
