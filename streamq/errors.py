@@ -10,36 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "ArgumentsError",
-    "BatchResultError",
-    "BrokerError",
-    "BrokerUnavailableError",
-    "CircuitOpenError",
-    "ConfigurationError",
-    "DeadLetterNotFoundError",
-    "DedupKeyHeldError",
-    "EffectInProgressError",
-    "EffectLostError",
-    "EncodingError",
-    "MessageError",
-    "MissingExtraError",
-    "NotDurableError",
-    "NotHeldError",
-    "NotOpenError",
-    "OutcomeUnknownError",
-    "PayloadTooLargeError",
-    "Reject",
-    "ResultNotKeptError",
-    "ResultTimeoutError",
-    "RetryLater",
-    "StreamqError",
-    "TaskFailedError",
-    "TaskNameError",
-    "TaskTimeoutError",
-    "UndecodableError",
-    "UnrecordableError",
-    "WrongLoopError",
-]
+    "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
+    "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
+    "EncodingError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError",
+    "OutcomeUnknownError", "PayloadTooLargeError", "Reject", "ResultNotKeptError", "ResultTimeoutError",
+    "RetryLater", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
+    "UnrecordableError", "WrongLoopError",
+]  # fmt: skip
 
 
 class StreamqError(Exception):

@@ -21,8 +21,8 @@ PUBLIC = {
     """,
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
-        DeadLetterNotFoundError EffectInProgressError EffectLostError EncodingError MessageError MissingExtraError
-        NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError Reject ResultNotKeptError
+        DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError MessageError
+        MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError Reject ResultNotKeptError
         ResultTimeoutError RetryLater StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
         UnrecordableError WrongLoopError
     """,

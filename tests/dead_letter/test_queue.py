@@ -1,4 +1,4 @@
-"""The dead letter queue: peek, replay, purge, tail, and the bound."""
+"""The dead letter queue: peek, replay, purge, tail, and the bound. A replay has its deduplication key (P13)."""
 
 from __future__ import annotations
 

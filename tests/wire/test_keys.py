@@ -1,4 +1,4 @@
-"""Every key of the queue."""
+"""Every key of the queue: no two names make one (P13)."""
 
 from __future__ import annotations
 
