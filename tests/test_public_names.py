@@ -22,7 +22,8 @@ PUBLIC = {
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
         DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError MessageError
-        MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError Reject ResultNotKeptError
+        MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError
+        Reject ResultNotKeptError
         ResultTimeoutError RetryLater StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
         UnrecordableError WrongLoopError
     """,

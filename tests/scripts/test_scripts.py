@@ -898,9 +898,10 @@ def test_a_queued_task_is_cancelled_and_a_running_one_is_told(server):
 def test_a_dead_letter_is_replayed_once(server):
     """It becomes a task, and is gone from the dead letters."""
     dead = server.command("XADD", DEAD, "*", "task", "t")
-    entry = run(server, "replay", [DEAD, STREAM], dead, "task", "t", "retries", "3")
+    entry, _ = run(server, "replay", [DEAD, STREAM, "k"], dead, "n", 9000, "task", "t", "retries", "3")
+    assert server.command("GET", "k") == b"n"
     assert server.command("XRANGE", STREAM, "-", "+") == [[entry, [b"task", b"t", b"retries", b"3"]]]
-    assert run(server, "replay", [DEAD, STREAM], dead, "task", "t") == b""
+    assert run(server, "replay", [DEAD, STREAM, "k"], dead, "m", 9000, "task", "t") == [b"", b""]
     assert length(server) == 1
     assert length(server, DEAD) == 0
 
