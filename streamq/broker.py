@@ -16,7 +16,7 @@ from streamq.client import Client, Resources
 from streamq.clock import SYSTEM, Clock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
-from streamq.errors import ConfigurationError, NotHeldError, NotOpenError, check_number
+from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
 from streamq.middleware.chain import MiddlewareChain
 from streamq.middleware.producer import Producer
 from streamq.queue.delayed import Scheduled, scheduled
@@ -37,10 +37,11 @@ from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
 from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
 from streamq.tasks.task import Call, Task, TaskRef
+from streamq.wire import bounds
 from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
-from streamq.wire.message import MAX_PAYLOAD
+from streamq.wire.message import MAX_PAYLOAD, milliseconds
 from streamq.wire.names import check_name
 from streamq.wire.tiers import DEFAULT_TIERS, Tier, check_tiers
 from streamq.wire.workflow import Flow
@@ -84,9 +85,11 @@ class RedisBroker:
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
         self.keys = Keys.of("queue" if namespace is None else namespace, group, self.tiers)
         self.dead_letters = dead_letters or DeadLetterBound()
-        self.max_payload = max_payload
+        self.max_payload = bounds.MAX_PAYLOAD.check(max_payload)
         self._server = ServerUrl(url)
-        self._timeouts = (connect_timeout, reply_timeout)
+        self._timeouts: tuple[float, float] = (
+            bounds.CONNECT_TIMEOUT.check(connect_timeout), bounds.REPLY_TIMEOUT.check(reply_timeout),
+        )  # fmt: skip
         self._builder = MessageBuilder(self.keys, self.tiers, max_payload=max_payload, now=clock.now)
         self._store: Store | None = None
         self._waiters: Waiters | None = None
@@ -231,7 +234,8 @@ class RedisBroker:
         after the call, its next run gets True.
         """
         check_name("key", task_id, what="task_id")
-        reply = await self.store.one(("SET", self.keys.seen(task_id), "1", "NX", "PX", max(1, round(ttl * 1000))))
+        kept = milliseconds(bounds.SEEN_TTL.check(ttl))
+        reply = await self.store.one(("SET", self.keys.seen(task_id), "1", "NX", "PX", kept))
         return reply is None
 
     # --- schedules ---------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ class RedisBroker:
         if self._group is None:
             raise NotOpenError(repr(self))
         self.client.owner.check()
-        check_number("visibility_timeout", visibility_timeout, 0.1)
+        visibility_timeout = bounds.VISIBILITY_TIMEOUT.check(visibility_timeout)
         consumer = ManualConsumer(self.store, name=consumer_name(name), visibility_timeout=visibility_timeout)
         # Its loops run in the task group of the broker: a generator that is left half way must not own a cancel scope.
         await self._group.start(consumer.serve)

@@ -7,6 +7,7 @@ errors of the server stay `redis.exceptions`; `queue/server_errors.py` translate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 __all__ = [
@@ -36,20 +37,6 @@ def _restored(kind: type[StreamqError], args: tuple[Any, ...], state: dict[str, 
 
 class ConfigurationError(StreamqError, ValueError):
     """Raised if an option has a value that cannot be used. The message names the value and the remedy."""
-
-
-def check_number(what: str, value: float, least: float) -> float:
-    """Return `value`. Raises ConfigurationError unless it is a finite number of at least `least`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
-        raise ConfigurationError(f"{what}={value!r} cannot be used: give a number of at least {least:g}")
-    return value
-
-
-def check_integer(what: str, value: int, least: int) -> int:
-    """Return `value`. Raises ConfigurationError unless it is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{what}={value!r} cannot be used: give an integer of at least {least}")
-    return value
 
 
 class MissingExtraError(StreamqError, ImportError):
@@ -314,20 +301,31 @@ class TaskFailedError(StreamqError):
 
 
 class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a failure
-    """Raise this in a handler to run the task again after `after` seconds. It spends no attempt (for Retry-After).
+    """Raise this in a handler to run the task again after `after` (seconds or a timedelta). It spends no attempt.
 
-    `headers` are merged into those of the message. With `drain` the innermost rate limit around the handler starts no
-    task of the same key for these seconds (see RateLimitMiddleware).
+    It is made for `Retry-After`. The run fails if `after` is no time within its bound (`docs/bounds.md`). `headers` are
+    merged into those of the message. With `drain` the innermost rate limit around the handler starts no task of the
+    same key for these seconds (see RateLimitMiddleware).
     """
 
     def __init__(
-        self, reason: str = "", *, after: float, headers: Mapping[str, Any] | None = None, drain: bool = False
+        self,
+        reason: str = "",
+        *,
+        after: float | timedelta,
+        headers: Mapping[str, Any] | None = None,
+        drain: bool = False,
     ) -> None:
         self.reason = reason
-        self.after = after
+        # A float, unless it is no time at all: then the run fails when it is decided.
+        self.after: float = after.total_seconds() if isinstance(after, timedelta) else after
         self.headers = headers
         self.drain = drain
-        super().__init__(reason or f"again in {after:g} s")
+        super().__init__(reason or (f"again in {self.after:g} s" if _is_short(self.after) else "again later"))
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15
 
 
 class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a failure

@@ -22,6 +22,7 @@ from streamq.broker import RedisBroker
 from streamq.client import Owner
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
+from streamq.consumer.containment import is_own_error, live_forever
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
@@ -35,11 +36,12 @@ from streamq.consumer.runner_pool import Runners
 from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, ConfigurationError, TaskNameError, check_integer, check_number
+from streamq.errors import BrokerError, ConfigurationError, TaskNameError
 from streamq.middleware import MiddlewareChain, Resident
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.tasks.task import Task
+from streamq.wire import bounds
 from streamq.wire.keys import Keys
 from streamq.wire.tiers import Tier
 
@@ -104,12 +106,12 @@ class Worker:
         self.tasks = _by_name(tasks)
         self._declared = broker.declared(self.tasks.values())
         self.tiers = _served_tiers(broker.tiers, tiers)
-        self.concurrency = check_integer("concurrency", concurrency, 1)
-        self.visibility_timeout = check_number("visibility_timeout", visibility_timeout, 0.1)
-        self.grace_period = check_number("grace_period", grace_period, 0.0)
-        self.max_crashes = check_integer("max_crashes", max_crashes, 2)
-        self.unknown_wait = check_number("unknown_wait", unknown_wait, 0.0)
-        self.max_prefetch = check_integer("max_prefetch", max_prefetch, 0)
+        self.concurrency = bounds.CONCURRENCY.check(concurrency)
+        self.visibility_timeout = bounds.VISIBILITY_TIMEOUT.check(visibility_timeout)
+        self.grace_period = bounds.GRACE_PERIOD.check(grace_period)
+        self.max_crashes = bounds.MAX_CRASHES.check(max_crashes)
+        self.unknown_wait = bounds.UNKNOWN_WAIT.check(unknown_wait)
+        self.max_prefetch = bounds.MAX_PREFETCH.check(max_prefetch)
         self.middleware = middleware if middleware is not None else MiddlewareChain()
         self._chains = {
             name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
@@ -188,11 +190,7 @@ class Worker:
             raise failed
 
     async def _work(self, state: Any, task_status: anyio.abc.TaskStatus[None]) -> None:
-        keys = Keys.of(self.broker.keys.namespace, self.broker.keys.group, self.tiers)
-        store = Store(
-            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
-            max_payload=self.broker.max_payload,
-        )  # fmt: skip
+        store = self._store()
         await create_groups(store, self._note_start_trouble)
         threads, reporter = Threads(self.concurrency), ProgressReporter(store)
         consumer, runners = self._assemble(store, threads, reporter, state)
@@ -207,6 +205,7 @@ class Worker:
         )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
         await register(leases)
+        crashed = False
         try:
             async with anyio.create_task_group() as loops:
                 for loop in (
@@ -218,7 +217,7 @@ class Worker:
                 if on_exhausted:
                     loops.start_soon(on_exhausted.serve)
                 for resident in self._residents():
-                    loops.start_soon(resident.live, store)
+                    loops.start_soon(live_forever, resident, store)
                 for batches in runners.batches:
                     await loops.start(batches.serve)
                 async with _running(runners, self.concurrency):
@@ -234,9 +233,21 @@ class Worker:
                     with anyio.move_on_after(_LEAVE_TIMEOUT):
                         await on_exhausted.finish()
                 loops.cancel_scope.cancel()
+        except BaseException as error:
+            crashed = not consumer.fatal and is_own_error(error)
+            raise
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_TIMEOUT):
-                await consumer.leave()
+                await consumer.leave(crashed=crashed)
+
+    def _store(self) -> Store:
+        keys = Keys.of(
+            self.broker.keys.namespace, self.broker.keys.group, self.tiers, also=self.broker.keys.streams
+        )  # fmt: skip
+        return Store(
+            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
+            max_payload=self.broker.max_payload,
+        )  # fmt: skip
 
     def _note_start_trouble(self, error: BrokerError | None) -> None:
         self._start_trouble = None if error is None else str(error)
@@ -353,8 +364,7 @@ def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> 
         )
     chosen = tuple(replace(tier, weight=wanted[tier.name]) for tier in tiers if tier.name in wanted)
     for tier in chosen:
-        if type(tier.weight) is not int or tier.weight < 1:
-            raise ConfigurationError(f"tier {tier.name!r} has weight {tier.weight!r}: give an integer of at least 1")
+        bounds.WEIGHT.check(tier.weight, f"tier {tier.name!r}: weight")
     return chosen
 
 

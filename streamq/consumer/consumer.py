@@ -22,9 +22,9 @@ from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.settling import Settler
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, OutcomeUnknownError, WrongLoopError
-from streamq.queue.lease_commands import remove_consumers
+from streamq.queue.lease_commands import mark_only_one, remove_consumers
 from streamq.queue.store import Store
-from streamq.tasks.outcome import DeadLetter, Outcome, Reason
+from streamq.tasks.outcome import DeadLetter, Outcome, Reason, failure_of
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.delivery import Delivery
 
@@ -86,6 +86,18 @@ class Consumer:
         """Note the outcome of a delivery (see `Settler.settle`)."""
         self.settler.settle(delivery, outcome, duration=duration, keep=keep)
 
+    def convict(self, delivery: Delivery, error: BaseException) -> None:
+        """Dead-letter a delivery with which streamq itself failed: a mistake of ours, or of code of the user's.
+
+        If even that cannot be done it is held no longer: when its lease ends, another consumer takes it.
+        """
+        log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
+        try:
+            self.settle(delivery, DeadLetter(Reason.INTERNAL_ERROR, failure_of(error)))
+        except Exception as second:
+            log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery, error=second)
+            self.buffer.forget(delivery.tier, delivery.entry_id)
+
     def release(self, deliveries: list[Delivery]) -> None:
         """Release deliveries: any consumer may take them at once."""
         self.settler.release(deliveries)
@@ -102,7 +114,10 @@ class Consumer:
             if delivery.crash_proven and len(delivery.crashed_workers) >= self.max_crashes:
                 workers = ", ".join(delivery.crashed_workers)
                 failure = Failure("CrashLoop", f"it took down {len(delivery.crashed_workers)} workers: {workers}")
-                self.settle(delivery, DeadLetter(Reason.CRASH_LOOP, failure), keep=self._keep(delivery))
+                try:
+                    self.settle(delivery, DeadLetter(Reason.CRASH_LOOP, failure), keep=self._keep(delivery))
+                except Exception as error:  # noqa: BLE001 - a mistake of ours belongs to this delivery
+                    self.convict(delivery, error)
                 continue
             self.buffer.accept(delivery.tier, [delivery])
         if deliveries:
@@ -290,13 +305,18 @@ class Consumer:
                 raise OutcomeUnknownError(f"{self.name} has left before this was settled; its leases end by themselves")
             await self._round_trip_ended.wait()
 
-    async def leave(self) -> None:
+    async def leave(self, *, crashed: bool = False) -> None:
         """Send the last settlements, release everything else, and leave the group.
 
         Call it when the loops have ended. If it fails, other consumers reclaim the deliveries when the leases end.
+        `crashed`: an error of our own ended the loops, and nobody knows which delivery it was about. So nothing is
+        released: the leases end, and this counts as a crash of all that was held.
         """
         self._ended = True
         try:
+            if crashed:
+                await self._settle_last()
+                return await mark_only_one(self.store, self.name)
             try:
                 await self._leave_once()
             except BrokerError as error:  # a cut connection, a server that is no primary any more
@@ -312,6 +332,11 @@ class Consumer:
             self._round_trip_ended.set()
 
     async def _leave_once(self) -> None:
+        await self._settle_last()
+        await self.store.release_all(self.name, self.visibility_timeout, but=self.fatal)
+        await remove_consumers(self.store, self.name)
+
+    async def _settle_last(self) -> None:
         while self.unsettled or self.settler.counting.unwritten:
             trip = self._next_round_trip()
             replies: list[Any]
@@ -324,8 +349,6 @@ class Consumer:
                 raise failed[0]
             if not self.unsettled:
                 break
-        await self.store.release_all(self.name, self.visibility_timeout, but=self.fatal)
-        await remove_consumers(self.store, self.name)
 
     # --- outages ----------------------------------------------------------------------------------
 

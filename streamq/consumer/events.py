@@ -77,9 +77,9 @@ class Listeners:
         return f"<Listeners {len(self._listeners)}>"
 
     def emit(self, event: Event) -> None:
-        """Call each listener with an event; an exception is logged with the listener that raised it."""
+        """Call each listener with an event. Whatever it raises is logged with the listener, and swallowed."""
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
-                log.exception("listener %r raised", listener)
+            except BaseException as error:
+                log.exception("listener %r raised", listener, error=error)

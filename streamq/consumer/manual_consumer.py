@@ -6,6 +6,9 @@ renews leases, sweeps and promotes, as a worker does.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+
 import anyio
 import anyio.abc
 
@@ -19,6 +22,7 @@ from streamq.queue.lease_commands import mark_isolated
 from streamq.queue.store import Store
 from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Reason, Release, Skip, failure_of
 from streamq.wire.delivery import Delivery
+from streamq.wire.keys import is_stream_of
 
 
 class ManualConsumer:
@@ -45,7 +49,8 @@ class ManualConsumer:
         self._arrived.set()
 
     def _on_lost(self, delivery: Delivery) -> None:
-        self.unsettled.pop(delivery.task_id, None)
+        with suppress(UndecodableError):  # it is being dead-lettered
+            self.unsettled.pop(delivery.task_id, None)
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read, renew and sweep until stopped; then release what is not acknowledged."""
@@ -102,7 +107,7 @@ class ManualConsumer:
                     self.buffer.forget(delivery.tier, delivery.entry_id)
                     continue
             try:
-                delivery.check()
+                delivery.check(partial(is_stream_of, self._store.keys))
             except UndecodableError as error:
                 await self.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
                 continue

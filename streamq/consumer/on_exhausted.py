@@ -76,9 +76,12 @@ class OnExhausted:
             return []
         try:
             argument = Exhausted(delivery, outcome.reason, outcome.failure).as_dict()
+            return [self._send_effect(target, argument)]
         except UndecodableError:  # it crashed its workers before it was decoded
             return []
-        return [self._send_effect(target, argument)]
+        except Exception as error:
+            log.exception("on_exhausted of %r cannot be sent", delivery, error=error)
+            return []
 
     def confirmed(self, delivery: Delivery, outcome: DeadLetter) -> None:
         """Queue the call of the function: the dead letter is written."""
@@ -153,8 +156,10 @@ class OnExhausted:
                     )
                 if isinstance(returned, Awaitable):
                     await returned
-        except (Exception, SystemExit):
-            log.exception("on_exhausted of %r failed", dead.delivery)
+        except BaseException as error:
+            if anyio.current_effective_deadline() == float("-inf"):  # the worker ends
+                raise
+            log.exception("on_exhausted of %r failed", dead.delivery, error=error)
 
 
 def _is_async(function: Any) -> bool:

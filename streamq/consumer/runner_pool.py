@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -19,18 +20,18 @@ from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.progress_reporter import ProgressReporter
+from streamq.consumer.run_result import kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, MessageError, UndecodableError
+from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
 from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.delivery import Delivery
+from streamq.wire.keys import is_stream_of
 from streamq.wire.message import dumps
 from streamq.wire.names import IS_PLAIN_ID
-from streamq.wire.side_effects import THEN
-from streamq.wire.workflow_steps import encoded_result
 
 log = SafeLog("streamq")
 
@@ -39,8 +40,6 @@ TURN = 0.005  # and seconds that it runs, at least
 _UNKNOWN_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again
 _BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
 _BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
-_DONE = Ack()
-_DONE_WITH_NONE = Ack(b'{"ok":null}')
 _CANCELLED = dumps(
     {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
 )
@@ -63,6 +62,7 @@ class Runners:
         self._elapsed = consumer.store.clock.elapsed
         self._handlers = {handler.task.name.encode(): handler for handler in tasks}
         self._group = consumer.store.keys.group.encode()
+        self._may_send_to = partial(is_stream_of, consumer.store.keys)
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
         self._unknown_wait = unknown_wait
         self._state = state
@@ -149,6 +149,8 @@ class Runners:
                     # Nothing else may start before this is settled: if that crashed the worker, this delivery
                     # would count as the cause.
                     await self._consumer.wait_until_settled()
+            except BaseException as error:  # noqa: BLE001 - `_contain` raises what ends the run from outside
+                self._contain(delivery, error)
             finally:
                 del running_now[delivery]
                 buffer.run_ended(delivery)
@@ -213,15 +215,27 @@ class Runners:
         except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
             outcome = self._failed(delivery, handler, slot, error, started)
         else:
-            outcome = _success(handler, delivery, result, self._consumer.store.max_payload)
+            outcome = success(handler, delivery, result, self._consumer.store.max_payload)
         self._settle(delivery, outcome, handler, self._elapsed() - started)
 
     def _settle(self, delivery: Delivery, outcome: Outcome, handler: Handler | None, duration: float) -> None:
         try:
-            self._settler.settle(delivery, outcome, duration=duration, keep=_keep(delivery, handler))
-        except Exception as error:  # a message that cannot be settled as decided must not end the worker
-            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
-            self._settler.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
+            self._settler.settle(delivery, outcome, duration=duration, keep=kept_for(delivery, handler))
+        except Exception as error:  # noqa: BLE001 - a message that cannot be settled as decided must not end the worker
+            self._consumer.convict(delivery, error)
+
+    def _contain(self, delivery: Delivery, error: BaseException) -> None:
+        """Take what came out of a run although its handler did not raise it: a mistake of ours belongs to its delivery.
+
+        Raises what ends the run, or the worker, from outside. If that is no cancellation, the delivery is not released:
+        its lease ends, and a crash loop is found.
+        """
+        if isinstance(error, Exception | SystemExit):
+            self._consumer.convict(delivery, error)
+            return
+        if _cancelled_and_rest(error)[0] is None:
+            self._consumer.fatal.add(delivery.entry_id)
+        raise error
 
     # --- before the run ------------------------------------------------------------------------
 
@@ -239,7 +253,7 @@ class Runners:
         if delivery.fields.get(b"group", self._group) != self._group:
             return Skip()
         try:
-            delivery.check()
+            delivery.check(self._may_send_to)
         except UndecodableError as error:
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
         if delivery.expires is not None and delivery.expires < self._consumer.now():
@@ -279,9 +293,14 @@ class Runners:
     # --- after the run ---------------------------------------------------------------------------
 
     def _decide(self, delivery: Delivery, handler: Handler, error: BaseException) -> Outcome:
-        outcome = decide(
-            handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error, random=self._random
-        )
+        try:
+            outcome = decide(
+                handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error,
+                random=self._random,
+            )  # fmt: skip
+        except BaseException as broken:
+            log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
+            return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
         log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
         return outcome
 
@@ -293,6 +312,8 @@ class Runners:
             return False
         if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
             return False
+        if not isinstance(error, BaseExceptionGroup | anyio.get_cancelled_exc_class()):
+            return True
         # If no scope around this run is cancelled, the handler raised the cancellation itself.
         return anyio.current_effective_deadline() != float("-inf")
 
@@ -329,7 +350,7 @@ class Runners:
 
     def keep(self, delivery: Delivery) -> float | None:
         """Return how long (s) the result of a delivery is kept, None for not at all."""
-        return _keep(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
+        return kept_for(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
 
 
 def _cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -343,46 +364,3 @@ def _cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, Bas
 def _is_small(priority: bytes) -> bool:
     """Is this certainly a valid number? All others are checked in full."""
     return priority.isdigit() and len(priority) < 10
-
-
-def _keep(delivery: Delivery, handler: Handler | None) -> float | None:
-    """Return how long (s) the result is kept, None for not at all. An entry that is no message keeps none."""
-    keep = handler.result_ttl if handler is not None else None
-    if delivery.only_basic_fields:
-        return keep
-    try:
-        wanted = delivery.result_ttl
-    except UndecodableError:
-        return None
-    return keep if wanted is None else wanted or None
-
-
-def _success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Outcome:
-    """Return the outcome of a run that returned: dead if the next step of its workflow cannot take the result."""
-    if delivery.only_basic_fields:
-        if handler.result_ttl is None:
-            return _DONE
-        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, result))
-    if THEN in delivery.fields:
-        try:
-            stages = delivery.then or []
-            payload = encoded_result(stages, handler.task.name, result, default=handler.default, limit=limit)
-        except MessageError as error:
-            log.error("task %s: %s", handler.task.name, error)  # noqa: TRY400
-            return DeadLetter(Reason.REJECTED, failure_of(error))
-        if payload:
-            return Ack(b'{"ok":' + payload + b"}")
-    return Ack(_encoded(handler, result)) if _keep(delivery, handler) else _DONE
-
-
-def _encoded(handler: Handler, result: Any) -> bytes:
-    """Return a result as waiters get it; if it is not JSON, they get an error."""
-    try:
-        return dumps({"ok": result}, handler.default)
-    except (TypeError, RecursionError) as error:
-        log.error("task %s: its result cannot be kept: %s", handler.task.name, error)  # noqa: TRY400
-        failure = {
-            "error_type": "EncodingError", "error": f"the task succeeded, its result is not JSON: {error}",
-            "reason": "result", "traceback": "",
-        }  # fmt: skip
-        return dumps(failure)

@@ -22,6 +22,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
+from streamq.wire.bounds import ATTEMPT
 from streamq.wire.dead_letter_fields import dead_letter_fields
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps, milliseconds, pack_flat
@@ -155,7 +156,7 @@ class Settler:
         changes: dict[str, str | None] = {}
         attempt, starts = delivery.attempt, delivery.starts
         if isinstance(outcome, Retry):
-            changes["attempt"] = str(attempt + 1)
+            changes["attempt"] = str(min(attempt + 1, int(ATTEMPT.highest)))
             changes["starts"] = str(starts) if starts != attempt else None
             changes["unknown_since"] = None
         elif outcome.unknown:

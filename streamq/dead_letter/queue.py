@@ -30,6 +30,7 @@ from streamq.queue.sending import default_dedup_ttl, new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
+from streamq.wire import bounds
 from streamq.wire.message import Field, Message, milliseconds
 
 log = SafeLog("streamq")
@@ -63,11 +64,9 @@ class DeadLetterQueue:
         self._may_exceed_bound = max_size is not None or max_age is not None  # may the stream hold more than the bound?
         bound = broker.dead_letters
         if max_size is not None:
-            if type(max_size) is not int or max_size < 1:
-                raise ConfigurationError(f"max_size={max_size!r} cannot be used: give an integer of at least 1")
             bound = replace(bound, max_size=max_size)
         if max_age is not None:
-            bound = replace(bound, max_age=_seconds("max_age", max_age))
+            bound = replace(bound, max_age=bounds.DEAD_LETTER_AGE.check(max_age))
         self.bound = bound
         if self._may_exceed_bound:
             broker.dead_letters = bound  # its store and its workers read it for each dead letter
@@ -181,8 +180,8 @@ class DeadLetterQueue:
         DeadLetterNotFoundError if there is no such dead letter, UndecodableError if it is not a
         message, ConfigurationError if the broker does not have its tier, or if no selection is given.
         """
-        if retries is not None and (type(retries) is not int or retries < 0):
-            raise ConfigurationError(f"retries={retries!r} cannot be used: give an integer of at least 0")
+        if retries is not None:
+            bounds.RETRIES.check(retries)
         chosen = _matcher(task_name, reason, error_type)
         if task_id is not None:
             if chosen is not None or limit is not None:
@@ -282,7 +281,7 @@ class DeadLetterQueue:
         last = await self._newest_id(store)
         if older_than is not None:
             seconds, micros = await store.one(("TIME",))
-            limit = int(seconds) * 1000 + int(micros) // 1000 - round(_seconds("older_than", older_than) * 1000)
+            limit = int(seconds) * 1000 + int(micros) // 1000 - round(bounds.OLDER_THAN.check(older_than) * 1000)
             last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=_order)
         matches = _matcher(task_name, reason, error_type)
         removed = 0
@@ -364,13 +363,6 @@ def _dedup_ttl(dead_letter: DeadLetterEntry) -> int:
     if noted.isascii() and noted.isdigit() and len(noted) < 16:
         return int(noted)
     return milliseconds(default_dedup_ttl(options.get("dedup_until")))
-
-
-def _seconds(what: str, value: float | timedelta) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not 0 <= seconds < float("inf"):
-        raise ConfigurationError(f"{what}={value!r} cannot be used: give seconds of at least 0")
-    return float(seconds)
 
 
 def _entry_id(text: str) -> str:

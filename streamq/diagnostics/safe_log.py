@@ -5,7 +5,7 @@ That is reported on stderr and swallowed, also SystemExit and KeyboardInterrupt:
 because something was to be said about it. (Ctrl-C that arrives in just that instant has to be pressed again.) The
 report comes with the 1st, 2nd, 4th, 8th, ... fault, so that it floods nothing.
 
-What is logged has a bound: `LOGGED` characters for each value.
+What is logged has a bound: `LOGGED` characters for each value, `TEXT_LOGGED` for each text.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from streamq.diagnostics.safe_text import repr_of, str_of, type_name
 
 LOGGED = 1_000  # characters of one value in a line of the log
+TEXT_LOGGED = 8_000  # characters of a text: the stack of a handler that blocks, say
 _PLAIN = (bool, int, float, type(None))
 
 
@@ -94,7 +95,7 @@ class _Shown:
         self._value = value
 
     def __str__(self) -> str:
-        return str_of(self._value, LOGGED)
+        return str_of(self._value, TEXT_LOGGED if type(self._value) is str else LOGGED)
 
     def __repr__(self) -> str:
         return repr_of(self._value, LOGGED)
@@ -103,7 +104,7 @@ class _Shown:
 def _shown(value: object) -> object:
     """Return a value as it is logged: numbers and short texts as they are."""
     kind = type(value)
-    if kind in _PLAIN or (kind is str and len(value) <= LOGGED):  # type: ignore[arg-type]
+    if kind in _PLAIN or (kind is str and len(value) <= TEXT_LOGGED):  # type: ignore[arg-type]
         return value
     if issubclass(kind, float):  # for %g: without what a class of the user's makes of it
         return float.__float__(value)  # type: ignore[arg-type]

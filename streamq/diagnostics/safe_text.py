@@ -15,12 +15,12 @@ _CUT = "... ({} more characters)"
 
 
 def str_of(value: object, limit: int = SHOWN) -> str:
-    """Return `str(value)`, at most about `limit` characters; a text that says so if it raises."""
+    """Return `str(value)`, at most `limit` characters; a text that says so if it raises."""
     return _text(str, "__str__", value, limit)
 
 
 def repr_of(value: object, limit: int = SHOWN) -> str:
-    """Return `repr(value)`, at most about `limit` characters; a text that says so if it raises."""
+    """Return `repr(value)`, at most `limit` characters; a text that says so if it raises."""
     return _text(repr, "__repr__", value, limit)
 
 
@@ -65,7 +65,8 @@ def _bounded(text: str, limit: int) -> str:
     """Return a text, cut to `limit` characters and a note of how many there were."""
     text = str.__str__(text)  # `str(value)` may return an object of a subclass
     if len(text) > limit:
-        text = text[:limit] + _CUT.format(len(text) - limit)
+        kept = max(0, limit - 40)
+        text = text[:kept] + _CUT.format(len(text) - kept)
     return _utf8(text)
 
 

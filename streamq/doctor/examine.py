@@ -16,7 +16,8 @@ from streamq.doctor.read_keys import read_keys
 from streamq.doctor.read_rights import ROLES, Role, read_rights
 from streamq.doctor.read_server import read_server
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
-from streamq.errors import BrokerError, ConfigurationError, check_integer
+from streamq.errors import BrokerError, ConfigurationError
+from streamq.wire import bounds
 
 MAX_SCANNED: Final = 100_000
 _LOGIN_CODES: Final = ("NOAUTH", "WRONGPASS")
@@ -33,7 +34,7 @@ async def examine(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX
     """
     if role not in ROLES:
         raise ConfigurationError(f"role={role!r} is not known: give one of {', '.join(ROLES)}")
-    check_integer("scan", scan, 0)
+    bounds.SCAN.check(scan)
     taken_at = datetime.now(UTC)
     try:
         findings = tuple(run_checks(await observe(broker, role=role, scan=scan)))

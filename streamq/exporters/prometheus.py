@@ -19,8 +19,9 @@ import anyio
 from anyio.abc import TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, check_number
+from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
 from streamq.monitoring import Figures, QueueMetrics, QueueMonitor
+from streamq.wire import bounds
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -95,7 +96,7 @@ class QueueCollector(Collector):
         With `task_group.start` it has started after the first refresh. Raises ConfigurationError if the
         interval is below 0.1 s.
         """
-        check_number("interval", interval, 0.1)
+        interval = bounds.SCRAPE_INTERVAL.check(interval)
         while True:
             was_up = self._state.metrics is not None or not self._state.failed
             try:

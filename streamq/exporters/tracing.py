@@ -7,11 +7,14 @@ retry keeps the headers, so all runs of a task are children of one span.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
 
 from streamq import __version__
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import MissingExtraError, RetryLater
 from streamq.middleware import CallNext, Context
 from streamq.tasks.outcome import failure_of
@@ -20,9 +23,11 @@ from streamq.wire.delivery import Delivery
 try:
     from opentelemetry import context as otel_context
     from opentelemetry import propagate
-    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer, set_span_in_context
 except ImportError as error:
     raise MissingExtraError("streamq.exporters.tracing", "otel") from error
+
+log = SafeLog("streamq.exporters")
 
 
 def inject_headers() -> dict[str, str]:
@@ -52,34 +57,62 @@ class TracingMiddleware:
         return f"<TracingMiddleware {type(self._tracer).__name__}>"
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:
-        """Run the task in its span. Raises what the run raises."""
-        # Replaces the whole context, so that the handler sees the producer's baggage and nothing of the context in
-        # which the worker was started.
-        token = otel_context.attach(propagate.extract(_text_headers(context.delivery), otel_context.Context()))
+        """Run the task in its span. Raises what the run raises.
+
+        What a tracer, a sampler, a processor or a propagator raises is logged, and harms no run.
+        """
+        token: Any = None
+        span: Span | None = None
+        with _harmless("start"):
+            # Replaces the whole context, so that the handler sees the producer's baggage and nothing of the context in
+            # which the worker was started.
+            found = propagate.extract(_text_headers(context.delivery), otel_context.Context())
+            span = self._tracer.start_span(
+                context.task.name, context=found, kind=SpanKind.CONSUMER, attributes=_attributes(context.delivery)
+            )
+            token = otel_context.attach(set_span_in_context(span, found))
         try:
-            with self._tracer.start_as_current_span(
-                context.task.name, kind=SpanKind.CONSUMER, attributes=_attributes(context.delivery),
-                record_exception=False, set_status_on_exception=False,
-            ) as span:  # fmt: skip
-                return await _run_in_span(span, context, call_next)
+            return await _run_in_span(span, context, call_next)
         finally:
-            otel_context.detach(token)
+            with _harmless("end"):
+                if token is not None:
+                    otel_context.detach(token)
+            with _harmless("end"):
+                if span is not None:
+                    span.end()
 
 
-async def _run_in_span(span: Span, context: Context, call_next: CallNext) -> Any:
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """Log what tracing raises, and go on."""
+    try:
+        yield
+    except BaseException as error:
+        log.exception("tracing failed at the %s of a span", what, error=error)
+
+
+async def _run_in_span(span: Span | None, context: Context, call_next: CallNext) -> Any:
+    if span is None:
+        return await call_next(context)
     try:
         result = await call_next(context)
     except RetryLater:
-        span.set_attribute("streamq.outcome", "postponed")
+        _set_outcome(span, "postponed")
         raise
     except anyio.get_cancelled_exc_class():
-        span.set_attribute("streamq.outcome", "interrupted")
+        _set_outcome(span, "interrupted")
         raise
     except BaseException as error:
-        _record_failure(span, error)
+        with _harmless("end"):
+            _record_failure(span, error)
         raise
-    span.set_attribute("streamq.outcome", "done")
+    _set_outcome(span, "done")
     return result
+
+
+def _set_outcome(span: Span, outcome: str) -> None:
+    with _harmless("end"):
+        span.set_attribute("streamq.outcome", outcome)
 
 
 def _record_failure(span: Span, error: BaseException) -> None:

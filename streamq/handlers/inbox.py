@@ -19,7 +19,8 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from streamq.errors import ConfigurationError, StreamqError, check_number
+from streamq.errors import ConfigurationError, StreamqError
+from streamq.wire import bounds
 from streamq.wire.message import dumps
 
 _TABLE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
@@ -131,7 +132,7 @@ class Inbox:
             raise ConfigurationError(f"the key {key!r} was not claimed: claim it first, in the same transaction")
 
     def _prune(self, older_than: float) -> Statements:
-        check_number("older_than", older_than, 0.0)
+        older_than = bounds.OLDER_THAN.check(older_than)
         return _first((yield self._sql(_PRUNE, float(older_than))))
 
     def _sql(self, statement: str, *values: Any) -> tuple[str, list[Any]]:

@@ -14,8 +14,9 @@ from typing import Any
 import anyio.lowlevel
 import orjson
 
-from streamq.errors import BrokerError, ConfigurationError, check_number
+from streamq.errors import BrokerError, ConfigurationError
 from streamq.handlers.context import cancel_requested, current_delivery, reporter_var
+from streamq.wire import bounds
 from streamq.wire.message import dumps
 
 LONGEST_NOTE = 1000  # characters
@@ -69,9 +70,9 @@ class Report:
     @classmethod
     def of(cls, done: float, total: float | None, note: str, data: Any, at: float) -> Report:
         """Return a report. Raises ConfigurationError for a value that cannot be reported."""
-        check_number("done", done, 0.0)
+        done = bounds.DONE.check(done)
         if total is not None:
-            check_number("total", total, 0.0)
+            total = bounds.TOTAL.check(total)
         if not isinstance(note, str):
             raise ConfigurationError(f"note={note!r} cannot be reported: give a text")
         note = note[:LONGEST_NOTE].encode(errors="backslashreplace").decode()

@@ -63,7 +63,7 @@ class Resident(Protocol):
     """Middleware with work of its own beside the runs, such as renewing leases.
 
     Each worker runs `live` from its start until its last run has ended, then it cancels `live`. One object may serve
-    several workers at once. An error that `live` raises ends the worker.
+    several workers at once. What `live` raises is logged, and it is started again.
     """
 
     async def live(self, store: Store) -> None: ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 
-from streamq.errors import ConfigurationError, check_integer, check_number
+from streamq.errors import ConfigurationError
+from streamq.wire import bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,15 @@ class CircuitSettings:
         """
         if failure_threshold is None and failure_rate is None:
             raise ConfigurationError("failure_threshold=None and failure_rate=None: such a circuit never opens")
-        if failure_rate is not None and not 0 < check_number("failure_rate", failure_rate, 0.0) <= 1:
-            raise ConfigurationError(f"failure_rate={failure_rate!r} cannot be used: give a share above 0, at most 1")
-        for option, value in (("reset_timeout", reset_timeout), ("release_rate", release_rate), ("window", window)):
-            if not 0 < value < math.inf:
-                raise ConfigurationError(f"{option}={value!r} cannot be used: give a number above 0")
+        if failure_rate is not None:
+            bounds.FAILURE_RATE.check(failure_rate)
         if failure_threshold is not None:
-            check_integer("failure_threshold", failure_threshold, 1)
+            bounds.FAILURE_THRESHOLD.check(failure_threshold)
         return cls(
             failure_threshold=sys.maxsize if failure_threshold is None else failure_threshold,
-            reset_timeout=float(reset_timeout), half_open_max=check_integer("half_open_max", half_open_max, 1),
-            interval=1 / release_rate, failure_rate=failure_rate or 0.0, window=float(window),
-            min_calls=check_integer("min_calls", min_calls, 1),
+            reset_timeout=float(bounds.RESET_TIMEOUT.check(reset_timeout)),
+            half_open_max=bounds.HALF_OPEN_MAX.check(half_open_max),
+            interval=1 / bounds.RELEASE_RATE.check(release_rate), failure_rate=failure_rate or 0.0,
+            window=float(bounds.CIRCUIT_WINDOW.check(window)),
+            min_calls=bounds.MIN_CALLS.check(min_calls),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from streamq.errors import BrokerError, ConfigurationError, check_integer, check_number
+from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.concurrency_commands import Waiter
 from streamq.middleware.concurrency_permits import Permits
@@ -19,11 +19,11 @@ from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.middleware.limit_reached import LimitReached
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
+from streamq.wire import bounds
 from streamq.wire.names import check_name, qualified
 
 _HEADER: Final = "concurrency:"
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
-_MIN_LEASE: Final = 0.3  # seconds: a lease is renewed every third, and a server answers within milliseconds
 
 
 class ConcurrencyLimit:
@@ -47,8 +47,8 @@ class ConcurrencyLimit:
             raise ConfigurationError(
                 f"scope={scope!r} does not exist: give 'fleet'; for one process there is Worker(concurrency=...)"
             )
-        self.max_running = check_integer("max_running", max_running, 1)
-        self.lease = float(check_number("lease", lease, _MIN_LEASE))
+        self.max_running = bounds.LIMIT_RUNNING.check(max_running)
+        self.lease = float(bounds.LIMIT_LEASE.check(lease))
         self.scope = scope
         self.name = check_name("limit", name, what="name") if name else ""
         self._key = check_key(key)

@@ -10,11 +10,12 @@ from typing import Any
 import anyio
 
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import TaskTimeoutError, UnrecordableError, check_number
+from streamq.errors import TaskTimeoutError, UnrecordableError
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.once import LEASE, TTL, Effect, once_for
 from streamq.tasks.arguments import encode_extra
+from streamq.wire import bounds
 
 log = SafeLog("streamq")
 
@@ -32,9 +33,9 @@ class Idempotency:
 
     def __init__(self, key: Key = None, *, ttl: float = TTL, lease: float = LEASE, wait: float = 0.0) -> None:
         self._key = check_key(key)
-        self._ttl = check_number("ttl", ttl, 0.1)
-        self._lease = check_number("lease", lease, 0.1)
-        self._wait = check_number("wait", wait, 0.0)
+        self._ttl = bounds.EFFECT_TTL.check(ttl)
+        self._lease = bounds.EFFECT_LEASE.check(lease)
+        self._wait = bounds.EFFECT_WAIT.check(wait)
 
     def __repr__(self) -> str:
         return f"<Idempotency key={self._key or 'task_id'} ttl={self._ttl:g} lease={self._lease:g}>"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater, check_integer
+from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.middleware.limit_reached import LimitReached
@@ -26,6 +26,7 @@ from streamq.middleware.token_bucket import Bucket, Rate, Reservation
 from streamq.queue.store import Store
 from streamq.tasks.exception_groups import leaves
 from streamq.tasks.retry_policy import Uniform
+from streamq.wire import bounds
 
 log = SafeLog("streamq")
 
@@ -78,17 +79,15 @@ class RateLimitMiddleware:
         clock: Callable[[], float] = time.monotonic, *, scope: Literal["process", "fleet"] = "process",
         name: str = "", uniform: Uniform = random,
     ) -> None:  # fmt: skip
-        if not 0 < max_per_second < math.inf:
-            raise ConfigurationError(f"max_per_second={max_per_second!r} cannot be used: give a number above 0")
         if scope not in ("process", "fleet"):
             raise ConfigurationError(f"scope={scope!r} does not exist: give 'process' or 'fleet'")
-        self.max_per_second = float(max_per_second)
-        self.burst = check_integer("burst", burst, 1)
+        self.max_per_second = float(bounds.RATE.check(max_per_second))
+        self.burst = bounds.BURST.check(burst)
         self.scope = scope
         self.name = name
         self._key = check_key(key)
         self._random = uniform
-        rate = Rate.of(max_per_second, burst)
+        rate = Rate.of(self.max_per_second, burst)
         self._local = _LocalBuckets(rate, clock)
         self._buckets = FleetBuckets(rate) if scope == "fleet" else self._local
         self._issuer = _FLEET if scope == "fleet" else secrets.token_urlsafe(4)
@@ -146,7 +145,7 @@ class RateLimitMiddleware:
     async def _drain(self, context: Context, name: str, request: RetryLater) -> None:
         """Let nothing of this key start for the time that a handler asked for. Its task comes first then."""
         request.drain = False  # only the innermost limit is drained: outer ones limit other calls as well
-        if not isinstance(request.after, int | float) or not request.after < math.inf:
+        if not isinstance(request.after, int | float) or request.after not in bounds.AFTER:
             return  # a mistake of the handler: it counts as a failed run
         after = max(0.0, float(request.after))
         try:

@@ -11,6 +11,7 @@ import anyio
 
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
 from streamq.queue.results import Handle, decode_result
+from streamq.wire import bounds
 
 R = TypeVar("R")
 
@@ -39,7 +40,7 @@ async def gather(*handles: Handle[Any], timeout: float | None = None, return_exc
     """
     found: list[Any] = [None] * len(handles)
     missing = set(range(len(handles)))
-    with anyio.move_on_after(timeout):
+    with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
         async with aclosing(_arrivals(handles)) as arrivals:
             async for place, payload in arrivals:
                 try:
@@ -61,7 +62,7 @@ async def as_completed(*handles: Handle[R], timeout: float | None = None) -> Asy
 
     Raises what `gather` raises, except TaskFailedError: `result()` raises that.
     """
-    deadline = None if timeout is None else anyio.current_time() + timeout
+    deadline = None if timeout is None else anyio.current_time() + bounds.WAIT_TIMEOUT.check(timeout)
     missing = set(range(len(handles)))
     async with aclosing(_arrivals(handles)) as arrivals:
         while missing:

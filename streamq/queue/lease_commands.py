@@ -95,9 +95,26 @@ async def reclaim(
 
 async def mark_isolated(store: Store, consumer: str, delivery: Delivery) -> bool:
     """Note that this consumer runs a suspect in isolation; False if it holds it no longer."""
-    keys = store.keys.tiers[delivery.tier]
+    return await _mark_alone(store, consumer, delivery.tier, delivery.entry_id)
+
+
+async def mark_only_one(store: Store, consumer: str) -> None:
+    """Note that a consumer which an error of its own ends holds one delivery alone, if that is so.
+
+    Then the error was about that delivery: it counts as a crash in isolation.
+    """
+    held: list[tuple[int, bytes]] = []
+    for tier, keys in enumerate(store.keys.tiers):
+        rows = await store.one(("XPENDING", keys.stream, store.keys.group, "-", "+", 2, consumer))
+        held += ((tier, row[0]) for row in rows)
+    if len(held) == 1:
+        await _mark_alone(store, consumer, *held[0])
+
+
+async def _mark_alone(store: Store, consumer: str, tier: int, entry_id: bytes) -> bool:
+    keys = store.keys.tiers[tier]
     return bool(await store.one(step("mark_isolated")(
-        [keys.stream, keys.crashes], store.keys.group, consumer, delivery.entry_id, _ms(CRASHES_KEPT)
+        [keys.stream, keys.crashes], store.keys.group, consumer, entry_id, _ms(CRASHES_KEPT)
     )))  # fmt: skip
 
 

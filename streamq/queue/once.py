@@ -26,13 +26,13 @@ from streamq.errors import (
     EffectInProgressError,
     EffectLostError,
     UnrecordableError,
-    check_number,
 )
 from streamq.handlers.context import current_store
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.exception_groups import only_leaf
+from streamq.wire import bounds
 from streamq.wire.message import MAX_PAYLOAD, Default, dumps
 from streamq.wire.names import check_name, qualified
 
@@ -127,9 +127,9 @@ async def once_for(
 ) -> AsyncGenerator[Effect, None]:
     """Do as `once`, with a key that belongs to an owner: no other owner has its record."""
     check_name("key", key)
-    check_number("ttl", ttl, _SHORTEST)
-    check_number("lease", lease, _SHORTEST)
-    check_number("wait", wait, 0.0)
+    ttl = bounds.EFFECT_TTL.check(ttl)
+    lease = bounds.EFFECT_LEASE.check(lease)
+    wait = bounds.EFFECT_WAIT.check(wait)
     record = _EffectRecord(current_store() if broker is None else broker.store, owner, key, ttl, lease)
     effect = await record.begin(wait)
     if effect.done:

@@ -26,6 +26,7 @@ from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
+from streamq.wire import bounds
 
 log = SafeLog("streamq")
 
@@ -230,7 +231,7 @@ class Handle(Generic[R_co]):
         payload = self._payload
         if payload is None:
             key = self.result_key
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
                 payload = await self._wait(key)
         if payload is None:
             raise ResultTimeoutError(self.task_id, timeout or 0.0)
@@ -273,7 +274,7 @@ class Handle(Generic[R_co]):
         newest report and not those it missed. If the task keeps no result, its end is not noticed: only the timeout
         ends this, or the reader does (with `contextlib.aclosing` if it leaves early).
         """
-        deadline = None if timeout is None else anyio.current_time() + timeout
+        deadline = None if timeout is None else anyio.current_time() + bounds.WAIT_TIMEOUT.check(timeout)
         key, end = self._store.keys.progress(self.task_id), None
         if self.keeps_result:
             end = self.result_key

@@ -20,6 +20,7 @@ from streamq.queue.store import Store
 from streamq.tasks.arguments import encode_extra
 from streamq.tasks.options import NO_OPTIONS, OPTION_NAMES, Options
 from streamq.tasks.task import Call, Task, TaskRef
+from streamq.wire import bounds
 from streamq.wire.keys import Keys
 from streamq.wire.message import Default, Message, as_text, bounded, pack_flat, plain_fields
 from streamq.wire.names import qualified
@@ -218,7 +219,7 @@ class MessageBuilder:
     def _expires_at(self, value: datetime | timedelta | float | None) -> float | None:
         """Return the Unix seconds of a datetime, or of a number of seconds from now."""
         if value is None or isinstance(value, datetime):
-            return None if value is None else value.timestamp()
+            return None if value is None else _unix_seconds(value)
         return self._now() + (value.total_seconds() if isinstance(value, timedelta) else value)
 
     def _pick_tier(self, options: Options, priority: int | None) -> int:
@@ -300,5 +301,10 @@ def _dedup_ttl(options: Options) -> float:
 
 
 def _unix_seconds(value: datetime | float) -> float:
-    """Return the Unix seconds of a datetime, or the number itself."""
-    return value.timestamp() if isinstance(value, datetime) else float(value)
+    """Return the Unix seconds of a datetime, or the number itself. Raises ConfigurationError before 1970.
+
+    A datetime in the last hours of the calendar may be beyond it in UTC: it becomes its last second.
+    """
+    if not isinstance(value, datetime):
+        return float(value)
+    return float(bounds.AT.check(min(value.timestamp(), bounds.LAST_MOMENT), str(value)))

@@ -19,6 +19,7 @@ from streamq.queue.sending import ACCEPTED_KEPT, MessageBuilder
 from streamq.queue.store import Store
 from streamq.tasks.options import Durable
 from streamq.tasks.task import Call
+from streamq.wire import bounds
 from streamq.wire.message import as_text
 from streamq.wire.names import check_name
 from streamq.wire.side_effects import SideEffect, effects_of_sending
@@ -26,7 +27,6 @@ from streamq.wire.workflow import Chain, Flow, Group, Step
 from streamq.wire.workflow_steps import NextGroup, NextStep, Stage
 
 R_co = TypeVar("R_co", covariant=True)
-_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class WorkflowSteps:
         if not isinstance(flow, Flow):
             raise ConfigurationError(f"{flow!r} cannot be started: give a call (task.call(...)), a chain or a group")
         self._places = self._number(flow, first=True)
-        if len(self.calls) > _MOST_STEPS:
-            raise ConfigurationError(f"a workflow of {len(self.calls)} steps: {_MOST_STEPS} is the most")
+        if len(self.calls) not in bounds.MEMBERS:
+            raise ConfigurationError(f"a workflow of {len(self.calls)} steps: {bounds.MEMBERS.highest:,} is the most")
 
     def __repr__(self) -> str:
         return f"<WorkflowSteps: {len(self.calls)}>"
@@ -176,7 +176,7 @@ class Workflow(Generic[R_co]):
                 failed.append(error)
                 group.cancel_scope.cancel()
 
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
             async with anyio.create_task_group() as group:
                 for index in self._last:
                     group.start_soon(wait_for, index)

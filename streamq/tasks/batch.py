@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from streamq.errors import ArgumentsError, ConfigurationError, check_integer, check_number
+from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.tasks.arguments import Arguments, Converter
 from streamq.tasks.decorator import task
 from streamq.tasks.exhausted import Exhausted
 from streamq.tasks.options import OptionValues, merge
 from streamq.tasks.retry_policy import BackoffLike, RetriesLike
 from streamq.tasks.task import AsyncTask, RunIn, Task
+from streamq.wire import bounds
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +53,8 @@ class Batch:
     wait: float = 0.1
 
     def __post_init__(self) -> None:
-        check_integer("size", self.size, 1)
-        check_number("wait", self.wait, 0.0)
+        bounds.BATCH_SIZE.check(self.size)
+        object.__setattr__(self, "wait", bounds.BATCH_WAIT.check(self.wait))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, overload
 
 from streamq.errors import ArgumentsError, ConfigurationError, TaskNameError
@@ -15,6 +16,7 @@ from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
 from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, Backoff, BackoffLike, RetriesLike, RetryPolicy
 from streamq.tasks.task import AsyncTask, RunIn, SyncTask, Task
+from streamq.wire import bounds
 from streamq.wire.names import check_name
 
 P = ParamSpec("P")
@@ -44,9 +46,9 @@ def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: .
 def task(function: Callable[P, R], /) -> SyncTask[P, R]: ...
 @overload
 def task(
-    *, name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | None = None,
-    result_ttl: float | None = None, priority: int | None = None, run_in: RunIn | None = None,
-    backoff: BackoffLike | None = None, max_backoff: float = LONGEST,
+    *, name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | timedelta | None = None,
+    result_ttl: float | timedelta | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    backoff: BackoffLike | None = None, max_backoff: float | timedelta = LONGEST,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
     middleware: Iterable[Any] = (), on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None,
@@ -78,9 +80,9 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
 
 def _make(
     function: Callable[..., Any], *,
-    name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | None = None,
-    result_ttl: float | None = None, priority: int | None = None, run_in: RunIn | None = None,
-    backoff: BackoffLike | None = None, max_backoff: float = LONGEST,
+    name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | timedelta | None = None,
+    result_ttl: float | timedelta | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    backoff: BackoffLike | None = None, max_backoff: float | timedelta = LONGEST,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
     middleware: Iterable[Any] = (), on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None,
@@ -93,24 +95,23 @@ def _make(
     if place not in ("loop", "thread", "process") or is_async != (place == "loop"):
         wanted = "'loop'" if is_async else "'thread' or 'process'"
         raise ConfigurationError(f"task {named!r} has run_in={run_in!r}: its function wants {wanted}")
-    for what, value in (("timeout", timeout), ("result_ttl", result_ttl)):
-        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
-            raise ConfigurationError(f"task {named!r} has {what}={value!r}: give seconds greater than 0, or None")
-    if priority is not None and not isinstance(priority, int):
-        raise ConfigurationError(f"task {named!r} has priority={priority!r}: give an integer")
+    limit = None if timeout is None else bounds.TASK_TIMEOUT.check(timeout, f"task {named!r}: timeout")
+    keep = None if result_ttl is None else bounds.TASK_RESULT_TTL.check(result_ttl, f"task {named!r}: result_ttl")
+    if priority is not None:
+        bounds.PRIORITY.check(priority, f"task {named!r}: priority")
     policy = RetryPolicy(
         retries,
         backoff if backoff is not None else Backoff(),
         retry_on if isinstance(retry_on, tuple) else (retry_on,),
         give_up_on if isinstance(give_up_on, tuple) else (give_up_on,),
-        max_backoff,
+        bounds.MAX_BACKOFF.check(max_backoff, f"task {named!r}: max_backoff"),
     )
     links = tuple(middleware)
     _check_middleware(named, links)
     _check_on_exhausted(named, on_exhausted)
     kind = AsyncTask if is_async else SyncTask
     return kind(
-        function, named, policy, timeout, result_ttl, priority, place,
+        function, named, policy, limit, keep, priority, place,
         Arguments(named, function, validate=validate), middleware=links, on_exhausted=on_exhausted,
         cron=_crons(named, cron),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 
 from streamq.errors import ConfigurationError
+from streamq.wire import bounds
 from streamq.wire.names import check_name
 
 Durable = Literal["replica", "aof"]
@@ -31,13 +32,13 @@ class OptionValues(TypedDict, total=False):
     at: datetime | float
     expires: float | timedelta | datetime
     retries: int
-    timeout: float
-    result_ttl: float
+    timeout: float | timedelta
+    result_ttl: float | timedelta
     dedup_key: str
-    dedup_ttl: float | DedupUntil
-    dedup_window: float | DedupUntil
+    dedup_ttl: float | timedelta | DedupUntil
+    dedup_window: float | timedelta | DedupUntil
     dedup_mode: DedupMode
-    dedup_max_delay: float
+    dedup_max_delay: float | timedelta
     task_id: str
     headers: Mapping[str, Any]
     durable: Durable
@@ -50,7 +51,7 @@ class Options:
     - `priority` picks the tier by its threshold, `tier` picks it by its name.
     - `delay` (s) or `at` (an aware datetime, or Unix seconds): the earliest start. Give one of them.
     - `expires` (s from now, or an aware datetime): the latest start.
-    - `retries`, `timeout` (s) and `result_ttl` (s) replace those of the task.
+    - `retries`, `timeout` (s) and `result_ttl` (s) replace those of the task. A time in seconds may be a timedelta.
     - `dedup_key`: of all enqueues with one key one wins. `dedup_mode` says which: "throttle" (the default: the
       first), "debounce" or "keep_last" (the newest). The key is held for `dedup_ttl` (s), or by `dedup_window` until
       the task has started or is done; `dedup_ttl` is then the upper limit. `dedup_max_delay` (s) limits for how long
@@ -82,11 +83,11 @@ class Options:
 
     def __post_init__(self) -> None:
         self._check_together()
-        self._check_numbers()
         for name, kinds, wanted in _KINDS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
                 raise ConfigurationError(f"{name}={value!r} cannot be used: give {wanted}")
+        self._check_numbers()
         if self.durable is not None and self.durable not in DURABLE:
             raise ConfigurationError(f"durable={self.durable!r} cannot be used: give one of {', '.join(DURABLE)}")
         if self.task_id is not None:
@@ -121,7 +122,7 @@ class Options:
             if ttl is not None or window is not None:
                 named = "dedup_window" if ttl is None else "dedup_ttl"
                 raise ConfigurationError(f"dedup_mode='debounce' with {named}: leave that out, its window is its delay")
-        if mode == "keep_last" and isinstance(window, int | float):
+        if mode == "keep_last" and isinstance(window, int | float | timedelta):
             remedy = "give until_started or until_done"
             raise ConfigurationError(f"dedup_mode='keep_last' with dedup_window={window!r}: {remedy}")
         if bound is not None and mode not in ("debounce", "keep_last"):
@@ -132,16 +133,22 @@ class Options:
             moment = getattr(self, name)
             if isinstance(moment, datetime) and moment.tzinfo is None:
                 raise ConfigurationError(f"{name}={moment!r} has no time zone: use datetime.now(UTC) and its like")
-        for name in ("delay", "timeout", "result_ttl", "dedup_ttl", "dedup_window", "dedup_max_delay", "expires",
-                     "retries"):  # fmt: skip
+        for name, bound in _BOUNDS:
             value = getattr(self, name)
-            value = value.total_seconds() if isinstance(value, timedelta) else value
-            if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ConfigurationError(f"{name}={value!r} cannot be used: give a number of at least 0")
-        if isinstance(self.at, int | float) and not 0 < self.at < float("inf"):
+            if isinstance(value, int | float | timedelta):
+                seconds = bound.check(value, name)
+                if isinstance(value, timedelta) and name not in _TIMEDELTAS:
+                    object.__setattr__(self, name, seconds)
+        if isinstance(self.at, int | float) and not bounds.AT.check(self.at) > 0:
             raise ConfigurationError(f"at={self.at!r} cannot be used: give Unix seconds or an aware datetime")
 
 
+_BOUNDS = (
+    ("priority", bounds.PRIORITY), ("retries", bounds.RETRIES), ("delay", bounds.DELAY), ("timeout", bounds.TIMEOUT),
+    ("result_ttl", bounds.RESULT_TTL), ("expires", bounds.EXPIRES), ("dedup_ttl", bounds.DEDUP_TTL),
+    ("dedup_window", bounds.DEDUP_WINDOW), ("dedup_max_delay", bounds.DEDUP_MAX_DELAY),
+)  # fmt: skip
+_TIMEDELTAS = ("delay", "expires")  # kept as they are given
 _NEEDS_DEDUP_KEY = ("dedup_ttl", "dedup_window", "dedup_mode", "dedup_max_delay")
 # Checked in the sender, where the mistake is. The worker could only dead-letter a message that it cannot read.
 _KINDS: tuple[tuple[str, Any, str], ...] = (
@@ -151,13 +158,13 @@ _KINDS: tuple[tuple[str, Any, str], ...] = (
     ("at", int | float | datetime, "Unix seconds or an aware datetime"),
     ("expires", int | float | timedelta | datetime, "seconds, a timedelta or an aware datetime"),
     ("retries", int, "an integer"),
-    ("timeout", int | float, "seconds"),
-    ("result_ttl", int | float, "seconds"),
+    ("timeout", int | float | timedelta, "seconds or a timedelta"),
+    ("result_ttl", int | float | timedelta, "seconds or a timedelta"),
     ("dedup_key", str, "a str"),
-    ("dedup_ttl", int | float | str, "seconds, 'until_started' or 'until_done'"),
-    ("dedup_window", int | float | str, "seconds, 'until_started' or 'until_done'"),
+    ("dedup_ttl", int | float | timedelta | str, "seconds, a timedelta, 'until_started' or 'until_done'"),
+    ("dedup_window", int | float | timedelta | str, "seconds, a timedelta, 'until_started' or 'until_done'"),
     ("dedup_mode", str, "one of throttle, debounce, keep_last"),
-    ("dedup_max_delay", int | float, "seconds"),
+    ("dedup_max_delay", int | float | timedelta, "seconds or a timedelta"),
     ("task_id", str, "a str"),
     ("headers", Mapping, "a dict of what JSON can carry"),
 )

@@ -6,20 +6,18 @@ state machine is in `docs/architecture.md`.
 
 from __future__ import annotations
 
-import math
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
+from streamq.diagnostics.safe_text import str_of, traceback_of, type_name
+from streamq.errors import ArgumentsError, ConfigurationError, Reject, RetryLater, UndecodableError
 from streamq.tasks.exception_groups import deciding
 from streamq.tasks.retry_policy import RetryPolicy, Uniform
-from streamq.wire.dead_letter_fields import Failure
-from streamq.wire.message import dumps
-
-_LONGEST_ERROR = 8_000  # characters of an error's message that are kept
+from streamq.wire import bounds
+from streamq.wire.dead_letter_fields import ERROR_KEPT, UNDECODABLE, Failure
+from streamq.wire.message import MAX_PAYLOAD, TRACEBACK_TAIL, dumps
 
 
 class Reason(StrEnum):
@@ -29,8 +27,9 @@ class Reason(StrEnum):
     CRASH_LOOP = "crash_loop"
     EXPIRED = "expired"
     REJECTED = "rejected"
-    UNDECODABLE = "undecodable"
+    UNDECODABLE = UNDECODABLE
     UNKNOWN_TASK = "unknown_task"
+    INTERNAL_ERROR = "internal_error"  # streamq, or code of the user that it asked, failed with this delivery
 
 
 EXPIRED = Failure("Expired", "it had not started before it expired")
@@ -87,34 +86,23 @@ Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release
 
 
 def failure_of(error: BaseException, group: BaseException | None = None) -> Failure:
-    """Return an exception as text: qualified type, message, traceback.
+    """Return an exception as text: qualified type, message, traceback. Never raises, whatever the exception is.
 
     `group` is the exception group that it was raised in: its traceback shows all of it.
     """
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not cost the task
-        text = f"<no message: its __str__ raised {type(broken).__name__}>"
-    return Failure(
-        name, _utf8_safe(text)[:_LONGEST_ERROR], _utf8_safe("".join(traceback.format_exception(group or error)))
-    )
-
-
-def _utf8_safe(text: str) -> str:
-    """Return a text that UTF-8 can encode: names of files may hold lone surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+    shown = error if group is None else group
+    return Failure(type_name(error), str_of(error, ERROR_KEPT), traceback_of(shown, TRACEBACK_TAIL))
 
 
 def _postpone(request: RetryLater) -> Postpone:
-    """Return the outcome that a handler asked for. Raises TypeError or ValueError if its values cannot be used."""
-    delay = float(request.after)
-    if not delay < math.inf:
-        raise ValueError(f"RetryLater(after={request.after!r}): give a number of seconds")
+    """Return the outcome that a handler asked for. Raises ConfigurationError if its values cannot be used."""
+    delay = bounds.AFTER.check(request.after, "RetryLater(after)")
+    headers = None
     if request.headers is not None:
-        dumps(dict(request.headers))
-    return Postpone(max(0.0, delay), _utf8_safe(str(request)), headers=request.headers)
+        headers = dict(request.headers)
+        if (size := len(dumps(headers))) > MAX_PAYLOAD:
+            raise ConfigurationError(f"RetryLater(headers) of {size} bytes cannot be used: give at most {MAX_PAYLOAD}")
+    return Postpone(max(0.0, float(delay)), str_of(request), headers=headers)
 
 
 def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform) -> Outcome:
@@ -127,7 +115,7 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
     if isinstance(error, RetryLater):
         try:
             return _postpone(error)
-        except (TypeError, ValueError) as unusable:  # a mistake of the handler, treated as any other error
+        except Exception as unusable:  # noqa: BLE001 - a mistake of the handler, treated as any other error
             raised = error = unusable
     match error:
         case Reject() | ArgumentsError():

@@ -13,13 +13,14 @@ Architecture Blog, 2015. The others have exact delays, unless they are made with
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError
+from streamq.wire import bounds
 
 log = SafeLog("streamq")
 
@@ -42,7 +43,13 @@ class BackoffStrategy(Protocol):
         ...
 
 
-BackoffRule = BackoffStrategy | float | Sequence[float] | Callable[[int, BaseException], float]
+BackoffRule = (
+    BackoffStrategy
+    | float
+    | timedelta
+    | Sequence[float | timedelta]
+    | Callable[[int, BaseException], float | timedelta]
+)
 BackoffLike = BackoffRule | Mapping[type[BaseException], BackoffRule]
 RetriesLike = int | Mapping[type[BaseException], int]
 
@@ -57,8 +64,8 @@ class Backoff:
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        if not (0 <= self.base < math.inf and 0 <= self.cap < math.inf and 1 <= self.factor < math.inf):
-            raise ConfigurationError(f"{self!r} cannot be used: base and cap at least 0, factor at least 1")
+        _check_seconds(self, "base", "cap")
+        bounds.BACKOFF_FACTOR.check(self.factor, "Backoff.factor")
 
     @property
     def longest(self) -> float:
@@ -87,8 +94,7 @@ class Linear:
     jitter: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 <= self.step < math.inf and 0 <= self.base < math.inf and 0 <= self.cap < math.inf):
-            raise ConfigurationError(f"{self!r} cannot be used: step, base and cap are seconds, at least 0")
+        _check_seconds(self, "step", "base", "cap")
 
     @property
     def longest(self) -> float:
@@ -112,8 +118,7 @@ class Fixed:
     jitter: bool = False
 
     def __post_init__(self) -> None:
-        if not _is_seconds(self.seconds):
-            raise ConfigurationError(f"{self!r} cannot be used: give seconds, at least 0")
+        _check_seconds(self, "seconds")
 
     @property
     def longest(self) -> float:
@@ -135,9 +140,10 @@ class Delays:
     def __post_init__(self) -> None:
         good = isinstance(self.delays, Iterable) and not isinstance(self.delays, str | bytes)
         delays = tuple(self.delays) if good else ()
-        if not delays or not all(map(_is_seconds, delays)):
+        if not delays:
             raise ConfigurationError(f"{self!r} cannot be used: give one delay or more, each in seconds, at least 0")
-        object.__setattr__(self, "delays", delays)
+        seconds = tuple(bounds.BACKOFF.check(delay, "Delays: a delay") for delay in delays)
+        object.__setattr__(self, "delays", seconds)
 
     @property
     def longest(self) -> float:
@@ -170,12 +176,10 @@ class RetryPolicy:
     _limits: tuple[tuple[type[BaseException], int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_seconds(self.max_backoff):
-            raise ConfigurationError(f"max_backoff={self.max_backoff!r} cannot be used: give seconds, at least 0")
+        object.__setattr__(self, "max_backoff", bounds.MAX_BACKOFF.check(self.max_backoff))
         limits = _by_class("retries", self.retries)
         for _, retries in limits:
-            if type(retries) is not int or retries < 0:
-                raise ConfigurationError(f"retries={self.retries!r} cannot be used: give an integer of at least 0")
+            bounds.RETRIES.check(retries)
         rules = tuple((kind, _checked_rule(rule)) for kind, rule in _by_class("backoff", self.backoff))
         for _, rule in rules:
             if getattr(rule, "longest", 0.0) > self.max_backoff:
@@ -202,17 +206,17 @@ class RetryPolicy:
     def delay(self, attempt: int, error: BaseException, random: Uniform) -> float:
         """Return the delay (s) after this attempt failed with this error.
 
-        A backoff that raises, or returns no finite number, is logged and replaced by the default.
+        A backoff that raises, or returns what is no delay within its bound (`docs/bounds.md`), is logged and replaced
+        by the default.
         """
         rule = next(rule for kind, rule in self._rules if isinstance(error, kind))
         try:
-            delay = float(rule.delay(attempt, random) if isinstance(rule, BackoffStrategy) else rule(attempt, error))
-            if math.isnan(delay) or delay == math.inf:
-                raise ValueError(f"it returned {delay!r}")  # noqa: TRY301 - handled like an error of the backoff itself
-        except Exception:
-            log.exception("backoff %r cannot be used, the default is used in its place", rule)
+            returned = rule.delay(attempt, random) if isinstance(rule, BackoffStrategy) else rule(attempt, error)
+            delay = max(0.0, float(bounds.AFTER.check(returned, "the delay of a backoff")))
+        except BaseException as broken:
+            log.exception("backoff %r cannot be used, the default is used in its place", rule, error=broken)
             delay = Backoff().delay(attempt, random)
-        return min(max(0.0, delay), self.max_backoff)
+        return min(delay, self.max_backoff)
 
 
 def _with_jitter(ceiling: float, random: Uniform, *, jitter: bool) -> float:
@@ -220,8 +224,11 @@ def _with_jitter(ceiling: float, random: Uniform, *, jitter: bool) -> float:
     return random.uniform(0.0, ceiling) if jitter else ceiling
 
 
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+def _check_seconds(backoff: Any, *names: str) -> None:
+    """Check the times of a backoff; a timedelta becomes seconds."""
+    for name in names:
+        seconds = bounds.BACKOFF.check(getattr(backoff, name), f"{type(backoff).__name__}.{name}")
+        object.__setattr__(backoff, name, seconds)
 
 
 def _by_class(what: str, value: Any) -> tuple[tuple[type[BaseException], Any], ...]:
@@ -249,8 +256,8 @@ def _checked_rule(rule: Any) -> Any:
             pass
         case BackoffStrategy():
             return rule
-        case int() | float():
-            return Fixed(rule)
+        case int() | float() | timedelta():
+            return Fixed(rule)  # type: ignore[arg-type]
         case Sequence():
             return Delays(rule)
         case _ if callable(rule):

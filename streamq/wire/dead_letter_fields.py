@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from streamq.errors import UndecodableError
+from streamq.wire import bounds
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, iso, utf8
 
@@ -15,14 +16,25 @@ from streamq.wire.message import MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, i
 _KEPT = (
     b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then", b"dedup", b"dedup_until", b"dedup_ttl",
 )  # fmt: skip
+ERROR_KEPT = 8_000  # characters of the message of an error
+EVIDENCE_BYTES = 64 << 10  # of an entry that cannot be decoded, names of fields included
+UNDECODABLE = "undecodable"  # the reason; also that of a field that can be decoded but not be carried out
+_NAME_KEPT = 1_000  # bytes of a name or an id that is kept for people
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterBound:
-    """The bound of the dead letter stream: `max_size` entries, and `max_age` seconds (0: any age)."""
+    """The bound of the dead letter stream: `max_size` entries, and `max_age` seconds (0: any age).
+
+    Raises ConfigurationError for a value that cannot be used.
+    """
 
     max_size: int = 10_000
     max_age: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds.DEAD_LETTERS.check(self.max_size)
+        object.__setattr__(self, "max_age", bounds.DEAD_LETTER_AGE.check(self.max_age))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +51,51 @@ def dead_letter_fields(
 ) -> list[Field]:
     """Return the flat fields of a dead letter's entry. `died_at` is Unix seconds.
 
-    An entry that cannot be decoded keeps each of its fields, byte for byte, as `raw.<name>`.
+    An entry that cannot be decoded keeps its fields, byte for byte and once, as `raw.<name>`: at most
+    `EVIDENCE_BYTES`. What is beyond that is counted in the field `cut`.
     """
     fields = delivery.fields
     entry = delivery.entry_id.decode()
-    flat: list[Field] = ["task_id", fields.get(b"id") or entry, "task", fields.get(b"task", b"")]
-    flat += ("args", fields.get(b"args") or "[]", "kwargs", fields.get(b"kwargs") or "{}")
+    readable = reason != UNDECODABLE and _readable(delivery)
+    flat: list[Field] = ["task_id", (fields.get(b"id") or delivery.entry_id)[:_NAME_KEPT]]
+    flat += ("task", fields.get(b"task", b"")[: None if readable else _NAME_KEPT])
+    if readable:
+        flat += ("args", fields.get(b"args") or "[]", "kwargs", fields.get(b"kwargs") or "{}")
     flat += ("tier", delivery.tier_name, "reason", reason, "error_type", failure.error_type)
-    flat += ("error", utf8(failure.error), "traceback", utf8(failure.traceback[-TRACEBACK_TAIL:]))
-    try:
-        delivery.check()
-    except UndecodableError:
-        flat += ("attempts", fields.get(b"attempt", b"1"), "starts", "0")
-        flat += ("enqueued_at", iso(entry_ms(delivery.entry_id) / 1000))
-        for name, value in list(fields.items())[:MOST_FIELDS]:
-            flat += (b"raw." + name, value)
-    else:
+    flat += ("error", utf8(failure.error[:ERROR_KEPT]), "traceback", utf8(failure.traceback[-TRACEBACK_TAIL:]))
+    if readable:
         flat += ("attempts", str(delivery.attempt), "starts", str(delivery.starts))
         flat += ("enqueued_at", iso(delivery.enqueued_at))
         for name in _KEPT:
             if name in fields:
                 flat += (name, fields[name])
+    else:
+        flat += ("attempts", fields.get(b"attempt", b"1")[:20], "starts", "0")
+        flat += ("enqueued_at", iso(entry_ms(delivery.entry_id) / 1000))
+        flat += _evidence(fields)
     if delivery.crashed_workers:
         flat += ("crashed", " ".join(delivery.crashed_workers))
     return [*flat, "died_at", iso(died_at), "worker", worker, "group", group, "origin", f"{stream} {entry}"]
+
+
+def _readable(delivery: Delivery) -> bool:
+    try:
+        delivery.check()
+    except Exception:  # noqa: BLE001 - a mistake of ours must not keep an entry from becoming a dead letter
+        return False
+    return True
+
+
+def _evidence(fields: Mapping[bytes, bytes]) -> list[Field]:
+    """Return the fields of an entry that cannot be decoded, and what of them is cut off."""
+    flat: list[Field] = []
+    left, fields_cut, bytes_cut = EVIDENCE_BYTES, 0, 0
+    for place, (name, value) in enumerate(fields.items()):
+        if place >= MOST_FIELDS or len(name) > left:
+            fields_cut, bytes_cut = fields_cut + 1, bytes_cut + len(name) + len(value)
+            continue
+        kept = value[: left - len(name)]
+        flat += (b"raw." + name, kept)
+        left -= len(name) + len(kept)
+        bytes_cut += len(value) - len(kept)
+    return [*flat, "cut", f"{bytes_cut} bytes, {fields_cut} of {len(fields)} fields"] if bytes_cut else flat

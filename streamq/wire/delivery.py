@@ -6,12 +6,27 @@ Owns the decoding of messages; each field is decoded when it is read. Encoding, 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 from streamq.errors import UndecodableError
-from streamq.wire.message import LARGEST, MOST_FIELDS, entry_ms, load, shown, text
+from streamq.wire.bounds import (
+    ATTEMPT,
+    DEDUP_TTL,
+    PRIORITY,
+    RESULT_TTL,
+    RETRIES,
+    STARTS,
+    TIMEOUT,
+    UNIX_FIELD,
+    Bound,
+    seconds_field,
+    shown,
+    whole_number,
+)  # fmt: skip
+from streamq.wire.message import MOST_FIELDS, entry_ms, load, text
 from streamq.wire.names import IS_PLAIN_ID, check_field
+from streamq.wire.workflow_bounds import check_stages
 from streamq.wire.workflow_steps import Stage, decode
 
 _NAMES = {b"task": "task", b"id": "task_id", b"dedup": "key"}  # fields that are names, and of what
@@ -102,50 +117,51 @@ class Delivery:
     @property
     def attempt(self) -> int:
         """The number of this run in the retry budget, from 1."""
-        return self._integer(b"attempt") or 1
+        return self._integer(b"attempt", ATTEMPT) or 1
 
     @property
     def starts(self) -> int:
         """How often the task was started, with this run, crashes and postponed runs included."""
-        earlier = self._integer(b"starts")
-        return min((self.attempt if earlier is None else earlier + 1) + len(self.crashed_workers), LARGEST)
+        earlier = self._integer(b"starts", STARTS)
+        starts = (self.attempt if earlier is None else earlier + 1) + len(self.crashed_workers)
+        return min(starts, int(STARTS.highest))
 
     @property
     def priority(self) -> int | None:
         """The priority that it was sent with, None for the default."""
-        return self._integer(b"priority")
+        return self._integer(b"priority", PRIORITY)
 
     @property
     def retries(self) -> int | None:
         """The number of retries that its sender chose, None for that of the task."""
-        return self._integer(b"retries")
+        return self._integer(b"retries", RETRIES)
 
     @property
     def timeout(self) -> float | None:
         """The timeout (s) that its sender chose, None for that of the task."""
-        return self._number(b"timeout")
+        return self._seconds(b"timeout", TIMEOUT)
 
     @property
     def result_ttl(self) -> float | None:
         """How long (s) the result is kept, as its sender chose; None for the TTL of the task."""
-        return self._number(b"result_ttl")
+        return self._seconds(b"result_ttl", RESULT_TTL)
 
     @property
     def expires(self) -> float | None:
         """The Unix time after which it must not start."""
-        moment = self._integer(b"expires")
+        moment = self._ms(b"expires", UNIX_FIELD)
         return None if moment is None else moment / 1000
 
     @property
     def enqueued_at(self) -> float:
         """The Unix time of its enqueue: the field, or else the time of the entry."""
-        moment = self._integer(b"enqueued_at")
-        return (moment if moment is not None else entry_ms(self.entry_id)) / 1000
+        moment = self._ms(b"enqueued_at", UNIX_FIELD)
+        return (moment if moment is not None else self._entry_moment()) / 1000
 
     @property
     def unknown_since(self) -> float | None:
         """The Unix time at which a worker first did not know its task."""
-        moment = self._integer(b"unknown_since")
+        moment = self._ms(b"unknown_since", UNIX_FIELD)
         return None if moment is None else moment / 1000
 
     @property
@@ -163,7 +179,7 @@ class Delivery:
     @property
     def dedup_ttl(self) -> float | None:
         """For how long (s) it holds that key at most, None for the default. A replay of its dead letter needs it."""
-        ttl = self._integer(b"dedup_ttl")
+        ttl = self._ms(b"dedup_ttl", DEDUP_TTL)
         return None if ttl is None else ttl / 1000
 
     @property
@@ -177,8 +193,11 @@ class Delivery:
         """The only consumer group that runs it (a retry), None for all groups."""
         return self.fields.get(b"group")
 
-    def check(self) -> None:
-        """Raise UndecodableError unless every field can be decoded, and sent again by a retry."""
+    def check(self, may_send_to: Callable[[str], bool] | None = None) -> None:
+        """Raise UndecodableError unless every field can be decoded, and sent again by a retry.
+
+        `may_send_to` says to which streams the later steps of its workflow may go, None: to any.
+        """
         if len(self.fields) > MOST_FIELDS:
             raise UndecodableError(f"the entry has {len(self.fields)} fields, and at most {MOST_FIELDS} are read")
         fields = self.fields
@@ -190,8 +209,10 @@ class Delivery:
                 check_field(_NAMES[key], readable, key.decode())
         for name in ("task_id", "args", "kwargs", "headers", "starts", "priority",
                      "retries", "timeout", "result_ttl", "expires", "enqueued_at", "unknown_since",
-                     "dedup_ttl", "then"):  # fmt: skip
+                     "dedup_ttl"):  # fmt: skip
             getattr(self, name)
+        if (stages := self.then) is not None:
+            check_stages(stages, may_send_to or _anywhere)
 
     def resend_fields(self, group: str, **changes: str | None) -> list[str]:
         """Return the flat fields of a message that runs this task again, in this group alone.
@@ -201,7 +222,7 @@ class Delivery:
         """
         fields = {text(k, "a field's name"): text(v, "a field") for k, v in self.fields.items()}
         fields |= {"id": self.task_id, "group": group}
-        fields.setdefault("enqueued_at", str(entry_ms(self.entry_id)))
+        fields.setdefault("enqueued_at", str(self._entry_moment()))
         for name, value in changes.items():
             if value is None:
                 fields.pop(name, None)
@@ -209,26 +230,22 @@ class Delivery:
                 fields[name] = value
         return [part for pair in fields.items() for part in pair]
 
-    def _integer(self, name: bytes) -> int | None:
-        raw = self.fields.get(name)
-        if raw is None:
-            return None
-        try:
-            value = int(raw)
-        except ValueError:
-            value = -1
-        if not 0 <= value <= LARGEST and not (name == b"priority" and raw[:1] == b"-" and raw[1:].isdigit()):
-            raise UndecodableError(f"field {name.decode()!r} is {shown(raw)}, which is no whole number")
-        return value
+    def _entry_moment(self) -> int:
+        """Return the time (Unix ms) of its entry. An id by hand may be beyond the calendar."""
+        return min(entry_ms(self.entry_id), int(UNIX_FIELD.highest) * 1000)
 
-    def _number(self, name: bytes) -> float | None:
+    def _integer(self, name: bytes, bound: Bound) -> int | None:
         raw = self.fields.get(name)
-        if raw is None:
-            return None
-        try:
-            value = float(raw)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value < math.inf:
-            raise UndecodableError(f"field {name.decode()!r} is {shown(raw)}, which is no number of seconds")
-        return value
+        return None if raw is None else whole_number(name.decode(), raw, bound)
+
+    def _ms(self, name: bytes, bound: Bound) -> int | None:
+        raw = self.fields.get(name)
+        return None if raw is None else whole_number(name.decode(), raw, bound, per=1000)
+
+    def _seconds(self, name: bytes, bound: Bound) -> float | None:
+        raw = self.fields.get(name)
+        return None if raw is None else seconds_field(name.decode(), raw, bound)
+
+
+def _anywhere(_: str) -> bool:
+    return True

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from streamq.errors import ConfigurationError
-from streamq.wire.names import SEPARATOR, check_name
+from streamq.wire.names import SEPARATOR, check_name, is_name
 from streamq.wire.tiers import Tier
 
 STATS_WINDOW = 10  # seconds that one window of counters covers
@@ -55,10 +55,14 @@ class Keys:
     namespace: str
     group: str
     tiers: tuple[TierKeys, ...]
+    streams: frozenset[str] = frozenset()  # of all tiers of the broker: a worker may serve some of them alone
 
     @classmethod
-    def of(cls, namespace: str, group: str, tiers: Sequence[Tier]) -> Keys:
-        """Return the keys of these tiers. Raises ConfigurationError for a name that no key may have."""
+    def of(cls, namespace: str, group: str, tiers: Sequence[Tier], also: Iterable[str] = ()) -> Keys:
+        """Return the keys of these tiers. `also` are the streams of all tiers of the same broker.
+
+        Raises ConfigurationError for a name that no key may have.
+        """
         check_name("namespace", namespace)
         check_name("group", group)
         streams = [tier.stream or f"{namespace}:{tier.name}" for tier in tiers]
@@ -67,7 +71,9 @@ class Keys:
             _check_reserved("tier" if tier.stream is None else "stream", stream)
             if streams.count(stream) > 1:
                 raise ConfigurationError(f"two tiers have the stream {stream!r}: give each its own")
-        return cls(namespace, group, tuple(TierKeys.of(stream, group) for stream in streams))
+        return cls(
+            namespace, group, tuple(TierKeys.of(stream, group) for stream in streams), frozenset((*streams, *also))
+        )  # fmt: skip
 
     def retry_member(self, task_id: str) -> str:
         """Return the member of a delayed retry. It has the group in it: other groups may delay the same task.
@@ -193,6 +199,14 @@ def _families(keys: Keys) -> Iterable[str]:
 
 RESERVED = frozenset(_families(Keys("n", "g", (TierKeys.of("n:t", "g"),))))
 """The families of keys: no tier has such a name."""
+
+
+def is_stream_of(keys: Keys, stream: str) -> bool:
+    """Is this the stream of a tier of this namespace? A message may send its later steps to no other key."""
+    if stream in keys.streams:
+        return True
+    namespace, _, name = stream.rpartition(":")
+    return namespace == keys.namespace and is_name("tier", name) and name not in RESERVED
 
 
 def _check_reserved(what: str, name: str) -> None:

@@ -19,12 +19,11 @@ from uuid import UUID
 import orjson
 
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
+from streamq.wire.bounds import FIELDS_OF_ENTRY, LAST_MOMENT, shown
 
 MAX_PAYLOAD = 1 << 20  # bytes of one message
 TRACEBACK_TAIL = 8_000  # characters of a traceback that a dead letter keeps
-MOST_FIELDS = 1_000  # of one entry; Lua can pass a few thousand arguments
-LARGEST = (1 << 63) - 1
-_LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+MOST_FIELDS = int(FIELDS_OF_ENTRY.highest)
 
 Field = str | bytes
 _T = TypeVar("_T")
@@ -150,7 +149,7 @@ def iso(seconds: float) -> str:
 
     Entry ids and fields that were written by hand may be beyond the year 9999: they become its last second.
     """
-    return datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(min(seconds, LAST_MOMENT), UTC).isoformat(timespec="milliseconds")
 
 
 def _dump(task: str, what: str, value: Any, default: Default | None) -> bytes:
@@ -207,12 +206,6 @@ def text(raw: bytes, name: str) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise UndecodableError(f"field {name!r} is {shown(raw)}, which is not UTF-8") from error
-
-
-def shown(raw: bytes) -> str:
-    """Return a value as short text, for an error."""
-    text = raw[:80].decode(errors="backslashreplace")
-    return f"{text!r}{'...' * (len(raw) > 80)}"
 
 
 def utf8(text: str) -> str:

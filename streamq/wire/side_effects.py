@@ -126,6 +126,9 @@ def effects_of_end(
             found += (KeepResult(task_id, ttl, why) for task_id, ttl in wanted_results(stages))
     except UndecodableError:  # it is dead-lettered as undecodable: a field that cannot be read has no side effects
         return found
+    except Exception:  # a mistake of ours: it must not keep a task from becoming a dead letter
+        if done:
+            raise
     return found
 
 

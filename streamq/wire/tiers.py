@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import lcm
 
 from streamq.errors import ConfigurationError
+from streamq.wire import bounds
 from streamq.wire.names import check_name
 
 
@@ -57,8 +58,6 @@ DEFAULT_TIERS = (
     Tier("bulk", weight=1),
 )
 
-_LARGEST_WEIGHT = 10_000
-
 
 def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     """Return the tiers, highest threshold first.
@@ -73,9 +72,9 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
         check_name("tier", tier.name)
         if tier.stream is not None:
             check_name("stream", tier.stream)
-        if type(tier.weight) is not int or not 1 <= tier.weight <= _LARGEST_WEIGHT:
+        if type(tier.weight) is not int or tier.weight not in bounds.WEIGHT:
             raise ConfigurationError(
-                f"tier {tier.name!r} has weight {tier.weight!r}: give an integer from 1 to {_LARGEST_WEIGHT}"
+                f"tier {tier.name!r} has weight {tier.weight!r}: give an integer from {bounds.WEIGHT.range}"
             )
     for what in ("name", "threshold"):
         values = [getattr(tier, what) for tier in given]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from streamq.errors import ConfigurationError, check_number
+from streamq.errors import ConfigurationError
+from streamq.wire import bounds
 
 GROUP_KEPT = 7 * 24 * 3600.0  # seconds that the results of a group's members are kept, from the latest one on
 
@@ -110,7 +111,7 @@ def group(*members: Flow[S], keep: float = GROUP_KEPT) -> Group[list[S]]:
     """
     if not members:
         raise ConfigurationError("a group without members: give it one, or send the step after it with [] yourself")
-    check_number("keep", keep, 1.0)
+    keep = bounds.KEEP.check(keep)
     for member in members:
         if not isinstance(member, Flow):
             raise ConfigurationError(

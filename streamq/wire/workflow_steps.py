@@ -15,8 +15,11 @@ from typing import Any
 
 import orjson
 
+from streamq.diagnostics.safe_text import str_of
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
-from streamq.wire.message import Default, Field, dumps, milliseconds, shown
+from streamq.wire import bounds
+from streamq.wire.bounds import shown
+from streamq.wire.message import Default, Field, dumps, milliseconds
 from streamq.wire.names import check_field
 from streamq.wire.workflow import GROUP_KEPT
 
@@ -137,9 +140,9 @@ def encoded_result(stages: Sequence[Stage], task: str, result: Any, *, default: 
     receiver = _receiving_step(*receiving[0])
     try:
         payload = dumps(result, default)
-    except (TypeError, RecursionError) as error:
+    except BaseException as error:  # the encoder runs code of the user, which may raise anything
         what = f"1, the result of {task!r} ({type(result).__name__}),"
-        raise EncodingError(receiver.task, what, str(error)) from error
+        raise EncodingError(receiver.task, what, str_of(error)) from error
     for stage, rest in receiving:
         one = _message(stage, rest, payload, 0.0, None)
         size = len(one.result) if isinstance(one, JoinMessage) else sum(map(len, one.fields))
@@ -208,10 +211,10 @@ def encode(stages: Sequence[Stage]) -> bytes:
 def decode(raw: bytes) -> list[Stage]:
     """Return the stages of a field `then`. Raises UndecodableError if they are none."""
     try:
-        return _stages(orjson.loads(raw))
+        return _stages(orjson.loads(raw), 0)
     except orjson.JSONDecodeError as error:
         raise UndecodableError(f"field 'then' is {shown(raw)}, which is not JSON ({error})") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise UndecodableError(f"field 'then' is {shown(raw)}, which is no list of stages ({error})") from error
 
 
@@ -229,10 +232,12 @@ def _plain(stage: Stage) -> dict[str, Any]:
             return {"member": stage.index, "of": stage.size, "keep": stage.keep}
 
 
-def _stages(found: Any) -> list[Stage]:
+def _stages(found: Any, depth: int) -> list[Stage]:
     if not isinstance(found, list) or not found:
         raise ValueError("it must be a list of at least one stage")
-    stages = [_stage(one) for one in found]
+    if depth not in bounds.DEPTH:
+        raise ValueError(f"more than {bounds.DEPTH.highest} groups in each other")
+    stages = [_stage(one, depth) for one in found]
     for stage, after in zip(stages, [*stages[1:], None], strict=True):
         if isinstance(stage, GroupMemberEnd) and after is None:
             raise ValueError("a member of a group with no step after the group")
@@ -241,28 +246,31 @@ def _stages(found: Any) -> list[Stage]:
     return stages
 
 
-def _stage(found: Any) -> Stage:
+def _stage(found: Any, depth: int) -> Stage:
+    if not isinstance(found, dict):
+        raise TypeError(f"a stage is {str(found)[:80]!r}, and no object")
     if "send" in found:
         fields = tuple(_text(part) for part in found["fields"])
         if len(fields) % 2 or not fields:
             raise ValueError("fields come in pairs")
         step = NextStep(
-            _text(found["send"]), fields, found.get("fed") is True, _seconds(found, "delay"), _seconds(found, "at"),
-            _seconds(found, "expires"), _seconds(found, "keep"),
+            _text(found["send"]), fields, found.get("fed") is True, _seconds(found, "delay", bounds.DELAY),
+            _seconds(found, "at", bounds.AT), _seconds(found, "expires", bounds.EXPIRES),
+            _seconds(found, "keep", bounds.RESULT_TTL),
         )  # fmt: skip
         if not step.task or not step.task_id:
             raise ValueError("a step without 'task' or 'id'")
         check_field("task", step.task, "task")
         check_field("task_id", step.task_id, "id")
         return step
-    keep = _seconds(found, "keep") or GROUP_KEPT
+    keep = _seconds(found, "keep", bounds.KEEP) or GROUP_KEPT
     if "group" in found:
-        members = tuple(tuple(_stages(member)) for member in found["group"])
+        members = tuple(tuple(_stages(member, depth + 1)) for member in found["group"])
         if not members:
             raise ValueError("a group without members")
         return NextGroup(members, keep)
     index, size = found["member"], found["of"]
-    if type(index) is not int or type(size) is not int or not 1 <= index <= size:
+    if type(index) is not int or type(size) is not int or not 1 <= index <= size <= bounds.MEMBERS.highest:
         raise ValueError(f"member {index!r} of {size!r}")
     return GroupMemberEnd(index, size, keep)
 
@@ -273,10 +281,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def _seconds(found: dict[str, Any], name: str) -> float | None:
+def _seconds(found: dict[str, Any], name: str, bound: bounds.Bound) -> float | None:
     value = found.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
-        raise ValueError(f"{name} is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in bound:
+        raise ValueError(f"{name} is {value!r}, and not {bound.range}")
     return float(value)

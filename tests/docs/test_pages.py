@@ -52,7 +52,7 @@ def test_keys() -> None:
 def test_fields_of_an_entry() -> None:
     """The table has every field that is read or written, and no other."""
     source = (ROOT / "streamq" / "wire" / "delivery.py").read_text()
-    read = set(re.findall(r'(?:get|_integer|_number)\(b"(\w+)"', source))
+    read = set(re.findall(r'(?:get|_integer|_seconds|_unix_ms)\(b"(\w+)"', source))
     every: dict[str, Any] = {
         "task": "t", "args": [1], "kwargs": {"a": 1}, "task_id": "x", "priority": 1, "retries": 1, "timeout": 1.0,
         "result_ttl": 1.0, "expires": 1.0, "enqueued_at": 1.0, "headers": {"a": 1}, "dedup": "k", "dedup_until": "done",
@@ -79,7 +79,7 @@ def test_fields_of_a_dead_letter() -> None:
         '[{"send":"s","fields":["task","t","id","i"]}]',
     ]
     names: set[str] = set()
-    for flat in (full, ["task", "t", "args", "nonsense"]):
+    for flat in (full, ["task", "t", "args", "nonsense"], ["task", "t", "args", "x" * 100_000]):
         delivery = Delivery(0, "tier", b"1-0", [part.encode() for part in flat], crashed_workers=("w",))
         failure = Failure("E", "e")
         fields = dead_letter_fields(

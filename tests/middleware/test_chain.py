@@ -211,20 +211,26 @@ async def test_a_resident_lives_as_long_as_its_worker_runs(server):
     assert server.command("XLEN", "queue:dead") == 0
 
 
-async def test_a_resident_that_fails_ends_its_worker(server):
-    """The worker does not go on without it."""
+async def test_a_resident_that_fails_is_started_again(server):
+    """The worker goes on meanwhile."""
+    lived = []
 
     class Fails:
         async def __call__(self, context, call_next):
             return await call_next(context)
 
         async def live(self, store):
+            lived.append(store)
             raise RuntimeError("no licence")
 
     _, plain = tasks()
-    async with RedisBroker(server.url) as broker:
-        with pytest.raises(RuntimeError, match="no licence"), anyio.fail_after(10):
-            await Worker(broker, [plain], middleware=MiddlewareChain(Fails())).run()
+    worker = Worker(RedisBroker(server.url), [plain], middleware=MiddlewareChain(Fails()))
+    async with worker.broker, anyio.create_task_group() as group:
+        await group.start(worker.run)
+        with anyio.fail_after(10):
+            while len(lived) < 3:
+                await anyio.sleep(0.01)
+        worker.stop()
 
 
 @pytest.mark.parametrize("what", [None, 5, Named, "text"])

@@ -42,6 +42,8 @@ BROKEN = {
     "a timeout that never ends": ["task", "send", "timeout", "inf"],
     "a result_ttl that is no number": ["task", "send", "result_ttl", "long"],
     "a time that is no number": ["task", "send", "expires", "tomorrow"],
+    "a time beyond the calendar": ["task", "send", "enqueued_at", str(2**63 - 1)],
+    "a priority that fits nowhere": ["task", "send", "priority", "-99999999999"],
     "an id that is no text, and a result wanted": ["task", "send", "id", b"\xff", "result_ttl", "60"],
     "an unknown field that is no text": ["task", "send", "args", '["fail"]', "mine", b"\xff"],
     "a field name that is no text": ["task", "send", b"\xff", "x"],
@@ -70,8 +72,6 @@ ODD = {
     "a 2 MiB payload": (["task", "send", "kwargs", '{"to":"' + "x" * 2**21 + '"}'], 2**21),
     "empty fields": (["task", "send", "args", "", "kwargs", "", "id", "", "headers", ""], 0),
     "unknown fields": (["task", "send", "mine", "1", "yours", "2"], 0),
-    "a time beyond the calendar": (["task", "send", "enqueued_at", str(2**63 - 1)], 0),
-    "a priority that fits nowhere": (["task", "send", "priority", "-99999999999"], 0),
     "a field twice": (["task", "other", "task", "send"], 0),
     "an id of other letters": (["task", "send", "id", "zażółć:7"], 0),
     "a long id": (["task", "send", "id", "x" * 200], 0),
@@ -114,12 +114,12 @@ async def test_wrong_arguments_are_rejected_without_a_retry(server, flat):
 @pytest.mark.parametrize(
     "flat",
     [
-        ["args", '["fail"]', "enqueued_at", str(2**63 - 1)],
+        ["args", '["fail"]', "enqueued_at", str(253402300799000)],
         ["args", '["fail"]', "id", "zażółć:7"],
         ["args", '["fail"]', "mine", "ü\x00\x1f"],
         ["args", '["fail"]', "headers", '{"a":"\\u0000"}'],
-        ["args", '["fail"]', "starts", str(2**63 - 1)],
-        ["args", '["fail"]', "attempt", str(2**63 - 1)],
+        ["args", '["fail"]', "starts", str(2**33)],
+        ["args", '["fail"]', "attempt", str(2**32)],
         ["args", '["fail"]', "retries", "0", "result_ttl", "0.0001"],
     ],
 )

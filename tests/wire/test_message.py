@@ -62,7 +62,7 @@ def an_entry(entry=b"1700000000000-0", **fields):
         args=st.lists(values, max_size=4),
         kwargs=st.dictionaries(text, values, max_size=4),
         priority=st.none() | st.integers(-(2**31), 2**31),
-        retries=st.none() | st.integers(0, 2**31),
+        retries=st.none() | st.integers(0, 10**9),
         timeout=st.none() | seconds,
         result_ttl=st.none() | seconds,
         expires=st.none() | moments,

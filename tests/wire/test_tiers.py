@@ -224,7 +224,7 @@ def test_the_last_tier_takes_what_no_threshold_admits():
         ([Tier("a", threshold=1), Tier("b", threshold=1)], "the same threshold"),
         ([Tier("a"), Tier("b")], "the same threshold"),
         ([Tier("a", weight=0)], "weight 0"),
-        ([Tier("a", weight=10_001)], "10000"),
+        ([Tier("a", weight=10_001)], "10,000"),
         ([Tier("a", weight=1.5)], "weight 1.5"),
         ([Tier("a", weight=True)], "weight True"),
         ([Tier("a b")], "'a b'"),

@@ -1,0 +1,67 @@
+"""The outcome of a run that returned: its result as waiters and the next step of its workflow get it, and for how long.
+
+Encoding a result may run code of the user, which may raise anything: the work is done, so the task is acknowledged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamq.consumer.handler import Handler
+from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import str_of
+from streamq.errors import MessageError, UndecodableError
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, failure_of
+from streamq.wire.delivery import Delivery
+from streamq.wire.message import dumps
+from streamq.wire.side_effects import THEN
+from streamq.wire.workflow_steps import encoded_result
+
+log = SafeLog("streamq")
+
+_DONE = Ack()
+_DONE_WITH_NONE = Ack(b'{"ok":null}')
+
+
+def kept_for(delivery: Delivery, handler: Handler | None) -> float | None:
+    """Return how long (s) the result is kept, None for not at all. An entry that is no message keeps none."""
+    keep = handler.result_ttl if handler is not None else None
+    if delivery.only_basic_fields:
+        return keep
+    try:
+        wanted = delivery.result_ttl
+    except UndecodableError:
+        return None
+    return keep if wanted is None else wanted or None
+
+
+def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Outcome:
+    """Return the outcome of a run that returned: dead if the next step of its workflow cannot take the result."""
+    if delivery.only_basic_fields:
+        if handler.result_ttl is None:
+            return _DONE
+        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, result))
+    if THEN in delivery.fields:
+        try:
+            stages = delivery.then or []
+            payload = encoded_result(stages, handler.task.name, result, default=handler.default, limit=limit)
+        except MessageError as error:
+            log.error("task %s: %s", handler.task.name, error)  # noqa: TRY400
+            return DeadLetter(Reason.REJECTED, failure_of(error))
+        if payload:
+            return Ack(b'{"ok":' + payload + b"}")
+    return Ack(_encoded(handler, result)) if kept_for(delivery, handler) else _DONE
+
+
+def _encoded(handler: Handler, result: Any) -> bytes:
+    """Return a result as waiters get it; if it is not JSON, they get an error."""
+    try:
+        return dumps({"ok": result}, handler.default)
+    except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
+        why = str_of(error)
+        log.error("task %s: its result cannot be kept: %s", handler.task.name, why)  # noqa: TRY400
+        failure = {
+            "error_type": "EncodingError", "error": f"the task succeeded, its result is not JSON: {why}",
+            "reason": "result", "traceback": "",
+        }  # fmt: skip
+        return dumps(failure)
