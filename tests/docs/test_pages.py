@@ -52,7 +52,7 @@ def test_keys() -> None:
 def test_fields_of_an_entry() -> None:
     """The table has every field that is read or written, and no other."""
     source = (ROOT / "streamq" / "wire" / "delivery.py").read_text()
-    read = set(re.findall(r'(?:get|_integer|_seconds|_unix_ms)\(b"(\w+)"', source))
+    read = set(re.findall(r'(?:get|_integer|_seconds|_ms)\(b"(\w+)"', source))
     every: dict[str, Any] = {
         "task": "t", "args": [1], "kwargs": {"a": 1}, "task_id": "x", "priority": 1, "retries": 1, "timeout": 1.0,
         "result_ttl": 1.0, "expires": 1.0, "enqueued_at": 1.0, "headers": {"a": 1}, "dedup": "k", "dedup_until": "done",
