@@ -13,8 +13,8 @@ from typing import Any
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
-    "EncodingError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError",
-    "OutcomeUnknownError", "PayloadTooLargeError", "Reject", "ResultNotKeptError", "ResultTimeoutError",
+    "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
+    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "Reject", "ResultNotKeptError", "ResultTimeoutError",
     "RetryLater", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
     "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
@@ -195,6 +195,14 @@ class TaskTimeoutError(StreamqError, TimeoutError):
         self.task = task
         self.timeout = timeout
         super().__init__(f"task {task!r} ran longer than its timeout of {timeout:g} s")
+
+
+class LeftOpenError(StreamqError, RuntimeError):
+    """Raised for a run that ended with cancel scopes or task groups open. It is retried like any other error."""
+
+    def __init__(self, task: str, where: str = "") -> None:
+        self.task = task
+        super().__init__(f"task {task!r} ended and left a cancel scope or a task group open{where}")
 
 
 class BatchResultError(StreamqError, TypeError):

@@ -27,6 +27,7 @@ from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
+from streamq.consumer.left_behind import abandoned_generators_kept
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
@@ -315,11 +316,11 @@ class Worker:
 @asynccontextmanager
 async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
     """Start a pool of runners; cancel those that still run at the end."""
-    async with anyio.create_task_group() as group:
-        for _ in range(concurrency):
-            group.start_soon(runners.serve)
-        yield
-        group.cancel_scope.cancel()
+    with abandoned_generators_kept():
+        async with anyio.create_task_group() as group:
+            runners.start(group, concurrency)
+            yield
+            group.cancel_scope.cancel()
 
 
 def _nothing() -> None:

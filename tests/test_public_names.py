@@ -21,11 +21,10 @@ PUBLIC = {
     """,
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
-        DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError MessageError
-        MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError
-        Reject ResultNotKeptError
-        ResultTimeoutError RetryLater StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
-        UnrecordableError WrongLoopError
+        DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError LeftOpenError
+        MessageError MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError
+        PayloadTooLargeError Reject ResultNotKeptError ResultTimeoutError RetryLater StreamqError TaskFailedError
+        TaskNameError TaskTimeoutError UndecodableError UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

@@ -8,13 +8,15 @@ lease is lost, leaves the batch without effect on the others. If all messages ha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
 import anyio
 import anyio.abc
 
+from streamq.consumer.left_behind import MISNESTED, RunScope
+from streamq.consumer.run_context import RunContext
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
 from streamq.handlers.context import store_var
 from streamq.queue.store import Store
@@ -97,6 +99,7 @@ class Batches:
         self._start: Callable[[_Batch], object] | None = None
         self._open: _Batch | None = None  # the batch that the next message joins
         self._never_wait = False
+        self._copy_decimal: Callable[[], object] | None = None
         self._running = 0
 
     def __repr__(self) -> str:
@@ -106,9 +109,10 @@ class Batches:
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run the batches, until cancelled."""
         store_var.set(self._store)
-        context = copy_context()  # not that of one delivery: a batch runs for many
+        context = RunContext()  # not that of one delivery: a batch runs for many
+        self._copy_decimal = context.copy_decimal
         async with anyio.create_task_group() as group:
-            self._start = lambda batch: context.copy().run(group.start_soon, self._run_when_ready, batch)
+            self._start = lambda batch: context.run(group.start_soon, self._run_when_ready, batch)
             task_status.started()
             await anyio.sleep_forever()
 
@@ -153,6 +157,8 @@ class Batches:
         if not members:
             return
         _deliveries.set(tuple(member.delivery for member in members))
+        if self._copy_decimal is not None:
+            self._copy_decimal()
         self._running += 1
         try:
             with batch.scope:
@@ -167,7 +173,7 @@ class Batches:
             if self._ready is not None:
                 await self._ready()  # not timed
             with anyio.move_on_after(limit) as timer:
-                self._assign_results(members, await self._call_handler([member.item for member in members]))
+                self._assign_results(members, await self._call([member.item for member in members], timer))
                 return
             if timer.cancelled_caught and limit is not None:
                 raise TaskTimeoutError(self._task.name, limit)  # noqa: TRY301 - handled like an error of the handler
@@ -178,6 +184,20 @@ class Batches:
                 raise
             for member in members:
                 member.fail(error)
+
+    async def _call(self, items: list[Any], scope: anyio.CancelScope) -> Any:
+        """Call the handler inside of a scope. Raises LeftOpenError if it leaves scopes open."""
+        run = RunScope(scope)
+        with run.watched():
+            try:
+                returned = await self._call_handler(items)
+            except BaseException as error:
+                if run.inner or run.abandoned or isinstance(error, MISNESTED):
+                    raise (await run.close(self._task.name, error)) from None
+                raise
+            if run.inner or run.abandoned:
+                await run.raise_left_open(self._task.name)
+        return returned
 
     def _assign_results(self, members: Sequence[_BatchedMessage], returned: Any) -> None:
         """Give each message its own result."""

@@ -7,6 +7,7 @@ thread, or for a batch does not count.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import anyio
 
 from streamq.consumer.batching import Batches
+from streamq.consumer.run_context import RunContext
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
 from streamq.middleware import Context, MiddlewareChain
@@ -207,4 +209,5 @@ def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mappi
     for part in qualname.split("."):
         found = getattr(found, part)
     function = found.function if isinstance(found, Task) else found
-    return function(*args, **kwargs)
+    with warnings.catch_warnings():  # the next run in this process begins as this one did
+        return RunContext().call(function, *args, **kwargs)

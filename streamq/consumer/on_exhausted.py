@@ -17,6 +17,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamq.consumer.left_behind import RunScope
+from streamq.consumer.run_context import RunContext
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.handlers.context import delivery_var, store_var
@@ -135,17 +137,32 @@ class OnExhausted:
         await self._ended.wait()
 
     async def _calls(self) -> None:
+        context = RunContext()
         while True:
-            while self._waiting:
-                await self._call(*self._waiting.popleft())
+            while self._waiting:  # each call in a task of its own: what it leaves behind ends with it
+                async with anyio.create_task_group() as group:
+                    context.run(group.start_soon, self._call, *self._waiting.popleft(), context.copy_decimal)
             if self._closing:
                 return
             if self._wake.is_set():
                 self._wake = anyio.Event()
             await self._wake.wait()
 
-    async def _call(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
+    async def _call(
+        self, function: Callable[[Exhausted], object], dead: Exhausted, copy_decimal: Callable[[], object] | None
+    ) -> None:
         delivery_var.set(dead.delivery)
+        if copy_decimal is not None:
+            copy_decimal()
+        with anyio.CancelScope() as scope:
+            run = RunScope(scope)
+            with run.watched():
+                await self._call_timed(function, dead)
+                left = await run.close("on_exhausted")
+        if left is not None:
+            log.error("on_exhausted of %r: %s", dead.delivery, left)
+
+    async def _call_timed(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
         try:
             with anyio.fail_after(CALL_TIMEOUT):
                 if _is_async(function):

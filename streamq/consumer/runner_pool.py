@@ -3,23 +3,31 @@
 A run is a straight line: take, decode, call (middleware around the handler), decide, settle. No anyio task is spawned
 and no cancel scope entered per run. To end a run early (timeout, lost lease, cancellation) the runner's own scope is
 cancelled, and the runner opens a new one. Only a run with middleware, a thread or a batch has a scope for its timeout.
+
+A runner whose context a run has changed, or in which it left a scope open, ends, and another one takes its place.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from math import inf
 from typing import Any
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 
+from streamq.consumer.cancellation import cancelled_and_rest, is_failure, without_cancellation
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
+from streamq.consumer.left_behind import MISNESTED, filters
 from streamq.consumer.progress_reporter import ProgressReporter
+from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.diagnostics.safe_log import SafeLog
@@ -76,6 +84,8 @@ class Runners:
         self.timeouts = Timeouts(consumer.store.clock, self._running.values, shortest=min(limits, default=inf))
         self._warned: set[bytes] = set()
         self._ended: anyio.Event | None = None  # while `wait_until_idle` waits for the last run to end
+        self._start_runner: Callable[[], object]
+        self._copy_decimal: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Runners {len(self._running)} running, {len(self._idle)} idle>"
@@ -122,22 +132,38 @@ class Runners:
 
     # --- the loop ----------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Run deliveries, one after the other, until cancelled."""
+    def start(self, group: anyio.abc.TaskGroup, runners: int) -> None:
+        """Start the runners in a task group. Each, and each that replaces one, begins in the context of this call."""
+        context = RunContext()
+        filters.adopt()
+        self._copy_decimal = context.copy_decimal
+        self._start_runner = lambda: context.run(group.start_soon, self._serve)
+        for _ in range(runners):
+            self._start_runner()
+
+    async def _serve(self) -> None:
+        """Run deliveries, one after the other, until cancelled, or until a run left something behind in this task."""
         store_var.set(self._consumer.store)
         reporter_var.set(self._reporter)
-        while True:
+        slot = None
+        while slot is None or slot.as_before():
             with anyio.CancelScope() as scope:
-                await self._run_deliveries(Slot(scope))
+                slot = Slot(scope)
+                with slot.watched():
+                    await self._run_deliveries(slot)
+        self._start_runner()
 
-    async def _run_deliveries(self, slot: Slot) -> None:
+    async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901 - a call per run costs more than it reads better
         buffer, running_now = self._buffer, self._running
         runs, since = 0, self._elapsed()
         while True:
             delivery = buffer.take()
             if delivery is None:
                 self._consumer.wake_up()  # there is room; and if all runners wait, settlements can be sent
+                delivery_var.set(None)
                 await self._wait_for_work()
+                if not buffer.running and (filters.replaced or warnings.filters != filters.known):
+                    filters.adopt()
                 runs, since = 0, self._elapsed()
                 continue
             if self._idle:
@@ -146,8 +172,7 @@ class Runners:
             try:
                 await self._run(delivery, slot)
                 if delivery.isolated:
-                    # Nothing else may start before this is settled: if that crashed the worker, this delivery
-                    # would count as the cause.
+                    # Nothing else may start before this is settled: a crash of the worker would count against it.
                     await self._consumer.wait_until_settled()
             except BaseException as error:  # noqa: BLE001 - `_contain` raises what ends the run from outside
                 self._contain(delivery, error)
@@ -156,7 +181,13 @@ class Runners:
                 buffer.run_ended(delivery)
                 if self._ended is not None and not buffer.running:
                     self._ended.set()
-            if slot.spent:
+            if warnings.filters != filters.known:
+                filters.restore(delivery.task)
+            try:
+                if slot.spent or (slot.context is not None and copy_context() != slot.context):
+                    return
+                slot.context = None
+            except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one
                 return
             runs += 1
             if buffer.read_due:  # let the loop of round trips read more while the rest runs
@@ -178,7 +209,7 @@ class Runners:
             else:
                 self._idle.remove(event)
 
-    async def _run(self, delivery: Delivery, slot: Slot) -> None:
+    async def _run(self, delivery: Delivery, slot: Slot) -> None:  # noqa: C901, PLR0912 - as `_run_deliveries`
         """Run one delivery: decode, call, decide, settle."""
         fields = delivery.fields
         handler = self._handlers.get(fields.get(b"task", b""))
@@ -196,6 +227,10 @@ class Runners:
         if delivery.isolated and not await self._mark_isolated(delivery):
             return
         delivery.state = self._state
+        delivery_var.set(delivery)
+        if self._copy_decimal is not None:
+            self._copy_decimal()
+        slot.context = copy_context()
         if self._listening:
             self._consumer.listeners.emit(Started(delivery))
         started = self._elapsed()
@@ -203,16 +238,18 @@ class Runners:
             args, kwargs = delivery.arguments()
             if handler.runner_timeout is not None and delivery.only_basic_fields and not delivery.isolated:
                 self.timeouts.begin(slot, started + handler.runner_timeout)
-            token = delivery_var.set(delivery)
             try:
                 result = await handler.call(delivery, args, kwargs)
             finally:
-                delivery_var.reset(token)
                 if slot.due != inf:
                     slot.over()
                 if self._reporter.open:  # some run reports progress
                     await self._reporter.close(delivery)
+            if slot.inner or slot.abandoned:
+                await slot.raise_left_open(delivery.task)
         except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
+            if slot.inner or slot.abandoned or isinstance(error, MISNESTED):
+                error = await slot.close(delivery.task, error)
             outcome = self._failed(delivery, handler, slot, error, started)
         else:
             outcome = success(handler, delivery, result, self._consumer.store.max_payload)
@@ -233,7 +270,7 @@ class Runners:
         if isinstance(error, Exception | SystemExit):
             self._consumer.convict(delivery, error)
             return
-        if _cancelled_and_rest(error)[0] is None:
+        if cancelled_and_rest(error)[0] is None:
             self._consumer.fatal.add(delivery.entry_id)
         raise error
 
@@ -304,19 +341,6 @@ class Runners:
         log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
         return outcome
 
-    def _is_failure(self, error: BaseException) -> bool:
-        """Did the handler raise this itself, and not because the run or the program ends?"""
-        if isinstance(error, Exception):
-            return True
-        if isinstance(error, KeyboardInterrupt | GeneratorExit):
-            return False
-        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
-            return False
-        if not isinstance(error, BaseExceptionGroup | anyio.get_cancelled_exc_class()):
-            return True
-        # If no scope around this run is cancelled, the handler raised the cancellation itself.
-        return anyio.current_effective_deadline() != float("-inf")
-
     def _failed(
         self, delivery: Delivery, handler: Handler, slot: Slot, error: BaseException, started: float
     ) -> Outcome:
@@ -325,9 +349,9 @@ class Runners:
         Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
         out, or it would end the worker (a trio nursery puts both into one group).
         """
-        if self._is_failure(error):
-            return self._decide(delivery, handler, error)
-        cancelled, rest = _cancelled_and_rest(error)
+        if is_failure(error):
+            return self._decide(delivery, handler, without_cancellation(error))
+        cancelled, rest = cancelled_and_rest(error)
         if cancelled is None or not (rest is None or isinstance(rest, Exception)):
             # It ends the worker. The delivery is not released: its lease ends, and a crash loop is found.
             self._consumer.fatal.add(delivery.entry_id)
@@ -344,21 +368,12 @@ class Runners:
         raise cancelled
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
-        self._settle(
-            delivery, Ack(_CANCELLED, cancelled=True), self._handlers.get(delivery.fields.get(b"task", b"")), 0.0
-        )
+        handler = self._handlers.get(delivery.fields.get(b"task", b""))
+        self._settle(delivery, Ack(_CANCELLED, cancelled=True), handler, 0.0)
 
     def keep(self, delivery: Delivery) -> float | None:
         """Return how long (s) the result of a delivery is kept, None for not at all."""
         return kept_for(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
-
-
-def _cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Split what a cancelled run raised into the cancellation and the rest."""
-    cancelled = anyio.get_cancelled_exc_class()
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(cancelled)
-    return (error, None) if isinstance(error, cancelled) else (None, error)
 
 
 def _is_small(priority: bytes) -> bool:

@@ -108,7 +108,7 @@ class Threads:
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call a function in a thread; if this is cancelled, tell the thread to stop and do not wait for it."""
-        run = _ThreadRun(call, delivery_var.get(None))
+        run = _ThreadRun(call, delivery_var.get())
         self._busy.add(run)
         try:
             return await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)

@@ -8,26 +8,36 @@ soon. The timeout is exact: a run ends at its time, however rare the looks are.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextvars import Context, copy_context
 from math import inf
 
 import anyio
 
 from streamq.clock import Clock
+from streamq.consumer.left_behind import RunScope
 
 _LOOK_EVERY = 0.05  # seconds between two looks, at least; each sets the deadlines until the look after the next one
 
 
-class Slot:
+class Slot(RunScope):
     """The cancel scope of one runner, and why its run was ended."""
 
-    __slots__ = ("_armed", "due", "reason", "scope", "spent")
+    __slots__ = ("_armed", "context", "due", "reason", "spent")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
-        self.scope = scope
+        super().__init__(scope)
+        self.context: Context | None = None  # in which the run began, None between runs
         self.spent = False  # the scope is cancelled: the next run needs a new one
         self.reason = ""  # why the run was ended; empty if by its timeout
         self.due = inf  # when the run has to end, on the clock of `Timeouts`
         self._armed = False
+
+    def as_before(self) -> bool:
+        """Is the context as it was when the last run began, and was nothing left open?"""
+        try:
+            return not self.left_open and (self.context is None or copy_context() == self.context)
+        except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one
+            return False
 
     def arm(self, deadline: float) -> None:
         """Set the deadline of the run, on the event loop's clock, unless it has one."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from streamq.wire.delivery import Delivery
 
-delivery_var: ContextVar[Delivery] = ContextVar("streamq_delivery")
+delivery_var: ContextVar[Delivery | None] = ContextVar("streamq_delivery", default=None)
 store_var: ContextVar[Any] = ContextVar("streamq_queue")  # the Store of the worker; Any, for it loads the Redis client
 reporter_var: ContextVar[Any] = ContextVar("streamq_reporter")  # its ProgressReporter; Any, for the same reason
 
@@ -55,10 +55,9 @@ def current_delivery() -> Delivery:
 
     Raises LookupError outside a handler.
     """
-    try:
-        return delivery_var.get()
-    except LookupError:
-        raise LookupError("no delivery is being handled here: call this inside a task's handler") from None
+    if (delivery := delivery_var.get()) is None:
+        raise LookupError("no delivery is being handled here: call this inside a task's handler")
+    return delivery
 
 
 def current_store() -> Any:

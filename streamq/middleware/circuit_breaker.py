@@ -16,8 +16,8 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
-from contextvars import ContextVar
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -48,7 +48,18 @@ _NO_NUMBER_YET: Final = SequenceNumber("", NEW)
 _NEVER_NUMBERED: Final = SequenceNumber("", UNNUMBERED)
 
 # The breakers that this task has entered by `async with`, innermost last.
-_entered: ContextVar[tuple[tuple[CircuitBreaker, RunningCall], ...]] = ContextVar("streamq_entered", default=())
+_entered: ContextVar[tuple[Entered, ...]] = ContextVar("streamq_entered", default=())
+
+
+class Entered:
+    """A breaker that was entered by `async with`, and the token of the first one: it takes the variable away again."""
+
+    __slots__ = ("breaker", "call", "token")
+
+    def __init__(self, breaker: CircuitBreaker, call: RunningCall) -> None:
+        self.breaker = breaker
+        self.call = call
+        self.token: Token[tuple[Entered, ...]] | None = None
 
 
 class HasStore(Protocol):
@@ -211,19 +222,23 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
     async def __aenter__(self) -> Self:
         """Enter the circuit. Raises CircuitOpenError if it does not let the call through."""
         call = await self._enter_own()
-        _entered.set((*_entered.get(), (self, call)))
+        before = _entered.get()
+        entered = Entered(self, call)
+        token = _entered.set((*before, entered))
+        entered.token = None if before else token
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        entered = list(_entered.get())
-        for at in range(len(entered) - 1, -1, -1):
-            breaker, call = entered[at]
-            if breaker is self:
-                del entered[at]
-                _entered.set(tuple(entered))
-                await call.leave(self._outcome(error), error)
+        now = _entered.get()
+        for one in reversed(now):
+            if one.breaker is self:
+                _entered.set(tuple(other for other in now if other is not one))
+                if not _entered.get() and one.token is not None:
+                    with suppress(ValueError):  # it was entered in another context
+                        _entered.reset(one.token)  # the context is as it was before, and does not have the variable
+                await one.call.leave(self._outcome(error), error)
                 return
 
     # --- shared by all uses -----------------------------------------------------------------------

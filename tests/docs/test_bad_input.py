@@ -155,8 +155,8 @@ def raises(error: BaseException | None) -> Any:
         (None, "retries_exhausted", "streamq.errors.TaskTimeoutError"),
         (UnspeakableError(), "retries_exhausted", f"{__name__}.UnspeakableError"),
         (SystemExit(3), "retries_exhausted", "SystemExit"),
-        (BaseExceptionGroup("all", [SystemExit(1), ValueError()]), "retries_exhausted", "BaseExceptionGroup"),
-        (ExceptionGroup("all", [OSError(), ValueError()]), "retries_exhausted", "ExceptionGroup"),
+        (BaseExceptionGroup("all", [SystemExit(1), ValueError()]), "retries_exhausted", "SystemExit"),
+        (ExceptionGroup("all", [OSError(), ValueError()]), "retries_exhausted", "OSError"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
