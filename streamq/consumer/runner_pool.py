@@ -162,7 +162,7 @@ class Runners:
                 self._consumer.wake_up()  # there is room; and if all runners wait, settlements can be sent
                 delivery_var.set(None)
                 await self._wait_for_work()
-                if not buffer.running and (filters.replaced or warnings.filters != filters.known):
+                if not buffer.running and (warnings.filters is not filters.list or warnings.filters != filters.known):
                     filters.adopt()
                 runs, since = 0, self._elapsed()
                 continue
