@@ -153,7 +153,7 @@ class Runners:
                     await self._run_deliveries(slot)
         self._start_runner()
 
-    async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901 - a call per run costs more than it reads better
+    async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901, PLR0912 - a call per run is dear
         buffer, running_now = self._buffer, self._running
         runs, since = 0, self._elapsed()
         while True:
