@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamq.tasks.task import Call, Task, TaskRef
     from streamq.wire.dead_letter_fields import DeadLetterBound, Failure
     from streamq.wire.delivery import Delivery
+    from streamq.wire.signing import SigningKeys
     from streamq.wire.tiers import Priority, Tier
     from streamq.wire.workflow import group, step
     from streamq.worker import Health, Worker
@@ -73,6 +74,7 @@ _HOMES = {
     "RetryLater": "errors",
     "Scheduled": "queue.delayed",
     "Settled": "consumer.events",
+    "SigningKeys": "wire.signing",
     "Skip": "tasks.outcome",
     "Started": "consumer.events",
     "Status": "queue.results",
@@ -133,6 +135,7 @@ __all__ = [
     "RetryLater",
     "Scheduled",
     "Settled",
+    "SigningKeys",
     "Skip",
     "Started",
     "Status",

@@ -43,6 +43,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import MAX_PAYLOAD, milliseconds
 from streamq.wire.names import check_name
+from streamq.wire.signing import SigningKeys
 from streamq.wire.tiers import DEFAULT_TIERS, Tier, check_tiers
 from streamq.wire.workflow import Flow
 
@@ -62,6 +63,7 @@ class RedisBroker:
     - `max_payload` (bytes) limits the size of a message. `connect_timeout` and `reply_timeout` are in seconds.
     - `dead_letters` is how much the dead letter stream keeps.
     - `middleware` wraps every enqueue of this broker and every run of its workers, as the outermost chain.
+    - `signing` are the keys with which every message is signed and checked. Without them nothing is.
     - `clock` is for tests and simulations. The workers of the broker use it, too.
 
     Raises ConfigurationError for a value that cannot be used.
@@ -72,6 +74,7 @@ class RedisBroker:
         group: str = "workers", tiers: Iterable[Tier] | None = None, max_payload: int = MAX_PAYLOAD,
         connect_timeout: float = 5.0, reply_timeout: float = 10.0, dead_letters: DeadLetterBound | None = None,
         clock: Clock = SYSTEM, middleware: MiddlewareChain | None = None,
+        signing: SigningKeys | None = None,
     ) -> None:  # fmt: skip
         if queue_name is not None:
             if tiers is not None:
@@ -86,6 +89,9 @@ class RedisBroker:
         self.keys = Keys.of("queue" if namespace is None else namespace, group, self.tiers)
         self.dead_letters = dead_letters or DeadLetterBound()
         self.max_payload = bounds.MAX_PAYLOAD.check(max_payload)
+        if not isinstance(signing, SigningKeys | None):
+            raise ConfigurationError(f"signing is of type {type(signing).__name__}: give SigningKeys")
+        self.signing = signing
         self._server = ServerUrl(url)
         self._timeouts: tuple[float, float] = (
             bounds.CONNECT_TIMEOUT.check(connect_timeout), bounds.REPLY_TIMEOUT.check(reply_timeout),
@@ -116,7 +122,7 @@ class RedisBroker:
             raise
         self._store = store = Store(
             client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock,
-            max_payload=self.max_payload,
+            max_payload=self.max_payload, signing=self.signing,
         )  # fmt: skip
         self._waiters = Waiters(store, self._group)
         self._producer = Producer(self._builder, self.middleware, store, self._waiters)

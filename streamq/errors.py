@@ -15,8 +15,8 @@ __all__ = [
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
     "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
     "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "Reject", "ResultNotKeptError", "ResultTimeoutError",
-    "RetryLater", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
-    "UnrecordableError", "WrongLoopError",
+    "RetryLater", "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError",
+    "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -73,9 +73,8 @@ class WrongLoopError(StreamqError, RuntimeError):
         self.opened = opened
         self.used = used
         self.forked = forked
-        if forked:
-            remedy = "open a new RedisBroker in the child process"
-        else:
+        remedy = "open a new RedisBroker in the child process"
+        if not forked:
             remedy = (
                 "in a sync handler, call anyio.from_thread.run(broker.enqueue, ...); in a thread of your own, use a "
                 "BlockingPortal; in another event loop, open another RedisBroker"
@@ -87,9 +86,7 @@ class WrongLoopError(StreamqError, RuntimeError):
 
 
 def _difference(opened: str, used: str, forked: bool) -> str:
-    if forked:
-        return "process"
-    return "thread" if opened != used else "event loop"
+    return "process" if forked else "thread" if opened != used else "event loop"
 
 
 # --- the server ----------------------------------------------------------------------------
@@ -173,6 +170,10 @@ class PayloadTooLargeError(MessageError):
 
 class UndecodableError(MessageError):
     """Raised if an entry of a stream cannot be read as a message. A worker dead-letters such an entry."""
+
+
+class SignatureError(UndecodableError):
+    """Raised if a message, a dead letter or a schedule is not signed with a key that is accepted here."""
 
 
 class ArgumentsError(MessageError, TypeError):

@@ -247,7 +247,7 @@ class Worker:
         )  # fmt: skip
         return Store(
             self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
-            max_payload=self.broker.max_payload,
+            max_payload=self.broker.max_payload, signing=self.broker.signing,
         )  # fmt: skip
 
     def _note_start_trouble(self, error: BrokerError | None) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import ServerOptions, duration, json_option, moment, server_options
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, json_option, moment, server_options
 from streamq.cli.usage_errors import CommandLineError
 
 _REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task")
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
-_SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 
 
 def _start_id(text: str) -> str:
@@ -29,7 +28,7 @@ def _start_id(text: str) -> str:
 
 
 def _server_options(given: dict[str, Any]) -> ServerOptions:
-    return ServerOptions(**{name: given.pop(name) for name in _SERVER_OPTIONS})
+    return ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
 
 
 @click.group(short_help="List, replay and purge dead letters.")

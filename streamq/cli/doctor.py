@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import ServerOptions, server_options
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, server_options
 
 if TYPE_CHECKING:
     from streamq.doctor import Report
 
-_SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 _ROLES = ("worker", "producer", "monitor", "operator")
 
 
@@ -39,7 +38,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.doctor import examine  # noqa: PLC0415
 
-    broker = ServerOptions(**{name: given.pop(name) for name in _SERVER_OPTIONS}).broker()
+    broker = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS}).broker()
 
     async def main() -> Report:
         async with broker:

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import ServerOptions, duration, json_option, json_or_text, moment, server_options
+from streamq.cli.options import (
+    SERVER_OPTIONS,
+    ServerOptions,
+    duration,
+    json_option,
+    json_or_text,
+    moment,
+    server_options,
+)
 from streamq.cli.usage_errors import CommandLineError
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
@@ -61,7 +69,7 @@ def enqueue(
     An argument that parses as JSON is JSON; any other is a string. 3 is a number, '"3"' a string,
     '[1, 2]' a list, a@b.c a string. Write -- before arguments that begin with a dash.
     """
-    server = ServerOptions(**{option: given.pop(option) for option in ("url", "namespace", "group", "queue")})
+    server = ServerOptions(**{option: given.pop(option) for option in SERVER_OPTIONS})
     options = {option: value for option, value in given.items() if value is not None}
     kwargs = _kwargs(kwargs_json, pairs)
     from streamq.cli.run_enqueue import send  # noqa: PLC0415 - keeps --help light

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -14,10 +16,13 @@ from streamq.cli.usage_errors import CommandLineError
 
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
+    from streamq.wire.signing import SigningKeys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL: Final = "redis://localhost:6379"
+SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "signing_keys", "sign_with", "accept_unsigned")
+SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|[smhd]?)")
 _WHOLE: Final = re.compile(r"-?\d+")
@@ -91,6 +96,39 @@ class ServerOptions:
     namespace: str | None = None
     group: str | None = None
     queue: str | None = None
+    signing_keys: str | None = None
+    sign_with: str | None = None
+    accept_unsigned: bool = False
+
+    @property
+    def wants_signing(self) -> bool:
+        """Are there signing keys for this command?"""
+        return bool(self.signing_keys or os.environ.get(SIGNING_KEYS))
+
+    def signing(self) -> SigningKeys | None:
+        """Return the signing keys of the file or of the environment, None if there are none.
+
+        Raises CommandLineError, which shows no key, if they cannot be used.
+        """
+        from streamq.errors import StreamqError  # noqa: PLC0415 - keeps --help light
+        from streamq.wire.signing import SigningKeys  # noqa: PLC0415
+
+        if not self.wants_signing:
+            if self.sign_with is not None or self.accept_unsigned:
+                option = "--accept-unsigned" if self.sign_with is None else "--sign-with"
+                raise CommandLineError(
+                    f"{option} without signing keys: give --signing-keys FILE, or set {SIGNING_KEYS}"
+                )
+            return None
+        where = self.signing_keys or SIGNING_KEYS
+        try:
+            text = _read_keys(self.signing_keys) if self.signing_keys else os.environ[SIGNING_KEYS]
+            return SigningKeys.parse(text, sign_with=self.sign_with, accept_unsigned=self.accept_unsigned)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise CommandLineError(f"the signing keys in {where} cannot be read: {why}") from None
+        except StreamqError as error:
+            raise CommandLineError(f"{where}: {error}") from None
 
     def broker(self, **more: Any) -> RedisBroker:
         """Return a broker for these options. Raises CommandLineError if one cannot be used."""
@@ -100,13 +138,33 @@ class ServerOptions:
         given = {"queue_name": self.queue, "namespace": self.namespace, "group": self.group}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         try:
-            return RedisBroker(self.url or DEFAULT_URL, **options, **more)
+            return RedisBroker(self.url or DEFAULT_URL, **options, signing=self.signing(), **more)
         except StreamqError as error:
             raise CommandLineError(str(error)) from error
 
 
+def _read_keys(path: str) -> str:
+    """Return the text of a key file. Raises CommandLineError if others may change it."""
+    with Path(path).open(encoding="utf-8") as file:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o022:
+            raise CommandLineError(f"others may write the signing keys in {path}: chmod 600 {path}")
+        return file.read(1 << 20)
+
+
 def server_options(function: F) -> F:
-    """Add --url, --namespace, --group and --queue. Their environment variables are the same for all commands."""
+    """Add the options of `SERVER_OPTIONS`. Their environment variables are the same for all commands."""
+    function = click.option(
+        "--accept-unsigned", is_flag=True, envvar="STREAMQ_ACCEPT_UNSIGNED", show_envvar=True,
+        help="Run messages without a signature as well, while signing is introduced.",
+    )(function)  # fmt: skip
+    function = click.option(
+        "--sign-with", metavar="ID", envvar="STREAMQ_SIGN_WITH", show_envvar=True,
+        help="Id of the key that signs, if there are several.",
+    )(function)  # fmt: skip
+    function = click.option(
+        "--signing-keys", metavar="FILE", envvar="STREAMQ_SIGNING_KEYS_FILE", show_envvar=True,
+        help=f"File of signing keys, one a line: ID=HEX. Or set {SIGNING_KEYS} to the keys themselves.",
+    )(function)  # fmt: skip
     for name, metavar, text in reversed((
         ("url", "URL", f"Server URL: redis, rediss, valkey, unix or embedded:///path. [default: {DEFAULT_URL}]"),
         ("namespace", "PREFIX", "Prefix of all keys. [default: queue]"),

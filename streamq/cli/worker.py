@@ -6,10 +6,8 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import ServerOptions, duration, processes, server_options, weights
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, processes, server_options, weights
 from streamq.cli.usage_errors import CommandLineError
-
-_SERVER_OPTIONS = ("url", "namespace", "group", "queue")
 
 
 @click.command(no_args_is_help=True, short_help="Run the tasks of modules.")
@@ -63,9 +61,9 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     The first SIGTERM or Ctrl-C drains: no new task starts, prefetched tasks are released, and
     running tasks get the grace period. The second releases the running tasks and exits now.
     """
-    server = ServerOptions(**{name: given.pop(name) for name in _SERVER_OPTIONS})
+    server = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
     command_line = click.core.ParameterSource.COMMANDLINE
-    explicit_options = tuple(name for name in _SERVER_OPTIONS if ctx.get_parameter_source(name) is command_line)
+    explicit_options = tuple(name for name in SERVER_OPTIONS if ctx.get_parameter_source(name) is command_line)
     from streamq.cli.worker_settings import Settings  # noqa: PLC0415 - keeps --help light
 
     settings = Settings(server=server, explicit_options=explicit_options, **given)

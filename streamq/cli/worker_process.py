@@ -101,8 +101,13 @@ def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
     if loaded.broker is None:
         return settings.server.broker()
     if settings.explicit_options:
-        options = ", ".join(f"--{name}" for name in settings.explicit_options)
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in settings.explicit_options)
         raise CommandLineError(f"{options}: {loaded.broker_path} defines the queue; drop the option, or that broker")
+    if loaded.broker.signing is None and settings.server.wants_signing:
+        raise CommandLineError(
+            f"there are signing keys, and {loaded.broker_path} has none: give it signing=SigningKeys(...), or it runs "
+            "what nobody signed"
+        )
     return loaded.broker
 
 

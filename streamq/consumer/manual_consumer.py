@@ -107,6 +107,7 @@ class ManualConsumer:
                     self.buffer.forget(delivery.tier, delivery.entry_id)
                     continue
             try:
+                self._store.check_signature(delivery)
                 delivery.check(partial(is_stream_of, self._store.keys))
             except UndecodableError as error:
                 await self.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))

@@ -40,6 +40,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import is_stream_of
 from streamq.wire.message import dumps
 from streamq.wire.names import IS_PLAIN_ID
+from streamq.wire.signing import is_signed_and_basic
 
 log = SafeLog("streamq")
 
@@ -72,6 +73,7 @@ class Runners:
         self._group = consumer.store.keys.group.encode()
         self._may_send_to = partial(is_stream_of, consumer.store.keys)
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
+        self._signer = consumer.store.signer
         self._unknown_wait = unknown_wait
         self._state = state
         self._random = uniform
@@ -215,6 +217,7 @@ class Runners:
         handler = self._handlers.get(fields.get(b"task", b""))
         if (
             handler is not None
+            and self._signer is None
             and (
                 fields.keys() <= _BASIC_FIELDS
                 or (fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and _is_small(fields[b"priority"]))
@@ -290,6 +293,10 @@ class Runners:
         if delivery.fields.get(b"group", self._group) != self._group:
             return Skip()
         try:
+            self._consumer.store.check_signature(delivery)
+            if self._signer is not None and is_signed_and_basic(delivery.fields):
+                delivery.only_basic_fields = True
+                return None
             delivery.check(self._may_send_to)
         except UndecodableError as error:
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
@@ -369,7 +376,12 @@ class Runners:
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
         handler = self._handlers.get(delivery.fields.get(b"task", b""))
-        self._settle(delivery, Ack(_CANCELLED, cancelled=True), handler, 0.0)
+        outcome: Outcome = Ack(_CANCELLED, cancelled=True)
+        try:
+            self._consumer.store.check_signature(delivery)
+        except UndecodableError as error:
+            outcome = DeadLetter(Reason.UNDECODABLE, failure_of(error))
+        self._settle(delivery, outcome, handler, 0.0)
 
     def keep(self, delivery: Delivery) -> float | None:
         """Return how long (s) the result of a delivery is kept, None for not at all."""

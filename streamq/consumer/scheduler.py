@@ -21,7 +21,7 @@ import anyio
 
 from streamq.consumer.consumer import Consumer
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
+from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, SignatureError
 from streamq.queue.schedules import (
     ScheduleDefinition,
     StoredSchedule,
@@ -62,8 +62,9 @@ class Scheduler:
         self._consumer = consumer
         self._store = consumer.store
         self._elapsed = consumer.store.clock.elapsed
-        self._declared = {one.name: one for one in declared}
+        self._declared = {one.name: one.signed(self._store.signer) for one in declared}
         self._unusable: set[tuple[str, str]] = set()  # name and revision
+        self._refused: dict[str, str] = {}  # the signature that was refused last, by name
         self._active: dict[str, _ActiveSchedule] = {}
         self._lost: dict[
             str, tuple[_ActiveSchedule, float]
@@ -135,6 +136,13 @@ class Scheduler:
 
     def _is_ours(self, one: ScheduleDefinition) -> bool:
         if (one.name, one.revision) in self._unusable:
+            return False
+        try:
+            one.check_signature(self._store.signer)
+        except SignatureError as error:  # it may be stored anew, with another signature: it is asked again
+            if self._refused.get(one.name) != one.sig:
+                self._refused[one.name] = one.sig
+                log.warning("this worker does not tick the schedule %r: %s", one.name, error)
             return False
         return one.name in self._declared if one.declared else True
 

@@ -19,13 +19,13 @@ from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, StreamqError
+from streamq.errors import BrokerError, SignatureError, StreamqError
 from streamq.queue.store import Store
-from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.dead_letter_fields import dead_letter_fields
 from streamq.wire.delivery import Delivery
-from streamq.wire.message import dumps, milliseconds, pack_flat
+from streamq.wire.message import Field, as_text, dumps, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect, effects_of_end, has_side_effects
 
 log = SafeLog("streamq")
@@ -106,11 +106,8 @@ class Settler:
                 self._acks.linger()
             case Retry() | Postpone():
                 self._add(delivery, outcome, duration, self._postponement(delivery, outcome))
-            case DeadLetter(reason, failure):
-                self._add(delivery, outcome, duration, partial(_prebuilt, self._dead_letter(delivery, outcome, keep)))
-                log.warning(
-                    "task %s is dead (%s): %s: %s", _name_of(delivery), reason, failure.error_type, failure.error
-                )
+            case DeadLetter():
+                self._settle_dead(delivery, outcome, duration, keep)
             case Release():
                 self.release([delivery])
             case _:
@@ -166,7 +163,10 @@ class Settler:
             changes["starts"] = str(starts)
             if outcome.headers:
                 changes["headers"] = dumps({**delivery.headers, **outcome.headers}).decode()
-        packed = pack_flat(delivery.resend_fields(self._store.keys.group, **changes))
+        fields = delivery.resend_fields(self._store.keys.group, **changes)
+        if (signer := self._store.signer) is not None:
+            fields = as_text(signer.sign(self._store.keys.tiers[delivery.tier].stream, fields))
+        packed = pack_flat(fields)
         elapsed = self._clock.elapsed
         due = elapsed() + outcome.delay
 
@@ -175,13 +175,29 @@ class Settler:
 
         return command
 
-    def _dead_letter(self, delivery: Delivery, outcome: DeadLetter, keep: float | None) -> Command:
-        failure, group = outcome.failure, self._store.keys.group
-        stream = self._store.keys.tiers[delivery.tier].stream
+    def _settle_dead(self, delivery: Delivery, outcome: DeadLetter, duration: float, keep: float | None) -> None:
+        try:
+            self._store.check_signature(delivery)
+            command = self._dead_letter(delivery, outcome, keep)
+        except SignatureError as error:  # nothing in it is believed: no side effects, no replay
+            outcome = DeadLetter(Reason.UNDECODABLE, failure_of(error))
+            fields = self._dead_letter_fields(delivery, outcome, refused=True)
+            command = self._commands.dead_letter(self._name, delivery, fields)
+        self._add(delivery, outcome, duration, partial(_prebuilt, command))
+        failure = outcome.failure
+        log.warning(
+            "task %s is dead (%s): %s: %s", _name_of(delivery), outcome.reason, failure.error_type, failure.error
+        )
+
+    def _dead_letter_fields(self, delivery: Delivery, outcome: DeadLetter, *, refused: bool = False) -> list[Field]:
         fields = dead_letter_fields(
-            delivery, reason=outcome.reason, failure=failure, worker=self._name, stream=stream, died_at=self.now(),
-            group=group,
+            delivery, reason=outcome.reason, failure=outcome.failure, worker=self._name,
+            stream=self._store.keys.tiers[delivery.tier].stream, died_at=self.now(), group=self._store.keys.group,
         )  # fmt: skip
+        return fields if refused or (signer := self._store.signer) is None else signer.sign_dead_letter(fields)
+
+    def _dead_letter(self, delivery: Delivery, outcome: DeadLetter, keep: float | None) -> Command:
+        failure, fields = outcome.failure, self._dead_letter_fields(delivery, outcome)
         for_waiters = {
             "error_type": failure.error_type, "error": failure.error,
             "traceback": failure.traceback[-_TRACEBACK_FOR_WAITERS:], "reason": outcome.reason,

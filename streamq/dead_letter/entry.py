@@ -6,7 +6,7 @@ write entries is in `wire/message.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from streamq.wire.message import entry_ms, iso
+from streamq.wire.signing import Signer
 
 _REPLAYED_FIELDS = (
     "priority",
@@ -35,7 +36,8 @@ class DeadLetterEntry:
     `died_at` and `enqueued_at` are aware datetimes. `starts` counts all runs, with crashed and postponed
     ones. `attempts` counts the runs of the retry budget. `crashed` names the workers that died while they ran
     it. `origin` is its stream and entry id. `raw` contains the bytes of the fields that could not be
-    decoded; it is empty for a task that can be replayed. `options` are the message fields that a replay keeps.
+    decoded; it is empty for a task that can be replayed. `options` are the message fields that a replay keeps,
+    `flat` the fields of the entry as they are in the stream.
     """
 
     entry_id: str
@@ -58,11 +60,17 @@ class DeadLetterEntry:
     headers: Mapping[str, Any] = field(default_factory=dict)
     raw: Mapping[str, bytes] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    flat: Sequence[bytes] = field(default=(), repr=False, compare=False)
 
     @property
     def replayable(self) -> bool:
         """Can this dead letter be replayed?"""
         return bool(self.task_name) and not self.raw
+
+    def check_signature(self, signer: Signer | None) -> None:
+        """Raise SignatureError if messages are signed here, and no worker with a key wrote this dead letter."""
+        if signer is not None:
+            signer.check_dead_letter(self.flat)
 
     @classmethod
     def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterEntry:
@@ -76,6 +84,7 @@ class _Decoder:
     def __init__(self, entry_id: bytes, flat: Sequence[bytes]) -> None:
         pairs = iter(flat)
         self._entry_id = entry_id.decode()
+        self._flat = flat
         self._died_at = datetime.fromisoformat(iso(entry_ms(entry_id) / 1000))
         named = zip(pairs, pairs, strict=False)
         self._fields = {name.decode(errors="backslashreplace"): value for name, value in named}
@@ -104,6 +113,7 @@ class _Decoder:
             headers=self._json("headers", {}),
             options={name: self._text(name, exact=True) for name in _REPLAYED_FIELDS if name in self._fields},
             raw=self._raw,
+            flat=self._flat,
         )
 
     def _text(self, name: str, *, exact: bool = False) -> str:
@@ -138,3 +148,20 @@ class _Decoder:
         except ValueError:
             return None
         return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def matcher(
+    task_name: str | None, reason: str | None, error_type: str | None
+) -> Callable[[DeadLetterEntry], bool] | None:
+    """Return a function that tells whether a dead letter matches, None if all match."""
+    if task_name is None and reason is None and error_type is None:
+        return None
+
+    def matches(dead_letter: DeadLetterEntry) -> bool:
+        return (
+            task_name in (None, dead_letter.task_name)
+            and reason in (None, dead_letter.reason)
+            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
+        )
+
+    return matches

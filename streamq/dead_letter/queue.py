@@ -16,7 +16,7 @@ import anyio
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
-from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.dead_letter.entry import DeadLetterEntry, matcher
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
     BrokerError,
@@ -24,6 +24,7 @@ from streamq.errors import (
     DeadLetterNotFoundError,
     DedupKeyHeldError,
     OutcomeUnknownError,
+    SignatureError,
     UndecodableError,
 )
 from streamq.queue.sending import default_dedup_ttl, new_task_id
@@ -32,6 +33,7 @@ from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
 from streamq.wire.message import Field, Message, milliseconds
+from streamq.wire.signing import Signer
 
 log = SafeLog("streamq")
 
@@ -98,7 +100,7 @@ class DeadLetterQueue:
         """
         store = await self._trimmed_store()
         found: list[DeadLetterEntry] = []
-        matches = _matcher(task_name, reason, error_type)
+        matches = matcher(task_name, reason, error_type)
         size = PAGE if matches is not None else min(PAGE, count)
         while len(found) < count:
             page = await self._page(store, size, after=after, newest_first=not oldest_first)
@@ -182,7 +184,7 @@ class DeadLetterQueue:
         """
         if retries is not None:
             bounds.RETRIES.check(retries)
-        chosen = _matcher(task_name, reason, error_type)
+        chosen = matcher(task_name, reason, error_type)
         if task_id is not None:
             if chosen is not None or limit is not None:
                 raise ConfigurationError("replay takes a task_id or a filter: give one of the two")
@@ -199,6 +201,7 @@ class DeadLetterQueue:
                 f"dead letter {dead_letter.entry_id} (task {dead_letter.task_id!r}) is not a message and cannot be "
                 f"replayed; unreadable: {', '.join(dead_letter.raw) or 'it names no task'}; enqueue a corrected task"
             )
+        dead_letter.check_signature(store.signer)
         tier = self._tier_index(dead_letter)
         if tier is None:
             names = ", ".join(tier.name for tier in self._broker.tiers)
@@ -227,7 +230,9 @@ class DeadLetterQueue:
                 commands: dict[str, Command] = {}
                 for dead_letter in page:
                     tier = self._tier_index(dead_letter)
-                    if not dead_letter.replayable or tier is None or not (matches is None or matches(dead_letter)):
+                    if tier is None or not (matches is None or matches(dead_letter)):
+                        continue
+                    if not _may_be_replayed(dead_letter, store.signer):
                         continue
                     if limit is not None and len(replayed) + len(commands) >= limit:
                         break
@@ -250,9 +255,12 @@ class DeadLetterQueue:
         options = dict(dead_letter.options) if retries is None else {**dead_letter.options, "retries": str(retries)}
         for pair in options.items():
             fields += pair
-        keys, ttl = [self._key, self._broker.keys.tiers[tier].stream], _dedup_ttl(dead_letter)
+        stream, ttl = self._broker.keys.tiers[tier].stream, _dedup_ttl(dead_letter)
+        keys = [self._key, stream]
         if ttl:
             keys.append(self._broker.keys.dedup(dead_letter.options["dedup"]))
+        if (signer := self._broker.store.signer) is not None:
+            fields = signer.sign(stream, fields)
         return step("replay")(keys, dead_letter.entry_id, new_id, ttl, *fields)
 
     def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
@@ -283,7 +291,7 @@ class DeadLetterQueue:
             seconds, micros = await store.one(("TIME",))
             limit = int(seconds) * 1000 + int(micros) // 1000 - round(bounds.OLDER_THAN.check(older_than) * 1000)
             last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=_order)
-        matches = _matcher(task_name, reason, error_type)
+        matches = matcher(task_name, reason, error_type)
         removed = 0
         # By id and not by XTRIM MINID: in Redis 6.2.5 that removes newer entries as well.
         async with aclosing(self._pages(store, last)) as pages:
@@ -337,23 +345,6 @@ class DeadLetterQueue:
             after = page[-1].entry_id
 
 
-def _matcher(
-    task_name: str | None, reason: str | None, error_type: str | None
-) -> Callable[[DeadLetterEntry], bool] | None:
-    """Return a function that tells whether a dead letter matches, None if all match."""
-    if task_name is None and reason is None and error_type is None:
-        return None
-
-    def matches(dead_letter: DeadLetterEntry) -> bool:
-        return (
-            task_name in (None, dead_letter.task_name)
-            and reason in (None, dead_letter.reason)
-            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
-        )
-
-    return matches
-
-
 def _dedup_ttl(dead_letter: DeadLetterEntry) -> int:
     """Return for how long (ms) a replay holds the deduplication key at most, 0 if it holds none."""
     options = dead_letter.options
@@ -363,6 +354,15 @@ def _dedup_ttl(dead_letter: DeadLetterEntry) -> int:
     if noted.isascii() and noted.isdigit() and len(noted) < 16:
         return int(noted)
     return milliseconds(default_dedup_ttl(options.get("dedup_until")))
+
+
+def _may_be_replayed(dead_letter: DeadLetterEntry, signer: Signer | None) -> bool:
+    try:
+        dead_letter.check_signature(signer)
+    except SignatureError as error:
+        log.warning("the dead letter %s is not replayed: %s", dead_letter.entry_id, error)
+        return False
+    return dead_letter.replayable
 
 
 def _entry_id(text: str) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from streamq.doctor import data_checks, delay_checks, key_checks, server_checks, stream_checks, worker_checks
+from streamq.doctor import (
+    data_checks,
+    delay_checks,
+    key_checks,
+    server_checks,
+    signature_checks,
+    stream_checks,
+    worker_checks,
+)
 from streamq.doctor.finding import Finding
 from streamq.doctor.observations import Observations
 
@@ -18,6 +26,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     stream_checks.key_types, stream_checks.streams,
     worker_checks.workers, worker_checks.crashes,
     delay_checks.delayed, delay_checks.schedules, delay_checks.dead_letters,
+    signature_checks.signatures,
     key_checks.keys, server_checks.not_asked,
 )  # fmt: skip
 

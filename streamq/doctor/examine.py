@@ -15,6 +15,7 @@ from streamq.doctor.queries import NOT_READY, Queries
 from streamq.doctor.read_keys import read_keys
 from streamq.doctor.read_rights import ROLES, Role, read_rights
 from streamq.doctor.read_server import read_server
+from streamq.doctor.read_signatures import read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.wire import bounds
@@ -59,6 +60,7 @@ async def observe(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
         late_schedules=await read_late_schedules(queries, now),
+        signatures=await read_signatures(queries, broker.tiers),
         scan=await read_keys(queries, broker.tiers, scan) if scan else None,
     )  # fmt: skip
     return replace(observed, refused=dict(queries.refused))

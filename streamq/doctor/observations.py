@@ -159,6 +159,19 @@ class KeyObservations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Signatures:
+    """How many of the oldest messages are signed. `refused` maps places of those that a worker would refuse to why.
+
+    `checked`: there were keys to check them with.
+    """
+
+    signed: int = 0
+    unsigned: int = 0
+    checked: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """All values that were read. `refused` maps each permission that was missing to the command that needed it.
 
@@ -173,6 +186,7 @@ class Observations:
     dead_key: str = "queue:dead"
     dead: DeadLetters = DeadLetters()
     late_schedules: Mapping[str, float] = field(default_factory=dict)
+    signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,26 +1,30 @@
 """Commands that add a message to a stream or to the delayed set, and the command that withdraws it.
 
 They are built from keys alone; nothing here sends. `queue.sending` decides which message is sent.
+`SignedEnqueueCommands` are those of a broker with signing keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from streamq.client import Command, pack_one
 from streamq.queue.enqueue_requests import GuardedEnqueue, NewestWinsEnqueue
 from streamq.queue.side_effect_arguments import side_effect_arguments
 from streamq.scripts import step
 from streamq.wire.keys import Keys
-from streamq.wire.message import Field, milliseconds
+from streamq.wire.message import Field, as_text, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect
+from streamq.wire.signing import Signer
 
 
 class EnqueueCommands:
     """The commands that producers send, for one set of keys."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, signer: Signer | None = None) -> None:
         self.keys = keys
+        self._signer = signer
 
     def __repr__(self) -> str:
         return f"<EnqueueCommands {self.keys.namespace}>"
@@ -55,7 +59,7 @@ class EnqueueCommands:
         self, workflow_id: str, also: Sequence[SideEffect], guards: Sequence[str] = (), *, accepted: float
     ) -> Command:
         """Return the command that sends the first steps of a workflow, once per guard key within `accepted` seconds."""
-        names, values = side_effect_arguments(self.keys, also)
+        names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("start_workflow")([*guards, *names], workflow_id, len(guards), milliseconds(accepted), *values)
 
     def withdraw(
@@ -68,11 +72,33 @@ class EnqueueCommands:
         """
         members = (task_id, self.keys.retry_member(task_id)) if members is None else members
         keys = self.keys.tiers[tier]
-        names, values = side_effect_arguments(self.keys, also)
+        names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("cancel")(
             [keys.stream, keys.delayed, keys.messages, *names],
             entry_id, self.keys.wake, len(members), *members, *values,
         )  # fmt: skip
+
+
+class SignedEnqueueCommands(EnqueueCommands):
+    """The commands that producers send, with every message signed."""
+
+    def __init__(self, keys: Keys, signer: Signer) -> None:
+        super().__init__(keys, signer)
+        self._signs = signer
+
+    def plain(self, tier: int, fields: Sequence[Field]) -> bytes:
+        """Return the packed command that appends a message to its stream."""
+        return super().plain(tier, self._signs.sign(self.keys.tiers[tier].stream, fields))
+
+    def guarded(self, wanted: GuardedEnqueue) -> Command:
+        """Return the command that accepts a task once per guard key, now or delayed."""
+        fields = as_text(self._signs.sign(self.keys.tiers[wanted.tier].stream, wanted.fields))
+        return super().guarded(replace(wanted, fields=fields, packed=pack_flat(fields)))
+
+    def newest_wins(self, wanted: NewestWinsEnqueue) -> Command:
+        """Return the command that accepts a task with a deduplication key for which the newest message wins."""
+        fields = self._signs.sign_latest(wanted.fields)
+        return super().newest_wins(replace(wanted, fields=fields, packed=pack_flat(fields)))
 
 
 def _due(wanted: GuardedEnqueue | NewestWinsEnqueue) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,8 +24,9 @@ from streamq.scripts import step
 from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require_parser
 from streamq.tasks.task import Call, Task
 from streamq.wire.delivery import Delivery
-from streamq.wire.message import dumps, milliseconds
+from streamq.wire.message import Field, dumps, milliseconds
 from streamq.wire.names import check_name, is_name, qualified
+from streamq.wire.signing import Signer
 
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
 NEVER: Final = 253_402_300_799_000  # ms: the end of the year 9999
@@ -72,21 +73,36 @@ class ScheduleDefinition:
     headers: Mapping[str, Any] = field(default_factory=dict)
     expires: float | None = None
     revision: str = ""
+    sig: str = ""
 
     @property
     def overlap_key(self) -> str:
         """The deduplication key that a run holds where runs must not overlap."""
         return overlap_key(self.name)
 
-    def packed(self) -> bytes:
-        """Return the definition as it is stored in Redis, with its revision."""
-        content = {
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the revision and the signature are of."""
+        return {
             "cron": self.cron, "tz": self.tz, "missed": self.missed, "overlap": self.overlap,
             "declared": self.declared, "task": self.task, "stream": self.stream, "fields": self.fields,
             "headers": self.headers, "expires": self.expires,
         }  # fmt: skip
+
+    def packed(self) -> bytes:
+        """Return the definition as it is stored in Redis, with its revision."""
+        content = self.content
         digest = hashlib.blake2b(dumps(content), digest_size=8).hexdigest()
-        return dumps({**content, "revision": digest})
+        return dumps({**content, "revision": digest, **({"sig": self.sig} if self.sig else {})})
+
+    def signed(self, signer: Signer | None) -> ScheduleDefinition:
+        """Return the definition with its signature, where messages are signed."""
+        return self if signer is None else replace(self, sig=signer.sign_schedule(self.name, dumps(self.content)))
+
+    def check_signature(self, signer: Signer | None) -> None:
+        """Raise SignatureError if messages are signed, and this definition is not signed with an accepted key."""
+        if signer is not None:
+            signer.check_schedule(self.name, dumps(self.content), self.sig)
 
     @classmethod
     def parse(cls, name: str, packed: bytes) -> ScheduleDefinition | None:
@@ -107,7 +123,7 @@ class ScheduleDefinition:
             return None
 
     def _is_valid(self) -> bool:
-        texts = (self.cron, self.tz, self.task, self.stream, self.revision, *self.fields)
+        texts = (self.cron, self.tz, self.task, self.stream, self.revision, self.sig, *self.fields)
         return (
             all(isinstance(text, str) for text in texts)
             and is_name("schedule", self.name)
@@ -244,18 +260,32 @@ def tick_command(
     for at in ticks:
         when = format_tick(at)
         expires = "" if definition.expires is None else milliseconds(at + definition.expires)
-        each += [f"{definition.name}@{when}", dumps({**definition.headers, SCHEDULED_FOR: when}), expires]
+        own: list[Field] = [
+            f"{definition.name}@{when}",
+            dumps({**definition.headers, SCHEDULED_FOR: when}),
+            f"{expires}",
+        ]
+        each += [*own, _signature(store, definition, own)]
     last = milliseconds(ticks[-1]) if ticks else 0
     return step("tick")(
         keys, definition.name, definition.revision, expected, following, last, milliseconds(DEDUP_BOUND), *each
     )
 
 
+def _signature(store: Store, definition: ScheduleDefinition, own: Sequence[Field]) -> Field:
+    """Return the signature of the message of a tick, whose `own` fields tick.lua adds; empty where none is signed."""
+    if store.signer is None:
+        return ""
+    added = [part for name, value in zip(("id", "headers", "expires"), own, strict=True) if value
+             for part in (name, value)]  # fmt: skip
+    return store.signer.sign(definition.stream, [*definition.fields, *added])[-1]
+
+
 async def store_schedule(store: Store, definition: ScheduleDefinition) -> None:
     """Store a schedule that no task declares. Raises ConfigurationError if `@task(cron=...)` declares the name."""
     seconds, micros = await store.one(("TIME",))
     due = first_tick_after(definition, int(seconds) + int(micros) / 1e6)
-    if await register(store, definition, due) is None:
+    if await register(store, definition.signed(store.signer), due) is None:
         raise ConfigurationError(f"the schedule {definition.name!r} is declared by @task(cron=...): give another name")
 
 

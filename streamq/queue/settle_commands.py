@@ -17,6 +17,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import RELEASED_CONSUMER, STATS_KEPT, Keys
 from streamq.wire.message import Field, milliseconds
 from streamq.wire.side_effects import SideEffect
+from streamq.wire.signing import Signer
 
 MOST_ACKS = 1000  # entries of one `ack`: no other command runs during a script
 MOST_RESULTS = 500  # results of one `ack_results`
@@ -26,11 +27,15 @@ MOST_IDS = 500  # ids of one `release`: Lua's unpack allows some thousands
 class SettleCommands:
     """The settle commands of one consumer group, for one set of keys.
 
-    `bound` returns the bound of the dead letter stream; it is called for each dead letter.
+    `bound` returns the bound of the dead letter stream; it is called for each dead letter. `signer` signs the messages
+    that side effects send.
     """
 
-    def __init__(self, keys: Keys, *, bound: Callable[[], DeadLetterBound] = DeadLetterBound) -> None:
+    def __init__(
+        self, keys: Keys, *, bound: Callable[[], DeadLetterBound] = DeadLetterBound, signer: Signer | None = None
+    ) -> None:
         self.keys = keys
+        self._signer = signer
         self._bound = bound
         self._results = keys.result("").encode()
 
@@ -74,12 +79,12 @@ class SettleCommands:
     def ack_side_effects(self, tier: int, entry_id: bytes, also: Sequence[SideEffect]) -> Command:
         """Return the command that acknowledges one entry and carries out side effects; answers as `ack_results`."""
         keys = self.keys.tiers[tier]
-        names, values = side_effect_arguments(self.keys, also)
+        names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("ack_side_effects")([keys.stream, keys.crashes, *names], self.keys.group, entry_id, *values)
 
     def task_started(self, also: Sequence[SideEffect]) -> Command:
         """Return the command that carries out the side effects of a task's start."""
-        names, values = side_effect_arguments(self.keys, also)
+        names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("task_started")(names, *values)
 
     def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
@@ -96,7 +101,7 @@ class SettleCommands:
     ) -> Command:
         """Return the command that moves a held delivery to the dead letters, with side effects; answers 1 or 0."""
         keys = self.keys.tiers[delivery.tier]
-        names, values = side_effect_arguments(self.keys, also)
+        names, values = side_effect_arguments(self.keys, also, self._signer)
         bound = self._bound()
         return step("dead_letter")(
             [keys.stream, keys.crashes, self.keys.dead, *names],

@@ -16,7 +16,7 @@ import redis.exceptions
 from streamq.client import BlockingConnection, Client, Command
 from streamq.clock import SYSTEM, Clock
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
-from streamq.queue.enqueue_commands import EnqueueCommands
+from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
 from streamq.queue.read_commands import ReadCommands
 from streamq.queue.server_errors import translated
@@ -27,6 +27,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import MAX_PAYLOAD, milliseconds
 from streamq.wire.side_effects import SideEffect, effects_of_start
+from streamq.wire.signing import Signer, SigningKeys
 from streamq.wire.tiers import Tier
 
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before the client gives up
@@ -37,21 +38,26 @@ class Store:
     """The queue of one namespace on one server, as one consumer group sees it.
 
     `bound` returns the bound of the dead letter stream; it is called for each dead letter. `max_payload` (bytes) bounds
-    the messages that the steps of a workflow send.
+    the messages that the steps of a workflow send. With `signing` every message is signed, and `signer` checks those
+    that are read.
     """
 
     def __init__(
         self, client: Client, keys: Keys, tiers: Sequence[Tier], *,
         bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock = SYSTEM, max_payload: int = MAX_PAYLOAD,
+        signing: SigningKeys | None = None,
     ) -> None:  # fmt: skip
         self.client = client
         self.keys = keys
         self.tiers = tuple(tiers)
         self.clock = clock
         self.max_payload = max_payload
-        self.enqueue_commands = EnqueueCommands(keys)
+        self.signer = None if signing is None else Signer(signing, namespace=keys.namespace, group=keys.group)
+        self.enqueue_commands = (
+            EnqueueCommands(keys) if self.signer is None else SignedEnqueueCommands(keys, self.signer)
+        )
         self.read_commands = ReadCommands(keys, tiers)
-        self.settle_commands = SettleCommands(keys, bound=bound)
+        self.settle_commands = SettleCommands(keys, bound=bound, signer=self.signer)
 
     def __repr__(self) -> str:
         return f"<Store {self.keys.namespace} group={self.keys.group} on {self.client!r}>"
@@ -144,6 +150,11 @@ class Store:
         if also := effects_of_start(delivery):
             with suppress(BrokerError):  # they are carried out with the end of the task, too
                 await self.one(self.settle_commands.task_started(also))
+
+    def check_signature(self, delivery: Delivery) -> None:
+        """Raise SignatureError if messages are signed here, and this delivery is not signed as they must be."""
+        if self.signer is not None:
+            self.signer.check(self.keys.tiers[delivery.tier].stream, delivery)
 
     async def release_all(self, consumer: str, idle: float, *, but: Collection[bytes] = ()) -> None:
         """Release every entry that is pending for this consumer, known to it or not, except those in `but`."""

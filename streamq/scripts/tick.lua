@@ -1,6 +1,6 @@
 -- tick: the due ticks of a schedule are sent, once in the fleet, and its next tick is set.
 -- KEYS: schedules ticks ticked stream [guard]
--- ARGV: name revision expected_ms next_ms last_ms guard_ttl_ms, then id headers expires for each tick
+-- ARGV: name revision expected_ms next_ms last_ms guard_ttl_ms, then id headers expires sig for each tick
 -- Returns {1 if this call did it, its next tick or -1 if the schedule is gone or changed, the server's time in ms}.
 local name, now = ARGV[1], clock()
 local raw, at = call('HGET', KEYS[1], name), call('ZSCORE', KEYS[2], name)
@@ -14,10 +14,10 @@ call('HLEN', KEYS[3]) -- this and the next lines: what would be refused is refus
 ask(KEYS[2], 'ZADD', 'HSET', 'SET')
 check_stream(KEYS[4])
 local last
-for t = 7, #ARGV, 3 do
+for t = 7, #ARGV, 4 do
   if not KEYS[5] or not call('GET', KEYS[5]) then
     local fields = {unpack(wanted.fields)}
-    for f, name_of in ipairs({'id', 'headers', 'expires'}) do
+    for f, name_of in ipairs({'id', 'headers', 'expires', 'sig'}) do
       if ARGV[t + f - 1] ~= '' then
         fields[#fields + 1] = name_of
         fields[#fields + 1] = ARGV[t + f - 1]

@@ -44,7 +44,7 @@ class Delivery:
 
     __slots__ = (
         "_fields", "crash_proven", "crashed_workers", "entry_id", "flat", "isolated", "only_basic_fields", "owner_died",
-        "redelivered", "state", "tier", "tier_name",
+        "redelivered", "state", "tier", "tier_name", "verified",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Delivery:
         self.isolated = False
         self.crash_proven = False
         self.owner_died = False
+        self.verified = False  # its signature was checked, where messages are signed
         self.only_basic_fields = False  # known to have no fields but task, args, kwargs, id and priority
         self.state: Any = None  # the value that the worker's lifespan yielded
         self._fields: dict[bytes, bytes] | None = None
@@ -193,6 +194,11 @@ class Delivery:
         """The only consumer group that runs it (a retry), None for all groups."""
         return self.fields.get(b"group")
 
+    def replace_arguments(self, args: bytes) -> None:
+        """Replace the positional arguments (JSON)."""
+        self.flat = [part for name, value in {**self.fields, b"args": args}.items() for part in (name, value)]
+        self._fields = None
+
     def check(self, may_send_to: Callable[[str], bool] | None = None) -> None:
         """Raise UndecodableError unless every field can be decoded, and sent again by a retry.
 
@@ -223,6 +229,8 @@ class Delivery:
         fields = {text(k, "a field's name"): text(v, "a field") for k, v in self.fields.items()}
         fields |= {"id": self.task_id, "group": group}
         fields.setdefault("enqueued_at", str(self._entry_moment()))
+        if "sig" in fields:  # it is that of the old fields: `Signer` makes a new one
+            del fields["sig"]
         for name, value in changes.items():
             if value is None:
                 fields.pop(name, None)

@@ -136,7 +136,9 @@ CASES = {
     "register": Case("register", ("schedules", "ticks"), ("m", SCHEDULE, 5, "wake")),
     "unregister": Case("unregister", ("schedules", "ticks", "ticked"), ("n", "wake")),
     "tick": Case(
-        "tick", ("schedules", "ticks", "ticked", "next", "guard"), ("n", "1", 1, 9, 5, 9000, "t1", "", "", "t2", "", "")
+        "tick",
+        ("schedules", "ticks", "ticked", "next", "guard"),
+        ("n", "1", 1, 9, 5, 9000, "t1", "", "", "", "t2", "", "", ""),
     ),
     "once_begin": Case("once_begin", ("once",), (9000, 9000)),
     "once_end": Case("once_end", ("begun",), ("1", 9000, "result")),
