@@ -60,7 +60,8 @@ class RedisBroker:
       `memory://name`, `embedded://` or `embedded:///path/to/data`.
     - `queue_name` makes it a broker of one stream alone. Give `queue_name` or `tiers`, not both.
     - `namespace` is the prefix of every key, `group` the consumer group, `tiers` the priority tiers.
-    - `max_payload` (bytes) limits the size of a message. `connect_timeout` and `reply_timeout` are in seconds.
+    - `max_payload` (bytes) limits the size of a message. `connect_timeout` (s) and `reply_timeout` (s) go
+      before those of the URL; the defaults are 5 and 10.
     - `dead_letters` is how much the dead letter stream keeps.
     - `middleware` wraps every enqueue of this broker and every run of its workers, as the outermost chain.
     - `signing` are the keys with which every message is signed and checked. Without them nothing is.
@@ -72,8 +73,8 @@ class RedisBroker:
     def __init__(
         self, url: str = DEFAULT_URL, *, queue_name: str | None = None, namespace: str | None = None,
         group: str = "workers", tiers: Iterable[Tier] | None = None, max_payload: int = MAX_PAYLOAD,
-        connect_timeout: float = 5.0, reply_timeout: float = 10.0, dead_letters: DeadLetterBound | None = None,
-        clock: Clock = SYSTEM, middleware: MiddlewareChain | None = None,
+        connect_timeout: float | None = None, reply_timeout: float | None = None,
+        dead_letters: DeadLetterBound | None = None, clock: Clock = SYSTEM, middleware: MiddlewareChain | None = None,
         signing: SigningKeys | None = None,
     ) -> None:  # fmt: skip
         if queue_name is not None:
@@ -93,9 +94,10 @@ class RedisBroker:
             raise ConfigurationError(f"signing is of type {type(signing).__name__}: give SigningKeys")
         self.signing = signing
         self._server = ServerUrl(url)
-        self._timeouts: tuple[float, float] = (
-            bounds.CONNECT_TIMEOUT.check(connect_timeout), bounds.REPLY_TIMEOUT.check(reply_timeout),
-        )  # fmt: skip
+        self._timeouts: tuple[float | None, float | None] = (
+            None if connect_timeout is None else bounds.CONNECT_TIMEOUT.check(connect_timeout),
+            None if reply_timeout is None else bounds.REPLY_TIMEOUT.check(reply_timeout),
+        )
         self._builder = MessageBuilder(self.keys, self.tiers, max_payload=max_payload, now=clock.now)
         self._store: Store | None = None
         self._waiters: Waiters | None = None

@@ -553,3 +553,26 @@ async def test_the_client_of_the_broker_is_redis_pys(server, broker):
     await broker.client.set("mine", b"x")
     assert await broker.client.get("mine") == b"x"
     assert orjson.loads(b"1") == 1
+
+
+async def test_the_options_of_a_url_are_kept(server):
+    """`client_name`, `socket_timeout` and `socket_connect_timeout` (docs/client.md); an argument goes before them."""
+    sign = "&" if "?" in server.url else "?"
+    if server.kind == "memory":
+        return
+    url = f"{server.url}{sign}client_name=billing&socket_timeout=1.5&socket_connect_timeout=0.7"
+    async with RedisBroker(url) as broker:
+        assert (broker.client.reply_timeout, broker.client.connect_timeout) == (1.5, 0.7)
+        assert await broker.client.command("CLIENT", "GETNAME") == b"billing"
+    async with RedisBroker(url, reply_timeout=3) as broker:
+        assert (broker.client.reply_timeout, broker.client.connect_timeout) == (3, 0.7)
+    async with RedisBroker(server.url) as broker:
+        assert (broker.client.reply_timeout, broker.client.connect_timeout) == (10.0, 5.0)
+        assert await broker.client.command("CLIENT", "GETNAME") == b"streamq"
+
+
+@pytest.mark.parametrize("url", ["memory://u:hunter2@x", "embedded:///x?password=hunter2", "embedded://u:hunter2@/x"])
+def test_an_embedded_server_has_no_password(url):
+    with pytest.raises(ConfigurationError, match="has no options, user or password") as caught:
+        RedisBroker(url)
+    assert "hunter2" not in str(caught.value)

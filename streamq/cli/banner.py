@@ -6,13 +6,13 @@ import logging
 import platform
 from typing import Any
 
-import click
-
 import streamq
 from streamq.broker import RedisBroker
+from streamq.cli import output
 from streamq.client.address import Address
 from streamq.client.server_features import ServerFeatures
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.wire.printable import printable
 from streamq.worker import Worker
 
 log = SafeLog("streamq.cli")
@@ -84,7 +84,7 @@ def banner_text(description: dict[str, Any]) -> str:
         f"streamq {description['version']} worker {description['worker']} on {description['backend']}, "
         f"Python {description['python']}"
     )
-    return "\n".join([title, *(f"  {name:<12} {value}" for name, value in rows if value)])
+    return "\n".join([printable(title), *(printable(f"  {name:<12} {value}") for name, value in rows if value)])
 
 
 def announce(description: dict[str, Any], *, log_format: str, full: bool) -> None:
@@ -96,4 +96,4 @@ def announce(description: dict[str, Any], *, log_format: str, full: bool) -> Non
     elif log_format == "json":
         log.info("streamq %s worker %s", description["version"], description["worker"], extra={"facts": description})
     else:
-        click.echo(banner_text(description), err=True)
+        output.block(banner_text(description), err=True)

@@ -24,20 +24,32 @@ def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, a
     """Cancel the tasks with these IDs.
 
     A task that waits is withdrawn. If a task runs already, its worker is asked to stop it. Prints one
-    line for each task. Exits with 1 if a task was not found: it has ended, or it never existed.
+    line for each task, and goes on. Exits with 1 if a task was not found: it has ended, it never existed, or
+    no task can have that ID.
     """
-    import orjson  # noqa: PLC0415 - keeps --help light
-
+    from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
+    from streamq.errors import ConfigurationError  # noqa: PLC0415
 
     broker = ServerOptions(**given).broker()
 
-    async def main() -> dict[str, str]:
-        async with broker:
-            return {task_id: await broker.handle(task_id, tier=tier).withdraw() for task_id in task_ids}
+    found: dict[str, str] = {}
 
-    found = run(main)
-    for task_id, was in found.items():
-        line = orjson.dumps({"task_id": task_id, "was": was, "found": was != "unknown"}).decode()
-        click.echo(line if as_json else f"{task_id}: {_OUTCOME_TEXTS[was]}")
+    async def main() -> None:
+        async with broker:
+            if tier is not None:
+                broker.handle("0", tier=tier)  # an unknown tier is an error of all
+            for task_id in task_ids:
+                try:
+                    was = await broker.handle(task_id, tier=tier).withdraw()
+                except ConfigurationError as error:
+                    output.note(f"streamq: {error}")
+                    was = "unknown"
+                found[task_id] = was
+                if as_json:
+                    output.result_json({"task_id": task_id, "was": was, "found": was != "unknown"})
+                else:
+                    output.result(f"{task_id}: {_OUTCOME_TEXTS[was]}")
+
+    run(main)
     ctx.exit(int("unknown" in found.values()))

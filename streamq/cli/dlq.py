@@ -49,8 +49,9 @@ def dlq() -> None:
 def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, newest first."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.ls(_server_options(given), run_dlq.DeadLetterFilter(task, reason), count=count, as_json=as_json)
+    run_dlq.ls(_server_options(given), DeadLetterFilter(task, reason), count=count, as_json=as_json)
 
 
 @dlq.command(short_help="Print new dead letters as they arrive.")
@@ -63,8 +64,9 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 def tail(since: str | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it arrives, until Ctrl-C. It blocks on the server and does not poll."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.tail(_server_options(given), run_dlq.DeadLetterFilter(task, reason), since=since, as_json=as_json)
+    run_dlq.tail(_server_options(given), DeadLetterFilter(task, reason), since=since, as_json=as_json)
 
 
 @dlq.command(no_args_is_help=True, short_help="Show all fields of one dead letter.")
@@ -87,18 +89,23 @@ def show(task_id: str, as_json: bool, **given: Any) -> None:
 @click.option("--retries", type=click.IntRange(min=0),
               help="Retry budget of the replayed task. [default: as before]")  # fmt: skip
 @json_option
+@click.pass_context
 def replay(
-    task_ids: tuple[str, ...], everything: bool, task: str | None, reason: str | None, retries: int | None,
-    as_json: bool, **given: Any,
+    ctx: click.Context, /, task_ids: tuple[str, ...], everything: bool, task: str | None,
+    reason: str | None, retries: int | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Enqueue the tasks of dead letters again and print their new task ids."""
+    """Enqueue the tasks of dead letters again, and print each new task id at once.
+
+    What cannot be replayed is passed over and named on stderr; it stays. Then the exit code is 1.
+    """
     if bool(task_ids) == (everything or task is not None or reason is not None):
         raise CommandLineError("no dead letters chosen: give task ids, or --all, --task or --reason")
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.replay(
-        _server_options(given), task_ids, run_dlq.DeadLetterFilter(task, reason), retries=retries, as_json=as_json
-    )
+    ctx.exit(run_dlq.replay(
+        _server_options(given), task_ids, DeadLetterFilter(task, reason), retries=retries, as_json=as_json
+    ))  # fmt: skip
 
 
 @dlq.command(short_help="Remove all dead letters.")

@@ -33,8 +33,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
     make is reported. Exits with 2 if there is an error (an unreachable server is one), with 1 if
     there is a warning and --strict is given, and with 0 otherwise.
     """
-    import orjson  # noqa: PLC0415 - keeps --help light
-
+    from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.doctor import examine  # noqa: PLC0415
 
@@ -46,24 +45,25 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
 
     report = run(main)
     if as_json:
-        click.echo(orjson.dumps(report.as_dict()))
+        output.result_json(report.as_dict())
     else:
         _print(report, quiet=quiet)
     ctx.exit(report.exit_code(strict=strict))
 
 
 def _print(report: Report, *, quiet: bool) -> None:
-    from streamq.cli.run_dlq import safe  # noqa: PLC0415
+    from streamq.cli import output  # noqa: PLC0415
     from streamq.doctor import Severity  # noqa: PLC0415
+    from streamq.wire.printable import printable  # noqa: PLC0415
 
     columns = max(60, shutil.get_terminal_size((100, 24)).columns)
     for finding in report.findings:
         if not quiet or finding.severity >= Severity.WARNING:
-            code, message, remedy = map(safe, (finding.code, finding.message, finding.remedy))
+            code, message, remedy = map(printable, (finding.code, finding.message, finding.remedy))
             for line in _lines(finding.severity.word, code, message, remedy, columns):
-                click.echo(line)
+                output.result(line)
     counts = ", ".join(f"{count} {word}" for word, count in report.counts.items())
-    click.echo(safe(f"{report.server} namespace={report.namespace} group={report.group}: {counts}"), err=True)
+    output.note(f"{report.server} namespace={report.namespace} group={report.group}: {counts}")
 
 
 def _lines(word: str, code: str, message: str, remedy: str, columns: int) -> list[str]:

@@ -72,19 +72,18 @@ def enqueue(
     server = ServerOptions(**{option: given.pop(option) for option in SERVER_OPTIONS})
     options = {option: value for option, value in given.items() if value is not None}
     kwargs = _kwargs(kwargs_json, pairs)
-    from streamq.cli.run_enqueue import send  # noqa: PLC0415 - keeps --help light
+    from streamq.cli import output  # noqa: PLC0415 - keeps --help light
+    from streamq.cli.run_enqueue import send  # noqa: PLC0415
 
     sent = send(server, name, [json_or_text(arg) for arg in args], kwargs, options)
     if as_json:
-        import orjson  # noqa: PLC0415
-
-        click.echo(orjson.dumps(sent))
+        output.result_json(sent)
         return
     if sent["replaced"]:
-        click.echo("streamq: replaced the waiting message of this task", err=True)
+        output.note("streamq: replaced the waiting message of this task")
     elif not sent["fresh"]:
-        click.echo("streamq: not enqueued: this task already holds the task id or dedup key", err=True)
-    click.echo(sent["task_id"])
+        output.note("streamq: not enqueued: this task already holds the task id or dedup key")
+    output.result(sent["task_id"])
 
 
 def _kwargs(kwargs_json: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:

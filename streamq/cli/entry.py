@@ -11,14 +11,18 @@ from typing import NoReturn
 import click
 
 import streamq
+from streamq.cli import output
 from streamq.cli.cancel import cancel
 from streamq.cli.demo.command import demo
 from streamq.cli.dlq import dlq
 from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
 from streamq.cli.schedules import schedules
-from streamq.cli.usage_errors import INTERRUPTED, USAGE, from_click_error
+from streamq.cli.usage_errors import FAILED, INTERRUPTED, USAGE, from_click_error
 from streamq.cli.worker import worker
+from streamq.diagnostics.safe_text import traceback_of
+
+_MOST_TRACEBACK = 50_000  # characters
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMQ"})
@@ -47,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name="streamq", standalone_mode=False)
-        sys.stdout.flush()
+        output.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        output.block(error.format_message(), err=True)
         return USAGE
     except click.ClickException as error:
         from_click_error(error).show()
@@ -60,4 +64,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # noqa: BLE001 - a fault of ours, with texts that may be a stranger's
+        output.block(traceback_of(error, _MOST_TRACEBACK), err=True)
+        return FAILED
     return code if isinstance(code, int) else 0

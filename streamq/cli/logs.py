@@ -1,4 +1,4 @@
-"""The log format of a worker process: text, or one JSON object per line."""
+"""The log format of a worker process: text, or one JSON object per line. Neither can be forged by what is logged."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-import orjson
+from streamq.wire.printable import json_line, printable, printable_lines
 
+_MOST_TRACEBACK: Final = 50_000  # characters of a traceback, from its end
 _TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s"
+
+
+class TextFormatter(logging.Formatter):
+    """Writes one line for a record. The lines of a traceback follow, indented: no text begins a line of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT, "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text, with escapes for what is not printable."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        lines = [printable(self.formatMessage(record))]
+        if record.exc_info and record.exc_info[0] is not None:
+            lines.append(self.formatException(record.exc_info))
+        elif record.exc_text:
+            lines.append(record.exc_text)
+        if record.stack_info:
+            lines.append(self.formatStack(record.stack_info))
+        return "\n".join([lines[0], *(printable_lines(text[-_MOST_TRACEBACK:], indent="    ") for text in lines[1:])])
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,12 +51,12 @@ class JsonFormatter(logging.Formatter):
             line["exc"] = record.exc_text
         if (facts := getattr(record, "facts", None)) is not None:
             line["facts"] = facts
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return json_line(line)
 
 
 def set_up(log_format: str, level: str) -> None:
     """Send all log records, and Python warnings, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT, "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

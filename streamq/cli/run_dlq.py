@@ -1,48 +1,22 @@
-"""Runs `streamq dlq`: reads the dead letter stream and prints its entries.
+"""Runs `streamq dlq`: prints the entries of the dead letter stream, with every field, known or not.
 
-This module reads the stream itself, because operators want every field of an entry, known or not.
 Replaying and purging go through `DeadLetterQueue`.
 """
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import anyio
-import click
-import orjson
-import redis.exceptions
-
-from streamq.broker import RedisBroker
+from streamq.cli import output
 from streamq.cli.options import ServerOptions
+from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, follow, newest_id, read_newest_first
 from streamq.cli.run_command import run
 from streamq.cli.usage_errors import CommandLineError
-from streamq.client.client import Client
-from streamq.tasks.retry_policy import Backoff
+from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
+from streamq.wire.printable import json_line, printable
 
-_PAGE_SIZE: Final = 500  # entries of one read
-_BLOCK_SECONDS: Final = 5.0  # seconds of one blocking read
-_OUTAGE_BACKOFF: Final = Backoff(base=0.2, factor=2.0, cap=3.0, jitter=False)
-_JSON_FIELDS: Final = ("args", "kwargs", "headers")
-_NUMBER_FIELDS: Final = ("attempts", "starts", "retries", "priority")
-
-DeadLetterFields = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterFilter:
-    """Selects dead letters by task name and reason. None matches any."""
-
-    task: str | None = None
-    reason: str | None = None
-
-    def __contains__(self, entry: DeadLetterFields) -> bool:
-        return self.task in (None, entry.get("task")) and self.reason in (None, entry.get("reason"))
-
+_LONGEST_VALUE: Final = 1 << 20  # characters of a field that `show` prints
 
 # --- commands ----------------------------------------------------------------------------------
 
@@ -58,14 +32,15 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
 
     entries, total = run(main)
     if as_json:
-        _print_json(entries)
+        for entry in entries:
+            output.result_json(entry)
         return
     if entries:
-        click.echo(_HEADER)
+        output.result(_HEADER, cut=True)
     for entry in entries:
-        click.echo(_row(entry))
+        output.result(_row(entry), cut=True)
     summary = f"{broker.keys.dead} holds {total} dead letter{'s' * (total != 1)}"
-    click.echo(summary if len(entries) == total else f"{summary}, {len(entries)} shown", err=True)
+    output.note(summary if len(entries) == total else f"{summary}, {len(entries)} shown")
 
 
 def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | None, as_json: bool) -> None:
@@ -74,13 +49,13 @@ def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | None,
 
     async def main() -> None:
         async with broker:
-            newest = await _newest_id(broker.client, broker.keys.dead)  # raises if the server is not there
+            newest = await newest_id(broker.client, broker.keys.dead)  # raises if the server is not there
             if not as_json:
-                click.echo(_HEADER)
-            async for entry in _follow(broker, newest if since is None else since):
+                output.result(_HEADER, cut=True)
+            async for entry in follow(broker, newest if since is None else since):
                 if entry in filter_:
-                    _print_json([entry]) if as_json else click.echo(_row(entry))
-                    sys.stdout.flush()
+                    output.result_json(entry) if as_json else output.result(_row(entry), cut=True)
+                    output.flush()
 
     run(main)
 
@@ -100,39 +75,50 @@ def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:
     if entry is None:
         raise CommandLineError(f"no dead letter has the task id {id_!r}; list them with 'streamq dlq ls'")
     if as_json:
-        _print_json([entry])
+        output.result_json(entry)
         return
     traceback = str(entry.pop("traceback", ""))
     for name, value in entry.items():
-        text = value if isinstance(value, str) else orjson.dumps(value).decode()
-        click.echo(f"{name:<12} {safe(text)}")
+        text = value if isinstance(value, str) else json_line(value)
+        output.result(f"{printable(name):<12} {text}", limit=_LONGEST_VALUE)
     if traceback:
-        click.echo(f"\n{safe(traceback, lines=True).rstrip()}")
+        output.block(f"\n{traceback}", limit=_LONGEST_VALUE)
 
 
 def replay(
     server: ServerOptions, ids: Sequence[str], filter_: DeadLetterFilter, *, retries: int | None, as_json: bool
-) -> None:
-    """Replay dead letters, oldest first."""
+) -> int:
+    """Replay dead letters, oldest first, and print each at once. Pass over what cannot be. Return the exit code."""
     from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
 
     broker = server.broker()
+    replayed = passed_over = 0
 
-    async def main() -> list[dict[str, str]]:
+    async def main() -> None:
+        nonlocal replayed, passed_over
         async with broker:
-            task_ids = list(ids)
-            if not task_ids:
-                task_ids = [entry["task_id"] async for entry in read_newest_first(broker, filter_)][::-1]
             queue = DeadLetterQueue(broker=broker)
-            return [
-                {"task_id": one, "new_task_id": await queue.replay(task_id=one, retries=retries)} for one in task_ids
-            ]
+            chosen = queue.select(ids) if ids else queue.select(task_name=filter_.task, reason=filter_.reason)
+            async for dead_letter in chosen:
+                try:
+                    if isinstance(dead_letter, str):
+                        raise DeadLetterNotFoundError(dead_letter)
+                    new_id = await queue.replay_entry(dead_letter, retries=retries)
+                except (BrokerUnavailableError, OutcomeUnknownError):
+                    raise
+                except StreamqError as error:
+                    passed_over += 1
+                    output.note(f"streamq: {error}")
+                    continue
+                replayed += 1
+                pair = {"task_id": dead_letter.task_id, "new_task_id": new_id}
+                output.result_json(pair) if as_json else output.result(new_id)
+                output.flush()
 
-    replayed = run(main)
-    for pair in replayed:
-        click.echo(orjson.dumps(pair) if as_json else pair["new_task_id"])
+    run(main)
     if not as_json:
-        click.echo(f"{len(replayed)} replayed", err=True)
+        output.note(f"{replayed} replayed")
+    return output.passed_over(passed_over, "passed over")
 
 
 def purge(server: ServerOptions, *, as_json: bool) -> None:
@@ -146,23 +132,7 @@ def purge(server: ServerOptions, *, as_json: bool) -> None:
             return await DeadLetterQueue(broker=broker).purge()
 
     removed = run(main)
-    click.echo(orjson.dumps({"removed": removed}) if as_json else f"{removed} removed")
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> AsyncIterator[DeadLetterFields]:
-    """Yield the dead letters that match the filter, newest first."""
-    last = "+"
-    while True:
-        rows = await broker.client.command("XREVRANGE", broker.keys.dead, last, "-", "COUNT", _PAGE_SIZE)
-        for entry_id, flat in rows:
-            if (entry := _decoded(entry_id, flat)) in filter_:
-                yield entry
-        if len(rows) < _PAGE_SIZE:
-            return
-        last = f"({rows[-1][0].decode()}"
+    output.result_json({"removed": removed}) if as_json else output.result(f"{removed} removed")
 
 
 async def _first(entries: AsyncIterator[DeadLetterFields], count: int) -> AsyncIterator[DeadLetterFields]:
@@ -173,67 +143,19 @@ async def _first(entries: AsyncIterator[DeadLetterFields], count: int) -> AsyncI
             return
 
 
-async def _follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFields]:
-    """Yield entries after the entry id `last`, without end. If the connection is lost, wait and read on."""
-    client, key = broker.client, broker.keys.dead
-    failures = 0
-    async with client.blocking() as connection:
-        while True:
-            command = ("XREAD", "COUNT", _PAGE_SIZE, "BLOCK", round(_BLOCK_SECONDS * 1000), "STREAMS", key, last)
-            try:
-                reply = await connection.read(command, block=_BLOCK_SECONDS, on_late_reply=lambda _: None)
-            except redis.exceptions.ConnectionError as error:
-                failures += 1
-                if failures == 1:
-                    click.echo(f"streamq: {error}; waiting for the server", err=True)
-                await anyio.sleep(_OUTAGE_BACKOFF.ceiling(min(failures, 8)))
-                continue
-            failures = 0
-            for _, rows in reply or ():
-                for entry_id, flat in rows:
-                    last = entry_id.decode()
-                    yield _decoded(entry_id, flat)
-
-
-async def _newest_id(client: Client, key: str) -> str:
-    """Return the id of the newest entry. With it, unlike with `$`, XREAD misses nothing between two reads."""
-    rows = await client.command("XREVRANGE", key, "+", "-", "COUNT", 1)
-    return rows[0][0].decode() if rows else "0-0"
-
-
-def _decoded(entry_id: bytes, flat: list[bytes]) -> DeadLetterFields:
-    texts = [part.decode(errors="backslashreplace") for part in flat]
-    entry: DeadLetterFields = {"entry_id": entry_id.decode(), **dict(zip(texts[::2], texts[1::2], strict=False))}
-    for name in (*_JSON_FIELDS, *_NUMBER_FIELDS):
-        try:
-            entry[name] = orjson.loads(entry[name])
-        except (KeyError, orjson.JSONDecodeError):
-            continue  # absent, or not JSON: it stays text
-    return entry
-
-
 # --- printing ------------------------------------------------------------------------------------
 
 _HEADER: Final = f"{'DIED AT (UTC)':<19}  {'TASK ID':<20}  {'TASK':<20}  {'REASON':<17}  {'RUNS':>4}  ERROR"
+_LONGEST_CELL: Final = 200  # characters of one value in a row
 
 
 def _row(entry: DeadLetterFields) -> str:
-    died = str(entry.get("died_at", ""))[:19].replace("T", " ")
-    error = f"{entry.get('error_type', '')}: {entry.get('error', '')}".strip(": ")
-    text = (
-        f"{died:<19}  {entry.get('task_id', ''):<20}  {entry.get('task', ''):<20}  {entry.get('reason', ''):<17}  "
-        f"{entry.get('attempts', ''):>4}  {error}"
+    def cell(name: str) -> str:
+        value = entry.get(name, "")
+        return printable(value if isinstance(value, str) else json_line(value), _LONGEST_CELL)
+
+    died = cell("died_at")[:19].replace("T", " ")
+    error = f"{cell('error_type')}: {cell('error')}".strip(": ")
+    return (
+        f"{died:<19}  {cell('task_id'):<20}  {cell('task'):<20}  {cell('reason'):<17}  {cell('attempts'):>4}  {error}"
     )
-    text = safe(text)
-    return text[: shutil.get_terminal_size().columns] if sys.stdout.isatty() else text
-
-
-def safe(text: str, *, lines: bool = False) -> str:
-    """Return a text without control characters: an error message of a task must not control the terminal."""
-    kept = "\n\t" if lines else ""
-    return "".join(char if char.isprintable() or char in kept else repr(char)[1:-1] for char in text)
-
-
-def _print_json(entries: Sequence[DeadLetterFields]) -> None:
-    for entry in entries:
-        click.echo(orjson.dumps(entry))

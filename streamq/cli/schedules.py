@@ -24,10 +24,10 @@ def schedules() -> None:
 @schedules.command("ls", short_help="List schedules.")
 @server_options
 @json_option
-def ls(as_json: bool, **given: Any) -> None:
-    """List schedules, the next tick first."""
-    import orjson  # noqa: PLC0415 - keeps --help light
-
+@click.pass_context
+def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
+    """List schedules, the next tick first. Exits with 1 if one was passed over, because it cannot be shown."""
+    from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
     broker = ServerOptions(**given).broker()
@@ -36,18 +36,22 @@ def ls(as_json: bool, **given: Any) -> None:
         async with broker:
             return await broker.schedules()
 
-    found = run(main)
+    found, unread = run(main), 0
     if as_json:
         for schedule in found:
-            click.echo(orjson.dumps(asdict(schedule)))
-        return
+            try:
+                output.result_json(asdict(schedule))
+            except (TypeError, RecursionError) as error:
+                unread += 1
+                output.note(f"streamq: the schedule {schedule.name!r} cannot be shown as JSON: {error}")
+        ctx.exit(output.passed_over(unread, "passed over"))
     if found:
-        click.echo(_HEADER)
+        output.result(_HEADER)
     for schedule in found:
-        click.echo(_row(schedule))
+        output.result(_row(schedule))
     overdue = sum(schedule.overdue for schedule in found)
     late = f", {overdue} overdue: no running worker sends their ticks" if overdue else ""
-    click.echo(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{late}", err=True)
+    output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{late}")
 
 
 @schedules.command(no_args_is_help=True, short_help="Remove schedules.")
@@ -61,8 +65,7 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     If the code of a running worker declares a schedule, the worker adds it again at once: remove it from the
     code first. Exits with 1 if a schedule was not found.
     """
-    import orjson  # noqa: PLC0415 - keeps --help light
-
+    from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
     broker = ServerOptions(**given).broker()
@@ -73,17 +76,17 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
 
     removed = run(main)
     for name, done in removed.items():
-        line = orjson.dumps({"name": name, "removed": done}).decode()
-        click.echo(line if as_json else f"{name}: {'removed' if done else 'not found'}")
+        if as_json:
+            output.result_json({"name": name, "removed": done})
+        else:
+            output.result(f"{name}: {'removed' if done else 'not found'}")
     ctx.exit(int(not all(removed.values())))
 
 
 def _row(schedule: Schedule) -> str:
-    from streamq.cli.run_dlq import safe  # noqa: PLC0415
-
     source = "code" if schedule.declared else "stored"
     when = f"{schedule.expression} {schedule.tz}" + (", overdue" if schedule.overdue else "")
-    return safe(
+    return (
         f"{_time_text(schedule.next):<19}  {_time_text(schedule.last):<19}  "
         f"{schedule.name:<20}  {schedule.task:<20}  {source:<8}  {when}"
     )

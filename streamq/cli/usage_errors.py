@@ -12,6 +12,7 @@ from typing import IO, Any
 import click
 
 USAGE = 2  # the exit code of every usage error
+FAILED = 1  # something was passed over, was not found, or went wrong in streamq
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 _DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
@@ -28,7 +29,9 @@ class CommandLineError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message to stderr."""
-        click.echo(f"streamq: error: {self.format_message()}", file=file, err=file is None)
+        from streamq.cli import output  # noqa: PLC0415 - keeps --help light
+
+        output.note(f"streamq: error: {self.format_message()}", file=file)
 
 
 def from_click_error(error: click.ClickException) -> CommandLineError:

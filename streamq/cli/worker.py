@@ -89,7 +89,7 @@ def _check_combinations(settings: Any) -> None:
     private = url.startswith("memory:") or url.rstrip("/") == "embedded:"
     if settings.processes > 1 and private:
         raise CommandLineError(
-            f"--url {url} with --processes: each process would have its own server; use embedded:///path/to/data"
+            f"--url {url.partition(':')[0]}:// with --processes: each process would have its own server; use embedded:///path/to/data"
         )
     if settings.processes > 1 and settings.name is not None and "/" in settings.name:
         raise CommandLineError(f"--name {settings.name!r}: with --processes, give a name without '/'")

@@ -1,11 +1,13 @@
 """The address of a server with its credentials: the URL as a frozen value.
 
 This module does no I/O and knows nothing of connections. It shows a password only in the field
-`password`: no `repr`, no `str` and no error message has one.
+`password`: no `repr`, no `str` and no error message has one. A URL that cannot be read may have its password anywhere,
+so an error shows no part of it but a scheme and a place that can be nothing else.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 from urllib.parse import ParseResult, parse_qsl, unquote, urlparse
@@ -28,6 +30,10 @@ _CERT_REQS: Final[dict[str, CertReqs]] = {
     "none": "none",
 }
 _ENCODE: Final = "percent-encode special characters of the password (# is %23, / %2F, ? %3F, @ %40)"
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+_PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?|", re.ASCII)
+_CLIENT_NAME: Final = re.compile(r"[!-~]{1,100}")
+_LONGEST: Final = 86_400.0  # seconds of a timeout
 _OPTIONS: Final = (
     "client_name",
     "db",
@@ -78,6 +84,8 @@ class Address:
         Raises ConfigurationError if the URL cannot be used. The message names the wrong part
         and the remedy, and shows no password.
         """
+        if _UNPRINTABLE.search(url):  # urlparse would drop some of them, and read another password
+            raise _unusable(url, "it has white space or control characters; percent-encode them")
         try:
             parts = urlparse(url)
             port = parts.port
@@ -86,20 +94,23 @@ class Address:
         scheme = _SCHEMES.get(parts.scheme)
         if scheme is None:
             known = ", ".join(f"{name}://" for name in _SCHEMES)
-            raise _unusable(url, f"unknown scheme {parts.scheme!r}; use one of {known}")
+            raise _unusable(url, f"unknown scheme; use one of {known}")
         stray = parts.query if scheme == "unix" else parts.path + parts.query
         if "#" in url or "@" in stray:
             raise _unusable(url, f"it has '#', or '@' after the host; {_ENCODE}")
-        options = _options(url, parts.query)
+        options = _options(url, parts.query, scheme)
+        host = unquote(parts.hostname or "") or "localhost"
+        if not host.isprintable() or " " in host:
+            raise _unusable(url, "its host has characters that no name of a host has")
         return cls(
             scheme=scheme,
-            host=unquote(parts.hostname or "") or "localhost",
+            host=host,
             port=port or 6379,
             path=_socket_path(url, parts) if scheme == "unix" else "",
             db=_db(url, options.get("db") or ("" if scheme == "unix" else parts.path.strip("/"))),
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
-            client_name=options.get("client_name"),
+            client_name=_client_name(url, options.get("client_name")),
             connect_timeout=_seconds(url, "socket_connect_timeout", options),
             reply_timeout=_seconds(url, "socket_timeout", options),
             ssl_cert_reqs=_cert_reqs(url, options.get("ssl_cert_reqs", "required")),
@@ -113,40 +124,58 @@ class Address:
     def place(self) -> str:
         """Where the server listens: `host:port`, or the path of its socket."""
         if self.scheme == "unix":
-            return self.path
+            return _printable(self.path)
         if self.scheme == "memory":
             return "memory"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        user = self.username or ""
+        user = _printable(self.username or "")
         credentials = f"{user}:***@" if self.password else f"{user}@" if user else ""
         if self.scheme == "memory":
             return f"memory://{self.path}"
         if self.scheme == "unix":
-            return f"unix://{credentials}{self.path}" + (f"?db={self.db}" if self.db else "")
+            return f"unix://{credentials}{_printable(self.path)}" + (f"?db={self.db}" if self.db else "")
         return f"{self.scheme}://{credentials}{self.place}/{self.db}"
 
 
 def _unusable(url: str, reason: str) -> ConfigurationError:
-    """Return the error for a URL. It shows no user, password or options: they may be secret."""
+    """Return the error for a URL. It shows no user, password, path or options: they may be secret."""
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not separator or not re.fullmatch(r"[A-Za-z+]{1,20}", scheme):
         return ConfigurationError(f"not a URL of a server: {reason}")
-    shown = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
-    hidden = "***@" if "@" in rest else ""
-    return ConfigurationError(f"the URL {scheme}://{hidden}{shown} cannot be used: {reason}")
+    place, credentials = re.split(r"[/?#]", rest, maxsplit=1)[0], ""
+    if "@" in place:
+        place, credentials = place.rpartition("@")[2], "***@"
+    if rest.count("@") > bool(credentials) or not _PLACE.fullmatch(place):
+        place, credentials = "***", ""  # the password may have an unescaped '/' or '@', or stand where the host should
+    return ConfigurationError(f"the URL {scheme}://{credentials}{place} cannot be used: {reason}")
 
 
-def _options(url: str, query: str) -> dict[str, str]:
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _options(url: str, query: str, scheme: Scheme) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise _unusable(url, f"unknown option {name!r}; known are {', '.join(_OPTIONS)}")
+            named = f" {name!r}" if re.fullmatch(r"[a-z_]{1,40}", name) else ""
+            raise _unusable(url, f"unknown option{named}; known are {', '.join(_OPTIONS)}")
+        if name in options:
+            raise _unusable(url, f"the option {name!r} is given twice; give it once")
+        if name.startswith("ssl_") and scheme != "rediss":
+            raise _unusable(url, f"the option {name!r} is for TLS, and this connection has none; write rediss://")
         if not value:
             raise _unusable(url, f"the option {name!r} has no value; give it one or leave it out")
         options[name] = value
     return options
+
+
+def _client_name(url: str, text: str | None) -> str | None:
+    if text is not None and not _CLIENT_NAME.fullmatch(text):
+        raise _unusable(url, "client_name must have 1 to 100 printable ASCII characters, and no space")
+    return text
 
 
 def _socket_path(url: str, parts: ParseResult) -> str:
@@ -161,8 +190,10 @@ def _socket_path(url: str, parts: ParseResult) -> str:
 def _db(url: str, text: str) -> int:
     if not text:
         return 0
-    if not (text.isascii() and text.isdigit()):
-        raise _unusable(url, f"the database {text!r} is not a number; write one from 0 on, as in redis://host:6379/0")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise _unusable(
+            url, f"the database {text[:20]!r} is not a number; write one from 0 on, as in redis://host:6379/0"
+        )
     return int(text)
 
 
@@ -174,15 +205,17 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise _unusable(url, f"{name}={text!r} is not a number of seconds above 0; write for example {name}=5")
+    if not 0.0 < seconds <= _LONGEST:
+        raise _unusable(
+            url, f"{name}={text[:20]!r} is not a number of seconds above 0, up to 86400; write for example {name}=5"
+        )
     return seconds
 
 
 def _cert_reqs(url: str, text: str) -> CertReqs:
     value = _CERT_REQS.get(text.lower())
     if value is None:
-        raise _unusable(url, f"ssl_cert_reqs={text!r}; write required, optional or none")
+        raise _unusable(url, f"ssl_cert_reqs={text[:20]!r}; write required, optional or none")
     return value
 
 
@@ -193,4 +226,4 @@ def _flag(url: str, name: str, text: str) -> bool:
         case "0" | "false" | "no" | "off":
             return False
         case _:
-            raise _unusable(url, f"{name}={text!r}; write true or false")
+            raise _unusable(url, f"{name}={text[:20]!r}; write true or false")

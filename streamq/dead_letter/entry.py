@@ -6,7 +6,7 @@ write entries is in `wire/message.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -148,20 +148,3 @@ class _Decoder:
         except ValueError:
             return None
         return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-def matcher(
-    task_name: str | None, reason: str | None, error_type: str | None
-) -> Callable[[DeadLetterEntry], bool] | None:
-    """Return a function that tells whether a dead letter matches, None if all match."""
-    if task_name is None and reason is None and error_type is None:
-        return None
-
-    def matches(dead_letter: DeadLetterEntry) -> bool:
-        return (
-            task_name in (None, dead_letter.task_name)
-            and reason in (None, dead_letter.reason)
-            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
-        )
-
-    return matches

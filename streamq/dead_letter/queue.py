@@ -6,7 +6,7 @@ workers. They write dead letters with `scripts/dead_letter.lua`, which keeps the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +16,8 @@ import anyio
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
-from streamq.dead_letter.entry import DeadLetterEntry, matcher
+from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, order
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
     BrokerError,
@@ -27,12 +28,12 @@ from streamq.errors import (
     SignatureError,
     UndecodableError,
 )
-from streamq.queue.sending import default_dedup_ttl, new_task_id
+from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
-from streamq.wire.message import Field, Message, milliseconds
+from streamq.wire.message import Field, Message
 from streamq.wire.signing import Signer
 
 log = SafeLog("streamq")
@@ -133,7 +134,7 @@ class DeadLetterQueue:
         before its end (`contextlib.aclosing`).
         """
         store = await self._trimmed_store()
-        last = _entry_id(after) if after is not None else await self._newest_id(store)
+        last = checked_entry_id(after) if after is not None else await self._newest_id(store)
         failures = 0
         async with store.client.blocking() as connection:
             while True:
@@ -193,9 +194,37 @@ class DeadLetterQueue:
             raise ConfigurationError("replay needs a task_id, a filter (task_name, reason, error_type) or a limit")
         return await self._replay_all(chosen, limit, retries)
 
-    async def _replay_one(self, task_id: str, retries: int | None) -> str:
+    async def select(
+        self, ids: Collection[str] = (), *, task_name: str | None = None, reason: str | None = None,
+        error_type: str | None = None,
+    ) -> AsyncGenerator[DeadLetterEntry | str, None]:  # fmt: skip
+        """Yield the newest dead letter of each of these ids; or all that match and are there now, oldest first.
+
+        Reads the stream once. An id that has no dead letter is yielded itself.
+        """
         store = await self._trimmed_store()
-        dead_letter = await self.find(task_id)
+        last = await self._newest_id(store)
+        matches, wanted, found = matcher(task_name, reason, error_type), set(ids), dict[str, DeadLetterEntry]()
+        async with aclosing(self._pages(store, last)) as pages:
+            async for page in pages:
+                for dead_letter in page:
+                    if wanted:
+                        own = wanted & {dead_letter.entry_id, dead_letter.task_id}
+                        found.update(dict.fromkeys(own, dead_letter))
+                    elif matches is None or matches(dead_letter):
+                        yield dead_letter
+        for one in dict.fromkeys(ids):
+            yield found.get(one, one)
+
+    async def replay_entry(self, dead_letter: DeadLetterEntry, *, retries: int | None = None) -> str:
+        """Enqueue one dead letter again, and return its new task id. Raises what `replay` raises."""
+        return await self._replay_letter(dead_letter, dead_letter.task_id, retries)
+
+    async def _replay_one(self, task_id: str, retries: int | None) -> str:
+        return await self._replay_letter(await self.find(task_id), task_id, retries)
+
+    async def _replay_letter(self, dead_letter: DeadLetterEntry, task_id: str, retries: int | None) -> str:
+        store = await self._trimmed_store()
         if not dead_letter.replayable:
             raise UndecodableError(
                 f"dead letter {dead_letter.entry_id} (task {dead_letter.task_id!r}) is not a message and cannot be "
@@ -255,7 +284,7 @@ class DeadLetterQueue:
         options = dict(dead_letter.options) if retries is None else {**dead_letter.options, "retries": str(retries)}
         for pair in options.items():
             fields += pair
-        stream, ttl = self._broker.keys.tiers[tier].stream, _dedup_ttl(dead_letter)
+        stream, ttl = self._broker.keys.tiers[tier].stream, dedup_ttl(dead_letter)
         keys = [self._key, stream]
         if ttl:
             keys.append(self._broker.keys.dedup(dead_letter.options["dedup"]))
@@ -290,7 +319,7 @@ class DeadLetterQueue:
         if older_than is not None:
             seconds, micros = await store.one(("TIME",))
             limit = int(seconds) * 1000 + int(micros) // 1000 - round(bounds.OLDER_THAN.check(older_than) * 1000)
-            last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=_order)
+            last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=order)
         matches = matcher(task_name, reason, error_type)
         removed = 0
         # By id and not by XTRIM MINID: in Redis 6.2.5 that removes newer entries as well.
@@ -329,7 +358,7 @@ class DeadLetterQueue:
     async def _page(self, store: Store, size: int, *, after: str | None, newest_first: bool) -> list[DeadLetterEntry]:
         if size <= 0:
             return []
-        start = None if after is None else f"({_entry_id(after)}"
+        start = None if after is None else f"({checked_entry_id(after)}"
         first, last = (start or "+", "-") if newest_first else (start or "-", "+")
         command = ("XREVRANGE" if newest_first else "XRANGE", self._key, first, last, "COUNT", size)
         return [DeadLetterEntry.of(entry_id, flat) for entry_id, flat in await store.one(command)]
@@ -339,21 +368,10 @@ class DeadLetterQueue:
         after: str | None = None
         while True:
             page = await self._page(store, PAGE, after=after, newest_first=False)
-            yield [dead_letter for dead_letter in page if _order(dead_letter.entry_id) <= _order(last)]
-            if len(page) < PAGE or _order(page[-1].entry_id) >= _order(last):
+            yield [dead_letter for dead_letter in page if order(dead_letter.entry_id) <= order(last)]
+            if len(page) < PAGE or order(page[-1].entry_id) >= order(last):
                 return
             after = page[-1].entry_id
-
-
-def _dedup_ttl(dead_letter: DeadLetterEntry) -> int:
-    """Return for how long (ms) a replay holds the deduplication key at most, 0 if it holds none."""
-    options = dead_letter.options
-    if not options.get("dedup"):
-        return 0
-    noted = options.get("dedup_ttl", "")
-    if noted.isascii() and noted.isdigit() and len(noted) < 16:
-        return int(noted)
-    return milliseconds(default_dedup_ttl(options.get("dedup_until")))
 
 
 def _may_be_replayed(dead_letter: DeadLetterEntry, signer: Signer | None) -> bool:
@@ -363,18 +381,6 @@ def _may_be_replayed(dead_letter: DeadLetterEntry, signer: Signer | None) -> boo
         log.warning("the dead letter %s is not replayed: %s", dead_letter.entry_id, error)
         return False
     return dead_letter.replayable
-
-
-def _entry_id(text: str) -> str:
-    ms, _, sequence = text.partition("-")
-    if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
-        raise ConfigurationError(f"after={text!r} is not an entry id: give the entry_id of a dead letter")
-    return text
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence or 0)
 
 
 def _ignore_late_reply(_: Any) -> None:

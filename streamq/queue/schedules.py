@@ -315,7 +315,7 @@ async def list_schedules(store: Store) -> list[Schedule]:
 def _described(stored: StoredSchedule, now: int, last: bytes | None) -> Schedule:
     due = None if stored.due is None or stored.due >= NEVER else _moment(stored.due)
     overdue = stored.due is not None and stored.due < now - ON_TIME * 1000
-    sent = _moment(int(last)) if last is not None and last.isdigit() else None
+    sent = _moment(int(last)) if last is not None and last.isdigit() and len(last) < 20 else None
     one = stored.definition
     if one is None:
         return Schedule(stored.name, "", "UTC", "", [], {}, "last", True, False, due, sent, overdue)

@@ -10,6 +10,7 @@ from typing import Any
 import anyio.abc
 
 from streamq.client import Address, BackgroundTasks, Client, OwnedGroup, Resources
+from streamq.errors import ConfigurationError
 
 _EMBEDDED = ("memory", "embedded")
 
@@ -24,7 +25,9 @@ class ServerUrl:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._scheme = url.partition("://")[0]
+        self._scheme = url.partition("://")[0].lower()
+        if self._scheme in _EMBEDDED:
+            _check_embedded(self._scheme, url)
         self._address = Address.parse("unix:///memory" if self._scheme in _EMBEDDED else url)
 
     def __repr__(self) -> str:
@@ -32,15 +35,19 @@ class ServerUrl:
         return self.url if self._scheme in _EMBEDDED else repr(self._address)
 
     async def connect(
-        self, resources: Resources, connect_timeout: float, reply_timeout: float
+        self, resources: Resources, connect_timeout: float | None, reply_timeout: float | None
     ) -> tuple[Client, anyio.abc.TaskGroup]:
-        """Open a client, and a task group for what uses it, among `resources`. Timeouts are in seconds."""
+        """Open a client, and a task group for what uses it, among `resources`.
+
+        Timeouts are in seconds. None: as the URL says, else the client's default.
+        """
         # The tasks that use the client end before it, those that an embedded server runs on end after it.
         background = await resources.open(BackgroundTasks())
         address, dial = await self._start(resources, background)
         client = Client(
-            address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client_name="streamq"
-        )
+            address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout,
+            client_name=address.client_name or "streamq",
+        )  # fmt: skip
         await resources.open(client)
         return client, await resources.open(OwnedGroup())
 
@@ -59,3 +66,13 @@ class ServerUrl:
             await resources.open(embedded)
             return Address.parse(embedded.url), None
         return self._address, None
+
+
+def _check_embedded(scheme: str, url: str) -> None:
+    """Raise ConfigurationError for what the URL of an embedded server cannot have. It is not shown."""
+    rest = url.partition("://")[2]
+    if any(char in rest for char in "?#@") or not rest.isprintable():
+        raise ConfigurationError(
+            f"the URL {scheme}://*** cannot be used: an embedded server has no options, user or password; "
+            f"write {'memory:// or memory://name' if scheme == 'memory' else 'embedded:// or embedded:///path/to/data'}"
+        )

@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+from streamq.cli.entry import _run
+
 
 @pytest.fixture
 def valkey(shared_server):
@@ -99,3 +101,113 @@ def test_replay_and_purge(streamq, valkey):
     code, output = streamq("dlq", "purge", "--yes", "--url", valkey.url)
     assert code == 0, output
     assert valkey.command("XLEN", "queue:dead") == 0
+
+
+HOSTILE = {
+    "a name of a field": {"\x1b]0;PWNED\x07": "v", "task": "t"},
+    "attempts that are null": {"task_id": "a", "task": "t", "attempts": "null"},
+    "attempts that are a list": {"task_id": "a", "task": "t", "attempts": "[1]"},
+    "deep arguments": {"task_id": "a", "task": "t", "args": "[" * 254 + "]" * 254},
+    "deeper arguments": {"task_id": "a", "task": "t", "args": "[" * 2000 + "]" * 2000},
+    "a number of many digits": {"task_id": "a", "task": "t", "retries": "9" * 5000, "attempts": "9" * 40},
+    "bytes": {"task_id": b"\xff\xfe", "task": b"\xff", "args": b"\xff"},
+    "no task id": {"x": "y"},
+    "a field entry_id": {"entry_id": "1-1", "task_id": "a", "task": "t"},
+    "a huge name": {"task_id": "t" * 100_000, "task": "x" * 200_000, "error": "e\n" * 10_000},
+    "forged lines": {"task_id": "a\nqueue:dead holds 0", "task": "\x9b2J", "error": "\u202e\u2028", "reason": "\r"},
+}
+
+
+@pytest.fixture
+def here(valkey, capfd):
+    """Run a command in this process, and return its exit code and its lines on stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+        code = _run([*arguments, "--url", valkey.url])
+        out, err = capfd.readouterr()
+        assert all(char.isprintable() or char == "\n" for char in out + err), arguments
+        return code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE.keys())
+def test_one_hostile_letter_ends_no_command_and_drives_no_terminal(here, valkey, fields):
+    """P13: it is shown with escapes, or passed over; the others are listed, shown and replayed."""
+    die(valkey, "before")
+    entry = valkey.command("XADD", "queue:dead", "*", *(part for pair in fields.items() for part in pair)).decode()
+    die(valkey, "after")
+    code, out, err = here("dlq", "ls")
+    assert (code, len(out), err) == (0, 4, ["queue:dead holds 3 dead letters"])
+    assert "before" in out[3]
+    assert "after" in out[1]
+    code, out, _ = here("dlq", "ls", "--json")
+    assert (code, len([json.loads(line) for line in out])) == (0, 3)
+    assert here("dlq", "show", entry)[0] == 0
+    code, out, _ = here("dlq", "show", entry, "--json")
+    assert (code, json.loads(out[0])["entry_id"]) == (0, entry)
+    code, out, err = here("dlq", "replay", "--all")
+    left = valkey.command("XLEN", "queue:dead")
+    assert (code, left, len(out), valkey.command("XLEN", "queue:standard")) == (1, 1, 2, 2)
+    assert err[-2:] == ["2 replayed", "streamq: 1 passed over"]
+
+
+def test_replay_passes_over_what_it_cannot_replay_and_says_why(here, valkey):
+    """By id as well: unknown ids, unknown tiers, letters that are no message, keys that another task holds."""
+    die(valkey, "good")
+    valkey.command("XADD", "queue:dead", "*", "task_id", "tier", "task", "send", "tier", "nosuch")
+    valkey.command("XADD", "queue:dead", "*", "task_id", "raw", "task", "send", "tier", "standard", "args", "[")
+    valkey.command("XADD", "queue:dead", "*", "task_id", "key", "task", "send", "tier", "standard", "dedup", "k")
+    valkey.command("SET", "queue:dedup:k", "holder")
+    die(valkey, "last")
+    code, out, err = here("dlq", "replay", "good", "nobody", "tier", "raw", "key", "last")
+    assert (code, len(out), err[-2:]) == (1, 2, ["2 replayed", "streamq: 4 passed over"])
+    assert any("task 'holder' holds its deduplication key" in line for line in err)
+    assert any("'nobody'" in line for line in err)
+    assert (valkey.command("XLEN", "queue:dead"), valkey.command("XLEN", "queue:standard")) == (3, 2)
+
+
+def test_replay_is_linear(here, valkey):
+    """2,000 letters take two reads of the stream, not one for each."""
+    for number in range(0, 2000, 100):
+        valkey.command(
+            "EVAL", "for n = 1, 100 do redis.call('XADD', KEYS[1], '*', 'task_id', ARGV[1] .. n, 'task', 'send', "
+            "'tier', 'standard') end", 1, "queue:dead", f"t{number}.",
+        )  # fmt: skip
+    valkey.command("CONFIG", "RESETSTAT")
+    code, out, _ = here("dlq", "replay", "--all")
+    assert (code, len(out), valkey.command("XLEN", "queue:dead")) == (0, 2000, 0)
+    reads = [line for line in valkey.command("INFO", "commandstats").decode().splitlines() if ":calls" in line]
+    (ranges,) = [line for line in reads if line.startswith("cmdstat_xrange:")]
+    assert int(ranges.split("calls=")[1].split(",")[0]) < 2100  # one in each step, and the pages
+
+
+def test_an_id_that_cannot_be_one_stops_no_other(here, valkey):
+    valkey.command("XADD", "queue:standard", "*", "task", "send", "id", "t1")
+    code, out, err = here("cancel", "a b", "\x1b[2J", "t1", "gone")
+    assert (code, out) == (1, ["a b: not found", "\\x1b[2J: not found", "t1: withdrawn", "gone: not found"])
+    assert len(err) == 2
+
+
+def test_schedules_that_nobody_can_read_are_listed(here, valkey):
+    odd = "\x1b]0;PWNED\x07\nforged"
+    valkey.command("HSET", "queue:schedules", odd, json.dumps({"cron": odd, "task": odd, "stream": "s", "fields": []}))
+    deep = '{"cron":"* * * * *","task":"t","stream":"q","fields":["task","t","args","' + "[" * 300 + "]" * 300 + '"]}'
+    valkey.command("HSET", "queue:schedules", "deep", deep, "good", deep.replace("[" * 300 + "]" * 300, "[]"))
+    valkey.command("HSET", "queue:ticked", "deep", "9" * 5000)
+    code, out, _ = here("schedules", "ls")
+    assert (code, len(out)) == (0, 4)
+    code, out, err = here("schedules", "ls", "--json")
+    assert (code, len(out)) == (1, 2)
+    assert err[-1] == "streamq: 1 passed over"
+
+
+def test_errors_that_quote_an_argument_are_escaped(here):
+    """Of click, of ours, and of the server."""
+    for arguments in (
+        ("enqueue", "\x1b[2J"), ("enqueue", "a", "--tier", "\x9b"), ("dlq", "show", "\x1b"), ("dlq", "ls", "--\x1b"),
+        ("dlq", "ls", "-n", "\x1b\n2"), ("enqueue", "a", "-k", "\u202e"), ("\x1b",),
+        ("dlq", "ls", "--namespace", "\x1b"),
+    ):  # fmt: skip
+        code, out, err = here(*arguments)
+        assert (code, out, len(err)) == (2, [], 1), arguments

@@ -37,7 +37,7 @@ def test_parse(url, expected):
         ("redis://u:sec:ret@h/x", "'x' is not a number"),
         ("redis://u:secret@h?db=-1", "'-1' is not a number"),
         ("redis://u:secret@h:port", "percent-encode"),
-        ("http://u:secret@h", "'http'"),
+        ("http://u:secret@h", "unknown scheme"),
         ("redis://u:secret@h?max_connections=5", "max_connections"),
         ("redis://u:secret@h?socket_timeout=0", "socket_timeout"),
         ("redis://u:secret@h?socket_timeout=nan", "socket_timeout"),
@@ -64,6 +64,50 @@ def test_refused(url, named):
     assert "secret" not in str(caught.value)
     assert "sec:ret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+PASSWORD = "hunter2"
+ODD = [
+    f"redis://u:{PASSWORD}/", f"redis://:{PASSWORD}", f"redis://u:{PASSWORD}/x@h", f"redis://u:{PASSWORD}#x@h",
+    f"redis://u:{PASSWORD}?x@h", f"redis://u:{PASSWORD}[@h", f"redis:u:{PASSWORD}@h", f"u:{PASSWORD}@h",
+    f"http://u:{PASSWORD}@h/", f" redis://u:{PASSWORD}@h/0", f"redis://u:{PASSWORD}\n@h", f"redis://u:{PASSWORD}\t@h",
+    f"redis://u:{PASSWORD}@h:port/", f"redis://u:a@{PASSWORD}/x@h/abc", f"redis://h?password={PASSWORD}",
+    f"redis://h?{PASSWORD}", f"redis://h?{PASSWORD}=1", f"redis://u:{PASSWORD}@h?db=x", f"redis://u:{PASSWORD}@h/abc",
+    f"redis://u:{PASSWORD}@h?foo=bar", f"unix://u:{PASSWORD}@host/x", f"unix:///?x={PASSWORD}",
+    f"redis://u:{PASSWORD}@h?ssl_cert_reqs=none", f"{PASSWORD}://h", PASSWORD, f"redis://u:{PASSWORD}@a%00b",
+    f"redis://u:{PASSWORD}@h?client_name=a%20b", f"rediss://u:{PASSWORD}@h?ssl_check_hostname=x",
+    f"redis://u:{PASSWORD}\x1b[31m@h", f"redis://u:{PASSWORD}\u2028@h:x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ODD)
+def test_no_error_shows_a_password_wherever_it_stands(url):
+    """P13: also without a host, with an unescaped '/', '?', '#' or '@', and in an option."""
+    with pytest.raises(ConfigurationError) as caught:
+        Address.parse(url)
+    text = str(caught.value)
+    assert PASSWORD not in text
+    assert text.isprintable()
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("scheme", ["redis", "valkey", "unix"])
+@pytest.mark.parametrize("name", ["ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_options_of_tls_need_tls(scheme, name):
+    """Else a URL that looks safe would send its password in the clear."""
+    url = f"{scheme}://{'/run/x' if scheme == 'unix' else 'h'}?{name}=none"
+    with pytest.raises(ConfigurationError, match=f"'{name}' is for TLS, and this connection has none; write rediss://"):
+        Address.parse(url)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["client_name=a&client_name=b", "client_name=a%0Ab", "client_name=", "socket_timeout=1e9", "socket_timeout=-1",
+     "socket_connect_timeout=x", "retry_on_timeout=1", "protocol=3", "db=99999999999"],
+)  # fmt: skip
+def test_an_option_that_cannot_be_kept_is_refused_by_name(query):
+    with pytest.raises(ConfigurationError, match=query.partition("=")[0] if "db" not in query else "database"):
+        Address.parse(f"redis://h?{query}")
 
 
 def test_no_password_in_repr():

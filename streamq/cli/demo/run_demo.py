@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
-import click
 import orjson
 
 from streamq.broker import RedisBroker
-from streamq.cli import logs
+from streamq.cli import logs, output
 from streamq.cli.demo import environment, tasks
 from streamq.cli.demo.corpus import TIERS, Corpus, corpus
 from streamq.cli.demo.run_log import RunLog
+from streamq.cli.read_dead_letters import DeadLetterFilter, read_newest_first
 from streamq.cli.run_command import run, uvloop_installed
-from streamq.cli.run_dlq import DeadLetterFilter, read_newest_first
 from streamq.cli.usage_errors import CommandLineError
 
 try:
@@ -152,7 +151,7 @@ async def _run_on_server(console: Console, options: _Options) -> bool:
                 if not options.keep:
                     await environment.clean_up(broker, began)
             if options.as_json:
-                click.echo(orjson.dumps(as_json(outcome), option=orjson.OPT_INDENT_2))
+                output.result_json(as_json(outcome))
             else:
                 print_summary(console, outcome)
             if options.keep and options.url is None and not url.startswith("memory:"):

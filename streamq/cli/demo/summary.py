@@ -15,7 +15,7 @@ from rich.table import Table
 from streamq.cli.demo.corpus import TIERS, Corpus
 from streamq.cli.demo.progress_view import COLOURS
 from streamq.cli.demo.run_log import RunLog, percentile
-from streamq.cli.run_dlq import safe
+from streamq.wire.printable import printable
 
 _DEAD_SHOWN = 12
 
@@ -150,7 +150,7 @@ def _print_dead(console: Console, outcome: Outcome) -> None:
         return
     console.print(f"[bold]{len(dead)} files do not parse[/] and are dead letters:", highlight=False)
     for name, dead_letter in sorted(dead.items())[:_DEAD_SHOWN]:
-        error = safe(f"{dead_letter.get('error_type')}: {dead_letter.get('error')}")
+        error = printable(f"{dead_letter.get('error_type')}: {dead_letter.get('error')}")
         line = f"  {escape(name)}  [dim]{dead_letter.get('reason')} after {dead_letter.get('attempts')} runs[/]"
         console.print(line, highlight=False, soft_wrap=True)
         console.print(f"    [red]{escape(error)}[/]", highlight=False, soft_wrap=True)

@@ -1,0 +1,52 @@
+"""Which dead letters are chosen, and in which order. Pure: reads no stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.errors import ConfigurationError
+from streamq.queue.sending import default_dedup_ttl
+from streamq.wire.message import milliseconds
+
+
+def matcher(
+    task_name: str | None, reason: str | None, error_type: str | None
+) -> Callable[[DeadLetterEntry], bool] | None:
+    """Return a function that tells whether a dead letter matches, None if all match."""
+    if task_name is None and reason is None and error_type is None:
+        return None
+
+    def matches(dead_letter: DeadLetterEntry) -> bool:
+        return (
+            task_name in (None, dead_letter.task_name)
+            and reason in (None, dead_letter.reason)
+            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
+        )
+
+    return matches
+
+
+def dedup_ttl(dead_letter: DeadLetterEntry) -> int:
+    """Return for how long (ms) a replay holds the deduplication key at most, 0 if it holds none."""
+    options = dead_letter.options
+    if not options.get("dedup"):
+        return 0
+    noted = options.get("dedup_ttl", "")
+    if noted.isascii() and noted.isdigit() and len(noted) < 16:
+        return int(noted)
+    return milliseconds(default_dedup_ttl(options.get("dedup_until")))
+
+
+def checked_entry_id(text: str) -> str:
+    """Return an entry id. Raises ConfigurationError if it is none."""
+    ms, _, sequence = text.partition("-")
+    if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
+        raise ConfigurationError(f"after={text!r} is not an entry id: give the entry_id of a dead letter")
+    return text
+
+
+def order(entry_id: str) -> tuple[int, int]:
+    """Return the place of an entry in its stream."""
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms), int(sequence or 0)
