@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, server_options
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, names, server_options
+from streamq.wire.rights import ROLES
 
 if TYPE_CHECKING:
     from streamq.doctor import Report
 
-_ROLES = ("worker", "producer", "monitor", "operator")
-
 
 @click.command(short_help="Check a server and its queue for problems.")
 @server_options
-@click.option("--role", type=click.Choice(_ROLES), default="worker", show_default=True, show_envvar=True,
-              help="Check that the user of the URL has the permissions of this role.")  # fmt: skip
+@click.option("--role", type=click.Choice(ROLES), default="worker", show_default=True, show_envvar=True,
+              help="Check that the user of the URL has the rights of this role.")  # fmt: skip
+@click.option("--features", type=names, metavar="NAME,...", show_envvar=True,
+              help="Check the rights for these features only: see streamq acl. [default: all of the role]")  # fmt: skip
 @click.option("--scan", type=click.IntRange(min=0), default=100_000, show_default=True, show_envvar=True,
               help="Most keys that the server may scan in search of unknown ones; 0 turns the scan off.")  # fmt: skip
 @click.option("--strict", is_flag=True, show_envvar=True, help="Exit with 1 if there are warnings.")
 @click.option("--quiet", "-q", is_flag=True, show_envvar=True, help="Print warnings and errors only.")
 @click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print the report as one JSON object.")
 @click.pass_context
-def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: bool, as_json: bool, **given: Any) -> None:
+def doctor(
+    ctx: click.Context, /, role: Any, features: list[str] | None, scan: int, strict: bool, quiet: bool, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Check a server and its queue: print what is wrong, the evidence, and the remedy.
 
     Changes nothing on the server. Works with few permissions: a check that the user may not
@@ -41,7 +45,7 @@ def doctor(ctx: click.Context, /, role: Any, scan: int, strict: bool, quiet: boo
 
     async def main() -> Report:
         async with broker:
-            return await examine(broker, role=role, scan=scan)
+            return await examine(broker, role=role, features=features, scan=scan)
 
     report = run(main)
     if as_json:

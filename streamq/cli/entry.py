@@ -12,6 +12,7 @@ import click
 
 import streamq
 from streamq.cli import output
+from streamq.cli.acl import acl
 from streamq.cli.cancel import cancel
 from streamq.cli.demo.command import demo
 from streamq.cli.dlq import dlq
@@ -40,6 +41,7 @@ cli.add_command(cancel)
 cli.add_command(dlq)
 cli.add_command(schedules)
 cli.add_command(doctor)
+cli.add_command(acl)
 cli.add_command(demo)
 
 

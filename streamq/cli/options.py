@@ -1,4 +1,4 @@
-"""Options that commands share, and parsers for option values: durations, times, process counts, weights, JSON."""
+"""Options that commands share, and parsers for their values: durations, times, process counts, weights, names, JSON."""
 
 from __future__ import annotations
 
@@ -72,6 +72,11 @@ def weights(text: str) -> dict[str, int | None]:
             raise click.BadParameter(f"tier {name!r} is named twice: write each tier once")
         found[name] = int(weight) if separator else None
     return found
+
+
+def names(text: str) -> list[str]:
+    """Parse names that are separated by commas. For click's `type`."""
+    return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
 def json_or_text(text: str) -> Any:

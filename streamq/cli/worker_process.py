@@ -153,7 +153,7 @@ class _WorkerRun:
         settings, worker = self.settings, self.worker
         async with worker.broker as broker:
             description = banner.describe(
-                worker, await _server_features(broker), loop=self.loop, processes=settings.processes,
+                worker, await _server_product(broker), loop=self.loop, processes=settings.processes,
                 broker_path=self.loaded.broker_path,
             )  # fmt: skip
             banner.announce(description, log_format=settings.log_format, full=settings.first)
@@ -206,10 +206,10 @@ class _CallOnStarted(anyio.abc.TaskStatus[None]):
         self._function()
 
 
-async def _server_features(broker: RedisBroker) -> ServerFeatures:
-    """Return product, version and features of the server; empty ones while it is still loading."""
+async def _server_product(broker: RedisBroker) -> ServerFeatures:
+    """Return product and version of the server; empty ones while it is still loading."""
     try:
-        return await broker.client.server_features()
+        return await broker.client.server_product()
     except redis.exceptions.BusyLoadingError:
         return ServerFeatures()
     except redis.exceptions.RedisError as error:

@@ -282,6 +282,14 @@ class Client(AsyncCoreCommands):
         self._features = (multiplexer.current, features)
         return features
 
+    async def server_product(self) -> ServerFeatures:
+        """Return the product and the version of the server, without its commands: for this nobody needs a right.
+
+        Raises as `call`.
+        """
+        (hello,) = await self.call([("HELLO",)])
+        return read_features([hello, None, None, None])
+
     def _start_connection(self, connection: SharedConnection) -> None:
         """Run the connection of a BlockingConnection. It is closed with the client."""
         tasks = self._running()[0]

@@ -189,7 +189,8 @@ class Connector:
             commands.append(("SELECT", address.db))
         if self._client_name:
             commands.append(("CLIENT", "SETNAME", self._client_name))
-        commands.append(("CLIENT", "SETINFO", "LIB-NAME", "streamq"))
+        if address.username is None:  # a right to it cannot be given before Redis 7.2, which has no such command
+            commands.append(("CLIENT", "SETINFO", "LIB-NAME", "streamq"))
         commands.append(("CLIENT", "ID"))
         commands.append(("PING",))  # refused while the server loads its data, unlike the others
         return commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -13,32 +14,37 @@ from streamq.doctor.finding_codes import make_finding
 from streamq.doctor.observations import Observations, Rights
 from streamq.doctor.queries import NOT_READY, Queries
 from streamq.doctor.read_keys import read_keys
-from streamq.doctor.read_rights import ROLES, Role, read_rights
+from streamq.doctor.read_rights import read_rights
 from streamq.doctor.read_server import read_server
 from streamq.doctor.read_signatures import read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.wire import bounds
+from streamq.wire.rights import ROLES, Role, features_of
 
 MAX_SCANNED: Final = 100_000
 _LOGIN_CODES: Final = ("NOAUTH", "WRONGPASS")
 
 
-async def examine(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX_SCANNED) -> Report:
+async def examine(
+    broker: RedisBroker, *, role: Role = "worker", features: Collection[str] | None = None, scan: int = MAX_SCANNED
+) -> Report:
     """Check the server of an open broker, and its queue, and return the findings.
 
-    `role` selects the permissions that the user of the broker's URL must have: those of a `worker`, `producer`,
-    `monitor` or `operator`. `scan` is the most keys that the server may scan in search of unknown ones; 0
-    turns the scan off. Changes nothing. If the user may not make a check, that is a finding.
+    `role` selects the rights that the user of the broker's URL must have: those of a `worker`, `producer`, `monitor` or
+    `operator`, as `streamq acl` prints them. `features` are the features that it uses; None stands for all that the
+    role has by itself. `scan` is the most keys that the server may scan in search of unknown ones; 0 turns the scan
+    off. Changes nothing. If the user may not make a check, that is a finding.
 
-    A server that cannot be reached is a finding as well. Raises ConfigurationError for an unknown role.
+    A server that cannot be reached is a finding as well. Raises ConfigurationError for an unknown role or feature.
     """
     if role not in ROLES:
         raise ConfigurationError(f"role={role!r} is not known: give one of {', '.join(ROLES)}")
+    features_of([role], features)
     bounds.SCAN.check(scan)
     taken_at = datetime.now(UTC)
     try:
-        findings = tuple(run_checks(await observe(broker, role=role, scan=scan)))
+        findings = tuple(run_checks(await observe(broker, role=role, features=features, scan=scan)))
     except BrokerError as error:
         findings = (_server_unusable(error, shown_address(broker)),)
     keys = broker.keys
@@ -48,13 +54,15 @@ async def examine(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX
     )  # fmt: skip
 
 
-async def observe(broker: RedisBroker, *, role: Role = "worker", scan: int = MAX_SCANNED) -> Observations:
+async def observe(
+    broker: RedisBroker, *, role: Role = "worker", features: Collection[str] | None = None, scan: int = MAX_SCANNED
+) -> Observations:
     """Read everything that the checks need. Raises BrokerError if the server cannot be used."""
     queries = Queries(broker.store)
     keys = broker.keys
     server, now = await read_server(queries)
     # memory:// has no users and no permissions.
-    allowed = Rights(role=role) if server.in_process else await read_rights(queries, keys, role)
+    allowed = Rights(role=role) if server.in_process else await read_rights(queries, keys, role, features)
     tiers = [await read_tier(queries, broker.tiers, index, now) for index in range(len(broker.tiers))]
     observed = Observations(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,

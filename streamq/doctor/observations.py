@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamq.wire.acl import escaped
 from streamq.wire.keys import RELEASED_CONSUMER, TierKeys
 
 DEFAULT_LEASE = 30.0  # seconds: the default visibility timeout of a worker
@@ -40,21 +41,28 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class DeniedCommand:
-    """A missing permission as an ACL rule (`+xadd`, `~queue:bulk`), and the command that needs it."""
+class DeniedRight:
+    """A missing right as an ACL rule (`+xadd`, `~queue:bulk`), the command that needs it, and the features that do."""
 
     permission: str
     command: str
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
-    """The result of checking the permissions of a role. `asked` is the number of probes, 0 if there was no check."""
+    """The result of checking the rights of a role. `asked` is the number of probes, 0 if there was no check.
+
+    `rules` give all rights that are missing. Among them are the patterns of keys and channels that could not be asked
+    for: the server refuses the commands that could do so.
+    """
 
     user: str = ""
     role: str = "worker"
+    features: tuple[str, ...] = ()
     asked: int = 0
-    denied: tuple[DeniedCommand, ...] = ()
+    denied: tuple[DeniedRight, ...] = ()
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +205,7 @@ class Observations:
 
     def could_read(self, key: str, *commands: str) -> bool:
         """Did the server allow these commands on this key?"""
-        return not self.refused.keys() & {f"~{key}", *(f"+{command}" for command in commands)}
+        return not self.refused.keys() & {f"~{escaped(key)}", *(f"+{command}" for command in commands)}
 
     def is_alive(self, consumer: Consumer) -> bool:
         """Is the heartbeat of this consumer in time?"""

@@ -8,6 +8,8 @@ from typing import Any, Final
 from streamq.client import Command
 from streamq.errors import BrokerError
 from streamq.queue.store import Store
+from streamq.wire.acl import rule_for_key
+from streamq.wire.keys import Keys
 
 SAMPLE: Final = 100  # most entries, members or names of one kind that are checked one by one
 NOT_READY: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")  # the server answers no command
@@ -43,16 +45,15 @@ class Queries:
         if reply.code in NOT_READY:
             raise reply
         if reply.code == "NOPERM":
-            self.refused.setdefault(missing_permission(command, str(reply)), described(command))
+            self.refused.setdefault(missing_permission(command, str(reply), self.store.keys), described(command))
         return None
 
 
-def missing_permission(command: Command, refusal: str) -> str:
-    """Return the ACL rule that a refused command needs: for the command, its key or its channel."""
+def missing_permission(command: Command, refusal: str, keys: Keys) -> str:
+    """Return the ACL rule that a refused command needs: for the command, or for all keys of the kind of its key."""
     words = [str(word) for word in command]
     if "access" in refusal:
-        sign = "&" if "channel" in refusal else "~"
-        return sign + target(command)
+        return rule_for_key(keys, target(command))
     return "+" + "|".join(words[: 2 if words[0] in _CONTAINERS else 1]).lower()
 
 
@@ -60,10 +61,12 @@ def target(command: Command) -> str:
     """Return the key or channel of a command, empty if it has none."""
     words = [str(word) for word in command]
     match words[0]:
-        case "XREADGROUP":
+        case "XREADGROUP" | "XREAD":
             return words[words.index("STREAMS") + 1]
         case "EVALSHA":
             return words[3]
+        case "PING" | "TIME" | "WAIT" | "WAITAOF" | "EVAL" | "INFO" | "SCAN" | "CLIENT" | "CONFIG" | "COMMAND" | "ACL":
+            return ""
         case name if name in _CONTAINERS and len(words) > 2:
             return words[2]
         case _:

@@ -1,204 +1,184 @@
-"""The permissions that each role needs, and probes that check them without changing anything.
+"""Finds the rights of the table (`wire.rights`) that a user lacks, without changing anything.
 
-Each probe is a command as streamq sends it, on the same key, with one argument that makes it fail (for
-example `x` for a number). The server checks the ACL before the arguments: NOPERM means that the permission
-is missing, any other reply means that it is there. Read commands are sent unchanged. PUBLISH has no argument
-that fails, so it is queued in a transaction that is then discarded, on a separate connection, and only
-if the user may use transactions.
+Each command is sent as streamq sends it, about a key of each kind that it is for, with one argument that makes it fail
+(for example `x` for a number). The server checks the ACL before the arguments: NOPERM means that the right is missing,
+any other reply that it is there. Read commands are sent unchanged, and commands that remove something, about names that
+nothing has. Each examination makes up new names, so a right to the name of an earlier one satisfies nobody.
+
+The rights to publish and to subscribe are asked for in a script, by `redis.acl_check_cmd`. A server before Redis 7 has
+no such function: there a word that no worker knows is published, and the channels are subscribed to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Final, Literal
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import redis.exceptions
 
 from streamq.client import Client, Command
-from streamq.doctor.observations import DeniedCommand, Rights
-from streamq.doctor.queries import Queries, described, missing_permission, text
+from streamq.doctor.observations import DeniedRight, Rights
+from streamq.doctor.queries import Queries, described, text
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import translated
+from streamq.wire.acl import key_names, patterns_of, without_covered
 from streamq.wire.keys import Keys
+from streamq.wire.rights import Role, features_of, rights_of
 
-Role = Literal["producer", "worker", "monitor", "operator"]
-ROLES: Final[tuple[Role, ...]] = ("worker", "producer", "monitor", "operator")
-
-# No task, consumer or group has this name, so a probe that removes it removes nothing.
-_ABSENT_NAME: Final = "\0streamq-doctor"
-
-# (initials of the roles that need it, command)
-_TIER_PROBES: Final = (
-    ("pwo", "XADD {stream} x-x task -"),
-    ("w", "XREADGROUP GROUP {group} {absent} COUNT x STREAMS {stream} >"),
-    ("w", "XACK {stream} {group} x-x"),
-    ("pw", "XDEL {stream} x-x"),
-    ("pwm", "XRANGE {stream} 0-1 0-1 COUNT 1"),
-    ("wm", "XLEN {stream}"),
-    ("pwm", "XPENDING {stream} {group}"),
-    ("w", "XCLAIM {stream} {group} {absent} x 0-1"),
-    ("w", "XAUTOCLAIM {stream} {group} {absent} x 0-0"),
-    ("pwm", "XINFO GROUPS {stream}"),
-    ("wm", "XINFO STREAM {stream}"),
-    ("wm", "XINFO CONSUMERS {stream} {group}"),
-    ("w", "XGROUP CREATE {stream} {group} x-x"),
-    ("w", "XGROUP DELCONSUMER {stream} {absent} {absent}"),
-    ("pwo", "EVALSHA 0000000000000000000000000000000000000000 1 {stream}"),
-    ("pw", "ZADD {delayed} x {absent}"),
-    ("pw", "ZREM {delayed} {absent}"),
-    ("pw", "ZSCORE {delayed} {absent}"),
-    ("pw", "HMGET {messages} {absent}"),
-    ("p", "HSCAN {messages} x"),
-    ("pwm", "ZRANGE {delayed} 0 0"),
-    ("w", "ZRANGEBYSCORE {delayed} 0 0 LIMIT 0 1"),
-    ("w", "ZCOUNT {delayed} 0 0"),
-    ("m", "ZCARD {delayed}"),
-    ("pw", "HSET {messages} {absent} - odd"),
-    ("w", "HGET {messages} {absent}"),
-    ("w", "HLEN {messages}"),
-    ("pw", "HEXISTS {messages} {absent}"),
-    ("pw", "HDEL {messages} {absent}"),
-    ("w", "ZADD {alive} x {absent}"),
-    ("w", "ZSCORE {alive} {absent}"),
-    ("w", "ZMSCORE {alive} {absent}"),
-    ("w", "ZREM {alive} {absent}"),
-    ("w", "ZRANGEBYSCORE {alive} 0 0 LIMIT 0 1"),
-    ("wm", "ZRANGE {alive} 0 0"),
-    ("w", "EXPIRE {alive} x"),
-    ("w", "HSET {leases} {absent} - odd"),
-    ("w", "HMGET {leases} {absent}"),
-    ("w", "HSET {crashes} {absent} - odd"),
-    ("w", "HGET {crashes} {absent}"),
-    ("w", "HMGET {crashes} {absent}"),
-    ("w", "HDEL {crashes} {absent}"),
-    ("w", "PEXPIRE {crashes} x"),
-)
-_NAMESPACE_PROBES: Final = (
-    ("pwmo", "TIME"),
-    ("pwo", "EVAL return -1"),
-    ("w", "CLIENT ID"),
-    ("w", "CLIENT UNBLOCK 0"),
-    ("w", "XADD {dead} x-x task_id -"),
-    ("w", "XINFO GROUPS {dead}"),
-    ("wo", "XRANGE {dead} 0-1 0-1 COUNT 1"),
-    ("wo", "XDEL {dead} x-x"),
-    ("wmo", "XLEN {dead}"),
-    ("o", "XREVRANGE {dead} 0-1 0-1 COUNT 1"),
-    ("o", "XTRIM {dead} MAXLEN x"),
-    ("m", "ZRANGE {circuits} 0 0"),
-    ("m", "HGETALL {circuit}"),
-    ("w", "HINCRBY {stats} {absent} x"),
-    ("w", "EXPIRE {stats} x"),
-    ("m", "HGETALL {stats}"),
-    ("w", "SET {result} - WRONG"),
-    ("p", "GET {result}"),
-    ("p", "GET {accepted}"),
-    ("p", "SET {accepted} - WRONG"),
-    ("p", "GET {dedup}"),
-    ("p", "SET {dedup} - WRONG"),
-    ("w", "GET {dedup}"),
-    ("w", "SET {dedup} - WRONG"),
-    ("p", "PTTL {dedup}"),
-    ("p", "HGETALL {latest}"),
-    ("w", "HMGET {latest} id"),
-    ("pw", "HSET {latest} {absent} - odd"),
-    ("pw", "PEXPIRE {latest} x"),
-    ("w", "SET {seen} - WRONG"),
-    ("w", "HSET {join} {absent} - odd"),
-    ("w", "HGET {join} {absent}"),
-    ("w", "HLEN {join}"),
-    ("w", "PEXPIRE {join} x"),
-    ("wo", "HGETALL {schedules}"),
-    ("w", "HGET {schedules} {absent}"),
-    ("w", "HSET {schedules} {absent} - odd"),
-    ("o", "HDEL {schedules} {absent}"),
-    ("wmo", "ZRANGE {ticks} 0 0"),
-    ("w", "ZSCORE {ticks} {absent}"),
-    ("w", "ZADD {ticks} x {absent}"),
-    ("o", "ZREM {ticks} {absent}"),
-    ("w", "HSET {ticked} {absent} - odd"),
-    ("o", "HGETALL {ticked}"),
-    ("o", "HDEL {ticked} {absent}"),
-)
-# These commands have no form that fails. They are queued in a MULTI and discarded.
-_PUBLISH_PROBES: Final = (
-    ("pwo", "PUBLISH {wake} streamq-doctor"),
-    ("w", "PUBLISH {result} streamq-doctor"),
-    ("pw", "DEL {dedup} {latest}"),
-)
-_SUBSCRIBE_PROBES: Final = (("w", "{wake}"), ("p", "{result}"))
+_WORD: Final = "streamq-doctor"  # no worker knows it
+# The arguments of each command; {key} has a name made up for this examination where an id or a key stands.
+_ARGUMENTS: Final = {
+    "ping": "", "time": "", "info": "server", "scan": "x", "client|id": "", "client|unblock": "0",
+    "client|setname": "{two_words}", "wait": "x 0", "waitaof": "x 0 0", "eval": "return -1",
+    "config|get": "maxmemory", "command|list": "FILTERBY x x", "command|info": "ping", "acl|whoami": "",
+    "evalsha": "0000000000000000000000000000000000000000 1 {key}",
+    "xadd": "{key} x-x task -", "xdel": "{key} x-x", "xtrim": "{key} MAXLEN x", "xlen": "{key}",
+    "xrange": "{key} 0-1 0-1 COUNT 1", "xrevrange": "{key} 0-1 0-1 COUNT 1", "xread": "COUNT x STREAMS {key} 0",
+    "xreadgroup": "GROUP {group} {absent} COUNT x STREAMS {key} >", "xack": "{key} {group} x-x",
+    "xpending": "{key} {group}", "xclaim": "{key} {group} {absent} x 0-1", "xautoclaim": "{key} {group} {absent} x 0-0",
+    "xinfo|stream": "{key}", "xinfo|groups": "{key}", "xinfo|consumers": "{key} {group}",
+    "xgroup|create": "{key} {group} x-x", "xgroup|delconsumer": "{key} {absent} {absent}",
+    "get": "{key}", "mget": "{key}", "set": "{key} - WRONG", "del": "{key}", "exists": "{key}", "type": "{key}",
+    "pttl": "{key}", "expire": "{key} x", "pexpire": "{key} x",
+    "hget": "{key} {absent}", "hmget": "{key} {absent}", "hgetall": "{key}", "hset": "{key} {absent} - odd",
+    "hdel": "{key} {absent}", "hlen": "{key}", "hexists": "{key} {absent}", "hscan": "{key} x",
+    "hrandfield": "{key} x", "hincrby": "{key} {absent} x",
+    "zadd": "{key} x {absent}", "zrem": "{key} {absent}", "zscore": "{key} {absent}", "zmscore": "{key} {absent}",
+    "zrank": "{key} {absent}", "zcard": "{key}", "zcount": "{key} 0 0", "zrange": "{key} 0 0",
+    "zrangebyscore": "{key} 0 0 LIMIT 0 1", "zremrangebyscore": "{key} x x", "zremrangebyrank": "{key} x x",
+}  # fmt: skip
+_NOT_ASKED: Final = object()  # in the place of a reply
+_TRANSACTION: Final = ("multi", "exec")  # asked together, on a connection of their own
+_MAY_PUBLISH: Final = """\
+if not redis.acl_check_cmd then return {} end
+local found = {}
+for k = 1, #ARGV, 2 do found[#found + 1] = redis.acl_check_cmd(ARGV[k], ARGV[k + 1], 'x') and 1 or 0 end
+return found"""
 
 
-def probes(keys: Keys, role: Role) -> list[Command]:
-    """Return the probes for a role. None of them changes anything."""
-    commands = [
-        probe for tier in keys.tiers for probe in _commands_for(_TIER_PROBES, role, group=keys.group, **asdict(tier))
-    ]
-    return [*_commands_for(_NAMESPACE_PROBES, role, **_key_names(keys)), *commands]
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A command that asks for a right. `pattern` is the rule of its key or channel, empty if it has none.
+
+    `features` are those of the role that need it.
+    """
+
+    command: str
+    words: Command
+    pattern: str
+    features: tuple[str, ...]
 
 
-async def read_rights(queries: Queries, keys: Keys, role: Role) -> Rights:
-    """Find the permissions of a role that this user does not have."""
+def probes(keys: Keys, role: Role, features: Collection[str] | None = None) -> list[Probe]:
+    """Return the probes for a role. None of them changes anything, but those of channels, which are not to be sent."""
+    part, absent = secrets.token_hex(8), f"\0{_WORD}"
+    names = {"group": keys.group, "absent": absent, "two_words": "streamq doctor"}  # a name of a client is one word
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for right in rights_of([role], features):
+        subject = right.subject.removeprefix("&")
+        of_kind = zip(key_names(keys, subject, part), patterns_of(keys, right.subject), strict=True) if subject else ()
+        for name, pattern in of_kind if subject else [("", "")]:
+            for command in right.commands:
+                found.setdefault((command, name, pattern), []).append(right.feature)
+    made = []
+    for (command, name, pattern), wanted in found.items():
+        template = "{key}" if pattern.startswith("&") else _ARGUMENTS.get(command, "")
+        words = (*command.upper().split("|"), *(word.format(key=name, **names) for word in template.split()))
+        made.append(Probe(command, words, pattern, tuple(dict.fromkeys(wanted))))
+    return made
+
+
+async def read_rights(queries: Queries, keys: Keys, role: Role, features: Collection[str] | None = None) -> Rights:
+    """Find the rights of a role that this user does not have. Raises ConfigurationError for an unknown feature."""
     client = queries.store.client
-    asked = probes(keys, role)
-    replies = await queries.store.attempt(asked)
-    denied = list(_denials(asked, replies))
-    channels = _commands_for(_PUBLISH_PROBES, role, **_key_names(keys))
-    denied += _denials(channels, await _replies_in_discarded_multi(client, channels))
-    subscriptions = [("SUBSCRIBE", word) for (word,) in _commands_for(_SUBSCRIBE_PROBES, role, **_key_names(keys))]
-    denied += _denials(subscriptions, [await _subscribe_reply(client, channel) for _, channel in subscriptions])
+    asked = probes(keys, role, features)
+    in_transaction = [probe for probe in asked if probe.command in _TRANSACTION]
+    channels = [probe for probe in asked if probe.pattern.startswith("&")]
+    plain = [probe for probe in asked if probe not in (*in_transaction, *channels)]
+    replies: dict[Probe, Any] = dict(
+        zip(plain, await queries.store.attempt([probe.words for probe in plain]), strict=True)
+    )
+    replies |= zip(in_transaction, await _transaction(client, [probe.words for probe in in_transaction]), strict=True)
+    replies |= zip(channels, await _channel_replies(queries, channels), strict=True)
+    denied = list(_denied(replies))
+    rules = without_covered(keys, sorted({*(one.permission for one in denied), *_hidden(replies)}) if denied else ())
     user = await queries.one("ACL", "WHOAMI")
     queries.refused.pop("+acl|whoami", None)  # the URL names the user as well
-    name = text(user) if user else client.address.username or "default"
-    return Rights(user=name, role=role, asked=len(asked) + len(channels) + len(subscriptions), denied=tuple(denied))
+    return Rights(
+        user=text(user) if user else client.address.username or "default", role=role,
+        features=tuple(features_of([role], features)), asked=len(asked),
+        denied=tuple(denied), rules=tuple(rules),
+    )  # fmt: skip
 
 
-def _key_names(keys: Keys) -> dict[str, str]:
-    sample = "streamq-doctor"
-    return {
-        "dead": keys.dead, "wake": keys.wake, "stats": keys.stats(0), "result": keys.result(sample),
-        "accepted": keys.accepted(sample), "dedup": keys.dedup(sample),
-        "latest": keys.latest(sample), "seen": keys.seen(sample),
-        "join": keys.join(sample), "circuits": keys.circuits, "circuit": keys.circuit(sample),
-        "schedules": keys.schedules, "ticks": keys.ticks, "ticked": keys.ticked,
-    }  # fmt: skip
+def _denied(replies: dict[Probe, Any]) -> Iterator[DeniedRight]:
+    for probe, reply in replies.items():
+        if _is_denied(reply):
+            rule = probe.pattern if _is_about_key(reply) else f"+{probe.command}"
+            yield DeniedRight(rule, described(probe.words), probe.features)
 
 
-def _commands_for(templates: Sequence[tuple[str, str]], role: Role, **names: str) -> list[Command]:
-    role_templates = [template for roles, template in templates if role[0] in roles]
-    return [
-        tuple(word.format_map({"absent": _ABSENT_NAME, **names}) for word in template.split())
-        for template in role_templates
-    ]
+def _hidden(replies: dict[Probe, Any]) -> Iterator[str]:
+    """Yield the rules that no probe could ask for: the server refuses the command before it looks at the key."""
+    answered = {probe for probe, reply in replies.items() if reply is not _NOT_ASKED and not _is_denied(reply)}
+    known = {probe.pattern for probe in answered if probe.command != "unsubscribe"}
+    known |= {probe.pattern for probe, reply in replies.items() if _is_denied(reply) and _is_about_key(reply)}
+    commands = {probe.command for probe in answered}
+    for probe, reply in replies.items():
+        if probe.pattern and probe.pattern not in known:
+            yield probe.pattern
+        if reply is _NOT_ASKED and probe.command not in commands:
+            yield f"+{probe.command}"
 
 
-def _denials(commands: Sequence[Command], replies: Sequence[object]) -> Iterator[DeniedCommand]:
-    for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, BrokerError) and reply.code == "NOPERM":
-            yield DeniedCommand(missing_permission(command, str(reply)), described(command))
+def _is_denied(reply: Any) -> bool:
+    # To a refused EXEC the server answers EXECABORT, and why.
+    return isinstance(reply, BrokerError) and (reply.code == "NOPERM" or "NOPERM" in str(reply))
 
 
-async def _replies_in_discarded_multi(client: Client, commands: Sequence[Command]) -> list[object]:
-    """Return the replies to commands that are queued and discarded. All are None if the user may not do that."""
-    unknown: list[object] = [None] * len(commands)
+def _is_about_key(reply: Any) -> bool:
+    """Is it about a key or a channel, and not about the command?"""
+    return "access" in str(reply)
+
+
+async def _transaction(client: Client, commands: Sequence[Command]) -> list[Any]:
+    """Return the replies to MULTI and EXEC, on a connection of their own: it might stay in MULTI."""
     if not commands:
-        return unknown
+        return []
     try:
         async with Client(client.address, connect_timeout=client.connect_timeout) as connection:
-            if any(isinstance(reply, Exception) for reply in await connection.call([("MULTI",), ("DISCARD",)])):
-                return unknown
-            replies = (await connection.call([("MULTI",), *commands, ("DISCARD",)]))[1:-1]
+            replies = await connection.call(commands)
     except redis.exceptions.RedisError:
-        return unknown
+        return [None] * len(commands)
     return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
 
-async def _subscribe_reply(client: Client, channel: object) -> object:
-    """Return None, or the error of a refused subscription."""
+async def _channel_replies(queries: Queries, channels: Sequence[Probe]) -> list[Any]:
+    """Return None for each channel that may be used as its probe says, else the error of the server."""
+    if not channels:
+        return []
+    flat = [str(word) for probe in channels for word in probe.words]
+    (allowed,) = await queries.store.attempt([("EVAL", _MAY_PUBLISH, "0", *flat)])
+    answered = isinstance(allowed, list) and len(allowed) == len(channels)
+    return [
+        None if answered and allowed[place] else await _try_channel(queries, probe, known=answered)
+        for place, probe in enumerate(channels)
+    ]
+
+
+async def _try_channel(queries: Queries, probe: Probe, *, known: bool) -> Any:
+    """Publish a word, or subscribe. `known`: the script said that this is refused; the server says why."""
+    command, channel = map(str, probe.words)
+    if command == "PUBLISH":
+        (reply,) = await queries.store.attempt([("PUBLISH", channel, _WORD)])
+        return reply
+    if command == "UNSUBSCRIBE":  # needs no right to the channel
+        return BrokerError("NOPERM UNSUBSCRIBE is refused", code="NOPERM") if known else _NOT_ASKED
     try:
-        async with client.subscriber() as subscriber:
-            await subscriber.subscribe(str(channel))
+        async with queries.store.client.subscriber() as subscriber:
+            await subscriber.subscribe(channel)
     except redis.exceptions.RedisError as error:
         return translated(error)
     return None

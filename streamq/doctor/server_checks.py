@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import make_finding, redis_cli_command
@@ -12,7 +12,7 @@ from streamq.doctor.observations import Observations, Server
 
 MAX_ROUND_TRIP: Final = 0.050  # seconds: limit for the fastest round trip
 MAX_CLOCK_OFFSET: Final = 1.0  # seconds between two clocks
-_MAX_SHOWN: Final = 10  # permissions in a message
+_MAX_SHOWN: Final = 6  # rights of one feature in a message
 _REQUIRED: Final = ("XAUTOCLAIM", "EVALSHA")
 _MIN_BUFFER: Final = 1 << 20  # bytes: the largest message, see streamq.wire.message.MAX_PAYLOAD
 _NEAR_MAXCLIENTS: Final = 0.9
@@ -74,23 +74,32 @@ def cluster(observed: Observations) -> Iterator[Finding]:
 
 
 def permissions(observed: Observations) -> Iterator[Finding]:
-    """Check that the user has the permissions of its role."""
+    """Check that the user has the rights of its role."""
     rights = observed.rights
     if not rights.asked:
         return
+    evidence: dict[str, Any] = {"user": rights.user, "role": rights.role, "features": list(rights.features)}
     if not rights.denied:
-        message = f"the user {rights.user!r} has all permissions of a {rights.role}"
-        yield make_finding("permissions_fine", message, user=rights.user, role=rights.role, asked=rights.asked)
+        message = f"the user {rights.user!r} has all rights of a {rights.role} with {', '.join(rights.features)}"
+        yield make_finding("permissions_fine", message, asked=rights.asked, **evidence)
         return
+    by_feature: dict[str, set[str]] = {}
+    for denied in rights.denied:
+        for feature in denied.features:
+            by_feature.setdefault(feature, set()).add(denied.permission)
     missing = sorted({denied.permission for denied in rights.denied})
-    more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
+    shown = "; ".join(f"{feature}: {_some(sorted(lacks))}" for feature, lacks in by_feature.items())
     yield make_finding(
-        "permission_missing",
-        f"the user {rights.user!r} lacks permissions of a {rights.role}: {' '.join(missing[:_MAX_SHOWN])}{more}",
-        redis_cli_command("ACL", "SETUSER", rights.user, *missing),
-        user=rights.user, role=rights.role, missing=missing,
-        commands=sorted({denied.command for denied in rights.denied}),
+        "permission_missing", f"the user {rights.user!r} lacks rights of a {rights.role}: {shown}",
+        redis_cli_command("ACL", "SETUSER", rights.user, *rights.rules),
+        missing=missing, by_feature={feature: sorted(lacks) for feature, lacks in by_feature.items()},
+        rules=list(rights.rules), commands=sorted({denied.command for denied in rights.denied}), **evidence,
     )  # fmt: skip
+
+
+def _some(rules: Sequence[str]) -> str:
+    more = f" and {len(rules) - _MAX_SHOWN} more" if len(rules) > _MAX_SHOWN else ""
+    return " ".join(rules[:_MAX_SHOWN]) + more
 
 
 def clock(observed: Observations) -> Iterator[Finding]:

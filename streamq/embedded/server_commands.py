@@ -55,7 +55,7 @@ def _hello(connection: ConnectionState, request: list[bytes]) -> Reply:
         else:
             raise CommandError("ERR Syntax error in HELLO option")
     fields: dict[bytes, Reply] = {
-        b"server": b"redis",
+        b"server": b"streamq-memory",  # as INFO has it
         b"version": VERSION.encode(),
         b"proto": 2,
         b"id": connection.id,

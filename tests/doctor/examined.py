@@ -15,10 +15,12 @@ STREAM = "queue:standard"
 GROUP = "workers"
 
 
-async def examined(url: str, *, role: str = "worker", scan: int = 100_000, **options: Any) -> Report:
+async def examined(
+    url: str, *, role: str = "worker", features: list[str] | None = None, scan: int = 100_000, **options: Any
+) -> Report:
     """Examine the queue of a broker with these options."""
     async with RedisBroker(url, **options) as broker:
-        return await examine(broker, role=role, scan=scan)
+        return await examine(broker, role=role, features=features, scan=scan)
 
 
 def one(report: Report, code: str) -> Finding:
