@@ -32,7 +32,14 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio.to_thread
 
-from streamq.errors import BrokerUnavailableError, MissingExtraError
+from streamq.embedded.private_files import (
+    check_own_socket,
+    check_private_directory,
+    make_private_directory,
+    open_own_file,
+    write_own_file,
+)
+from streamq.errors import BrokerUnavailableError, ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,13 +116,14 @@ class EmbeddedServer:
 
         Blocks for about 0.1 s. Does nothing if already started. Raises BrokerUnavailableError,
         with the last lines of the server's log, if the server ends or does not answer within 10 s.
+        Raises ConfigurationError if the directory, or a file of a server in it, is not this user's alone.
         """
         with self._lock:
             if self.running:
                 return
             try:
                 if self.directory is None:
-                    self._private_directory = Path(tempfile.mkdtemp(prefix="streamq-", dir=_temporary_directory()))
+                    self._private_directory = _make_temporary_directory()
                     self._launch(self._private_directory, self._private_directory / "server.sock", persist=False)
                 else:
                     self._start_or_join(self.directory)
@@ -162,7 +170,7 @@ class EmbeddedServer:
     # --- steps of start and stop ---------------------------------------------------------------
 
     def _start_or_join(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(directory)
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
             lock = _take_lock(directory / "streamq.lock")
@@ -170,9 +178,13 @@ class EmbeddedServer:
                 self._locks.append(lock)
                 self._serve_directory(directory)
                 return
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 if self._join(directory):
                     return
+            except ConfigurationError:
+                raise
+            except (OSError, ValueError):
+                pass  # its owner is about to start it, or about to end
             if time.monotonic() > deadline:
                 raise BrokerUnavailableError(
                     f"{directory} is in use by a server that does not answer; end it, or use another directory"
@@ -186,9 +198,9 @@ class EmbeddedServer:
             self._locks.append(owner)
         path = directory / "server.sock"
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-            self._private_directory = Path(tempfile.mkdtemp(prefix="streamq-", dir=_temporary_directory()))
+            self._private_directory = _make_temporary_directory()
             path = self._private_directory / "server.sock"
-        (directory / "streamq.socket").write_text(str(path))
+        write_own_file(directory / "streamq.socket", str(path))
         self._launch(directory, path, persist=True)
 
     def _join(self, directory: Path) -> bool:
@@ -198,6 +210,7 @@ class EmbeddedServer:
             os.close(orphaned)
             return False
         path = (directory / "streamq.socket").read_text()
+        check_own_socket(path, directory)
         self.pid = _process_id(path)
         self.socket = path
         return True
@@ -205,7 +218,7 @@ class EmbeddedServer:
     def _launch(self, directory: Path, path: Path, *, persist: bool) -> None:
         path.unlink(missing_ok=True)
         log = directory / "server.log"
-        with log.open("wb") as output:
+        with open(open_own_file(log, os.O_WRONLY | os.O_TRUNC), "wb") as output:  # noqa: PTH123 - a descriptor
             self._process = subprocess.Popen(  # noqa: S603 - a binary and arguments chosen by the program
                 self._command(directory, path, persist=persist),
                 stdin=subprocess.DEVNULL,
@@ -214,6 +227,7 @@ class EmbeddedServer:
                 cwd=directory,
                 env=dict(os.environ),  # a copy: another thread may change the original during the exec
                 start_new_session=True,  # Ctrl-C must not reach the server: this process ends it later
+                umask=0o077,  # its files have the arguments of tasks
                 pass_fds=self._locks[:1],
             )
         self._watchdog = _start_watchdog(self._process.pid, self._private_directory)
@@ -286,6 +300,17 @@ def _find_binary() -> str:
     raise MissingExtraError("embedded://", "embedded")
 
 
+def _make_temporary_directory() -> Path:
+    """Make a directory of this user's alone. Raises ConfigurationError if others can replace it."""
+    made = Path(tempfile.mkdtemp(prefix="streamq-", dir=_temporary_directory()))
+    try:
+        check_private_directory(made)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return made
+
+
 def _temporary_directory() -> str | None:
     """Return None for the usual directory, or /tmp if a socket in the usual one would have too long a path."""
     return None if len(tempfile.gettempdir()) < _LONGEST_SOCKET_PATH - 40 else "/tmp"  # noqa: S108
@@ -313,7 +338,7 @@ def _take_lock(path: Path, *, shared: bool = False, wait: bool = False) -> int |
     import fcntl  # noqa: PLC0415 - not on Windows
 
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_own_file(path, os.O_RDWR)
     try:
         fcntl.flock(descriptor, mode)
     except OSError:
