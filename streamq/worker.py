@@ -68,7 +68,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The health of a worker. `trouble` is the error that keeps it from the server, None if there is none.
+    """The health of a worker. `trouble` is the error that keeps it from the server, or the first of `refused`.
+
+    `refused` says what the server refuses while everything else goes on: the settlement of which task, the step of
+    which loop, and why. At most 10 settlements are named. None and () if there is nothing.
 
     `running` and `waiting` count deliveries, `superseded` those that another consumer settled first, or reclaimed.
     """
@@ -78,6 +81,7 @@ class Health:
     running: int
     waiting: int
     superseded: int
+    refused: tuple[str, ...] = ()
 
 
 class Worker:
@@ -140,8 +144,9 @@ class Worker:
         if consumer is None:
             return Health(self.state, self._start_trouble, 0, 0, 0)
         error, buffer = consumer.outage.error, consumer.buffer
-        trouble = None if error is None else str(error)
-        return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded)
+        refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused)
+        trouble = str(error) if error is not None else refused[0] if refused else None
+        return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
 
     def stop(self) -> None:
         """Drain: stop reading, release deliveries that have not started, finish the running ones, end.
@@ -198,7 +203,7 @@ class Worker:
         self._consumer = consumer
         on_exhausted = OnExhausted(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
         if on_exhausted:
-            consumer.settler.dead_letter_effects = on_exhausted
+            consumer.settler.dead_letters.effects = on_exhausted
         leases = LeaseKeeper(consumer, uniform=self._random)
         scheduler = Scheduler(consumer, self._declared)
         promoter = Promoter(
@@ -210,9 +215,9 @@ class Worker:
         try:
             async with anyio.create_task_group() as loops:
                 for loop in (
-                    consumer.round_trips, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
-                    promoter.promote_forever, promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever,
-                    threads.watch_forever, reporter.report_forever, runners.timeouts.watch_forever,
+                    *consumer.loops, leases.renew_forever, leases.sweep_forever, promoter.promote_forever,
+                    promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever, threads.watch_forever,
+                    reporter.report_forever, runners.timeouts.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
                 if on_exhausted:
@@ -287,9 +292,10 @@ class Worker:
         while not self._stop.is_set():
             with anyio.move_on_after(_BURST_CHECK_EVERY):
                 await self._stop.wait()
-            if consumer.buffer.idle and not consumer.unsettled:
+            aside = consumer.settler.set_aside
+            if consumer.buffer.idle and not consumer.unsettled and not aside.trying:
                 try:
-                    if await store.drained(_BURST_HORIZON):
+                    if await store.drained(_BURST_HORIZON, left=aside.left_by_tier()):
                         return
                 except BrokerError as error:
                     await consumer.recover("burst", error)

@@ -12,7 +12,7 @@ import click
 from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, json_option, moment, server_options
 from streamq.cli.usage_errors import CommandLineError
 
-_REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task")
+_REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "refused")
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
 
 

@@ -113,8 +113,8 @@ def not_shareable(name: str) -> exceptions.DataError:
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the commands as RESP bytes.
 
-    Raises DataError for an argument that is not bytes, str, int or float. Raises DataError for
-    a command that would change the meaning of later replies on a shared connection.
+    Raises DataError for an argument that is not bytes, str, int or float, and for a text that has
+    no UTF-8. Raises DataError for a command that would change the meaning of later replies on a shared connection.
     """
     if len(commands) == 1:
         return pack_one(commands[0])
@@ -128,8 +128,8 @@ def pack_one(command: Command) -> bytes:
     try:
         if command[0] not in _REFUSED_NAMES:
             return _pack(command if command.__class__ is tuple else tuple(command))
-    except (TypeError, IndexError):
-        raise exceptions.DataError(_why_not_packable(command)) from None
+    except (TypeError, IndexError, ValueError, OverflowError) as error:
+        raise exceptions.DataError(_why_not_packable(command, error)) from None
     word = command[0]
     raise not_shareable(word.decode() if isinstance(word, bytes) else str(word))
 
@@ -139,12 +139,14 @@ def pack_unchecked(commands: Sequence[Command]) -> bytes:
     return b"".join([_pack(tuple(command)) for command in commands])
 
 
-def _why_not_packable(command: Sequence[Any]) -> str:
+def _why_not_packable(command: Sequence[Any], error: Exception) -> str:
     if not command:
         return "a command is empty; its first element is its name"
     for position, item in enumerate(command):
         if isinstance(item, bool) or not isinstance(item, bytes | str | int | float | memoryview):
             return f"argument {position} of {command[0]!r} is a {type(item).__name__}; pass bytes, str, int or float"
+    if isinstance(error, UnicodeEncodeError):
+        return f"a text in {command[0]!r} has no UTF-8: {error.reason}"
     return "a command cannot be packed; pass a tuple of bytes, str, int or float"
 
 

@@ -2,7 +2,8 @@
 
 They are batched. One script acknowledges the entries of all tiers that keep no result. A second script acknowledges the
 entries of one tier that keep their results. An acknowledgement with side effects has a command of its own. It is safe
-to send an acknowledgement twice, so one that was refused or lost is sent again with the next round trip.
+to send an acknowledgement twice, so one that was lost is sent again with the next round trip. One that the server
+refused goes to `on_refused`: it is tried apart.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ from streamq.client import Command
 from streamq.clock import Clock
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
+from streamq.queue.server_errors import UNPACKABLE, concerns_server
 from streamq.queue.settle_commands import MOST_ACKS, MOST_RESULTS, SettleCommands
 from streamq.wire.delivery import Delivery
 
 LINGER = 0.002  # seconds that an acknowledgement may wait for others
 
 _AckWithResult = tuple[Delivery, bytes, float, bytes]  # and the result: its key, its TTL in s, its JSON
+_AckWithSideEffects = tuple[Delivery, Command, float | None]  # and how long (s) its result is kept
 _Entries = tuple[int, list[Delivery]]  # of one tier
+
+
+class OnRefused(Protocol):
+    """Called when the server refused a command that acknowledges deliveries of a tier."""
+
+    def __call__(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command, /) -> None:
+        """`acks` are those of the command, or a part of them."""
+        ...
 
 
 class OnAcknowledged(Protocol):
@@ -38,7 +49,7 @@ class AcksOfTier:
 
     without_result: list[Delivery] = field(default_factory=list)
     with_result: list[_AckWithResult] = field(default_factory=list)
-    with_side_effects: list[tuple[Delivery, Command]] = field(default_factory=list)  # one command each
+    with_side_effects: list[_AckWithSideEffects] = field(default_factory=list)  # one command each
 
     def __bool__(self) -> bool:
         return bool(self.without_result or self.with_result or self.with_side_effects)
@@ -66,7 +77,7 @@ class Acknowledgements:
 
     def __init__(
         self, commands: SettleCommands, tiers: int, clock: Clock, *,
-        per_entry: bool, on_first: Callable[[], None], on_acknowledged: OnAcknowledged,
+        per_entry: bool, on_first: Callable[[], None], on_acknowledged: OnAcknowledged, on_refused: OnRefused,
     ) -> None:  # fmt: skip
         self.of_tier = [AcksOfTier() for _ in range(tiers)]
         self.waiting_since: float | None = None  # since when (monotonic) the oldest one waits
@@ -75,6 +86,7 @@ class Acknowledgements:
         self._per_entry = per_entry
         self._on_first = on_first
         self._on_acknowledged = on_acknowledged
+        self._on_refused = on_refused
 
     def __repr__(self) -> str:
         return f"<Acknowledgements {len(self)}>"
@@ -104,7 +116,8 @@ class Acknowledgements:
                 self._load_others(trip, tier, acks)
         for some in _grouped(without_result, per_tier=per_tier):
             ids = [(tier, [delivery.entry_id for delivery in deliveries]) for tier, deliveries in some]
-            trip.add(self._commands.ack(ids, per_entry=self._per_entry), self._without_result_replied, some)
+            command = self._commands.ack(ids, per_entry=self._per_entry)
+            trip.add(command, self._without_result_replied, (some, command))
         self.waiting_since = None
 
     def _load_others(self, trip: RoundTrip, tier: int, acks: AcksOfTier) -> None:
@@ -113,29 +126,41 @@ class Acknowledgements:
             kept = acks.with_result[at : at + MOST_RESULTS]
             deliveries, keys, ttls, results = zip(*kept, strict=True)
             ids = [delivery.entry_id for delivery in deliveries]
-            command = self._commands.ack_results(tier, ids, keys, ttls, results)
-            trip.add(command, self._replied, (tier, AcksOfTier(with_result=kept)))
-        for delivery, command in acks.with_side_effects:
-            trip.add(command, self._replied, (tier, AcksOfTier(with_side_effects=[(delivery, command)])))
+            acks_of_one = AcksOfTier(with_result=kept)
+            try:
+                command = self._commands.ack_results(tier, ids, keys, ttls, results)
+            except Exception as error:  # noqa: BLE001 - a TTL that is no number of milliseconds, say
+                self._on_refused(tier, acks_of_one, BrokerError(str(error), code=UNPACKABLE), ())
+            else:
+                trip.add(command, self._replied, (tier, acks_of_one, command))
+        for one in acks.with_side_effects:
+            trip.add(one[1], self._replied, (tier, AcksOfTier(with_side_effects=[one]), one[1]))
 
-    def _without_result_replied(self, subject: list[_Entries], reply: Any) -> bool:
+    def _without_result_replied(self, subject: tuple[list[_Entries], Command], reply: Any) -> bool:
+        some, command = subject
         if isinstance(reply, BrokerError):
-            for tier, deliveries in subject:
-                self.of_tier[tier].without_result += deliveries
-            self.linger()
-            return True
-        for (tier, deliveries), already_settled in zip(subject, reply, strict=True):
+            for tier, deliveries in some:
+                self._failed(tier, AcksOfTier(without_result=deliveries), reply, command)
+            return concerns_server(reply)
+        for (tier, deliveries), already_settled in zip(some, reply, strict=True):
             self._on_acknowledged(tier, deliveries, already_settled)
         return False
 
-    def _replied(self, subject: tuple[int, AcksOfTier], reply: Any) -> bool:
-        tier, acks = subject
+    def _replied(self, subject: tuple[int, AcksOfTier, Command], reply: Any) -> bool:
+        tier, acks, command = subject
         if isinstance(reply, BrokerError):
-            self.of_tier[tier].add(acks)
-            self.linger()
-            return True
+            return self._failed(tier, acks, reply, command)
         self._on_acknowledged(tier, acks.deliveries(), reply)
         return False
+
+    def _failed(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command) -> bool:
+        """Keep acknowledgements that were lost, and return True; set aside those that were refused."""
+        if not concerns_server(error):
+            self._on_refused(tier, acks, error, command)
+            return False
+        self.of_tier[tier].add(acks)
+        self.linger()
+        return True
 
 
 def _grouped(entries: Iterable[_Entries], *, per_tier: bool) -> Iterator[list[_Entries]]:

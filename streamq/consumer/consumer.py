@@ -9,7 +9,7 @@ of a run, `Settler` builds the commands that settle. Knows no task and no handle
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -18,8 +18,10 @@ import anyio.lowlevel
 from streamq.consumer.events import Listener, Listeners, Reclaimed
 from streamq.consumer.outage import LONGEST_PAUSE, Outage
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
+from streamq.consumer.reads import Reads
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.settling import Settler
+from streamq.consumer.tier_refusals import TierRefusals
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, OutcomeUnknownError, WrongLoopError
 from streamq.queue.lease_commands import mark_only_one, remove_consumers
@@ -61,6 +63,11 @@ class Consumer:
             on_first=self.wake_up,
         )  # fmt: skip
         self.outage = Outage(name, self.listeners, uniform or random.Random(), store.clock)
+        self.reads = Reads(
+            store, buffer, name, refusals=self.tier_refusals("reading"), set_aside=self.settler.set_aside,
+            on_ready=on_ready,
+        )  # fmt: skip
+        self.settler.set_aside.on_change = self._full_tiers_changed
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._keep = keep
@@ -153,6 +160,11 @@ class Consumer:
         """Return the server's Unix time, as of the last comparison of clocks."""
         return self.settler.now()
 
+    @property
+    def loops(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
+        """The loops of this consumer; each runs beside the others."""
+        return self.round_trips, self.blocking_reads, self.retry_refused
+
     # --- round trips -----------------------------------------------------------------------------
 
     async def round_trips(self) -> None:
@@ -176,6 +188,8 @@ class Consumer:
         """Wait until there is something to settle or to read."""
         while not self._may_read() or not (self.buffer.plan_reads() or self._wants_to_block()):
             times = [self.settler.due_at(idle=self.buffer.idle), self.buffer.next_check()]
+            if self.buffer.barred and self._may_read():
+                times += self.reads.resume_at
             due = min((at for at in times if at is not None), default=None)
             if self._ended or (due is not None and due <= self._clock.elapsed()):
                 return
@@ -189,15 +203,23 @@ class Consumer:
         return self._reading and self.is_registered and not self._blocked
 
     def _wants_to_block(self) -> bool:
+        if self.buffer.barred:
+            return self._may_read() and self.buffer.nothing_to_read() and self.buffer.room() > 0
         return self._may_read() and not any(self.buffer.backlog) and self.buffer.room() > 0
 
     def _next_round_trip(self) -> RoundTrip:
         trip = RoundTrip()
         self.settler.load(trip, all_counters=self._ended)
         if self._may_read():
+            if self.buffer.barred:
+                self.reads.bar()
             for count, tiers in self.buffer.plan_reads().items():
                 self.buffer.read_sent()
-                trip.add(self.store.read_commands.new_entries(self.name, tiers, count), self._read, (tiers, count))
+                if self.reads.alone:
+                    self.reads.load_apart(trip, tiers, count)
+                    continue
+                command = self.store.read_commands.new_entries(self.name, tiers, count)
+                trip.add(command, self.reads.replied, (tiers, count))
         return trip
 
     async def _carry_out(self, trip: RoundTrip) -> None:
@@ -208,7 +230,7 @@ class Consumer:
             replies = [error] * len(trip.commands)
         except BaseException:  # cancelled: nobody knows which were carried out, so all are sent again
             for handler in trip.handlers:
-                handler(BrokerError("cancelled"))
+                handler(OutcomeUnknownError("cancelled"))
             self.settler.note_resending(resending=True)
             raise
         finally:
@@ -217,31 +239,38 @@ class Consumer:
             self._round_trip_ended = anyio.Event()
         worst: BrokerError | None = None
         for reply, handler in zip(replies, trip.handlers, strict=True):
-            if handler(reply):
-                worst = reply
+            try:
+                if handler(reply):
+                    worst = reply
+            except Exception:  # what follows from one reply must not keep the others from being heard
+                log.exception("%s: a reply of the server could not be taken in", self.name)
+        if self.reads.group_missing:
+            await self.restore_groups()
         self.settler.note_resending(resending=worst is not None)
         if worst is None:
             self.outage.over("round trips")
         else:
             await self.recover("round trips", worst)
 
-    def _read(self, subject: tuple[list[int], int], reply: Any) -> bool:
-        tiers, count = subject
-        if isinstance(reply, BrokerError):
-            for tier in tiers:
-                self.buffer.note_read(tier, more=True)
-            return True
-        self._accept_read(tiers, count, reply)
-        return False
+    async def retry_refused(self) -> None:
+        """Try refused settlements again, apart from the round trips, until cancelled."""
+        aside = self.settler.set_aside
+        while True:
+            await aside.wait_until_due()
+            trip = RoundTrip()
+            aside.load(trip)
+            worst = await trip.carry_out(self.store)
+            if self.reads.group_missing:
+                await self.restore_groups()
+            await aside.name_refused(self.store)
+            if worst is not None:
+                await self.recover("refused settlements", worst)
+            else:
+                self.outage.over("refused settlements")
 
-    def _accept_read(self, tiers: list[int], count: int, reply: Any) -> None:
-        found = self.store.read_commands.deliveries(reply)
-        for tier in tiers:
-            deliveries = found.get(tier, [])
-            self.buffer.accept(tier, deliveries)
-            self.buffer.note_read(tier, more=len(deliveries) >= count)
-        if found:
-            self._on_ready()
+    def _full_tiers_changed(self) -> None:
+        self.reads.bar()
+        self.wake_up()
 
     # --- blocking reads -------------------------------------------------------------------------
 
@@ -255,26 +284,15 @@ class Consumer:
                 trouble: BrokerError | None = None
                 try:
                     if self._reading:
-                        await self._block_once(block)
+                        await self.reads.block(self._blocking, block)
+                        self.outage.over("blocking read")
                 except BrokerError as error:
-                    self.buffer.backlog = [True] * len(self.buffer.backlog)
                     trouble = error
-                if trouble is not None:
+                if self.reads.note_block(trouble) and trouble is not None:
                     await self.recover("blocking read", trouble)
                 self._blocked = False  # only now: `stop_reading` must not wait for a loop that waits for the server
                 self._unblocked.set()
                 self.wake_up()
-
-    async def _block_once(self, block: float) -> None:
-        tiers = list(range(len(self.store.tiers)))
-        count = max(1, self.buffer.room() // len(tiers))
-        command = self.store.read_commands.new_entries(self.name, tiers, count, block)
-
-        def take_in(reply: Any) -> None:
-            self._accept_read(tiers, count, reply)
-
-        take_in(await self.store.blocked(self._blocking, command, block=block, on_late_reply=take_in))
-        self.outage.over("blocking read")
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -333,24 +351,39 @@ class Consumer:
 
     async def _leave_once(self) -> None:
         await self._settle_last()
-        await self.store.release_all(self.name, self.visibility_timeout, but=self.fatal)
-        await remove_consumers(self.store, self.name)
+        await self.tier_refusals("releasing").carry_out(
+            lambda tiers: self.store.release_all(self.name, self.visibility_timeout, but=self.fatal, tiers=tiers)
+        )
+        await self.tier_refusals("leaving").carry_out(
+            lambda tiers: remove_consumers(self.store, self.name, tiers=tiers)
+        )
 
     async def _settle_last(self) -> None:
-        while self.unsettled or self.settler.counting.unwritten:
-            trip = self._next_round_trip()
-            replies: list[Any]
-            try:
-                replies = await self.store.attempt(trip.commands)
-            except BrokerError as error:
-                replies = [error] * len(trip.commands)
-            failed = [reply for reply, handler in zip(replies, trip.handlers, strict=True) if handler(reply)]
-            if failed:
-                raise failed[0]
+        trip = self._next_round_trip()
+        self.settler.set_aside.load(trip, last=True)
+        while trip.commands:
+            if (worst := await trip.carry_out(self.store)) is not None:
+                raise worst
             if not self.unsettled:
                 break
+            trip = self._next_round_trip()
+        if (refused := self.settler.set_aside) and (first := refused.named()):
+            log.warning("%s: %d settlements are refused, and released: %s", self.name, len(refused), "; ".join(first))
 
     # --- outages ----------------------------------------------------------------------------------
+
+    def tier_refusals(self, what: str) -> TierRefusals:
+        """Return what keeps a tier for which the server refuses a step of a loop from stopping the others."""
+        streams = [keys.stream for keys in self.store.keys.tiers]
+        return TierRefusals(what, streams, self.outage, self._clock, self.restore_groups)
+
+    async def restore_groups(self) -> None:
+        """Create streams and groups that are missing, as far as the server lets us."""
+        self.reads.group_missing = False
+        try:
+            await self.store.ensure_groups()
+        except BrokerError as error:
+            log.info("%s: not all groups can be created: %s", self.name, error)
 
     async def recover(self, loop: str, error: BrokerError, *, longest: float = LONGEST_PAUSE) -> None:
         """Create missing groups again, then wait with backoff, at most `longest` seconds, before the next try."""

@@ -11,6 +11,7 @@ nothing. The commands are in `queue.lease_commands`.
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import cycle
 
 import anyio
@@ -42,6 +43,9 @@ class LeaseKeeper:
         self._in_full_at = [float("-inf") for _ in consumer.store.tiers]
         self._next_tier = cycle(range(len(consumer.store.tiers)))  # the tier whose consumers the next survey checks
         self._surveyed = float("-inf")
+        self._renewing = consumer.tier_refusals("renewing the leases of")
+        self._sweeping = consumer.tier_refusals("sweeping")
+        self._removing = consumer.tier_refusals("removing dead consumers of")
         self._others_return_until = 0.0  # until when the other consumers may still reconnect after an outage
         self.sweeping = True
 
@@ -65,20 +69,30 @@ class LeaseKeeper:
                 await self._consumer.recover("renew", error, longest=self.interval / 2)
                 continue
             self._consumer.outage.over("renew")
-            await anyio.sleep(max(0.0, started + self.interval - self._clock.elapsed()))
+            pause = started + self.interval - self._clock.elapsed()
+            if self._renewing.refused:
+                pause = min(pause, self._renewing.next_try())
+            await anyio.sleep(max(0.0, pause))
 
     async def renew(self) -> None:
         """Renew every lease once; drop the deliveries whose lease was lost."""
+        await self._renewing.carry_out(self._renew)
+        if not self._consumer.is_registered and self._renewing.error is not None:
+            raise self._renewing.error  # in every tier: this consumer cannot begin
+
+    async def _renew(self, tiers: list[int]) -> None:
         consumer = self._consumer
-        held = [list(by_id) for by_id in consumer.buffer.held]
-        in_full = [tier for tier, at in enumerate(self._in_full_at) if at <= self._clock.elapsed()]
+        held = [list(consumer.buffer.held[tier]) for tier in tiers]
+        in_full = [tier for tier in tiers if self._in_full_at[tier] <= self._clock.elapsed()]
         sent = self._clock.now()
-        now, lost = await renew(self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full)
+        now, lost = await renew(
+            self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full, tiers=tiers
+        )
         self._note_in_full(in_full)
         self._detect_outage()
         consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
         consumer.registered()
-        for tier, ids in enumerate(lost):
+        for tier, ids in zip(tiers, lost, strict=True):
             for entry_id in ids:
                 consumer.lease_lost(tier, entry_id)
 
@@ -138,14 +152,25 @@ class LeaseKeeper:
         self._surveyed = self._clock.elapsed()
         complete = True
         for tier, number in enumerate(pending):
-            if not number:
+            if number == 0:
                 self._cursors[tier] = _START
-                continue
-            to_the_end, died = await self._sweep_tier(tier)
-            complete, gone = complete and to_the_end, gone or died
+                self._sweeping.note_accepted([tier])
+            elif isinstance(number, BrokerError):
+                await self._sweeping.take_in([tier], number)
+            elif not self._sweeping.paused(tier):
+                try:
+                    to_the_end, died = await self._sweep_tier(tier)
+                except BrokerError as error:
+                    await self._sweeping.take_in([tier], error)
+                    continue
+                self._sweeping.note_accepted([tier])
+                complete, gone = complete and to_the_end, gone or died
         if gone:
-            await remove_consumers(self.store, forgotten=forgotten)
+            await self._removing.carry_out(partial(self._remove_consumers, forgotten))
         return complete
+
+    async def _remove_consumers(self, forgotten: float, tiers: list[int]) -> None:
+        await remove_consumers(self.store, forgotten=forgotten, tiers=tiers)
 
     async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
         """Sweep one tier. Return whether its end was reached, and whether dead owners were found."""

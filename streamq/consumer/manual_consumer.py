@@ -17,7 +17,7 @@ from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.promoter import Promoter
-from streamq.errors import NotOpenError, UndecodableError
+from streamq.errors import BrokerError, NotOpenError, UndecodableError
 from streamq.queue.lease_commands import mark_isolated
 from streamq.queue.store import Store
 from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Reason, Release, Skip, failure_of
@@ -62,7 +62,7 @@ class ManualConsumer:
         try:
             async with anyio.create_task_group() as group:
                 for loop in (
-                    consumer.round_trips, consumer.blocking_reads, leases.renew_forever, leases.sweep_forever,
+                    *consumer.loops, leases.renew_forever, leases.sweep_forever,
                     promoter.promote_forever, promoter.listen_forever,
                 ):  # fmt: skip
                     group.start_soon(loop)
@@ -110,10 +110,10 @@ class ManualConsumer:
                 self._store.check_signature(delivery)
                 delivery.check(partial(is_stream_of, self._store.keys))
             except UndecodableError as error:
-                await self.settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
+                await self._settle(delivery, DeadLetter(Reason.UNDECODABLE, failure_of(error)))
                 continue
             if delivery.expires is not None and delivery.expires < self.consumer.now():
-                await self.settle(delivery, DeadLetter(Reason.EXPIRED, EXPIRED))
+                await self._settle(delivery, DeadLetter(Reason.EXPIRED, EXPIRED))
                 continue
             self.buffer.slots = self.buffer.running
             self.unsettled[delivery.task_id] = delivery
@@ -121,7 +121,15 @@ class ManualConsumer:
             return delivery
 
     async def settle(self, delivery: Delivery, outcome: Ack | Release | DeadLetter) -> None:
-        """Settle a delivery and wait until the server has confirmed it."""
+        """Settle a delivery and wait until the server has confirmed it.
+
+        Raises BrokerError if the server refuses that. It is tried again meanwhile, as a worker does.
+        """
+        await self._settle(delivery, outcome)
+        if (refused := self.consumer.settler.set_aside.find(delivery)) is not None:
+            raise BrokerError(f"{refused}; it is tried again in the background", code=refused.code)
+
+    async def _settle(self, delivery: Delivery, outcome: Ack | Release | DeadLetter) -> None:
         if not delivery.isolated:
             self.buffer.run_ended(delivery)
         self.consumer.settle(delivery, outcome)

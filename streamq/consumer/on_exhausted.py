@@ -39,7 +39,9 @@ CALL_TIMEOUT = 10.0  # seconds for one call
 MOST_CALLS = 8  # calls at the same time
 MOST_WAITING = 1000  # calls that may wait; further ones are dropped, and logged
 # With the other reasons the arguments cannot be read, or no worker knows the task.
-_REASONS = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED, Reason.CRASH_LOOP, Reason.EXPIRED))
+_REASONS = frozenset((
+    Reason.RETRIES_EXHAUSTED, Reason.REJECTED, Reason.CRASH_LOOP, Reason.EXPIRED, Reason.REFUSED
+))  # fmt: skip
 
 
 class OnExhausted:

@@ -1,7 +1,8 @@
 """Outages: while the server cannot be used, the loops of a worker log that once, wait with backoff, and go on.
 
-Failures are counted for each loop. So if one loop fails while the others succeed (a key of the wrong type, say), it
-does not spin, and its failure is not hidden.
+Failures are counted for each loop. So if one loop fails while the others succeed, it does not spin, and its failure is
+not hidden. A step that is refused for one tier alone (a key of another type, a missing right) is no outage: it is
+named here, and everything else goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Outage:
         self._streaks: dict[str, int] = {}
         self._error: BrokerError | None = None
         self._since = 0.0
+        self._refused: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<Outage of {self._name}: {self._error} in {sorted(self._streaks)}>"
@@ -44,6 +46,23 @@ class Outage:
     def error(self) -> BrokerError | None:
         """The latest error, None if the server can be used."""
         return self._error if self._streaks else None
+
+    @property
+    def refused(self) -> list[str]:
+        """What is refused while everything else goes on, and why."""
+        return [f"{what}: {why}" for what, why in self._refused.items()]
+
+    def note_refused(self, what: str, error: BrokerError) -> None:
+        """Note that the server refuses something, which concerns nothing else."""
+        why = str(error) if str(error).startswith(error.code) else f"{error.code} {error}"
+        if self._refused.get(what) != why:
+            log.warning("%s: %s is refused: %s; everything else goes on", self._name, what, why)
+        self._refused[what] = why
+
+    def note_accepted(self, what: str) -> None:
+        """Note that the server refuses something no longer."""
+        if self._refused.pop(what, None) is not None:
+            log.warning("%s: %s is refused no longer", self._name, what)
 
     async def wait(self, loop: str, error: BrokerError, longest: float = LONGEST_PAUSE) -> None:
         """Note that a loop failed, and wait before its next try: longer each time, with jitter."""

@@ -44,6 +44,7 @@ class PrefetchBuffer:
         self.finished = 0
         self.held: list[dict[bytes, Delivery]] = [{} for _ in weights]
         self.backlog = [True] * len(weights)  # by tier: are more entries to be read, as far as known?
+        self.barred: frozenset[int] = frozenset()  # tiers that are not read for now (see `reads`)
         self.closed = False
         self._clock = clock
         self._chooser = FairChooser(weights)
@@ -243,6 +244,11 @@ class PrefetchBuffer:
             return 0
         return max(0, self.slots - self.running) + self.prefetch() - self._buffered
 
+    def nothing_to_read(self) -> bool:
+        """Is there a tier that may be read, and have all of these no entries, as far as known?"""
+        open_to_read = [more for tier, more in enumerate(self.backlog) if tier not in self.barred]
+        return bool(open_to_read) and not any(open_to_read)
+
     def read_sent(self) -> None:
         """Note that a read was sent: until its reply comes, it is not time to read more."""
         self._read_at, self.read_due = -1, False
@@ -257,12 +263,16 @@ class PrefetchBuffer:
         room = self.room()
         wanted = room + self._buffered
         known = [tier for tier, more in enumerate(self.backlog) if more]
+        if self.barred:
+            known = [tier for tier in known if tier not in self.barred]
         if room <= 0 or 2 * room < wanted or not known:
             return {}
         shares = self._chooser.forecast(wanted, known)
         if len(known) < len(self.backlog):
             for tier, share in self._chooser.forecast(wanted, range(len(self.backlog))).items():
                 shares.setdefault(tier, max(1, share))
+        if self.barred:
+            shares = {tier: share for tier, share in shares.items() if tier not in self.barred}
         reads: dict[int, list[int]] = {}
         for tier, share in sorted(shares.items()):
             if (count := share - len(self._buffers[tier])) > 0:

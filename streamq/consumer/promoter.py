@@ -38,6 +38,8 @@ class Promoter:
         self._on_schedules = on_schedules
         self._wake = anyio.Event()
         self._unsubscribed = True
+        self._refusals = consumer.tier_refusals("promoting to")
+        self._more = False  # are more messages due than the last step moved?
         self.next_due: float | None = None  # seconds, as of the last look
 
     def __repr__(self) -> str:
@@ -48,25 +50,36 @@ class Promoter:
         expected = True  # is something due: by the last look, or announced?
         while True:
             self._wake = anyio.Event()
-            moved, more = 0, False
+            self.next_due, self._more = None, False
             try:
-                if expected:
-                    moved, self.next_due, more = await promote(self._store, _BATCH)
-                else:
-                    self.next_due = await next_due(self._store)
+                await self._refusals.carry_out(self._promote if expected else self._look)
             except BrokerError as error:
                 await self._consumer.recover("promote", error)
                 continue
             self._consumer.outage.over("promote")
-            if moved:
-                self._consumer.note_promoted()
-            if more:
+            if self._more:
                 continue
             look_every = _LOOK_EVERY_UNSUBSCRIBED if self._unsubscribed else LOOK_EVERY
             pause = look_every if self.next_due is None else min(look_every, self.next_due + _MARGIN)
+            if self._refusals.refused:
+                pause = min(pause, self._refusals.next_try())
             with anyio.move_on_after(pause) as timer:
                 await self._wake.wait()
             expected = pause < look_every or not timer.cancelled_caught
+
+    async def _promote(self, tiers: list[int]) -> None:
+        moved, due, more = await promote(self._store, _BATCH, tiers)
+        self._note_due(due)
+        self._more |= more
+        if moved:
+            self._consumer.note_promoted()
+
+    async def _look(self, tiers: list[int]) -> None:
+        self._note_due(await next_due(self._store, tiers))
+
+    def _note_due(self, due: float | None) -> None:
+        if due is not None:
+            self.next_due = due if self.next_due is None else min(due, self.next_due)
 
     async def listen_forever(self) -> None:
         """Receive the messages of the wake channel, until cancelled."""

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from streamq.client import Command
+from streamq.diagnostics.safe_log import SafeLog
+from streamq.errors import BrokerError, OutcomeUnknownError
+from streamq.queue.store import Store
+
+log = SafeLog("streamq")
 
 
 class RoundTrip:
@@ -28,3 +33,20 @@ class RoundTrip:
         """Add a command; `handler(subject, reply)` is called with the reply."""
         self.commands.append(command)
         self.handlers.append(lambda reply: handler(subject, reply))
+
+    async def carry_out(self, store: Store) -> BrokerError | None:
+        """Send the commands, and call the reply handlers; return the error if the server cannot be used."""
+        worst: BrokerError | None = None
+        replies: list[Any] = [OutcomeUnknownError("cancelled")] * len(self.commands)
+        try:
+            replies = await store.attempt(self.commands)
+        except BrokerError as error:
+            replies = [error] * len(self.commands)
+        finally:  # if this was cancelled, nobody knows which were carried out
+            for reply, handler in zip(replies, self.handlers, strict=True):
+                try:
+                    if handler(reply):
+                        worst = reply
+                except Exception:
+                    log.exception("a reply of the server could not be taken in")
+        return worst

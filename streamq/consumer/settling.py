@@ -1,8 +1,9 @@
 """Settling: the outcome of each delivery waits here for the next round trip.
 
-`settle` is synchronous and does not fail when the server is away: a settlement that was refused or lost is sent again
-with the next round trip. Acknowledgements are batched (see `acknowledgements`). Every other outcome is one script,
-which acts only if this consumer still holds the delivery. What becomes of a run is decided in `tasks.outcome`.
+`settle` is synchronous and raises nothing: a settlement that was lost is sent again with the next round trip, one that
+the server refused is tried apart (see `set_aside`), and a delivery that cannot be settled as decided is dead-lettered.
+Acknowledgements are batched (see `acknowledgements`). Every other outcome is one script, which acts only if this
+consumer still holds the delivery. What becomes of a run is decided in `tasks.outcome`.
 """
 
 from __future__ import annotations
@@ -10,41 +11,30 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 from streamq.client import Command
-from streamq.consumer.acknowledgements import LINGER, Acknowledgements
+from streamq.consumer.acknowledgements import LINGER, Acknowledgements, AcksOfTier
 from streamq.consumer.counting import Counting
+from streamq.consumer.dead_lettering import DeadLetters
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
+from streamq.consumer.set_aside import RefusedSettlement, SetAside, Way
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError, StreamqError
+from streamq.queue.server_errors import concerns_server
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of
 from streamq.wire.bounds import ATTEMPT
-from streamq.wire.dead_letter_fields import dead_letter_fields
 from streamq.wire.delivery import Delivery
-from streamq.wire.message import Field, as_text, dumps, milliseconds, pack_flat
-from streamq.wire.side_effects import SideEffect, effects_of_end, has_side_effects
+from streamq.wire.message import as_text, dumps, milliseconds, pack_flat
+from streamq.wire.side_effects import effects_of_end, has_side_effects
 
 log = SafeLog("streamq")
 
-_TRACEBACK_FOR_WAITERS = 4000  # characters
-
+_ACK = "the acknowledgement"
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
-
-
-class DeadLetterEffects(Protocol):
-    """The side effects that a worker adds to a dead letter, beside those of the message (see `on_exhausted`)."""
-
-    def side_effects(self, delivery: Delivery, outcome: DeadLetter) -> list[SideEffect]:
-        """Return side effects for the atomic step that writes the dead letter."""
-        ...
-
-    def confirmed(self, delivery: Delivery, outcome: DeadLetter) -> None:
-        """The server has confirmed the dead letter. Must not wait."""
-        ...
 
 
 @dataclass(slots=True)
@@ -55,6 +45,8 @@ class _Settlement:
     delivery: Delivery
     outcome: Outcome
     duration: float
+    keep: float | None = None
+    sent: Command = ()
 
 
 class Settler:
@@ -69,7 +61,7 @@ class Settler:
     ) -> None:  # fmt: skip
         self.clock_offset = 0.0  # the server's clock minus this machine's, in seconds
         self.superseded = 0
-        self.dead_letter_effects: DeadLetterEffects | None = None  # set by a worker whose tasks have any
+        self.dead_letters = DeadLetters(store, name, self.now)
         self.counting = Counting(store.settle_commands, store.clock)
         self._store = store
         self._commands = store.settle_commands
@@ -83,6 +75,11 @@ class Settler:
         self._acks = Acknowledgements(
             self._commands, len(store.tiers), store.clock,
             per_entry=self._listening, on_first=on_first, on_acknowledged=self._acknowledged,
+            on_refused=self._acks_refused,
+        )  # fmt: skip
+        self.set_aside = SetAside(
+            self._commands, len(store.tiers), store.clock, acknowledged=self._acknowledged, per_entry=self._listening,
+            let_go=lambda delivery: buffer.forget(delivery.tier, delivery.entry_id),
         )  # fmt: skip
         self._settlements: list[_Settlement] = []
         self._events: dict[Delivery, Settled] = {}  # emitted once the server has confirmed the acknowledgement
@@ -98,20 +95,24 @@ class Settler:
 
         `duration` (s) is that of the run. `keep` (s) is how long the result is kept, None for not at all.
         """
-        match outcome:
-            case Ack():
-                self._ack(delivery, outcome, duration, keep)
-            case Skip():
-                self._acks.of_tier[delivery.tier].without_result.append(delivery)
-                self._acks.linger()
-            case Retry() | Postpone():
-                self._add(delivery, outcome, duration, self._postponement(delivery, outcome))
-            case DeadLetter():
-                self._settle_dead(delivery, outcome, duration, keep)
-            case Release():
-                self.release([delivery])
-            case _:
-                assert_never(outcome)
+        try:
+            match outcome:
+                case Ack():
+                    self._ack(delivery, outcome, duration, keep)
+                case Skip():
+                    self._acks.of_tier[delivery.tier].without_result.append(delivery)
+                    self._acks.linger()
+                case Retry() | Postpone():
+                    self._add(delivery, outcome, duration, keep, self._postponement(delivery, outcome))
+                case DeadLetter():
+                    self._dead_letter(delivery, outcome, duration, keep)
+                case Release():
+                    self.release([delivery])
+                case _:
+                    assert_never(outcome)
+        except Exception as error:  # a delivery that cannot be settled as decided must not end the worker
+            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
+            self._convict(delivery, error, duration)
 
     def release(self, deliveries: list[Delivery]) -> None:
         """Release deliveries: any consumer may take them at once."""
@@ -123,7 +124,7 @@ class Settler:
             for entry_id in ids:
                 self._buffer.forget(tier, entry_id)
             for command in self._commands.release(self._name, tier, ids, self._visibility_timeout):
-                self._add(some[0], Release(), 0.0, partial(_prebuilt, command))
+                self._add(some[0], Release(), 0.0, None, partial(_prebuilt, command))
 
     def _ack(self, delivery: Delivery, outcome: Ack, duration: float, keep: float | None) -> None:
         acks, result, now = self._acks.of_tier[delivery.tier], outcome.result, self.now()
@@ -132,7 +133,7 @@ class Settler:
                 delivery, payload=result, keep=keep, done=not outcome.cancelled, now=now, group=self._store.keys.group
             )
             acks.with_side_effects.append(
-                (delivery, self._commands.ack_side_effects(delivery.tier, delivery.entry_id, also))
+                (delivery, self._commands.ack_side_effects(delivery.tier, delivery.entry_id, also), keep)
             )
         elif keep:
             acks.with_result.append((delivery, self._commands.result_key(delivery), keep, result))
@@ -145,9 +146,32 @@ class Settler:
         if self._listening:
             self._events[delivery] = Settled(delivery, Ack(result), duration)
 
-    def _add(self, delivery: Delivery, outcome: Outcome, duration: float, command: Callable[[], Command]) -> None:
-        self._settlements.append(_Settlement(command, delivery, outcome, duration))
+    def _add(
+        self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, command: Callable[[], Command]
+    ) -> None:
+        self._settlements.append(_Settlement(command, delivery, outcome, duration, keep))
         self._on_first()
+
+    def _dead_letter(self, delivery: Delivery, outcome: DeadLetter, duration: float, keep: float | None) -> None:
+        try:
+            self._store.check_signature(delivery)
+        except SignatureError as error:  # nothing in it is believed: no side effects, no replay
+            outcome, keep = DeadLetter(Reason.UNDECODABLE, failure_of(error)), None
+        command = self.dead_letters.command(delivery, outcome, self.dead_letters.side_effects(delivery, outcome, keep))
+        self._add(delivery, outcome, duration, keep, partial(_prebuilt, command))
+        failure = outcome.failure
+        log.warning(
+            "task %s is dead (%s): %s: %s", _name_of(delivery), outcome.reason, failure.error_type, failure.error
+        )
+
+    def _convict(self, delivery: Delivery, error: Exception, duration: float) -> None:
+        """Dead-letter a delivery that cannot be settled as was decided, without side effects."""
+        outcome = DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
+        commands = self.dead_letters.bare(delivery, outcome)
+        ways = [self._way(_Settlement(command, delivery, outcome, duration)) for command in commands]
+        self._events.pop(delivery, None)
+        log.warning("task %s is dead (%s): %s", _name_of(delivery), outcome.reason, outcome.failure.error)
+        self.set_aside.add_untried([RefusedSettlement(delivery, "the dead letter", ways)])
 
     def _postponement(self, delivery: Delivery, outcome: Retry | Postpone) -> Callable[[], Command]:
         changes: dict[str, str | None] = {}
@@ -175,40 +199,6 @@ class Settler:
 
         return command
 
-    def _settle_dead(self, delivery: Delivery, outcome: DeadLetter, duration: float, keep: float | None) -> None:
-        try:
-            self._store.check_signature(delivery)
-            command = self._dead_letter(delivery, outcome, keep)
-        except SignatureError as error:  # nothing in it is believed: no side effects, no replay
-            outcome = DeadLetter(Reason.UNDECODABLE, failure_of(error))
-            fields = self._dead_letter_fields(delivery, outcome, refused=True)
-            command = self._commands.dead_letter(self._name, delivery, fields)
-        self._add(delivery, outcome, duration, partial(_prebuilt, command))
-        failure = outcome.failure
-        log.warning(
-            "task %s is dead (%s): %s: %s", _name_of(delivery), outcome.reason, failure.error_type, failure.error
-        )
-
-    def _dead_letter_fields(self, delivery: Delivery, outcome: DeadLetter, *, refused: bool = False) -> list[Field]:
-        fields = dead_letter_fields(
-            delivery, reason=outcome.reason, failure=outcome.failure, worker=self._name,
-            stream=self._store.keys.tiers[delivery.tier].stream, died_at=self.now(), group=self._store.keys.group,
-        )  # fmt: skip
-        return fields if refused or (signer := self._store.signer) is None else signer.sign_dead_letter(fields)
-
-    def _dead_letter(self, delivery: Delivery, outcome: DeadLetter, keep: float | None) -> Command:
-        failure, fields = outcome.failure, self._dead_letter_fields(delivery, outcome)
-        for_waiters = {
-            "error_type": failure.error_type, "error": failure.error,
-            "traceback": failure.traceback[-_TRACEBACK_FOR_WAITERS:], "reason": outcome.reason,
-        }  # fmt: skip
-        also: list[SideEffect] = []
-        if keep or has_side_effects(delivery, done=False):
-            also = effects_of_end(delivery, payload=dumps(for_waiters), keep=keep)
-        if self.dead_letter_effects is not None:
-            also = [*also, *self.dead_letter_effects.side_effects(delivery, outcome)]
-        return self._commands.dead_letter(self._name, delivery, fields, also)
-
     # --- out ---------------------------------------------------------------------------------
 
     @property
@@ -235,7 +225,13 @@ class Settler:
         self._acks.load(trip, per_tier=self._resending)
         settlements, self._settlements = self._settlements, []
         for settlement in settlements:
-            trip.add(settlement.command(), self._replied, settlement)
+            try:
+                command = settlement.sent = settlement.command()
+            except Exception as error:  # a delay that is no number of milliseconds, say
+                log.exception("%r could not be settled as decided", settlement.delivery)
+                self._convict(settlement.delivery, error, settlement.duration)
+            else:
+                trip.add(command, self._replied, settlement)
         self.counting.load(trip, self.now(), at_once=all_counters)
 
     def note_resending(self, *, resending: bool) -> None:
@@ -271,12 +267,15 @@ class Settler:
     def _replied(self, settlement: _Settlement, reply: Any) -> bool:
         delivery, outcome = settlement.delivery, settlement.outcome
         if isinstance(reply, BrokerError):
-            self._settlements.append(settlement)
-            return True
+            if concerns_server(reply):
+                self._settlements.append(settlement)
+                return True
+            self._set_aside(settlement, reply)
+            return False
         if isinstance(outcome, Release):
             return False
         self._buffer.forget(delivery.tier, delivery.entry_id)
-        if not reply:
+        if not reply:  # another consumer was first
             if not self._resending:
                 self.count_superseded(delivery)
             return False
@@ -290,12 +289,54 @@ class Settler:
             case DeadLetter():
                 counters.failed += outcome.reason in _AFTER_A_RUN
                 counters.dead += 1
-                if self.dead_letter_effects is not None:
-                    self.dead_letter_effects.confirmed(delivery, outcome)
+                if self.dead_letters.effects is not None:
+                    self.dead_letters.effects.confirmed(delivery, outcome)
             case _:
                 pass
         self._listeners.emit(Settled(delivery, outcome, settlement.duration))
         return False
+
+    # --- refusals ------------------------------------------------------------------------------
+
+    def _set_aside(self, settlement: _Settlement, error: BrokerError) -> None:
+        delivery, outcome = settlement.delivery, settlement.outcome
+        one = RefusedSettlement(delivery, _what(outcome), [self._way(settlement)])
+        if isinstance(outcome, Release):
+            one.held = False
+        else:
+            one.lesser = partial(self._lesser_ways, delivery, outcome, settlement.duration, settlement.keep)
+        self.set_aside.add(one, error, settlement.sent)
+
+    def _acks_refused(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command) -> None:
+        """Set aside acknowledgements. Of several in one command, one may be to blame for all."""
+        some = [RefusedSettlement(one, _ACK, [], plain=True) for one in acks.without_result]
+        for delivery, key, keep, result in acks.with_result:
+            build = partial(self._commands.ack_results, tier, [delivery.entry_id], [key], [keep], [result])
+            some.append(self._refused_ack(delivery, keep, build))
+        for delivery, with_effects, how_long in acks.with_side_effects:
+            some.append(self._refused_ack(delivery, how_long, partial(_prebuilt, with_effects)))
+        if len(some) > 1:
+            self.set_aside.add_untried(some)
+        elif some:
+            self.set_aside.add(some[0], error, command)
+
+    def _refused_ack(self, delivery: Delivery, keep: float | None, build: Callable[[], Command]) -> RefusedSettlement:
+        way = Way(build, lambda reply: self._acknowledged(delivery.tier, [delivery], reply))
+        return RefusedSettlement(delivery, _ACK, [way], partial(self._lesser_ways, delivery, Ack(), 0.0, keep))
+
+    def _lesser_ways(
+        self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, why: str
+    ) -> list[Way]:
+        """Return the dead letters that stand in for a settlement that is refused: each without more consequences."""
+        event = self._events.pop(delivery, None)
+        letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
+        commands = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
+        log.error("task %s is dead (%s): %s", _name_of(delivery), letter.reason, why)
+        duration = event.duration if event else duration
+        return [self._way(_Settlement(command, delivery, letter, duration)) for command in commands]
+
+    def _way(self, settlement: _Settlement) -> Way:
+        return Way(settlement.command, lambda reply: self._replied(settlement, reply))
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -309,6 +350,20 @@ class Settler:
     def now(self) -> float:
         """Return the server's Unix time, as of the last comparison of clocks."""
         return self._clock.now() + self.clock_offset
+
+
+def _what(outcome: Outcome) -> str:
+    match outcome:
+        case Retry():
+            return "the retry"
+        case Postpone():
+            return "the postponement"
+        case DeadLetter(reason):
+            return f"the dead letter ({reason})"
+        case Release():
+            return "the release"
+        case _:
+            return _ACK
 
 
 def _prebuilt(command: Command) -> Command:

@@ -97,22 +97,26 @@ async def scheduled(store: Store, tiers: Iterable[int], limit: int | None) -> As
             left = None if left is None else left - 1
 
 
-async def next_due(store: Store) -> float | None:
-    """Return the seconds until the next delayed task is due, 0 or less if one is due; None if there is none."""
+async def next_due(store: Store, tiers: Iterable[int]) -> float | None:
+    """Return the seconds until the next delayed task of these tiers is due; None if there is none.
+
+    It is 0 or less if one is due.
+    """
     # TIME comes last: if it is delayed, the task seems due too early, never too late.
-    commands = [("ZRANGE", keys.delayed, 0, 0, "WITHSCORES") for keys in store.keys.tiers]
+    commands = [("ZRANGE", store.keys.tiers[tier].delayed, 0, 0, "WITHSCORES") for tier in tiers]
     *firsts, (seconds, microseconds) = await store.call([*commands, ("TIME",)])
     dues = [float(first[1]) for first in firsts if first]
     return min(dues) / 1000 - int(seconds) - int(microseconds) / 1e6 if dues else None
 
 
-async def promote(store: Store, limit: int = 100) -> tuple[int, float | None, bool]:
-    """Move tasks that are due to their streams, at most `limit` of each tier.
+async def promote(store: Store, limit: int = 100, tiers: Iterable[int] | None = None) -> tuple[int, float | None, bool]:
+    """Move tasks of these tiers (None: of all) that are due to their streams, at most `limit` of each tier.
 
     Returns how many were moved, the seconds until the next one is due (None if there is none), and whether more are due
     already.
     """
-    names = [name for keys in store.keys.tiers for name in (keys.stream, keys.delayed, keys.messages)]
+    wanted = store.keys.tiers if tiers is None else [store.keys.tiers[tier] for tier in tiers]
+    names = [name for keys in wanted for name in (keys.stream, keys.delayed, keys.messages)]
     moved, left, more = await store.one(step("promote")(names, limit))
     return moved, None if left < 0 else left / 1000, bool(more)
 

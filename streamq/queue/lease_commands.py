@@ -6,8 +6,9 @@ reclaim its deliveries. The scripts decide that, in the same atomic step. The lo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from streamq.errors import BrokerError
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
@@ -24,38 +25,47 @@ async def renew(
     held: Sequence[Sequence[bytes]],
     *,
     in_full: Collection[int] | None = None,
+    tiers: Sequence[int] | None = None,
 ) -> tuple[float, list[list[bytes]]]:
-    """Renew the lease of every held entry, by tier, and count this consumer as alive for `lease` seconds.
+    """Renew the lease of every held entry of these tiers, and count this consumer as alive for `lease` seconds.
 
-    In the tiers `in_full` (None: in all), and where the server does not know this consumer, this also writes its lease
-    and sets the TTL of the keys again. Returns the server's Unix time and, by tier, the entries that this consumer
-    holds no longer.
+    `tiers` are all by default; `held` has the entries of each of them. In the tiers `in_full` (None: in all), and where
+    the server does not know this consumer, this also writes its lease and sets the TTL of the keys again. Returns the
+    server's Unix time and, for each of the tiers, the entries that this consumer holds no longer.
     """
+    wanted = range(len(store.keys.tiers)) if tiers is None else tiers
     flat: list[bytes | int] = []
-    for tier, ids in enumerate(held):
+    for tier, ids in zip(wanted, held, strict=True):
         flat += (int(in_full is None or tier in in_full), len(ids), *ids)
-    reply = await store.one(step("renew")(_liveness(store), store.keys.group, consumer, _ms(lease), *flat))
+    reply = await store.one(step("renew")(_liveness(store, wanted), store.keys.group, consumer, _ms(lease), *flat))
     return int(reply[0]) / 1000, list(reply[1:])
 
 
-async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int], bool]:
+async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int | BrokerError], bool]:
     """Return, in one round trip, how many entries are pending in each tier, and whether `tier` has gone consumers.
+
+    A tier for which the server refuses that has the error in place of the number.
 
     These are the consumers that `remove_consumers` would remove: they hold nothing, and they counted as alive until
     `now` (Unix seconds, the server's) at most. Or the server does not know their lease, and they did nothing for
     `forgotten` seconds.
     """
     group, asked = store.keys.group, store.keys.tiers[tier]
-    *pending, alive, consumers = await store.call([
+    *pending, alive, consumers = await store.attempt([
         *(("XPENDING", keys.stream, group) for keys in store.keys.tiers),
         ("ZRANGE", asked.alive, 0, -1, "WITHSCORES"), ("XINFO", "CONSUMERS", asked.stream, group),
     ])  # fmt: skip
+    numbers = [row if isinstance(row, BrokerError) else row[0] for row in pending]
+    for reply in (alive, consumers):
+        if isinstance(reply, BrokerError):
+            numbers[tier] = reply
+            return numbers, False
     until = dict(zip(alive[::2], map(float, alive[1::2]), strict=True))
     rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
     holding = {row[b"name"] for row in rows if row[b"pending"]}
     gone = {name for name, ms in until.items() if ms <= now * 1000}
     gone |= {row[b"name"] for row in rows if row[b"name"] not in until and row[b"idle"] > forgotten * 1000}
-    return [row[0] for row in pending], bool(gone - holding)
+    return numbers, bool(gone - holding)
 
 
 async def reclaim(
@@ -118,14 +128,20 @@ async def _mark_alone(store: Store, consumer: str, tier: int, entry_id: bytes) -
     )))  # fmt: skip
 
 
-async def remove_consumers(store: Store, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10) -> None:
+async def remove_consumers(
+    store: Store, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10, tiers: Sequence[int] | None = None
+) -> None:
     """Remove this consumer from each tier where it holds nothing; without a name, all dead ones, at most `limit`.
 
+    `tiers` are all by default.
     A consumer whose lease the server does not know counts as dead once it did nothing for `forgotten` seconds.
     """
     wanted = (store.keys.group, RELEASED_CONSUMER, limit, consumer, _ms(forgotten))
-    await store.one(step("remove_consumers")(_liveness(store), *wanted))
+    names = _liveness(store, range(len(store.keys.tiers)) if tiers is None else tiers)
+    await store.one(step("remove_consumers")(names, *wanted))
 
 
-def _liveness(store: Store) -> list[str]:
-    return [name for keys in store.keys.tiers for name in (keys.stream, keys.alive, keys.leases)]
+def _liveness(store: Store, tiers: Iterable[int]) -> list[str]:
+    return [
+        name for keys in map(store.keys.tiers.__getitem__, tiers) for name in (keys.stream, keys.alive, keys.leases)
+    ]

@@ -1,4 +1,10 @@
-"""Translates errors of the connection and of the server (redis-py's) into streamq's own."""
+"""Translates errors of the connection and of the server (redis-py's) into streamq's own, and says what they concern.
+
+A refused command is the server's fault or its own. The *server* cannot be used: it is away, loads, is a replica, cannot
+write its file. That passes, and everything waits for it. Or this *command* alone is refused: a key of another type, a
+missing right, a value that the server cannot take. Others go on meanwhile. OOM and NOGROUP are between the two: others
+may go on, and it passes.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +25,61 @@ def translated(error: Exception) -> BrokerError:
             return BrokerError(str(error), code="NOAUTH")
         case redis.exceptions.ResponseError():
             return BrokerError(str(error), code=_code(error))
-        case redis.exceptions.BusyLoadingError():
-            return BrokerError(str(error), code="LOADING")
+        case redis.exceptions.BusyLoadingError() | redis.exceptions.DataError():
+            return BrokerError(str(error), code=_OTHERS[type(error)])
         case _:
             return BrokerUnavailableError(str(error))
+
+
+def concerns_server(error: BrokerError) -> bool:
+    """Is this the state of the server, or of the connection, so that any other command is refused, too?"""
+    return error.code in _SERVER
+
+
+def is_final(error: BrokerError) -> bool:
+    """Is the command refused for a reason of its own, which does not pass with the state of the server?"""
+    return error.code not in _SERVER and error.code not in _PASSES
 
 
 def _code(error: redis.exceptions.ResponseError) -> str:
     """Return the server's code of an error; that of an error in a script may be inside the text."""
     text = str(error)
-    for word, code in _INSIDE:
-        if word in text:
-            return code
-    first = text.partition(" ")[0]
-    return first if first.isupper() else _CODES.get(type(error), "ERR")
+    code = _CODES.get(type(error)) or getattr(error, "status_code", None) or text.partition(" ")[0]
+    if code == "ERR" or not code.isupper():
+        return next((inside for words, inside in _INSIDE if words in text), "ERR")
+    return "NOGROUP" if code == "UNBLOCKED" else code
 
 
-# A deleted stream has lost its group, too. A blocked reader of it gets UNBLOCKED.
+UNPACKABLE = "UNPACKABLE"  # the code of a command that cannot be packed, so it was not sent
+
+_OTHERS: dict[type[Exception], str] = {
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.DataError: UNPACKABLE,
+}
+_SERVER = frozenset({
+    "UNAVAILABLE", "UNKNOWN", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK",
+    "MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "NOAUTH", "EXECABORT",
+})  # fmt: skip
+_PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT"})
+# A deleted stream has lost its group, too. In a script, the server says of a missing right no code.
 _INSIDE = (
     ("NOGROUP", "NOGROUP"),
     ("no such key", "NOGROUP"),
-    ("UNBLOCKED", "NOGROUP"),
     ("READONLY", "READONLY"),
     ("OOM command not allowed", "OOM"),
     ("MISCONF", "MISCONF"),
     ("NOREPLICAS", "NOREPLICAS"),
     ("The user executing the script can't", "NOPERM"),  # Redis
     ("ACL failure in script", "NOPERM"),  # Valkey
+    ("NOPERM", "NOPERM"),
+    ("WRONGTYPE", "WRONGTYPE"),
 )
 _CODES: dict[type[Exception], str] = {
     redis.exceptions.ReadOnlyError: "READONLY",
     redis.exceptions.NoScriptError: "NOSCRIPT",
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
 }

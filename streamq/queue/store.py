@@ -7,19 +7,19 @@ cluster, is a second store.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import redis.exceptions
 
-from streamq.client import BlockingConnection, Client, Command
+from streamq.client import BlockingConnection, Client, Command, pack_one
 from streamq.clock import SYSTEM, Clock
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
 from streamq.queue.read_commands import ReadCommands
-from streamq.queue.server_errors import translated
+from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
 from streamq.tasks.options import Durable
 from streamq.wire.dead_letter_fields import DeadLetterBound
@@ -156,18 +156,25 @@ class Store:
         if self.signer is not None:
             self.signer.check(self.keys.tiers[delivery.tier].stream, delivery)
 
-    async def release_all(self, consumer: str, idle: float, *, but: Collection[bytes] = ()) -> None:
-        """Release every entry that is pending for this consumer, known to it or not, except those in `but`."""
-        for tier, keys in enumerate(self.keys.tiers):
-            start = "-"
-            page = (MOST_IDS, consumer)
-            while rows := await self.one(("XPENDING", keys.stream, self.keys.group, start, "+", *page)):
+    async def release_all(
+        self, consumer: str, idle: float, *, but: Collection[bytes] = (), tiers: Iterable[int] | None = None
+    ) -> None:
+        """Release every entry that is pending for this consumer, known to it or not, except those in `but`.
+
+        Those of `tiers`, by default of all.
+        """
+        for tier in range(len(self.keys.tiers)) if tiers is None else tiers:
+            stream, start = self.keys.tiers[tier].stream, "-"
+            while rows := await self.one(("XPENDING", stream, self.keys.group, start, "+", MOST_IDS, consumer)):
                 if ids := [row[0] for row in rows if row[0] not in but]:
                     await self.call(self.settle_commands.release(consumer, tier, ids, idle))
                 start = "(" + rows[-1][0].decode()
 
-    async def drained(self, horizon: float) -> bool:
-        """Has the group settled every entry, and is no task due within `horizon` seconds?"""
+    async def drained(self, horizon: float, *, left: Sequence[int] = ()) -> bool:
+        """Has the group settled every entry, and is no task due within `horizon` seconds?
+
+        `left` is how many entries of each tier the server refuses to settle: they stay pending.
+        """
         soon = f"{(self.clock.now() + horizon) * 1000:.0f}"
         commands: list[Command] = []
         for keys in self.keys.tiers:
@@ -176,17 +183,19 @@ class Store:
                 ("ZCOUNT", keys.delayed, "-inf", soon),
             ]  # fmt: skip
         replies = await self.call(commands)
-        for length, groups, stream, delayed in zip(*(replies[at::4] for at in range(4)), strict=True):
-            if delayed or (length and not self._caught_up(groups, stream)):
+        for tier, (length, groups, stream, delayed) in enumerate(
+            zip(*(replies[at::4] for at in range(4)), strict=True)
+        ):
+            if delayed or (length and not self._caught_up(groups, stream, left[tier] if left else 0)):
                 return False
         return True
 
-    def _caught_up(self, groups: list[list[Any]], stream: list[Any]) -> bool:
+    def _caught_up(self, groups: list[list[Any]], stream: list[Any], left: int) -> bool:
         last = dict(zip(stream[::2], stream[1::2], strict=False))[b"last-generated-id"]
         for flat in groups:
             group = dict(zip(flat[::2], flat[1::2], strict=False))
             if group[b"name"] == self.keys.group.encode():
-                return bool(group[b"pending"] == 0 and group[b"last-delivered-id"] == last)
+                return bool(group[b"pending"] <= left and group[b"last-delivered-id"] == last)
         return False
 
     # --- calling -----------------------------------------------------------------------------
@@ -204,8 +213,33 @@ class Store:
         return (await self.call([command]))[0]
 
     async def attempt(self, commands: Sequence[Command]) -> list[Any]:
-        """Carry out commands in one round trip; an error of the server stands in the place of its reply."""
-        return [translated(reply) if isinstance(reply, Exception) else reply for reply in await self._send(commands)]
+        """Carry out commands in one round trip; an error of the server stands in the place of its reply.
+
+        So does the error of a command that cannot be packed: the others are sent.
+        """
+        try:
+            replies = await self._send(commands)
+        except BrokerError as error:
+            if error.code != UNPACKABLE:
+                raise
+            replies = await self._send_packable(commands)
+        return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+    async def _send_packable(self, commands: Sequence[Command]) -> list[Any]:
+        """Send the commands that can be packed; the errors of the others stand in their places."""
+        replies: list[Any] = []
+        for command in commands:
+            try:
+                pack_one(command)
+            except redis.exceptions.DataError as error:
+                replies.append(error)
+            else:
+                replies.append(None)
+        sent = [place for place, error in enumerate(replies) if error is None]
+        answers = await self._send([commands[place] for place in sent]) if sent else []
+        for place, answer in zip(sent, answers, strict=True):
+            replies[place] = answer
+        return replies
 
     async def blocked(
         self, connection: BlockingConnection, command: Command, *, block: float, on_late_reply: Callable[[Any], None]

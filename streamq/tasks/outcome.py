@@ -29,6 +29,7 @@ class Reason(StrEnum):
     REJECTED = "rejected"
     UNDECODABLE = UNDECODABLE
     UNKNOWN_TASK = "unknown_task"
+    REFUSED = "refused"  # it ran, and the server refuses what follows
     INTERNAL_ERROR = "internal_error"  # streamq, or code of the user that it asked, failed with this delivery
 
 

@@ -47,9 +47,12 @@ class Failure:
 
 
 def dead_letter_fields(
-    delivery: Delivery, *, reason: str, failure: Failure, worker: str, stream: str, died_at: float, group: str
-) -> list[Field]:
+    delivery: Delivery, *, reason: str, failure: Failure, worker: str, stream: str, died_at: float, group: str,
+    refused: str = "",
+) -> list[Field]:  # fmt: skip
     """Return the flat fields of a dead letter's entry. `died_at` is Unix seconds.
+
+    `refused` says which step the server refused before, empty if none.
 
     An entry that cannot be decoded keeps its fields, byte for byte and once, as `raw.<name>`: at most
     `EVIDENCE_BYTES`. What is beyond that is counted in the field `cut`.
@@ -75,6 +78,8 @@ def dead_letter_fields(
         flat += _evidence(fields)
     if delivery.crashed_workers:
         flat += ("crashed", " ".join(delivery.crashed_workers))
+    if refused:
+        flat += ("refused", utf8(refused))
     return [*flat, "died_at", iso(died_at), "worker", worker, "group", group, "origin", f"{stream} {entry}"]
 
 

@@ -84,7 +84,7 @@ def test_fields_of_a_dead_letter() -> None:
         delivery = Delivery(0, "tier", b"1-0", [part.encode() for part in flat], crashed_workers=("w",))
         failure = Failure("E", "e")
         fields = dead_letter_fields(
-            delivery, reason="r", failure=failure, worker="w", stream="s", died_at=1.0, group="g"
+            delivery, reason="r", failure=failure, worker="w", stream="s", died_at=1.0, group="g", refused="x"
         )
         names |= {name.decode() if isinstance(name, bytes) else name for name in fields[::2]}
     shown = {re.sub(r"^raw\..*", "raw.<field>", name) for name in names}
