@@ -30,7 +30,7 @@ from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.left_behind import abandoned_generators_kept
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
-from streamq.consumer.prefetch_buffer import PrefetchBuffer
+from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.promoter import Promoter
 from streamq.consumer.runner_pool import Runners
@@ -92,7 +92,8 @@ class Worker:
     longer. `grace_period` (s) is how long `stop` waits for running tasks. `tiers` maps the names of the tiers it serves
     to weights; None serves all, with the broker's weights. `max_crashes` is how many workers a task may crash.
     `unknown_wait` (s) is how long a task that no worker knows is kept. `max_prefetch` is how many deliveries it holds
-    beyond the running ones, at most. `lifespan(worker)` is an async context manager around the whole run; the value it
+    beyond the running ones, at most; `prefetch_bytes` is how many bytes of large deliveries it holds, running ones
+    included. `lifespan(worker)` is an async context manager around the whole run; the value it
     yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends once the queue is
     empty. `seed` seeds the jitter, for tests.
 
@@ -103,7 +104,8 @@ class Worker:
         self, broker: RedisBroker, tasks: Iterable[Task[Any, Any]], *, middleware: MiddlewareChain | None = None,
         concurrency: int = 100, visibility_timeout: float = 30.0, grace_period: float = 25.0,
         tiers: Mapping[str, int] | None = None, max_crashes: int = 3, unknown_wait: float = 300.0,
-        max_prefetch: int = 500, lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
+        max_prefetch: int = 500, prefetch_bytes: int = PREFETCH_BYTES,
+        lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
         name: str | None = None, burst: bool = False, seed: int | None = None,
     ) -> None:  # fmt: skip
         self.broker = broker
@@ -117,6 +119,7 @@ class Worker:
         self.max_crashes = bounds.MAX_CRASHES.check(max_crashes)
         self.unknown_wait = bounds.UNKNOWN_WAIT.check(unknown_wait)
         self.max_prefetch = bounds.MAX_PREFETCH.check(max_prefetch)
+        self.prefetch_bytes = bounds.PREFETCH_BYTES.check(prefetch_bytes)
         self.middleware = middleware if middleware is not None else MiddlewareChain()
         self._chains = {
             name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
@@ -264,7 +267,7 @@ class Worker:
         buffer = PrefetchBuffer(
             [tier.weight for tier in self.tiers], slots=self.concurrency, max_prefetch=self.max_prefetch,
             suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), suspect_wait=self.visibility_timeout,
-            clock=self.broker.clock.elapsed,
+            clock=self.broker.clock.elapsed, prefetch_bytes=self.prefetch_bytes,
         )  # fmt: skip
         consumer = Consumer(
             store, buffer, name=self.name, visibility_timeout=self.visibility_timeout,

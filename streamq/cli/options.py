@@ -24,7 +24,10 @@ DEFAULT_URL: Final = "redis://localhost:6379"
 SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "signing_keys", "sign_with", "accept_unsigned")
 SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|[smhd]?)")
+_DURATION: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})\s*(ms|[smhd]?)")
+_LONGEST: Final = 1e10  # seconds, as in docs/bounds.md; its module is not loaded for --help
+_MOST_PROCESSES: Final = 1_024
+_COUNT: Final = re.compile(r"[0-9]{1,9}")
 _WHOLE: Final = re.compile(r"-?\d+")
 
 
@@ -33,7 +36,10 @@ def duration(text: str) -> float:
     matched = _DURATION.fullmatch(text.strip())
     if matched is None:
         raise click.BadParameter(f"{text!r} is not a duration: write seconds, or a number with ms, s, m, h or d")
-    return float(matched[1]) * _UNITS[matched[2]]
+    seconds = float(matched[1]) * _UNITS[matched[2]]
+    if seconds > _LONGEST:
+        raise click.BadParameter(f"{text!r} is too long: give at most {_LONGEST:,.0f} s")
+    return seconds
 
 
 def moment(text: str) -> datetime:
@@ -56,8 +62,8 @@ def processes(text: str) -> int:
         from streamq.cli.cpu_count import usable_cores  # noqa: PLC0415 - read only when asked for
 
         return usable_cores()
-    if not (word.isdecimal() and int(word) > 0):
-        raise click.BadParameter(f"{text!r} is not a number of processes: write 1 or more, or auto")
+    if not (_COUNT.fullmatch(word) and 0 < int(word) <= _MOST_PROCESSES):
+        raise click.BadParameter(f"{text!r} is not a number of processes: write 1 to {_MOST_PROCESSES:,}, or auto")
     return int(word)
 
 
@@ -66,7 +72,7 @@ def weights(text: str) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for part in text.split(","):
         name, separator, weight = (piece.strip() for piece in part.partition("="))
-        if not name or (separator and not (weight.isdecimal() and int(weight) > 0)):
+        if not name or (separator and not (_COUNT.fullmatch(weight) and int(weight) > 0)):
             raise click.BadParameter(f"{part!r} is not a tier: write critical=6,standard=3,bulk=1")
         if name in found:
             raise click.BadParameter(f"tier {name!r} is named twice: write each tier once")

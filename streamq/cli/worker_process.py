@@ -90,6 +90,7 @@ def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
     try:
         return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
+            prefetch_bytes=settings.prefetch_bytes,
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=loaded.lifespan,
             name=settings.name, burst=settings.burst,
         )  # fmt: skip

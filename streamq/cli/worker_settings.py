@@ -25,6 +25,7 @@ class Settings:
     explicit_options: tuple[str, ...] = ()
     weights: dict[str, int | None] | None = None
     concurrency: int = 100
+    prefetch_bytes: int = 64 << 20
     backend: Backend = "asyncio"
     uvloop: bool | None = None
     processes: int = 1

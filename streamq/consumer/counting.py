@@ -5,17 +5,20 @@ The counters themselves and their fields in Redis are in `wire.counters`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from streamq.clock import Clock
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
 from streamq.queue.settle_commands import SettleCommands
-from streamq.wire.counters import Counters, pack
+from streamq.wire.counters import OTHER, Counters, pack
 from streamq.wire.delivery import Delivery
 
+MOST_STRANGERS = 100  # names of tasks that this worker does not know, and counts by name
 COUNT_EVERY = 0.1  # seconds between two writes of counters
+
+LONGEST_NAME = 400  # bytes
 
 _ByTask = Mapping[tuple[str, bytes], Counters]
 
@@ -25,6 +28,8 @@ class Counting:
 
     def __init__(self, commands: SettleCommands, clock: Clock) -> None:
         self.unwritten: dict[tuple[str, bytes], Counters] = {}
+        self.known: Collection[bytes] = ()  # the tasks of this worker
+        self._strangers: set[bytes] = set()
         self._commands = commands
         self._clock = clock
         self._written = 0.0  # when (monotonic) they were last written
@@ -37,8 +42,18 @@ class Counting:
         key = (delivery.tier_name, delivery.fields.get(b"task", b"?"))
         counters = self.unwritten.get(key)
         if counters is None:
-            counters = self.unwritten[key] = Counters()
+            key = (key[0], self._counted_as(key[1]))
+            counters = self.unwritten.setdefault(key, Counters())
         return counters
+
+    def _counted_as(self, name: bytes) -> bytes:
+        """Return the name that a task is counted by: producers must not make counters without end."""
+        if name in self.known or name in self._strangers:
+            return name
+        if len(self._strangers) >= MOST_STRANGERS or len(name) > LONGEST_NAME:
+            return OTHER.encode()
+        self._strangers.add(name)
+        return name
 
     @property
     def due_at(self) -> float | None:

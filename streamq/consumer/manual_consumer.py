@@ -38,6 +38,7 @@ class ManualConsumer:
         buffer = PrefetchBuffer(
             [tier.weight for tier in store.tiers], slots=0, max_prefetch=0, suspect_after=2,
             suspect_wait=visibility_timeout, clock=store.clock.elapsed,
+            prefetch_bytes=1 << 40,  # the program decides how many it holds
         )  # fmt: skip
         self.consumer = Consumer(
             store, buffer, name=name, visibility_timeout=visibility_timeout,

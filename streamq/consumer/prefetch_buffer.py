@@ -7,6 +7,11 @@ many runs finished within one horizon lately. Tasks that start together end toge
 the busiest horizon counts. More exactly the second busiest: the busiest one may be the end of tasks that took minutes.
 So fast tasks are read by the hundred, and a worker whose tasks take minutes holds nothing that an idle one could run.
 
+Bytes count as well: deliveries of more than `LARGE` bytes, waiting and running, take at most `prefetch_bytes` together.
+The server cannot be asked how long an entry is, so a read takes as many as would fit if all were as large as the
+largest of the last read. It begins with few, and takes eight times as many after each read of small ones. A read that
+meets larger entries than the reads before may pass the bound; nothing more is read then. One delivery is always read.
+
 A suspect is a delivery that was held by `suspect_after` workers when they died. It runs in isolation: nothing else
 starts while it waits or runs, so a crash proves that it is the cause.
 """
@@ -22,6 +27,9 @@ from streamq.wire.tiers import FairChooser
 
 HORIZON = 0.02  # seconds of work to hold beyond the free slots; some ten round trips
 STUCK_AFTER = 1.0  # seconds without a start after which prefetched deliveries are released
+PREFETCH_BYTES = 64 << 20  # the default of `prefetch_bytes`
+LARGE = 4 << 10  # bytes of a delivery that is not small; the number of all bounds the small ones
+_FIRST_READ = 16  # entries of the first read, at most
 _WINDOW = 0.25  # seconds that a horizon counts; two bursts of starts within half of it keep the prefetch up
 
 
@@ -34,9 +42,13 @@ class PrefetchBuffer:
 
     def __init__(
         self, weights: Sequence[int], *, slots: int, max_prefetch: int,
-        suspect_after: int, suspect_wait: float, clock: Callable[[], float],
+        suspect_after: int, suspect_wait: float, clock: Callable[[], float], prefetch_bytes: int = PREFETCH_BYTES,
     ) -> None:  # fmt: skip
         self.slots = slots
+        self.prefetch_bytes = prefetch_bytes
+        self.held_bytes = 0  # of the large deliveries that are held
+        self._large: dict[bytes, int] = {}  # entry -> bytes
+        self._expected = prefetch_bytes // _FIRST_READ  # bytes of an entry that is read next, at most
         self.max_prefetch = max_prefetch
         self.suspect_after = suspect_after
         self.suspect_wait = suspect_wait
@@ -77,14 +89,22 @@ class PrefetchBuffer:
         if not self._buffered:
             self.last_start = self._clock()
         before = len(buffer)
+        largest = 0
         for delivery in deliveries:
             held[delivery.entry_id] = delivery
+            size = sum(map(len, delivery.flat))
+            if size > LARGE:
+                self._large[delivery.entry_id] = size
+                self.held_bytes += size
+            largest = max(largest, size)
             if delivery.crashed_workers and len(delivery.crashed_workers) >= self.suspect_after:
                 if not self._suspects:
                     self._suspect_since = self._clock()
                 self._suspects.append(delivery)
                 continue
             buffer.append(delivery)
+        if deliveries:
+            self._expected = max(largest, self._expected // 8, 1)
         self._buffered += len(buffer) - before
         self._read_at = self._buffered * 2 // 5  # less than half, or `plan_reads` would find it too early
         if buffer:
@@ -148,12 +168,16 @@ class PrefetchBuffer:
     def forget(self, tier: int, entry_id: bytes) -> None:
         """Hold a delivery no longer: it was settled or released, or its lease is lost."""
         self.held[tier].pop(entry_id, None)
+        if self._large:
+            self.held_bytes -= self._large.pop(entry_id, 0)
 
     def settled(self, tier: int, deliveries: Iterable[Delivery]) -> None:
         """Hold deliveries of a tier no longer: they were settled."""
         pop = self.held[tier].pop
         for delivery in deliveries:
             pop(delivery.entry_id, None)
+            if self._large:
+                self.held_bytes -= self._large.pop(delivery.entry_id, 0)
 
     def remove_unstarted(self, delivery: Delivery) -> bool:
         """Take out a delivery that has not started; False if it has."""
@@ -242,7 +266,9 @@ class PrefetchBuffer:
         """Return how many more deliveries are worth having."""
         if self.closed or self.isolating:
             return 0
-        return max(0, self.slots - self.running) + self.prefetch() - self._buffered
+        room = max(0, self.slots - self.running) + self.prefetch() - self._buffered
+        left = (self.prefetch_bytes - self.held_bytes) // self._expected
+        return room if room <= left else left if left > 0 else 0 if self.held_bytes else min(room, 1)
 
     def nothing_to_read(self) -> bool:
         """Is there a tier that may be read, and have all of these no entries, as far as known?"""

@@ -46,7 +46,8 @@ log = SafeLog("streamq")
 
 RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets others run:
 TURN = 0.005  # and seconds that it runs, at least
-_UNKNOWN_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again
+_UNKNOWN_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again, at first;
+_LONGEST_UNKNOWN_PAUSE = 30.0  # then half of the time that it has waited, and no more than this
 _BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
 _BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
 _CANCELLED = dumps(
@@ -70,6 +71,7 @@ class Runners:
         self._buffer = consumer.buffer
         self._elapsed = consumer.store.clock.elapsed
         self._handlers = {handler.task.name.encode(): handler for handler in tasks}
+        self._settler.counting.known = self._handlers
         self._group = consumer.store.keys.group.encode()
         self._may_send_to = partial(is_stream_of, consumer.store.keys)
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
@@ -318,7 +320,9 @@ class Runners:
             log.warning(
                 "this worker does not know the task %r; it is postponed, for %g s at most", name, self._unknown_wait
             )
-        pause = min(_UNKNOWN_PAUSE, max(0.05, self._unknown_wait / 5))
+        # Longer each time: a deploy is seen soon, and a name that nobody knows costs little.
+        pause = max(_UNKNOWN_PAUSE, min(waited / 2, _LONGEST_UNKNOWN_PAUSE))
+        pause = min(pause, max(0.05, self._unknown_wait / 5), max(0.05, self._unknown_wait - waited))
         return Postpone(pause, "unknown here", unknown=True)
 
     async def _mark_isolated(self, delivery: Delivery) -> bool:

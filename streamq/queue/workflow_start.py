@@ -24,6 +24,7 @@ from streamq.wire.message import as_text
 from streamq.wire.names import check_name
 from streamq.wire.side_effects import SideEffect, effects_of_sending
 from streamq.wire.workflow import Chain, Flow, Group, Step
+from streamq.wire.workflow_bounds import workflow_bytes
 from streamq.wire.workflow_steps import NextGroup, NextStep, Stage
 
 R_co = TypeVar("R_co", covariant=True)
@@ -113,7 +114,10 @@ class WorkflowSteps:
             messages.append(message)
         if len({task_id for _, _, task_id in steps}) < len(steps):
             raise ConfigurationError("two steps of a workflow have the same task_id: give each its own, or none")
-        effects = effects_of_sending(_stages(self._places, messages), now=store.clock.now())
+        stages = _stages(self._places, messages)
+        if (size := workflow_bytes(stages)) not in bounds.WORKFLOW_BYTES:
+            raise PayloadTooLargeError(calls[0].task.name, size, int(bounds.WORKFLOW_BYTES.highest))
+        effects = effects_of_sending(stages, now=store.clock.now())
         _check_size(effects, builder.max_payload)
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
         return PreparedWorkflow(

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+MOST_NAMES = 2_000  # tasks and tiers of one window that a monitor tells apart
+OTHER = "(other)"  # what all further ones are counted as, and those that a worker does not know and has no room for
 BUCKETS = 48  # of latency, by powers of two of a microsecond: up to 8 years
 
 
@@ -79,9 +81,14 @@ def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Count
     for raw_name, raw in fields:
         tier, _, rest = raw_name.decode(errors="replace").partition("|")
         task, _, what = rest.rpartition("|")
-        one = counters.setdefault((tier, task), Counters())
+        one = counters.get((tier, task))
+        if one is None:
+            if len(counters) >= MOST_NAMES:
+                task = OTHER
+            one = counters.setdefault((tier, task), Counters())
         if what in COUNTS:
             setattr(one, what, getattr(one, what) + int(raw))
         elif what[:1] == "l" and what[1:].isdigit():
-            one.latencies[int(what[1:])] = int(raw)
+            bucket = int(what[1:])
+            one.latencies[bucket] = one.latencies.get(bucket, 0) + int(raw)
     return counters

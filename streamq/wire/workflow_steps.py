@@ -145,9 +145,11 @@ def encoded_result(stages: Sequence[Stage], task: str, result: Any, *, default: 
         raise EncodingError(receiver.task, what, str_of(error)) from error
     for stage, rest in receiving:
         one = _message(stage, rest, payload, 0.0, None)
-        size = len(one.result) if isinstance(one, JoinMessage) else sum(map(len, one.fields))
-        if size > limit:
-            raise PayloadTooLargeError(_receiving_step(stage, rest).task, size, limit)
+        size, most = sum(map(len, one.message.fields if isinstance(one, JoinMessage) else one.fields)), limit
+        if isinstance(one, JoinMessage):  # the results of all members become one argument
+            size, most = len(one.result), min(limit, int(bounds.WORKFLOW_BYTES.highest) // one.size)
+        if size > most:
+            raise PayloadTooLargeError(_receiving_step(stage, rest).task, size, most)
     return payload
 
 

@@ -73,5 +73,5 @@ def test_auto_means_one_process_for_each_usable_core():
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
 def test_an_invalid_number_of_processes(text):
     """It is refused, and the error shows valid values."""
-    with pytest.raises(click.BadParameter, match="write 1 or more, or auto"):
+    with pytest.raises(click.BadParameter, match="write 1 to 1,024, or auto"):
         processes(text)

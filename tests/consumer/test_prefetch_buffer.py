@@ -27,7 +27,10 @@ class Clock:
         self.now += seconds
 
 
-def an_intake(clock, *, weights=(6, 3, 1), slots=10, max_prefetch=1000, suspect_after=2, suspect_wait=30.0):
+def an_intake(
+    clock, *, weights=(6, 3, 1), slots=10, max_prefetch=1000, suspect_after=2, suspect_wait=30.0,
+    prefetch_bytes=1 << 40,
+):  # fmt: skip
     return PrefetchBuffer(
         weights,
         slots=slots,
@@ -35,6 +38,7 @@ def an_intake(clock, *, weights=(6, 3, 1), slots=10, max_prefetch=1000, suspect_
         suspect_after=suspect_after,
         suspect_wait=suspect_wait,
         clock=clock,
+        prefetch_bytes=prefetch_bytes,
     )
 
 
@@ -332,3 +336,38 @@ def test_every_delivery_is_in_exactly_one_place(history):
         assert buffer.waiting == len(waiting)
         assert buffer.running == len(running)
     assert set(buffer.take_unstarted()) == waiting
+
+
+def big(n, size, tier=1):
+    return Delivery(tier, "standard", b"%d-0" % n, [b"task", b"t", b"args", b"x" * size])
+
+
+def test_bytes_of_large_deliveries_are_bounded_running_ones_included():
+    """Nothing more is read while they take as much as they may; one is always read."""
+    buffer = an_intake(Clock(), slots=100, prefetch_bytes=1 << 20)
+    assert 1 <= buffer.room() <= 16
+    buffer.accept(1, [big(1, 400_000), big(2, 400_000)])
+    assert buffer.room() == 0
+    running = buffer.take()
+    assert buffer.room() == 0
+    buffer.run_ended(running)
+    buffer.settled(1, [running])
+    assert buffer.room() == 1
+    buffer.forget(1, b"2-0")
+    assert buffer.held_bytes == 0
+    huge = an_intake(Clock(), slots=100, prefetch_bytes=1 << 20)
+    huge.accept(1, [big(1, 5 << 20)])
+    assert huge.room() == 0
+    huge.forget(1, b"1-0")
+    assert huge.room() == 1
+
+
+def test_reads_grow_with_small_messages():
+    """Few at first, for the length of an entry is not known before it is read; after two reads there is no limit."""
+    buffer = an_intake(Clock(), slots=1000, prefetch_bytes=64 << 20)
+    assert buffer.room() == 16
+    buffer.accept(1, [big(1, 10)])
+    assert buffer.room() > 100
+    buffer.accept(1, [big(2, 10)])
+    assert buffer.room() == 998
+    assert buffer.held_bytes == 0
