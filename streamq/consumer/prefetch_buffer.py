@@ -29,7 +29,8 @@ HORIZON = 0.02  # seconds of work to hold beyond the free slots; some ten round 
 STUCK_AFTER = 1.0  # seconds without a start after which prefetched deliveries are released
 PREFETCH_BYTES = 64 << 20  # the default of `prefetch_bytes`
 LARGE = 4 << 10  # bytes of a delivery that is not small; the number of all bounds the small ones
-_FIRST_READ = 16  # entries of the first read, at most
+_FIRST_READ = 16  # entries of the first read, at most, unless there is room for more of
+_FIRST_EXPECTED = 4 << 20  # bytes each
 _WINDOW = 0.25  # seconds that a horizon counts; two bursts of starts within half of it keep the prefetch up
 
 
@@ -48,7 +49,9 @@ class PrefetchBuffer:
         self.prefetch_bytes = prefetch_bytes
         self.held_bytes = 0  # of the large deliveries that are held
         self._large: dict[bytes, int] = {}  # entry -> bytes
-        self._expected = prefetch_bytes // _FIRST_READ  # bytes of an entry that is read next, at most
+        self._expected = min(
+            prefetch_bytes // _FIRST_READ, _FIRST_EXPECTED
+        )  # bytes of an entry that is read next, at most
         self.max_prefetch = max_prefetch
         self.suspect_after = suspect_after
         self.suspect_wait = suspect_wait
