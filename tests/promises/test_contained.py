@@ -381,16 +381,16 @@ async def test_an_error_of_our_own_that_ends_workers_is_a_crash_of_what_they_hel
     deaths = 0
     async with RedisBroker(server.url) as broker:
         await broker.enqueue_many([culprit.call(), *(good.call(n) for n in range(5))])
-        with anyio.fail_after(30):
+        with anyio.fail_after(50):
             while not dead(server):
-                worker = Worker(broker, tasks=[culprit, good], visibility_timeout=0.3)
-                with anyio.move_on_after(1.5):
+                worker = Worker(broker, tasks=[culprit, good], visibility_timeout=0.5)
+                with anyio.move_on_after(2.5):
                     try:
                         await worker.run()
                     except ZeroDivisionError:
                         deaths += 1
                         assert pending(server) or dead(server)
-        await burst(broker, culprit, good, visibility_timeout=0.3)
+        await burst(broker, culprit, good, visibility_timeout=0.5)
     (letter,) = dead(server)
     assert (letter["task"], letter["reason"]) == ("culprit", "crash_loop")
     assert deaths >= 3
