@@ -21,6 +21,7 @@ from streamq.wire.names import qualified
 log = SafeLog("streamq")
 
 RESERVED_MS: Final = 2000  # for so long a permit is reserved for a waiter
+_SINCE: Final = re.compile(r"[0-9]{1,16}")
 _IDENTITY: Final = re.compile(r"\S+ (\d+) (\S+:delayed) (.+)", re.DOTALL)
 
 
@@ -44,12 +45,18 @@ class Waiter:
         member = store.keys.retry_member(delivery.task_id)
         return cls(name, f"{delivery.entry_id.decode()} {expires} {delayed} {member}")
 
-    @classmethod
-    def from_header(cls, name: str, identity: object, since: object) -> Waiter | None:
-        """Return the waiter that a header names, None if the header makes no sense."""
-        if not (isinstance(identity, str) and _IDENTITY.fullmatch(identity) and isinstance(since, str)):
+    def resumed(self, identity: object, since: object, *, earliest: float) -> Waiter | None:
+        """Return this waiter with the place that the header of its message claims, None for a place of another.
+
+        A producer can write any header. So the place must be that of this very task in its own delayed set, and no
+        older than the task: `earliest` (Unix s) is when it was accepted.
+        """
+        if not (isinstance(identity, str) and isinstance(since, str) and _SINCE.fullmatch(since)):
             return None
-        return cls(name, identity, since) if re.fullmatch(r"[0-9]{1,16}", since) else None
+        entry, _, rest = identity.partition(" ")
+        if not entry or rest != self.identity.partition(" ")[2] or int(since) < earliest * 1e6:
+            return None
+        return Waiter(self.name, identity, since)
 
 
 class LimitCommands:

@@ -121,9 +121,10 @@ class ConcurrencyLimit:
 
     def _waiter(self, context: Context, name: str) -> Waiter:
         """Return the waiter that a delivery already is, or a new one."""
-        if b"headers" in context.delivery.fields:
-            match context.delivery.headers.get(_HEADER + name):
-                case [identity, since, int() as starts] if starts == context.delivery.starts:
-                    if (waiter := Waiter.from_header(name, identity, since)) is not None:
-                        return waiter
-        return Waiter.from_delivery(context.store, name, context.delivery)
+        delivery = context.delivery
+        new = Waiter.from_delivery(context.store, name, delivery)
+        if b"headers" in delivery.fields:
+            match delivery.headers.get(_HEADER + name):
+                case [identity, since, int() as starts] if starts == delivery.starts:
+                    return new.resumed(identity, since, earliest=delivery.enqueued_at) or new
+        return new

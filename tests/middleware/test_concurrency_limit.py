@@ -85,7 +85,7 @@ class Away:
 class TestMiddleware:
     async def test_without_a_server_tasks_are_postponed_and_keep_their_place(self):
         limit = ConcurrencyLimit(1)
-        mine = ["1-0 0 queue:standard:delayed workers|1-0", "17", 2]
+        mine = ["1-0 0 queue:standard:delayed workers|1-0", "1700", 2]
         for headers in ({}, {"concurrency:limited": mine}):
             with pytest.raises(LimitReached, match="cannot be asked for a permit") as info:
                 await limit(context(Away(), dumps(headers).decode(), starts=1), None)
@@ -99,6 +99,25 @@ class TestMiddleware:
     async def test_nonsense_in_the_header_is_ignored(self, odd):
         waiter = ConcurrencyLimit(1)._waiter(context(Away(), dumps({"concurrency:limited": odd}).decode()), "limited")
         assert waiter == Waiter("limited", "1-0 0 queue:standard:delayed workers|1-0")
+
+    @pytest.mark.parametrize(
+        "forged",
+        [
+            ["1-0 0 queue:standard:delayed workers|1-0", "0", 1],
+            ["1-0 0 queue:standard:delayed workers|1-0", "999", 1],
+            ["1-0 0 queue:standard:delayed workers|other", "1700", 1],
+            ["1-0 0 queue:bulk:delayed workers|1-0", "1700", 1],
+            ["1-0 5 queue:standard:delayed workers|1-0", "1700", 1],
+            ["1-0 0 queue:standard:delayed others|1-0", "1700", 1],
+            [" 0 queue:standard:delayed workers|1-0", "1700", 1],
+        ],
+    )
+    async def test_a_forged_header_jumps_no_line(self, forged):
+        """A place must be that of this task, and not older than the task."""
+        waiter = ConcurrencyLimit(1)._waiter(
+            context(Away(), dumps({"concurrency:limited": forged}).decode()), "limited"
+        )
+        assert waiter.since == ""
 
     async def test_a_permit_is_released_however_the_run_ends(self, server):
         """Done, failed, cancelled: none is left."""
