@@ -34,6 +34,7 @@ from streamq.consumer.joining import TEMPORARY
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
 from streamq.queue.server_errors import translated
+from streamq.queue.server_url import ServerUrl
 from streamq.worker import State, Worker
 
 log = SafeLog("streamq.cli")
@@ -48,6 +49,7 @@ def serve(settings: Settings, channel: SupervisorChannel | None = None) -> NoRet
     use_uvloop = _choose_uvloop(settings)
     if settings.backend == "trio" and importlib.util.find_spec("trio") is None:
         raise CommandLineError("--backend trio needs an extra: pip install 'streamq[trio]'")
+    _check_url(settings)
     typing.clear_overloads()  # those of redis-py take half a MiB and only tools read them; user modules come later
     try:
         loaded = load(settings.modules)
@@ -69,6 +71,18 @@ def serve(settings: Settings, channel: SupervisorChannel | None = None) -> NoRet
         log.exception("the worker failed")
         _exit(1)
     _exit(0)
+
+
+def _check_url(settings: Settings) -> None:
+    """Raise CommandLineError for a URL that cannot be used.
+
+    Before the modules are imported: what they do with such a URL may raise an error that quotes its password.
+    """
+    if settings.server.url is not None:
+        try:
+            ServerUrl(settings.server.url)
+        except StreamqError as error:
+            raise from_streamq_error(error) from None
 
 
 def _choose_uvloop(settings: Settings) -> bool:

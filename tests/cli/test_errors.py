@@ -130,3 +130,15 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_malformed_url_shows_its_password_in_no_command(streamq, tmp_path):
+    """P13: also if a module that is imported would raise an error that quotes it."""
+    (tmp_path / "quoting.py").write_text(
+        "import os\nfrom streamq import task\nraise ValueError(os.environ['STREAMQ_URL'])\n"
+    )
+    for url in ("redis://u:hunter2/", "redis://u:hunter2/x@h"):
+        code, output = streamq("worker", str(tmp_path / "quoting.py"), env={"STREAMQ_URL": url})
+        assert code == 2
+        assert "cannot be used" in output
+        assert "hunter2" not in output
