@@ -92,8 +92,10 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         "bound": dead.bound,
         "last_hour": recent,
         "reasons": dict(dead.recent),
+        "cut": dead.cut,
     }
     many = f"{recent}{' or more' if dead.more else ''}"
+    cut = f"; {dead.cut} of them without all of their entry, see the field cut" if dead.cut else ""
     total = counted(dead.size, "dead letter", "dead letters")
     reasons = ", ".join(f"{reason or 'none'} {count}" for reason, count in dead.recent.items())
     if dead.size >= dead.bound * _NEAR_BOUND:
@@ -103,8 +105,8 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
             "streamq dlq ls, streamq dlq replay --all or streamq dlq purge", **evidence,
         )  # fmt: skip
     if recent >= _MANY_RECENT:
-        message = f"{many} new dead letters in the last hour: {reasons}"
+        message = f"{many} new dead letters in the last hour: {reasons}{cut}"
         yield make_finding("dead_letters_growing", message, "streamq dlq ls", **evidence)
     elif dead.size < dead.bound * _NEAR_BOUND:
-        message = f"{total}, {many} from the last hour"
+        message = f"{total}, {many} from the last hour{cut}"
         yield make_finding("dead_letters", message, "streamq dlq ls", **evidence)

@@ -144,13 +144,17 @@ class TierObservations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetters:
-    """The dead letter stream. `recent` counts those of the last hour by reason; `more` says that it stopped early."""
+    """The dead letter stream. `recent` counts those of the last hour by reason; `more` says that it stopped early.
+
+    `cut` is how many of these do not have all bytes of their entry.
+    """
 
     kind: str = "none"
     size: int = 0
     bound: int = 10_000
     recent: Mapping[str, int] = field(default_factory=dict)
     more: bool = False
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

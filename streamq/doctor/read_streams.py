@@ -237,12 +237,19 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
     since = f"{(now - RECENT) * 1000:.0f}"
     kind, size = await queries.ask(("TYPE", key), ("XLEN", key))
     reasons: Counter[str] = Counter()
-    start, more = "+", True
+    start, more, cut = "+", True, 0
     while more and reasons.total() < _MAX_RECENT:
         page = rows(await queries.one("XREVRANGE", key, start, since, "COUNT", _PAGE * 5))
-        reasons.update(text(pairs(flat).get("reason", b"")) for _, flat in page)
+        fields = [pairs(flat) for _, flat in page]
+        reasons.update(text(one.get("reason", b"")) for one in fields)
+        cut += sum("cut" in one for one in fields)
         more = len(page) == _PAGE * 5
         start = f"({text(page[-1][0])}" if page else start
     return DeadLetters(
-        kind="none" if kind is None else text(kind), size=size or 0, bound=bound, recent=dict(reasons), more=more
+        kind="none" if kind is None else text(kind),
+        size=size or 0,
+        bound=bound,
+        recent=dict(reasons),
+        more=more,
+        cut=cut,
     )

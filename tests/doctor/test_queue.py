@@ -272,6 +272,16 @@ class TestDeadLetters:
         growing = one(await examined(server.url), "dead_letters_growing")
         assert growing.evidence["reasons"] == {"rejected": 9, "expired": 1}
 
+    async def test_what_was_cut_off_is_said(self, server):
+        """Dead letters that do not have all of their entry are counted."""
+        server.command(
+            "XADD", "queue:dead", "*", "task_id", "a", "reason", "undecodable", "cut", "5 bytes, 0 of 2 fields"
+        )
+        server.command("XADD", "queue:dead", "*", "task_id", "b", "reason", "undecodable")
+        finding = one(await examined(server.url), "dead_letters")
+        assert finding.evidence["cut"] == 1
+        assert "1 of them without all of their entry" in finding.message
+
     async def test_counting_recent_dead_letters_is_bounded(self, server):
         """More dead letters than are read."""
         for number in range(510):
