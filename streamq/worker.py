@@ -134,6 +134,7 @@ class Worker:
         self._stop = anyio.Event()
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
+        self._threads: Threads | None = None
         self._owner: Owner | None = None  # where it runs
         self._start_trouble: str | None = None  # what keeps it from the server before it has a consumer
 
@@ -143,12 +144,12 @@ class Worker:
     @property
     def health(self) -> Health:
         """The state of the worker, and the error that keeps it from the server, if any."""
-        consumer = self._consumer
-        if consumer is None:
+        consumer, threads = self._consumer, self._threads
+        if consumer is None or threads is None:
             return Health(self.state, self._start_trouble, 0, 0, 0)
         error, buffer = consumer.outage.error, consumer.buffer
         refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused)
-        trouble = str(error) if error is not None else refused[0] if refused else None
+        trouble = str(error) if error is not None else refused[0] if refused else threads.trouble
         return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
 
     def stop(self) -> None:
@@ -202,6 +203,7 @@ class Worker:
         store = self._store()
         await create_groups(store, self._note_start_trouble)
         threads, reporter = Threads(self.concurrency), ProgressReporter(store)
+        self._threads = threads
         consumer, runners = self._assemble(store, threads, reporter, state)
         self._consumer = consumer
         on_exhausted = OnExhausted(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)

@@ -10,9 +10,9 @@ import ssl
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
-from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSStream
 
-from streamq.client.sockets import SocketStream, enable_keepalive
+from streamq.client.sockets import SocketStream
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -70,15 +70,14 @@ class _TlsDial:
         self._context = context
 
     async def __call__(self) -> ByteStream:
-        stream = await anyio.connect_tcp(
-            self._host,
-            self._port,
-            ssl_context=self._context,
-            tls_hostname=self._host,
-            tls_standard_compatible=False,
-        )
-        enable_keepalive(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django
-        return stream
+        stream = await SocketStream.to_host(self._host, self._port)
+        try:
+            return await TLSStream.wrap(
+                stream, hostname=self._host, ssl_context=self._context, standard_compatible=False
+            )
+        except BaseException:
+            await anyio.aclose_forcefully(stream)
+            raise
 
 
 def _tls_context(address: Address) -> ssl.SSLContext:

@@ -71,9 +71,19 @@ class Owner:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Have the event loop call a function, from any thread or signal handler. Do nothing if the loop has ended."""
-        schedule = getattr(self._loop, "call_soon_threadsafe", None) or self._loop.run_sync_soon
-        with suppress(RuntimeError):
-            schedule(function)
+        _schedule(self._loop, function)
+
+
+def scheduler() -> Callable[[Callable[[], object]], None]:
+    """Return what has the current event loop call a function, from any thread. It does nothing once the loop ended."""
+    loop = current_token().native_token
+    return lambda function: _schedule(loop, function)
+
+
+def _schedule(loop: Any, function: Callable[[], object]) -> None:
+    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
+    with suppress(RuntimeError):
+        schedule(function)
 
 
 def _here() -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from anyio.abc import ByteStream, SocketAttribute
 
 from streamq.client.owner import close_after_fork
 from streamq.client.readable_callback import on_readable
+from streamq.client.resolver import look_up
 
 _CHUNK = 1 << 16  # bytes that one read takes at most
 _NEXT_ADDRESS_AFTER = 0.25  # seconds until the next address of a host is tried in parallel (RFC 8305, section 5)
@@ -63,7 +64,11 @@ class SocketStream(ByteStream):
         Raises OSError if no address accepts, or if the host has none.
         """
         sock = await _connect_to_first(await _addresses(host, port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:  # the peer may be gone again
+            sock.close()
+            raise
         enable_keepalive(sock)
         return cls(sock)
 
@@ -173,11 +178,7 @@ _Endpoint = tuple[int, Any]  # address family, and the address as the kernel has
 
 async def _addresses(host: str, port: int) -> list[_Endpoint]:
     """Return the addresses of a host, both families by turns (RFC 8305, section 4). Raises OSError if it has none."""
-    found: Sequence[tuple[Any, ...]]
-    try:  # a numeric address needs no thread and no resolver
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await look_up(host, port)
     order: dict[int, list[_Endpoint]] = {}
     for family, _, _, _, address in found:
         order.setdefault(int(family), []).append((int(family), address))

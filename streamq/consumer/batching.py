@@ -17,6 +17,7 @@ import anyio.abc
 
 from streamq.consumer.left_behind import MISNESTED, RunScope
 from streamq.consumer.run_context import RunContext
+from streamq.consumer.thread_start import NoThreadError
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
 from streamq.handlers.context import store_var
 from streamq.queue.store import Store
@@ -170,11 +171,16 @@ class Batches:
     async def _run(self, batch: _Batch, members: Sequence[_BatchedMessage]) -> None:
         limit = min((member.limit for member in members if member.limit is not None), default=None)
         try:
-            if self._ready is not None:
-                await self._ready()  # not timed
-            with anyio.move_on_after(limit) as timer:
-                self._assign_results(members, await self._call([member.item for member in members], timer))
-                return
+            while True:
+                if self._ready is not None:
+                    await self._ready()  # not timed
+                with anyio.move_on_after(limit) as timer:
+                    try:
+                        self._assign_results(members, await self._call([member.item for member in members], timer))
+                    except NoThreadError:  # it has not begun
+                        continue
+                    return
+                break
             if timer.cancelled_caught and limit is not None:
                 raise TaskTimeoutError(self._task.name, limit)  # noqa: TRY301 - handled like an error of the handler
         except BaseException as error:

@@ -16,6 +16,7 @@ import anyio
 
 from streamq.consumer.batching import Batches
 from streamq.consumer.run_context import RunContext
+from streamq.consumer.thread_start import NoThreadError
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
 from streamq.middleware import Context, MiddlewareChain
@@ -63,7 +64,7 @@ class Handler:
         self._without_middleware = self._single_call() if self.batches is None else self._batched_call(self.batches)
         self.call: Runnable = self._with_middleware(chain) if chain.wraps_runs else self._without_middleware
 
-    def _single_call(self) -> Runnable:
+    def _single_call(self) -> Runnable:  # noqa: C901 - each function of its own would be one more call per task
         """Return the shortest call: no batch, no middleware, so no context either."""
         task, store, invoke = self.task, self._store, self._function_call()
         timeout = task.timeout
@@ -87,11 +88,15 @@ class Handler:
                     await store.started(delivery)
                 if b"timeout" in delivery.fields:
                     limit = delivery.timeout or None
-            if threads is not None:
-                await threads.wait_for_thread()  # not timed: that threads of other runs do not end is not its fault
-            return await (
-                invoke(args, kwargs) if limit is None else _with_timeout(limit, task.name, invoke(args, kwargs))
-            )
+            while True:
+                if threads is not None:
+                    await threads.wait_for_thread()  # not timed: that threads of other runs do not end is not its fault
+                try:
+                    return await (
+                        invoke(args, kwargs) if limit is None else _with_timeout(limit, task.name, invoke(args, kwargs))
+                    )
+                except NoThreadError:  # it has not begun
+                    continue
 
         if self.runner_timeout is not None:
             return timed_by_runner

@@ -41,15 +41,23 @@ class Watchdog:
     async def watch_forever(self) -> None:
         """Beat until cancelled, while a thread watches."""
         self._thread_id = threading.get_ident()
-        thread = threading.Thread(target=self._watch_beats, name="streamq watchdog", daemon=True)
         self._last_beat = time.monotonic()
-        thread.start()
+        watched = False
         try:
             while True:
+                watched = watched or self._start_thread()
                 await anyio.sleep(self._visibility_timeout / _BEATS)
                 self._last_beat = time.monotonic()
         finally:
             self._stopped.set()
+
+    def _start_thread(self) -> bool:
+        """Start the thread that watches. Return False if the system has none left: the next beat tries again."""
+        try:
+            threading.Thread(target=self._watch_beats, name="streamq watchdog", daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _watch_beats(self) -> None:
         reported = 0.0  # the heartbeat after which a blocked loop was last logged

@@ -12,13 +12,14 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
+from streamq.consumer.thread_start import NoThreadError, call_in_thread, pause_after
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.handlers.context import delivery_var, store_var
@@ -170,15 +171,22 @@ class OnExhausted:
                 if _is_async(function):
                     returned = function(dead)
                 else:
-                    returned = await anyio.to_thread.run_sync(
-                        function, dead, limiter=self._limiter, abandon_on_cancel=True
-                    )
+                    returned = await self._call_in_thread(function, dead)
                 if isinstance(returned, Awaitable):
                     await returned
         except BaseException as error:
             if anyio.current_effective_deadline() == float("-inf"):  # the worker ends
                 raise
             log.exception("on_exhausted of %r failed", dead.delivery, error=error)
+
+    async def _call_in_thread(self, function: Callable[[Exhausted], object], dead: Exhausted) -> object:
+        failures = 0
+        while True:
+            try:
+                return await call_in_thread(partial(function, dead), self._limiter)
+            except NoThreadError:
+                failures += 1
+                await anyio.sleep(pause_after(failures))
 
 
 def _is_async(function: Any) -> bool:

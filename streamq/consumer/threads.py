@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, pause_after, says_no_thread
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
@@ -35,9 +36,9 @@ class _ThreadRun:
     """One handler in a thread."""
 
     __slots__ = (
-        "_begun",
         "_call",
         "_lock",
+        "begun",
         "cancellation",
         "delivery",
         "ended",
@@ -55,14 +56,14 @@ class _ThreadRun:
         self.stop_requested_at = 0.0  # when it was told to stop, on anyio's clock
         self._call = call
         self._lock = threading.Lock()
-        self._begun = False
+        self.begun = False
 
     def __call__(self) -> Any:
         """Run the handler in this thread; do nothing if the run ended before the thread began."""
         with self._lock:
             if self.cancellation.is_set():
                 return None
-            self._begun = True
+            self.begun = True
         self.thread = threading.get_ident()
         cancellation_var.set(self.cancellation)
         try:
@@ -74,7 +75,7 @@ class _ThreadRun:
         """Tell the thread to stop; return whether the handler still runs in it."""
         with self._lock:
             self.cancellation.request()
-            return self._begun and not self.ended
+            return self.begun and not self.ended
 
 
 class Threads:
@@ -86,18 +87,30 @@ class Threads:
         self._stopping: set[_ThreadRun] = set()
         self._some_stopping = anyio.Event()
         self._freed = anyio.Event()
+        self._failures = 0  # threads in a row that the system did not start
+        self._failed_at = -math.inf
+        self._why = ""
         # This class limits: anyio's limiter counts an abandoned thread under trio, and forgets it under asyncio.
         self._unlimited = anyio.CapacityLimiter(math.inf)
 
     def __repr__(self) -> str:
         return f"<Threads {len(self._busy)} of {self._limit} busy, {len(self._stopping)} told to stop>"
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps handlers from their threads, None if nothing does."""
+        if self._failures and anyio.current_time() < self._failed_at + 2 * LONGEST_PAUSE:
+            return f"the system has no more threads ({self._why}); handlers in threads wait for one"
+        return None
+
     async def wait_for_thread(self) -> None:
         """Wait until a thread is free. It is not reserved: `run` takes one.
 
-        There are as many threads as runners, so this only waits for threads that were told to stop. Raises RetryLater
-        if none is free for 5 s.
+        There are as many threads as runners, so this only waits for threads that were told to stop, and for a system
+        that has no more of them. Raises RetryLater if none is free for 5 s.
         """
+        if self._failures:
+            await anyio.sleep(self._failed_at + pause_after(self._failures) - anyio.current_time())
         if len(self._busy) < self._limit:
             return
         with anyio.move_on_after(WAIT_FOR_THREAD):
@@ -107,11 +120,22 @@ class Threads:
         raise RetryLater(f"no thread is free: {len(self._stopping)} were told to stop and go on", after=_RETRY_AFTER)
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """Call a function in a thread; if this is cancelled, tell the thread to stop and do not wait for it."""
+        """Call a function in a thread; if this is cancelled, tell the thread to stop and do not wait for it.
+
+        Raises NoThreadError if the system has no thread for it: then it has not begun, and `wait_for_thread` waits.
+        """
         run = _ThreadRun(call, delivery_var.get())
         self._busy.add(run)
         try:
-            return await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)
+            result = await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)
+        except RuntimeError as error:
+            if run.begun or not says_no_thread(error):
+                raise
+            self._note_failure(error)
+            raise NoThreadError(str(error)) from error
+        else:
+            self._failures = 0
+            return result
         finally:
             if run.tell_to_stop():
                 run.stop_requested_at = anyio.current_time()
@@ -135,6 +159,13 @@ class Threads:
                 elif not run.logged and now - run.stop_requested_at >= LOG_AFTER:
                     run.logged = True
                     self._log_late(run)
+
+    def _note_failure(self, error: RuntimeError) -> None:
+        self._why = str(error)
+        self._failed_at = anyio.current_time()
+        self._failures += 1
+        if self._failures == 1:
+            log.warning("the system has no more threads (%s): handlers in threads wait for one", error)
 
     def _free(self, run: _ThreadRun) -> None:
         self._busy.discard(run)

@@ -304,3 +304,64 @@ async def test_threads_leave_room_as_soon_as_they_end(server, broker):
     started = time.monotonic()
     await burst(broker, short, concurrency=2)
     assert time.monotonic() - started < 5
+
+
+# --- a system without threads ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """How many threads the system refuses from now on."""
+    refusals = [0]
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("trio._core._thread_cache.THREAD_CACHE._idle_workers", {})  # trio keeps those of other tests
+    return refusals
+
+
+async def test_a_thread_that_the_system_does_not_have_is_waited_for(no_threads, caplog):
+    """The task has not failed: it spends no attempt, and its timeout does not run. Health and log say why."""
+    done = []
+
+    @task(retries=0, timeout=0.2)
+    def work(number: int) -> None:
+        done.append(number)
+
+    async with RedisBroker("memory://") as broker, anyio.create_task_group() as group:
+        worker = Worker(broker, [work], concurrency=1)
+        await group.start(worker.run)
+        no_threads[0] = 4
+        await broker.enqueue(work, 1)
+        with anyio.fail_after(5):
+            while worker.health.trouble is None:
+                await anyio.sleep(0.001)
+        assert "no more threads (can't start new thread)" in worker.health.trouble
+        with anyio.fail_after(10):
+            while not done:
+                await anyio.sleep(0.01)
+            while worker.health.trouble is not None:
+                await anyio.sleep(0.01)
+        worker.stop()
+    assert done == [1]
+    assert len([record for record in caplog.records if "no more threads" in record.message]) == 1
+
+
+async def test_a_runtime_error_of_the_handler_itself_is_its_own(no_threads):
+    """A handler that cannot start its own thread fails as it would."""
+
+    @task(retries=0)
+    def work() -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with RedisBroker("memory://") as broker:
+        await broker.enqueue(work)
+        with anyio.fail_after(10):
+            await Worker(broker, [work], burst=True).run()
+        assert await broker.client.xlen("queue:dead") == 1

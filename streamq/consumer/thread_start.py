@@ -1,0 +1,48 @@
+"""Starting threads where the system may have none left (RLIMIT_NPROC, a cgroup's pids.max, no memory for a stack).
+
+That is a state of the machine, and no fault of the task that needs the thread. So it waits until there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio.to_thread
+
+FIRST_PAUSE: Final = 0.05  # seconds until the first new try; each pause after that is twice as long
+LONGEST_PAUSE: Final = 1.0
+
+
+class NoThreadError(Exception):
+    """Raised if the system has no thread for a call. The call has not begun."""
+
+
+async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
+    """Call a function in a thread. A cancellation does not wait for it.
+
+    Raises NoThreadError if the system has no thread for it.
+    """
+    begun = False
+
+    def begin() -> Any:
+        nonlocal begun
+        begun = True
+        return call()
+
+    try:
+        return await anyio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=True)
+    except RuntimeError as error:
+        if begun or not says_no_thread(error):
+            raise
+        raise NoThreadError(str(error)) from error
+
+
+def says_no_thread(error: RuntimeError) -> bool:
+    """Return whether an error is that of a system without another thread."""
+    return "start new thread" in str(error)  # CPython has no class for it
+
+
+def pause_after(failures: int) -> float:
+    """Return the seconds until the next try, after so many failures."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
