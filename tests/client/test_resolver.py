@@ -134,7 +134,7 @@ async def test_a_connection_is_given_up_in_time_while_its_name_is_looked_up(name
 async def test_a_name_that_cannot_be_encoded_is_an_error_of_the_connection():
     """A label may have 63 characters."""
     async with Client.from_url("redis://" + "ü" * 80 + ":7") as client:
-        with pytest.raises(Exception, match="cannot be looked up"):
+        with pytest.raises(Exception, match=r"ü:7: .*label"):
             await client.ping()
 
 

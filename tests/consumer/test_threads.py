@@ -8,6 +8,7 @@ import threading
 import time
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from streamq import (
@@ -313,16 +314,15 @@ async def test_threads_leave_room_as_soon_as_they_end(server, broker):
 def no_threads(monkeypatch):
     """How many threads the system refuses from now on."""
     refusals = [0]
-    real = threading.Thread.start
+    real = anyio.to_thread.run_sync
 
-    def start(thread: threading.Thread) -> None:
+    async def run_sync(*arguments: object, **options: object) -> object:
         if refusals[0]:
             refusals[0] -= 1
             raise RuntimeError("can't start new thread")
-        real(thread)
+        return await real(*arguments, **options)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
-    monkeypatch.setattr("trio._core._thread_cache.THREAD_CACHE._idle_workers", {})  # trio keeps those of other tests
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run_sync)
     return refusals
 
 
