@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 
+from streamq.cli.stop_signals import StopSignals
 from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError
 from streamq.cli.worker_process import serve
 
 if __name__ == "__main__":
+    stops = StopSignals()
+    stops.install()
     channel = SupervisorChannel(int(sys.argv[1]))
     try:
-        serve(channel.settings, channel)
+        serve(channel.settings, stops, channel)
     except CommandLineError as error:
         error.show()
         sys.exit(error.exit_code)

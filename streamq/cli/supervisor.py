@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import anyio
 from streamq.cli import logs
 from streamq.cli.child_process import WorkerProcess
 from streamq.cli.source_watch import SourceWatch, relative_name
+from streamq.cli.stop_signals import ignore
 from streamq.cli.usage_errors import USAGE
 from streamq.cli.worker_settings import Settings
 from streamq.diagnostics.safe_log import SafeLog
@@ -56,15 +58,20 @@ class _Supervisor:
 
     async def run(self) -> int:
         """Run all slots until each has ended."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await self._run_slots(signals)
+        ignore()  # all have ended: a signal must not change the exit code
+        return self.exit_code
+
+    async def _run_slots(self, signals: AsyncIterator[signal.Signals]) -> None:
         async with anyio.create_task_group() as background:
-            background.start_soon(self._handle_signals)
+            background.start_soon(self._handle_signals, signals)
             if self.settings.reload:
                 background.start_soon(self._watch_sources)
             async with anyio.create_task_group() as slots:
                 self._slots = slots
                 slots.start_soon(self._run_slot, 0)
             background.cancel_scope.cancel()
-        return self.exit_code
 
     # --- one slot ----------------------------------------------------------------------------
 
@@ -128,21 +135,20 @@ class _Supervisor:
 
     # --- all of them ---------------------------------------------------------------------------
 
-    async def _handle_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for number in signals:
-                self.stop_level += 1
-                self._stopped.set()
-                action = {1: "draining", 2: "releasing the running tasks of"}.get(self.stop_level, "killing")
-                log.info(
-                    "%s %d processes%s",
-                    action,
-                    len(self._children),
-                    "; press Ctrl-C or send SIGTERM again to stop now" * (self.stop_level == 1),
-                )
-                if self.stop_level > 2:
-                    self.exit_code = 128 + number
-                self._slots.start_soon(self._stop, self.stop_level)
+    async def _handle_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
+        async for number in signals:
+            self.stop_level += 1
+            self._stopped.set()
+            action = {1: "draining", 2: "releasing the running tasks of"}.get(self.stop_level, "killing")
+            log.info(
+                "%s %d processes%s",
+                action,
+                len(self._children),
+                "; press Ctrl-C or send SIGTERM again to stop now" * (self.stop_level == 1),
+            )
+            if self.stop_level > 2:
+                self.exit_code = 128 + number
+            self._slots.start_soon(self._stop, self.stop_level)
 
     async def _stop(self, stop_level: int) -> None:
         """Send every child this stop level, and kill those that do not exit in time."""

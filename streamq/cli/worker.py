@@ -61,8 +61,16 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
                   yields is each delivery's state
 
     The first SIGTERM or Ctrl-C drains: no new task starts, prefetched tasks are released, and
-    running tasks get the grace period. The second releases the running tasks and exits now.
+    running tasks get the grace period. The second releases the running tasks and exits now,
+    the third exits at once. A worker that has not started yet ends at the first.
+
+    Exit codes: 0 after a drain, a stop, or the end of --burst; 1 if the worker failed or could
+    not stop in time; 2 for a usage error; 128 and the number of the signal after the third.
     """
+    from streamq.cli.stop_signals import StopSignals  # noqa: PLC0415 - keeps --help light
+
+    stops = StopSignals()
+    stops.install()
     server = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
     command_line = click.core.ParameterSource.COMMANDLINE
     explicit_options = tuple(name for name in SERVER_OPTIONS if ctx.get_parameter_source(name) is command_line)
@@ -76,7 +84,7 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
         ctx.exit(supervise(settings))
     from streamq.cli.worker_process import serve  # noqa: PLC0415
 
-    serve(settings)
+    serve(settings, stops)
 
 
 def _check_combinations(settings: Any) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
 import logging
-import os
-import signal
 import sys
 import threading
-import time
 import typing
 from collections.abc import Callable
-from typing import Any, NoReturn
+from functools import partial
+from typing import NoReturn
 
 import anyio
 import anyio.abc
-import anyio.from_thread
-import anyio.lowlevel
 import redis.exceptions
 
 from streamq.broker import RedisBroker
@@ -26,9 +21,11 @@ from streamq.cli import banner, logs
 from streamq.cli.loading import Loaded, LoadingError, load
 from streamq.cli.run_command import run, uvloop_installed
 from streamq.cli.source_watch import loaded_sources
+from streamq.cli.stop_signals import StopSignals, exit_after, exit_now, ignore
 from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.cli.worker_settings import Settings
+from streamq.client import scheduler
 from streamq.client.server_features import ServerFeatures
 from streamq.consumer.joining import TEMPORARY
 from streamq.diagnostics.safe_log import SafeLog
@@ -40,11 +37,12 @@ from streamq.worker import State, Worker
 log = SafeLog("streamq.cli")
 
 _SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
-_EXIT_AT_SIGNAL = 3  # the third signal exits at once
 
 
-def serve(settings: Settings, channel: SupervisorChannel | None = None) -> NoReturn:
+def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | None = None) -> NoReturn:
     """Run one worker and exit the process. Raises CommandLineError for a usage error."""
+    if channel is not None:
+        channel.on_stop(stops.ask)
     logs.set_up(settings.log_format, settings.log_level)
     use_uvloop = _choose_uvloop(settings)
     if settings.backend == "trio" and importlib.util.find_spec("trio") is None:
@@ -60,7 +58,7 @@ def serve(settings: Settings, channel: SupervisorChannel | None = None) -> NoRet
         raise
     if channel is not None:
         channel.send(files=loaded_sources())
-    process = _WorkerRun(settings, loaded, worker, channel, loop="uvloop" if use_uvloop else settings.backend)
+    process = _WorkerRun(settings, loaded, worker, stops, channel, loop="uvloop" if use_uvloop else settings.backend)
     try:
         run(process.main, backend=settings.backend, use_uvloop=use_uvloop, own_signals=True)
     except KeyboardInterrupt:
@@ -130,15 +128,16 @@ class _WorkerRun:
     """One run of a worker. Signals and the supervisor can stop it."""
 
     def __init__(
-        self, settings: Settings, loaded: Loaded, worker: Worker, channel: SupervisorChannel | None, *, loop: str
-    ) -> None:
+        self, settings: Settings, loaded: Loaded, worker: Worker, stops: StopSignals,
+        channel: SupervisorChannel | None, *, loop: str,
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.loaded = loaded
         self.worker = worker
+        self.stops = stops
         self.channel = channel
         self.loop = loop
         self._stop_level = 0
-        self._signals = 0
         self._scope: anyio.CancelScope | None = None  # cancelled to stop a worker that has not started
 
     def __repr__(self) -> str:
@@ -147,20 +146,19 @@ class _WorkerRun:
     async def main(self) -> None:
         """Run the worker until it ends."""
         failed: Exception | None = None
+        schedule = scheduler()
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._handle_signals)
-                if self.channel is not None:
-                    token = anyio.lowlevel.current_token()
-                    self.channel.on_stop(lambda level: _call_from_thread(self._request_stop, level, token))
-                with anyio.CancelScope() as self._scope:
-                    try:
-                        await self._run_worker()
-                    except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
-                        failed = error
-                group.cancel_scope.cancel()
+            with anyio.CancelScope() as self._scope:
+                self.stops.pass_on(
+                    lambda level: schedule(partial(self._request_stop, level)), grace=self.settings.grace
+                )
+                try:
+                    await self._run_worker()
+                except Exception as error:  # noqa: BLE001 - raised below, when the end is watched
+                    failed = error
         finally:
-            _exit_after(_SHUTDOWN_TIMEOUT)
+            ignore()
+            exit_after(_SHUTDOWN_TIMEOUT, code=0 if failed is None else 1)
         if failed is not None:
             raise failed
 
@@ -180,25 +178,16 @@ class _WorkerRun:
         if self.channel is not None:
             self.channel.send(ready=True)
 
-    async def _handle_signals(self) -> None:
-        try:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for number in signals:
-                    self._signals += 1
-                    if self._signals >= _EXIT_AT_SIGNAL:
-                        log.warning("got %d stop signals: exiting at once", self._signals)
-                        _exit_now(128 + number)
-                    self._request_stop(self._signals)
-        finally:
-            # All tasks are released. A signal while the interpreter exits must not change the exit code.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
     def _request_stop(self, level: int) -> None:
         """Stop at this level: 1 drain, 2 now. A level that is not higher than the last does nothing."""
         worker = self.worker
         while self._stop_level < min(level, 2):
             self._stop_level += 1
             if worker.state in (State.NEW, State.STARTING) and self._scope is not None:
+                if self._stop_level > 1:
+                    log.warning("the start does not end when it is cancelled: exiting")
+                    exit_now(1)
+                log.info("stopping before the worker has started")
                 self._scope.cancel()
             elif self._stop_level == 1:
                 running = worker.health.running
@@ -246,34 +235,12 @@ def _freeze_garbage_collector() -> None:
 # --- the end ---------------------------------------------------------------------------------
 
 
-def _call_from_thread(function: Callable[[int], None], level: int, token: Any) -> None:
-    with contextlib.suppress(anyio.RunFinishedError, RuntimeError):
-        anyio.from_thread.run_sync(function, level, token=token)
-
-
-def _exit_after(seconds: float) -> None:
-    """Exit after this time even if the event loop or the interpreter waits for a thread that never ends."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        _exit_now(0)
-
-    threading.Thread(target=end, name="streamq shutdown timeout", daemon=True).start()
-
-
 def _exit(code: int) -> NoReturn:
     """Exit. Do not wait for threads that still run: their tasks are released already."""
     threads = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon and t.is_alive()]
     if threads:
         log.warning("exiting while %d threads still run: %s", len(threads), ", ".join(t.name for t in threads[:5]))
-        _exit_now(code)
+        logging.shutdown()
+        exit_now(code)
     logging.shutdown()
     sys.exit(code)
-
-
-def _exit_now(code: int) -> NoReturn:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

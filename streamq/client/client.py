@@ -26,6 +26,7 @@ from streamq.client.resp_codec import Command, Encoder, apply_callback, build_co
 from streamq.client.scripts import Script, with_source
 from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.subscriber import Subscriber
+from streamq.errors import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -50,7 +51,7 @@ class Client(AsyncCoreCommands):
     dials; the pause is that times `jitter()`, a random number from 0 to 1. Without an argument,
     the timeouts and the client name of the address apply.
 
-    Raises ConfigurationError if the certificates of the address cannot be loaded.
+    Raises ConfigurationError if the certificates of the address cannot be loaded, and for a timeout below 0.001.
     """
 
     _is_async_client: Literal[True] = True  # redis-py's annotations depend on it
@@ -69,8 +70,8 @@ class Client(AsyncCoreCommands):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.address = address
-        self.connect_timeout = connect_timeout or address.connect_timeout or 5.0
-        self.reply_timeout = reply_timeout or address.reply_timeout or 10.0
+        self.connect_timeout = _seconds("connect_timeout", connect_timeout, address.connect_timeout, 5.0)
+        self.reply_timeout = _seconds("reply_timeout", reply_timeout, address.reply_timeout, 10.0)
         self._dial = dial or dial_to(address)
         self._client_name = client_name or address.client_name
         self._backoff = backoff
@@ -304,6 +305,12 @@ class Client(AsyncCoreCommands):
 
     def _start_task(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         self._running()[0].start_soon(function, name=name)
+
+
+def _seconds(name: str, given: float | None, of_address: float | None, default: float) -> float:
+    """Return the first of these that is given. Raises ConfigurationError unless it is at least 0.001."""
+    value = next((one for one in (given, of_address) if one is not None), default)
+    return check_number(name, value, 0.001)
 
 
 def event_factory() -> EventFactory:

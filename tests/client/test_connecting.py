@@ -7,7 +7,9 @@ import pytest
 from redis import exceptions
 from redis.backoff import ConstantBackoff
 
+from streamq import RedisBroker
 from streamq.client import Client, OutcomeUnknown
+from streamq.errors import ConfigurationError
 from streamq.testing.clock import VirtualTime
 from tests.client.scripted import MEMORY, Faults, Server, echo
 
@@ -257,3 +259,12 @@ async def test_a_failed_repetition_of_a_script_loses_no_other_reply(refused):
         said, failed = await client.call([("ECHO", "x"), script.command([], [])])
     assert said == b"x"
     assert isinstance(failed, exceptions.ConnectionError)
+
+
+@pytest.mark.parametrize("options", [{"connect_timeout": 0}, {"reply_timeout": 0.0}, {"connect_timeout": -1}])
+def test_a_timeout_of_nothing_is_refused(options):
+    """It meant the default."""
+    with pytest.raises(ConfigurationError, match=r"give a number of at least 0\.001"):
+        Client.from_url("redis://localhost", **options)
+    with pytest.raises(ConfigurationError, match=r"give a number of at least 0\.001"):
+        RedisBroker("redis://localhost", **options)
