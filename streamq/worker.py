@@ -203,9 +203,8 @@ class Worker:
         store = self._store()
         await create_groups(store, self._note_start_trouble)
         threads, reporter = Threads(self.concurrency), ProgressReporter(store)
-        self._threads = threads
         consumer, runners = self._assemble(store, threads, reporter, state)
-        self._consumer = consumer
+        self._consumer, self._threads = consumer, threads
         on_exhausted = OnExhausted(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
         if on_exhausted:
             consumer.settler.dead_letters.effects = on_exhausted

@@ -26,7 +26,7 @@ from streamq.client.resp_codec import Command, Encoder, apply_callback, build_co
 from streamq.client.scripts import Script, with_source
 from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.subscriber import Subscriber
-from streamq.errors import check_number
+from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -310,7 +310,9 @@ class Client(AsyncCoreCommands):
 def _seconds(name: str, given: float | None, of_address: float | None, default: float) -> float:
     """Return the first of these that is given. Raises ConfigurationError unless it is at least 0.001."""
     value = next((one for one in (given, of_address) if one is not None), default)
-    return check_number(name, value, 0.001)
+    if not 0.001 <= value < float("inf"):  # 0 would not mean "none": nothing connects in no time
+        raise ConfigurationError(f"{name}={value!r} cannot be used: give a number of at least 0.001")
+    return value
 
 
 def event_factory() -> EventFactory:

@@ -7,7 +7,6 @@ import pytest
 from redis import exceptions
 from redis.backoff import ConstantBackoff
 
-from streamq import RedisBroker
 from streamq.client import Client, OutcomeUnknown
 from streamq.errors import ConfigurationError
 from streamq.testing.clock import VirtualTime
@@ -266,5 +265,3 @@ def test_a_timeout_of_nothing_is_refused(options):
     """It meant the default."""
     with pytest.raises(ConfigurationError, match=r"give a number of at least 0\.001"):
         Client.from_url("redis://localhost", **options)
-    with pytest.raises(ConfigurationError, match=r"give a number of at least 0\.001"):
-        RedisBroker("redis://localhost", **options)
