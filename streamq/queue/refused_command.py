@@ -16,7 +16,7 @@ from streamq.queue.server_errors import UNPACKABLE
 
 _LINE = re.compile(r"@?user_script:\s*(\d+)")
 _CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
-_SCRIPT = re.compile(r",? ?script: [0-9a-f]{40}, on @user_script:\d+\.?")
+_SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
 _MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _STRINGS, _HASHES = frozenset({"dedup", "result", "id", "progress"}), frozenset({"latest", "join", "stats"})
 
