@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 import anyio.abc
 
 from streamq.client import Client, Resources
-from streamq.clock import SYSTEM, Clock
+from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
@@ -85,6 +85,7 @@ class RedisBroker:
             tiers = [Tier(name, stream=queue_name)]
         self.url = url
         self.clock = clock
+        self.server_clock = ServerClock(clock)
         self.middleware = middleware if middleware is not None else MiddlewareChain()
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
         self.keys = Keys.of("queue" if namespace is None else namespace, group, self.tiers)
@@ -98,7 +99,9 @@ class RedisBroker:
             None if connect_timeout is None else bounds.CONNECT_TIMEOUT.check(connect_timeout),
             None if reply_timeout is None else bounds.REPLY_TIMEOUT.check(reply_timeout),
         )
-        self._builder = MessageBuilder(self.keys, self.tiers, max_payload=max_payload, now=clock.now)
+        self._builder = MessageBuilder(
+            self.keys, self.tiers, max_payload=max_payload, now=self.server_clock.now_to_send
+        )
         self._store: Store | None = None
         self._waiters: Waiters | None = None
         self._producer: Producer | None = None
@@ -123,7 +126,7 @@ class RedisBroker:
             await resources.close(error)
             raise
         self._store = store = Store(
-            client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.clock,
+            client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.server_clock,
             max_payload=self.max_payload, signing=self.signing,
         )  # fmt: skip
         self._waiters = Waiters(store, self._group)

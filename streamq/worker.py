@@ -255,8 +255,8 @@ class Worker:
             self.broker.keys.namespace, self.broker.keys.group, self.tiers, also=self.broker.keys.streams
         )  # fmt: skip
         return Store(
-            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters, clock=self.broker.clock,
-            max_payload=self.broker.max_payload, signing=self.broker.signing,
+            self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters,
+            clock=self.broker.server_clock, max_payload=self.broker.max_payload, signing=self.broker.signing,
         )  # fmt: skip
 
     def _note_start_trouble(self, error: BrokerError | None) -> None:

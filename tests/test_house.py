@@ -60,3 +60,28 @@ def test_a_module_is_short_and_says_what_it_owns(path: Path) -> None:
         and node.end_lineno - node.lineno + 1 > LONGEST
     }
     assert long == {}
+
+
+# Who may read the wall clock of this machine, and why. All else asks for the server's time (`clock.py`).
+WALL_CLOCK = {
+    "clock.py": "the one place",
+    "doctor/examine.py": "the time of a report is this machine's",
+    "exporters/prometheus.py": "an export is compared with the clock of who scrapes this machine",
+}
+WALL_CLOCK_FOLDERS = {"embedded": "it is the server", "cli/demo": "its server is on this machine"}
+_READS = {("time", "time"), ("time", "time_ns"), ("time", "localtime"), ("time", "gmtime"), ("time", "ctime"),
+          ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}  # fmt: skip
+
+
+def test_no_other_module_reads_the_wall_clock() -> None:
+    """P13: a clock that steps, or that is off, changes nothing, for nobody looks at it."""
+    found = set()
+    for path in MODULES:
+        name = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            read = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if read and (node.value.id, node.attr) in _READS:
+                found.add(name)
+            if isinstance(node, ast.ImportFrom) and node.module == "time" and node.names[0].name == "time":
+                found.add(name)
+    assert {name for name in found if not name.startswith(tuple(WALL_CLOCK_FOLDERS))} == set(WALL_CLOCK)

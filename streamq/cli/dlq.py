@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from typing import Any
 
 import click
@@ -16,15 +15,17 @@ _REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodab
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
 
 
-def _start_id(text: str) -> str:
-    """Return the entry id after which to start. `text` is an entry id, a duration before now, or a time."""
+def _start(text: str) -> str | float:
+    """Return the entry id after which to start, or how long ago (s) by the server's clock.
+
+    `text` is an entry id, a duration before now, or a time.
+    """
     if _ENTRY.fullmatch(text):
         return text
     try:
-        seconds = time.time() - duration(text)
+        return float(duration(text))
     except click.BadParameter:
-        seconds = moment(text).timestamp()
-    return f"{max(0, round(seconds * 1000))}-0"
+        return f"{max(0, round(moment(text).timestamp() * 1000))}-0"
 
 
 def _server_options(given: dict[str, Any]) -> ServerOptions:
@@ -56,12 +57,12 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 
 @dlq.command(short_help="Print new dead letters as they arrive.")
 @server_options
-@click.option("--since", type=_start_id, metavar="SINCE", show_envvar=True,
+@click.option("--since", type=_start, metavar="SINCE", show_envvar=True,
               help="Start at this point: 10m (ago), 2030-01-31T12:00 or an entry id. [default: now]")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(_REASONS), show_envvar=True, help="Only dead letters with this reason.")
 @json_option
-def tail(since: str | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
+def tail(since: str | float | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it arrives, until Ctrl-C. It blocks on the server and does not poll."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415

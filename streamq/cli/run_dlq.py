@@ -43,7 +43,7 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
     output.note(summary if len(entries) == total else f"{summary}, {len(entries)} shown")
 
 
-def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | None, as_json: bool) -> None:
+def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | float | None, as_json: bool) -> None:
     """Print new dead letters as they arrive, until interrupted."""
     broker = server.broker()
 
@@ -52,12 +52,20 @@ def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | None,
             newest = await newest_id(broker.client, broker.keys.dead)  # raises if the server is not there
             if not as_json:
                 output.result(_HEADER, cut=True)
-            async for entry in follow(broker, newest if since is None else since):
+            async for entry in follow(broker, newest if since is None else await _start_id(broker, since)):
                 if entry in filter_:
                     output.result_json(entry) if as_json else output.result(_row(entry), cut=True)
                     output.flush()
 
     run(main)
+
+
+async def _start_id(broker: RedisBroker, since: str | float) -> str:
+    """Return the entry id after which to start: `since` itself, or the one of that many seconds ago."""
+    if isinstance(since, str):
+        return since
+    await broker.store.compare_clocks()
+    return f"{max(0, round((broker.store.clock.now() - since) * 1000))}-0"
 
 
 def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streamq.client import Command
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import UNPACKABLE, concerns_server
@@ -76,7 +76,7 @@ class Acknowledgements:
     """
 
     def __init__(
-        self, commands: SettleCommands, tiers: int, clock: Clock, *,
+        self, commands: SettleCommands, tiers: int, clock: Clock | ServerClock, *,
         per_entry: bool, on_first: Callable[[], None], on_acknowledged: OnAcknowledged, on_refused: OnRefused,
     ) -> None:  # fmt: skip
         self.of_tier = [AcksOfTier() for _ in range(tiers)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
 from streamq.queue.settle_commands import SettleCommands
@@ -26,7 +26,7 @@ _ByTask = Mapping[tuple[str, bytes], Counters]
 class Counting:
     """Counters by tier and task that are not written yet."""
 
-    def __init__(self, commands: SettleCommands, clock: Clock) -> None:
+    def __init__(self, commands: SettleCommands, clock: Clock | ServerClock) -> None:
         self.unwritten: dict[tuple[str, bytes], Counters] = {}
         self.known: Collection[bytes] = ()  # the tasks of this worker
         self._strangers: set[bytes] = set()

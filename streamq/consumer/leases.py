@@ -84,13 +84,13 @@ class LeaseKeeper:
         consumer = self._consumer
         held = [list(consumer.buffer.held[tier]) for tier in tiers]
         in_full = [tier for tier in tiers if self._in_full_at[tier] <= self._clock.elapsed()]
-        sent = self._clock.now()
+        asked = self._clock.elapsed()
         now, lost = await renew(
             self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full, tiers=tiers
         )
         self._note_in_full(in_full)
         self._detect_outage()
-        consumer.settler.clock_offset = now - (sent + self._clock.now()) / 2
+        self._clock.compare(now, asked, self._clock.elapsed(), precision=0.001)
         consumer.registered()
         for tier, ids in zip(tiers, lost, strict=True):
             for entry_id in ids:

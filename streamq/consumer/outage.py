@@ -11,7 +11,7 @@ import random
 
 import anyio
 
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
@@ -26,7 +26,7 @@ _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 class Outage:
     """The outages of one consumer, by loop."""
 
-    def __init__(self, name: str, listeners: Listeners, uniform: random.Random, clock: Clock) -> None:
+    def __init__(self, name: str, listeners: Listeners, uniform: random.Random, clock: Clock | ServerClock) -> None:
         self._name = name
         self._listeners = listeners
         self._random = uniform

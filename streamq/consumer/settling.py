@@ -59,7 +59,7 @@ class Settler:
         self, store: Store, buffer: PrefetchBuffer, *, name: str, visibility_timeout: float,
         listeners: Listeners, on_first: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.clock_offset = 0.0  # the server's clock minus this machine's, in seconds
+        self.now = store.clock.now
         self.superseded = 0
         self.dead_letters = DeadLetters(store, name, self.now)
         self.counting = Counting(store.settle_commands, store.clock)
@@ -346,10 +346,6 @@ class Settler:
         self.counting.of(delivery).superseded += count
         log.info("%d deliveries of tier %s were settled by another consumer first", count, delivery.tier_name)
         self._listeners.emit(Superseded(delivery))
-
-    def now(self) -> float:
-        """Return the server's Unix time, as of the last comparison of clocks."""
-        return self._clock.now() + self.clock_offset
 
 
 def _what(outcome: Outcome) -> str:

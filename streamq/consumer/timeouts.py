@@ -13,7 +13,7 @@ from math import inf
 
 import anyio
 
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.left_behind import RunScope
 
 _LOOK_EVERY = 0.05  # seconds between two looks, at least; each sets the deadlines until the look after the next one
@@ -68,7 +68,7 @@ class Timeouts:
     deadline as it begins, unless its timeout is too short for two looks.
     """
 
-    def __init__(self, clock: Clock, slots: Callable[[], Collection[Slot]], *, shortest: float) -> None:
+    def __init__(self, clock: Clock | ServerClock, slots: Callable[[], Collection[Slot]], *, shortest: float) -> None:
         self._shortest = shortest
         self._horizon = inf  # a run that is due before this is not found in time by the next look
         self._elapsed = clock.elapsed

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from redis.crc import key_slot
 
-from streamq.clock import Clock
+from streamq.clock import ServerClock
 from streamq.doctor.observations import Server
 from streamq.doctor.queries import Queries, lines, rows, text
 from streamq.wire.keys import Keys
@@ -36,7 +36,7 @@ async def read_server(queries: Queries) -> tuple[Server, float]:
         config={text(pair[0]): text(pair[1]) for pair in map(rows, configured) if len(pair) == 2},
         slots=slots(queries.store.keys),
     )  # fmt: skip
-    return server, clock.now() + (offset or 0.0)
+    return server, clock.local() + (offset or 0.0)
 
 
 def slots(keys: Keys) -> frozenset[int]:
@@ -45,13 +45,13 @@ def slots(keys: Keys) -> frozenset[int]:
     return frozenset(key_slot(name.encode()) for name in (*names, keys.dead, keys.result("x"), keys.accepted("x")))
 
 
-async def _measure_clock(queries: Queries, clock: Clock) -> tuple[tuple[float, ...], float | None, float]:
+async def _measure_clock(queries: Queries, clock: ServerClock) -> tuple[tuple[float, ...], float | None, float]:
     """Return the round trips, how far the server's clock is ahead, and the error of that (all in seconds)."""
     await queries.ask(("PING",))  # connects
     round_trips: list[float] = []
     offset: float | None = None
     for _ in range(_ROUND_TRIPS):
-        started, local_time = clock.elapsed(), clock.now()
+        started, local_time = clock.elapsed(), clock.local()
         server_time = await queries.one("TIME")
         round_trips.append(clock.elapsed() - started)
         if server_time is not None and round_trips[-1] == min(round_trips):

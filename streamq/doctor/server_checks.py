@@ -111,8 +111,8 @@ def clock(observed: Observations) -> Iterator[Finding]:
             ahead = "ahead of" if server.offset > 0 else "behind"
             yield make_finding(
                 "clock_offset", f"the server's clock is {abs(server.offset):.1f} s {ahead} this machine's",
-                "set both clocks by NTP (timedatectl set-ntp true): 'at' and 'expires' use the producer's clock, "
-                "delays and leases the server's", **evidence,
+                "set both clocks by NTP (timedatectl set-ntp true): streamq goes by the server's clock alone, but the "
+                "times that a program computes, for 'at' say, are of its own clock", **evidence,
             )  # fmt: skip
         else:
             yield make_finding("clock_fine", f"the clocks differ by {_ms(abs(server.offset)):g} ms", **evidence)

@@ -44,6 +44,9 @@ class Producer:
     async def send(self, call: Call[Any]) -> Handle[Any]:
         """Send one call, past all middleware."""
         message = self._builder.prepare(self._store, call)
+        if self._store.clock.outdated:
+            await self._store.compare_clocks()
+            message = self._builder.prepare(self._store, call)
         try:
             durable: Durable | None = call.task.send_options.durable
             (accepted,) = await self._enqueue((message.command,), () if durable is None else (durable,))
@@ -55,6 +58,9 @@ class Producer:
     async def send_all(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         """Send calls in one round trip, past all middleware."""
         messages = self._builder.prepare_all(self._store, calls)
+        if self._store.clock.outdated:
+            await self._store.compare_clocks()
+            messages = self._builder.prepare_all(self._store, calls)
         if not messages:
             return []
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
@@ -111,9 +117,11 @@ class Producer:
 
         async def send_all(calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
             guarded = workflow_id is not None
-            return await self._send_workflow(
-                chosen, steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
-            )
+            workflow = steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
+            if self._store.clock.outdated:
+                await self._store.compare_clocks()
+                workflow = steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
+            return await self._send_workflow(chosen, workflow)
 
         handles = await self.send_all_through(steps.calls, send_all)
         return Workflow(chosen, all(handle.fresh for handle in handles), tuple(handles), steps.last)

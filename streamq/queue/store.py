@@ -14,7 +14,8 @@ from typing import Any
 import redis.exceptions
 
 from streamq.client import BlockingConnection, Client, Command, pack_one
-from streamq.clock import SYSTEM, Clock
+from streamq.clock import SYSTEM, Clock, ServerClock
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
@@ -30,6 +31,8 @@ from streamq.wire.side_effects import SideEffect, effects_of_start
 from streamq.wire.signing import Signer, SigningKeys
 from streamq.wire.tiers import Tier
 
+log = SafeLog("streamq")
+
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before the client gives up
 _WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
 
@@ -44,13 +47,13 @@ class Store:
 
     def __init__(
         self, client: Client, keys: Keys, tiers: Sequence[Tier], *,
-        bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock = SYSTEM, max_payload: int = MAX_PAYLOAD,
-        signing: SigningKeys | None = None,
+        bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock | ServerClock = SYSTEM,
+        max_payload: int = MAX_PAYLOAD, signing: SigningKeys | None = None,
     ) -> None:  # fmt: skip
         self.client = client
         self.keys = keys
         self.tiers = tuple(tiers)
-        self.clock = clock
+        self.clock = clock if isinstance(clock, ServerClock) else ServerClock(clock)
         self.max_payload = max_payload
         self.signer = None if signing is None else Signer(signing, namespace=keys.namespace, group=keys.group)
         self.enqueue_commands = (
@@ -93,6 +96,22 @@ class Store:
             if not confirmed:
                 raise NotDurableError(name, f"no {name} confirmed it within {limit / 1000:g} s")
         return accepted
+
+    async def compare_clocks(self) -> None:
+        """Ask for the server's time. Raises BrokerUnavailableError if it is away.
+
+        If it does not tell its time, what is known of it goes on to count, or this machine's clock.
+        """
+        asked = self.clock.elapsed()
+        try:
+            seconds, microseconds = await self.one(("TIME",))
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:
+            self.clock.give_up()
+            log.warning("the server's time is not known, so times are sent by an older comparison of clocks: %s", error)
+        else:
+            self.clock.compare(int(seconds) + int(microseconds) / 1e6, asked, self.clock.elapsed())
 
     async def _can_wait_for_aof(self) -> bool:
         try:

@@ -117,7 +117,7 @@ class WorkflowSteps:
         stages = _stages(self._places, messages)
         if (size := workflow_bytes(stages)) not in bounds.WORKFLOW_BYTES:
             raise PayloadTooLargeError(calls[0].task.name, size, int(bounds.WORKFLOW_BYTES.highest))
-        effects = effects_of_sending(stages, now=store.clock.now())
+        effects = effects_of_sending(stages, now=store.clock.now_to_send())
         _check_size(effects, builder.max_payload)
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
         return PreparedWorkflow(

@@ -12,7 +12,7 @@ import pytest
 
 from streamq import RedisBroker
 from streamq.client.sockets import SocketStream
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.doctor import Severity, examine
 from tests.at_work import until
 from tests.doctor.examined import bad, examined, one
@@ -111,7 +111,7 @@ class TestClock:
 
         with fresh_server(kind) as server:
             async with RedisBroker(server.url) as broker:
-                broker.store.clock = Clock(now=lambda: time.time() - ahead)
+                broker.store.clock = ServerClock(Clock(now=lambda: time.time() - ahead))
                 report = await examine(broker)
         offset = one(report, "clock_offset").evidence["offset_s"]
         assert abs(offset - ahead) < 1
@@ -126,7 +126,7 @@ class TestClock:
         with fresh_server(kind) as server:
             async with RedisBroker(server.url) as broker:
                 await broker.enqueue(send.options(delay=10))
-                broker.store.clock = Clock(now=lambda: time.time() + 7200)
+                broker.store.clock = ServerClock(Clock(now=lambda: time.time() + 7200))
                 report = await examine(broker)
         assert "delayed_overdue" not in report.codes()
         assert "clock_offset" in report.codes()
