@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from streamq.broker import RedisBroker
 from streamq.cli import output
 from streamq.cli.options import ServerOptions
 from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, follow, newest_id, read_newest_first

@@ -23,7 +23,7 @@ from typing import Any
 import anyio
 
 from streamq.client import Command
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.round_trip import RoundTrip
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
@@ -93,7 +93,7 @@ class SetAside:
     """
 
     def __init__(
-        self, commands: SettleCommands, tiers: int, clock: Clock, *,
+        self, commands: SettleCommands, tiers: int, clock: Clock | ServerClock, *,
         let_go: Callable[[Delivery], None], acknowledged: Callable[[int, list[Delivery], Sequence[bytes]], None],
         per_entry: bool,
     ) -> None:  # fmt: skip

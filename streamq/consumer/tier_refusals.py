@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.outage import Outage
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import concerns_server
@@ -26,7 +26,12 @@ class TierRefusals:
     """
 
     def __init__(
-        self, what: str, streams: Sequence[str], outage: Outage, clock: Clock, restore: Callable[[], Awaitable[None]]
+        self,
+        what: str,
+        streams: Sequence[str],
+        outage: Outage,
+        clock: Clock | ServerClock,
+        restore: Callable[[], Awaitable[None]],
     ) -> None:
         self.refused: dict[int, float] = {}
         self.error: BrokerError | None = None  # the latest

@@ -132,9 +132,7 @@ async def test_who_prints_a_failure_sees_where_the_task_failed(server, broker):
     await burst(broker, chained)
     with pytest.raises(TaskFailedError) as caught:
         await handle.result(timeout=5)
-    assert str(caught.value) == (
-        f"task {handle.task_id!r} failed (retries_exhausted): ValueError: first ☃"
-    )
+    assert str(caught.value) == (f"task {handle.task_id!r} failed (retries_exhausted): ValueError: first ☃")
     printed = "".join(traceback.format_exception(caught.value))
     for words in ("In the worker:", "KeyError: 'schlüssel ✓'", "direct cause", "ValueError: first ☃", "OSError: sec"):
         assert words in printed, words
