@@ -267,7 +267,7 @@ class QueueMachine(Foundation):
 
     @rule(limit=st.sampled_from([1, 2, 100]))
     def promote(self, limit: int) -> None:
-        due = self.server.run(next_due, self.store)
+        due = self.server.run(next_due, self.store, range(len(self.store.tiers)))
         moved, left, more = self.server.run(promote, self.store, limit)
         wanted_moved, wanted_left, wanted_more = self.model.promote(limit)
         assert (moved, more) == (wanted_moved, wanted_more)
