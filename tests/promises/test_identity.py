@@ -200,7 +200,7 @@ class TestConsumers:
             await broker.store.ensure_groups()
             server.command("XREADGROUP", "GROUP", "workers", "mail worker 1", "STREAMS", "queue:standard", ">")
             server.command("ZADD", "queue:standard:alive:workers", 1, "mail worker 1")
-            async with working(broker, note, visibility_timeout=0.1):
+            async with working(broker, note, visibility_timeout=0.5):
                 with anyio.fail_after(10):
                     while not (crashes := server.command("HVALS", "queue:standard:crashes:workers")) and not ran:
                         await anyio.sleep(0.01)
