@@ -33,6 +33,7 @@ class Outage:
         self._clock = clock
         self._streaks: dict[str, int] = {}
         self._error: BrokerError | None = None
+        self._lacking: dict[str, BrokerError] = {}
         self._since = 0.0
         self._refused: dict[str, str] = {}
 
@@ -44,8 +45,19 @@ class Outage:
 
     @property
     def error(self) -> BrokerError | None:
-        """The latest error, None if the server can be used."""
-        return self._error if self._streaks else None
+        """The latest error, else a right that is missing; None if the server can be used."""
+        return self._error if self._streaks else next(iter(self._lacking.values()), None)
+
+    def lacks(self, loop: str, error: BrokerError, what: str) -> None:
+        """Note a right without which a loop works on, later: `what` says what is late. Logged once."""
+        if loop not in self._lacking:
+            log.warning("%s: %s: %s", self._name, what, error)
+            self._listeners.emit(Trouble(f"{what}: {error}"))
+        self._lacking[loop] = BrokerError(f"{what}: {error}", code=error.code)
+
+    def has(self, loop: str) -> None:
+        """Note that a loop has all its rights."""
+        self._lacking.pop(loop, None)
 
     @property
     def refused(self) -> list[str]:

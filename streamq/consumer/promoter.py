@@ -9,6 +9,7 @@ promoter and any of them may promote: the step is atomic (promote.lua).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 import redis.exceptions
@@ -20,6 +21,8 @@ from streamq.queue.server_errors import translated
 
 LOOK_EVERY = 10.0  # seconds between two looks
 _LOOK_EVERY_UNSUBSCRIBED = 5.0  # the same, while the wake channel is not subscribed
+_HELLO = "hello"  # a word that no worker acts on
+_LOOKS = 6  # looks until a refused subscription is tried again
 _BATCH = 100  # messages of each tier that one step moves
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 
@@ -89,13 +92,38 @@ class Promoter:
                     await subscriber.subscribe(self._store.keys.wake)
                     self._unsubscribed = False
                     self._consumer.outage.over("listen")
+                    self._consumer.outage.has("listen")
+                    await self._check_publishing()
                     self._on_message(b"")  # messages before now were missed
                     while True:
                         _, payload = await subscriber.receive()
                         self._on_message(payload)
             except redis.exceptions.RedisError as error:
                 self._unsubscribed = True
-                await self._consumer.recover("listen", translated(error))
+                problem = translated(error)
+                if problem.code == "NOPERM":
+                    await self._look_instead(problem)
+                else:
+                    await self._consumer.recover("listen", problem)
+
+    async def _check_publishing(self) -> None:
+        """Say whether this user may not publish: inside the scripts nobody would see that."""
+        with suppress(BrokerError):
+            (reply,) = await self._store.attempt([("PUBLISH", self._store.keys.wake, _HELLO)])
+            if isinstance(reply, BrokerError) and reply.code == "NOPERM":
+                what = "what this worker announces is noticed late, and waiters for its results ask now and then"
+                self._consumer.outage.lacks("publish", reply, what)
+            else:
+                self._consumer.outage.has("publish")
+
+    async def _look_instead(self, error: BrokerError) -> None:
+        """Look for what the wake channel would tell, for a minute: this user may not subscribe to it."""
+        self._consumer.outage.over("listen")
+        self._consumer.outage.lacks("listen", error, f"what others announce is noticed up to {LOOK_EVERY:g} s late")
+        await self._check_publishing()
+        for _ in range(_LOOKS):
+            await anyio.sleep(LOOK_EVERY)
+            self._on_message(b"")
 
     def _on_message(self, payload: bytes) -> None:
         kind, _, rest = payload.partition(b" ")

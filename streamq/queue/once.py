@@ -40,6 +40,7 @@ TTL: Final = 86_400.0  # seconds that a record is kept
 LEASE: Final = 30.0  # seconds after the last renewal until another run can take the effect over
 _SHORTEST: Final = 0.1  # seconds
 _PAUSES: Final = (0.05, 1.0)  # seconds between two tries to record an effect: the first pause, and the longest
+_POLL_EVERY: Final = 1.0  # seconds between two tries of a run that waits and may not subscribe
 _RELEASE_WITHIN: Final = 2.0  # seconds that a cancelled run has to release its effect
 
 
@@ -196,7 +197,20 @@ class _EffectRecord:
                     with anyio.move_on_after(min(left, found)):
                         await subscriber.receive()
         except redis.exceptions.RedisError as error:
-            raise translated(error) from error
+            problem = translated(error)
+            if problem.code != "NOPERM":
+                raise problem from error
+            return await self._poll(end)
+        return found
+
+    async def _poll(self, end: float) -> Effect:
+        """Wait as `begin` does, for a user that may not subscribe: ask every second."""
+        now = self._store.clock.elapsed
+        while not isinstance(found := await self._try_begin(), Effect):
+            left = end - now()
+            if left <= 0:
+                raise EffectInProgressError(self._key, after=found)
+            await anyio.sleep(min(left, found, _POLL_EVERY))
         return found
 
     async def _try_begin(self) -> Effect | float:

@@ -21,7 +21,7 @@ import redis.exceptions
 
 from streamq.client import Subscriber
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError, TaskFailedError
+from streamq.errors import BrokerError, BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.server_errors import translated
@@ -32,6 +32,9 @@ log = SafeLog("streamq")
 
 R_co = TypeVar("R_co", covariant=True)
 _KEYS_PER_READ = 1000  # keys of one MGET
+LOOK_EVERY = 10.0  # seconds between two looks at all that is waited for: a message may not have been published
+LOOK_EVERY_UNSUBSCRIBED = 0.5  # the same, while this user may not subscribe
+_ASK_AGAIN = 60.0  # seconds after which it tries to subscribe again
 
 
 class Status(StrEnum):
@@ -80,6 +83,9 @@ class Waiters:
         self._stale: set[str] = set()  # subscribed, and without a waiter
         self._waiter_left = anyio.Event()
         self._closed = False
+        self._looking = False
+        self._refused = anyio.Event()  # set while this user may not subscribe
+        self._ask_again_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Waiters for {len(self._waiting)} results>"
@@ -126,14 +132,28 @@ class Waiters:
     async def subscribe(self, waiter: Waiter) -> None:
         """Subscribe to the channels of a waiter: one command for all its keys.
 
-        This waits for the confirmation: a waiter that reads its keys before may miss a result.
-        Raises BrokerError if the server does not confirm it.
+        This waits for the confirmation: a waiter that reads its keys before may miss a result. If the user has no right
+        to the channels, the keys are read now and then. Raises BrokerError if the server does not confirm it otherwise.
         """
+        if not self._looking:
+            self._looking = True
+            self._group.start_soon(self._look_forever)
+        if self._refused.is_set() and anyio.current_time() < self._ask_again_at:
+            return
         try:
             subscriber = await self._subscribed()
             await subscriber.subscribe(*waiter.keys)
         except redis.exceptions.RedisError as error:
-            raise translated(error) from error
+            problem = translated(error)
+            if problem.code != "NOPERM":
+                raise problem from error
+            if not self._refused.is_set():
+                log.warning("results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem)
+            self._refused.set()
+            self._ask_again_at = anyio.current_time() + _ASK_AGAIN
+        else:
+            if self._refused.is_set():
+                self._refused = anyio.Event()
 
     async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
         """Wait for messages of a subscribed waiter and return them, the newest last.
@@ -153,6 +173,22 @@ class Waiters:
                 return found
             waiter._event = anyio.Event()  # noqa: SLF001
             await waiter._event.wait()  # noqa: SLF001
+
+    async def _look_forever(self) -> None:
+        """Read all that is waited for, now and then: a worker without the right to publish says nothing."""
+        while True:
+            if self._refused.is_set():
+                await anyio.sleep(LOOK_EVERY_UNSUBSCRIBED)
+            else:
+                with anyio.move_on_after(LOOK_EVERY):
+                    await self._refused.wait()
+            try:
+                found = await self.read([*self._waiting])
+            except BrokerError:
+                continue  # the next look may find the server again
+            for key, payload in found:
+                for waiter in self._waiting.get(key, ()):
+                    waiter.receive(key, payload)
 
     async def _subscribed(self) -> Subscriber:
         if self._ready is None:
