@@ -80,6 +80,7 @@ class RedisBroker:
         if queue_name is not None:
             if tiers is not None:
                 raise ConfigurationError(f"queue_name={queue_name!r} and tiers: give one of them")
+            check_name("stream", queue_name, what="queue_name")
             prefix, _, name = queue_name.rpartition(":")
             namespace = namespace if namespace is not None else prefix or queue_name
             tiers = [Tier(name, stream=queue_name)]

@@ -173,6 +173,8 @@ def stored_definition(
     Raises ConfigurationError if both have arguments, and what `definition_of` raises.
     """
     cron = Cron(cron) if isinstance(cron, str) else cron
+    if not isinstance(cron, Cron):
+        raise ConfigurationError(f"a schedule's cron is of type {type(cron).__name__}: give a Cron, or its expression")
     if not isinstance(call, Call):
         call = builder.make_call(call, cron.args, cron.kwargs)
     elif cron.args or cron.kwargs:

@@ -66,6 +66,8 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     a weight is not an integer from 1 to 10,000. `Keys.of` refuses the names that are reserved.
     """
     given = tuple(tiers)
+    if strangers := [type(tier).__name__ for tier in given if not isinstance(tier, Tier)]:
+        raise ConfigurationError(f"tiers has a {strangers[0]}: give Tier(name, weight)")
     if not given:
         raise ConfigurationError("tiers is empty: give at least one Tier(name, weight)")
     for tier in given:
