@@ -1,0 +1,49 @@
+"""What a refused command is about: the server, the command alone, its script's command, its key."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamq import RedisBroker
+from streamq.errors import BrokerError
+from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
+from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
+from streamq.scripts import step
+
+
+@pytest.mark.parametrize(
+    ("code", "server", "final"),
+    [
+        *((code, True, False) for code in ("UNAVAILABLE", "UNKNOWN", "LOADING", "READONLY", "MISCONF", "BUSY")),
+        *((code, False, False) for code in ("OOM", "NOGROUP")),
+        *((code, False, True) for code in ("WRONGTYPE", "NOPERM", "ERR", UNPACKABLE, "SOMETHINGNEW")),
+    ],
+)
+def test_what_passes_and_what_does_not(code, server, final):
+    """Everything waits for the server; a refusal of its own is counted."""
+    error = BrokerError("x", code=code)
+    assert (concerns_server(error), is_final(error)) == (server, final)
+
+
+async def test_a_command_that_cannot_be_packed_takes_no_other_with_it(server):
+    """Lone surrogates, values of another type: their errors stand in their places."""
+    async with RedisBroker(server.url) as broker:
+        wrong = [("SET", "a", "\ud800"), ("SET", "b", object()), ()]
+        replies = await broker.store.attempt([("SET", "before", "1"), *wrong, ("SET", "after", "1")])
+        assert [getattr(reply, "code", reply) for reply in replies] == [b"OK", *[UNPACKABLE] * 3, b"OK"]
+        assert isinstance((await broker.store.attempt([wrong[0]]))[0], BrokerError)
+
+
+async def test_the_command_and_the_key_are_named(server):
+    """The line of the script says which command was refused; the types of its keys, which key is to blame."""
+    server.command("SET", "queue:standard:messages", "of somebody else")
+    command = step("promote")(("queue:standard", "queue:standard:delayed", "queue:standard:messages"), 100)
+    server.command("ZADD", "queue:standard:delayed", 1, "due")
+    async with RedisBroker(server.url) as broker:
+        (error,) = await broker.store.attempt([command])
+        text = said(error, command)
+        assert text.startswith("WRONGTYPE")
+        assert "user_script" not in text
+        names = keys_of(command)
+        found = wrong_keys(names, await broker.store.attempt(ask_types(names)), "queue")
+    assert found == "the key 'queue:standard:messages' is a string, no hash"
