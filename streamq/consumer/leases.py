@@ -19,9 +19,11 @@ import anyio
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.outage import LONGEST_PAUSE
 from streamq.errors import BrokerError
-from streamq.queue.lease_commands import reclaim, remove_consumers, renew, survey
+from streamq.queue.lease_commands import count_pending, reclaim, remove_consumers, renew, survey
 
 SWEEP_STEP = 100  # entries that one step of a sweep takes at most
+_REMOVED_AT_ONCE = 1000  # dead consumers that one step removes
+_REMOVALS = 10  # such steps of one sweep
 _NO_ROOM = 0.25  # seconds until the next sweep, after one that found no room
 _NEXT_SUSPECT = 0.02  # the same, while a suspect blocks all slots: other suspects may wait
 _IN_FULL = 3600.0  # seconds between two renewals of a tier that also write its lease and TTL (see renew.lua)
@@ -42,7 +44,7 @@ class LeaseKeeper:
         self._renewed = self._clock.elapsed()
         self._in_full_at = [float("-inf") for _ in consumer.store.tiers]
         self._next_tier = cycle(range(len(consumer.store.tiers)))  # the tier whose consumers the next survey checks
-        self._surveyed = float("-inf")
+        self._surveyed = self._removed = float("-inf")
         self._renewing = consumer.tier_refusals("renewing the leases of")
         self._sweeping = consumer.tier_refusals("sweeping")
         self._removing = consumer.tier_refusals("removing dead consumers of")
@@ -147,9 +149,12 @@ class LeaseKeeper:
         consumer = self._consumer
         if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
             return False
-        forgotten = 2 * consumer.visibility_timeout
-        pending, gone = await survey(self.store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
-        self._surveyed = self._clock.elapsed()
+        forgotten, started = 2 * consumer.visibility_timeout, self._clock.elapsed()
+        if started < self._surveyed + self.interval / 2:  # of thousands of consumers a survey is large
+            pending, gone = await count_pending(self.store), False
+        else:
+            pending, gone = await survey(self.store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
+            self._surveyed = self._clock.elapsed()
         complete = True
         for tier, number in enumerate(pending):
             if number == 0:
@@ -165,12 +170,15 @@ class LeaseKeeper:
                     continue
                 self._sweeping.note_accepted([tier])
                 complete, gone = complete and to_the_end, gone or died
-        if gone:
+        if gone and (complete or started >= self._removed + self.interval):
+            self._removed = started
             await self._removing.carry_out(partial(self._remove_consumers, forgotten))
         return complete
 
     async def _remove_consumers(self, forgotten: float, tiers: list[int]) -> None:
-        await remove_consumers(self.store, forgotten=forgotten, tiers=tiers)
+        for _ in range(_REMOVALS):
+            if not await remove_consumers(self.store, forgotten=forgotten, limit=_REMOVED_AT_ONCE, tiers=tiers):
+                break
 
     async def _sweep_tier(self, tier: int) -> tuple[bool, bool]:
         """Sweep one tier. Return whether its end was reached, and whether dead owners were found."""

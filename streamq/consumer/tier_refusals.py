@@ -74,7 +74,7 @@ class TierRefusals:
         """Return the seconds until the first refused tier is tried again."""
         return max(0.0, min(self.refused.values()) - self._clock.elapsed())
 
-    async def carry_out(self, step: Callable[[list[int]], Awaitable[None]]) -> None:
+    async def carry_out(self, step: Callable[[list[int]], Awaitable[object]]) -> None:
         """Carry out a step for all tiers: for those that were not refused together, for each other one alone.
 
         A tier that was refused waits first. Raises the error if the server cannot be used.
@@ -86,7 +86,7 @@ class TierRefusals:
         for tier in due:
             await self._try(step, [tier])
 
-    async def _try(self, step: Callable[[list[int]], Awaitable[None]], tiers: list[int]) -> None:
+    async def _try(self, step: Callable[[list[int]], Awaitable[object]], tiers: list[int]) -> None:
         try:
             await step(tiers)
         except BrokerError as error:

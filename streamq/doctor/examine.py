@@ -18,6 +18,7 @@ from streamq.doctor.read_rights import read_rights
 from streamq.doctor.read_server import read_server
 from streamq.doctor.read_signatures import read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
+from streamq.doctor.read_values import read_foreign_values
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.wire import bounds
 from streamq.wire.rights import ROLES, Role, features_of
@@ -71,7 +72,13 @@ async def observe(
         signatures=await read_signatures(queries, broker.tiers),
         scan=await read_keys(queries, broker.tiers, scan) if scan else None,
     )  # fmt: skip
-    return replace(observed, refused=dict(queries.refused))
+    names = dict.fromkeys(
+        [(kind, getattr(tier.keys, kind)) for tier in observed.tiers for kind in ("leases", "crashes", "alive")]
+        + [("stats", keys.stats(now))]
+        + [(kind, name) for kind, some in (observed.scan.by_kind if observed.scan else {}).items() for name in some]
+    )
+    foreign = await read_foreign_values(queries, names, now)
+    return replace(observed, foreign=foreign, refused=dict(queries.refused))
 
 
 def shown_address(broker: RedisBroker) -> str:

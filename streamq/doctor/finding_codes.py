@@ -23,11 +23,12 @@ _BY_SEVERITY: Final = {
         memory_filling persistence_off persistence_rdb_only appendfsync_no aof_rewrite_failed replica_behind
         replica_not_online pending_gone group_abandoned orphans unknown_consumer lease_not_renewed suspects
         crash_verdict dead_letters_growing dead_letters_near_bound schedules_overdue no_ttl unknown_keys
-        signatures_mixed signatures_refused
+        signatures_mixed signatures_refused foreign_values
     """,
     Severity.ERROR: """
         unreachable login_refused not_ready too_old permission_missing cluster_slots eviction memory_full
         aof_write_failed rdb_save_failed replica replicas_too_few wrong_type group_ahead stranded no_worker
+        ids_used_up
         delayed_overdue delayed_without_message message_without_delay
     """,
 }  # fmt: skip

@@ -60,6 +60,21 @@ def keys(observed: Observations) -> Iterator[Finding]:
         yield make_finding("keys_fine", f"all {scan.met} keys in the namespace are known", met=scan.met)
 
 
+def values(observed: Observations) -> Iterator[Finding]:
+    """Check samples of internal values: workers read around those that streamq did not write."""
+    if not observed.foreign:
+        return
+    key, shown = next(iter(observed.foreign.items()))
+    names = list(observed.foreign)
+    yield make_finding(
+        "foreign_values",
+        f"{counted(len(names), 'key has values', 'keys have values')} that streamq did not write, and does not use: "
+        f"{_first_names(names)}; {key} has {shown[0]}",
+        "find the program that writes them; what is read around is lost: leases, counters, limits, evidence of crashes",
+        values={name: list(some) for name, some in observed.foreign.items()},
+    )  # fmt: skip
+
+
 def _first_names(names: list[str] | tuple[str, ...]) -> str:
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     return ", ".join(names[:_MAX_SHOWN]) + more

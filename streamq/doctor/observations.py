@@ -155,6 +155,7 @@ class DeadLetters:
     recent: Mapping[str, int] = field(default_factory=dict)
     more: bool = False
     cut: int = 0
+    last_id: str = "0-0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,7 @@ class KeyObservations:
     streams: tuple[str, ...] = ()  # streams of tiers that this broker does not have
     without_ttl: tuple[str, ...] = ()  # keys without the TTL that they should have
     wrong: Mapping[str, str] = field(default_factory=dict)  # known names with a wrong type -> type
+    by_kind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of keys that have one for each subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,7 @@ class Observations:
     late_schedules: Mapping[str, float] = field(default_factory=dict)
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
+    foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def live_consumers(self) -> list[str]:

@@ -93,6 +93,7 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
     unknown: dict[str, str] = {}
     wrong: dict[str, str] = {}
     without_ttl: list[str] = []
+    by_kind: dict[str, list[str]] = {}
     streams = {name for name in names if catalogue.kind_of(name) is None and types[name] == "stream"}
     for name in names:
         type_, kind = types[name], catalogue.kind_of(name) or _kind_in_other_tier(catalogue, name, streams)
@@ -104,9 +105,12 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
             wrong[name] = type_
         elif kind in WITH_TTL and ttls[name] == -1:
             without_ttl.append(name)
+        if kind is not None and name not in wrong and len(by_kind.setdefault(kind, [])) < SAMPLE:
+            by_kind[kind].append(name)
     return KeyObservations(
         scanned=scanned, met=len(names), complete=complete, unknown=dict(sorted(unknown.items())[:SAMPLE]),
         streams=tuple(sorted(streams)[:SAMPLE]), without_ttl=tuple(sorted(without_ttl)[:SAMPLE]), wrong=wrong,
+        by_kind={kind: tuple(some) for kind, some in by_kind.items()},
     )  # fmt: skip
 
 

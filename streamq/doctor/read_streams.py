@@ -24,6 +24,7 @@ from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
 from streamq.errors import ConfigurationError
 from streamq.wire.keys import RELEASED_CONSUMER, Keys
 from streamq.wire.message import entry_ms
+from streamq.wire.stored_numbers import stored_count
 from streamq.wire.tiers import Tier
 
 OVERDUE: Final = 60.0  # seconds after the due time until a task or tick counts as overdue
@@ -77,7 +78,8 @@ def _consumers(replies: Sequence[Any], alive: dict[str, Any], leases: dict[str, 
     for name in dict.fromkeys((*known, *alive)):
         pending, idle = known.get(name, (0, 0.0))
         alive_until = float(alive[name]) / 1000 if name in alive else None
-        lease = int(leases[name]) / 1000 if text(leases.get(name, b"")).isdigit() else DEFAULT_LEASE
+        ms = stored_count(leases.get(name))
+        lease = DEFAULT_LEASE if ms is None else ms / 1000
         consumers.append(Consumer(name, pending, idle, alive_until, lease))
     return tuple(consumers)
 
@@ -237,12 +239,13 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
     since = f"{(now - RECENT) * 1000:.0f}"
     kind, size = await queries.ask(("TYPE", key), ("XLEN", key))
     reasons: Counter[str] = Counter()
-    start, more, cut = "+", True, 0
+    start, more, cut, last_id = "+", True, 0, "0-0"
     while more and reasons.total() < _MAX_RECENT:
         page = rows(await queries.one("XREVRANGE", key, start, since, "COUNT", _PAGE * 5))
         fields = [pairs(flat) for _, flat in page]
         reasons.update(text(one.get("reason", b"")) for one in fields)
         cut += sum("cut" in one for one in fields)
+        last_id = text(page[0][0]) if page and last_id == "0-0" else last_id
         more = len(page) == _PAGE * 5
         start = f"({text(page[-1][0])}" if page else start
     return DeadLetters(
@@ -252,4 +255,5 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
         recent=dict(reasons),
         more=more,
         cut=cut,
+        last_id=last_id,
     )

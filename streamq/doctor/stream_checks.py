@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Group, Observations, TierObservations
 from streamq.doctor.read_keys import TYPES
+
+_LAST_MS: Final = f"{2**64 - 1}-"  # the ids of the last ms that there is
 
 
 def key_types(observed: Observations) -> Iterator[Finding]:
@@ -53,6 +56,20 @@ def streams(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "streams_fine", message, lengths={tier.keys.stream: tier.length for tier in tiers_with_group}
         )
+
+
+def used_up(observed: Observations) -> Iterator[Finding]:
+    """Check that streams can take further entries: ids only grow."""
+    last = {tier.keys.stream: tier.last_id for tier in observed.tiers} | {observed.dead_key: observed.dead.last_id}
+    for stream, last_id in last.items():
+        if last_id.startswith(_LAST_MS):
+            yield make_finding(
+                "ids_used_up",
+                f"somebody wrote the entry {last_id} to {stream}: its ids are used up, and new tasks are refused",
+                f"stop its workers, copy its entries to a new stream, {redis_cli_command('DEL', stream)}, and rename "
+                "the new one",
+                stream=stream, last_id=last_id,
+            )  # fmt: skip
 
 
 def _stream_problems(tier: TierObservations, observed: Observations) -> Iterator[Finding]:

@@ -82,7 +82,7 @@ class QueueCollector(Collector):
         """
         try:
             metrics = await self._monitor.snapshot()
-        except BrokerError:
+        except Exception:
             self._state = replace(self._state, metrics=None, failed=self._state.failed + 1)
             raise
         self._state = replace(self._state, metrics=metrics, at=time.time(), succeeded=self._state.succeeded + 1)
@@ -104,6 +104,9 @@ class QueueCollector(Collector):
             except BrokerError as error:
                 if was_up:
                     log.warning("cannot read the figures of the queue: %s; trying again every %g s", error, interval)
+            except Exception:  # a fault of ours must not end the program that is watched
+                if was_up:
+                    log.exception("cannot read the figures of the queue; trying again every %g s", interval)
             task_status.started()
             task_status = anyio.TASK_STATUS_IGNORED
             await anyio.sleep(interval)

@@ -24,8 +24,10 @@ from streamq.middleware.circuit_state_machine import BUCKETS, UNNUMBERED, Admitt
 from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView, RemoteFailureError, failure_fields
 from streamq.queue.store import Store
 from streamq.scripts import step
+from streamq.wire.stored_numbers import stored_count, stored_time
 
 KEEP_UNUSED: Final = 3600.0  # seconds that Redis keeps an unused circuit beyond its timeouts
+_STATES: Final = frozenset(state.encode() for state in State)
 _FIELDS: Final = ("state", "period", "failures", "since", "error_type", "error", "failed_at")
 
 
@@ -115,7 +117,7 @@ class FleetCircuit:
             [("TIME",), ("HMGET", store.keys.circuit(self.name), *_FIELDS)]
         )  # fmt: skip
         state, period, failures, since, *error = (value or b"" for value in values)
-        fields = [state or b"closed", int(period or 0), int(failures or 0), since or b"0", *error]
+        fields = [state or b"closed", stored_count(period) or 0, stored_count(failures) or 0, since or b"0", *error]
         self._update(store, int(seconds) * 1000 + int(micros) // 1000, fields)
 
     # --- what is sent, and what the server answers ------------------------------------------------
@@ -159,15 +161,16 @@ class FleetCircuit:
         if period != self._period:
             self._unsent_successes = 0
         last = self._view.last_failure
-        stamp = failed_at.decode()
+        stamp = str(stored_count(failed_at) or "")
         if stamp != self._failed_at:
             own = error is not None and stamp == str(now)
-            at = datetime.fromtimestamp(int(stamp or 0) / 1000, UTC)
+            at = stored_time(stamp) or datetime.fromtimestamp(0, UTC)
             last = error if own else RemoteFailureError(_text(error_type), _text(text), at) if stamp else None
         self._period, self._failed_at = period, stamp
-        changed = datetime.fromtimestamp(int(since) / 1000, UTC) if int(since) else None
-        self._view = CircuitView(State(state.decode()), failures, last, changed)
-        left = int(since) / 1000 + self._settings.reset_timeout - now / 1000
+        began = stored_count(since, most=now) or 0  # somebody else's value is read around, as the scripts do it
+        known = State(state.decode()) if state in _STATES else State.CLOSED
+        self._view = CircuitView(known, failures, last, stored_time(began) if began else None)
+        left = began / 1000 + self._settings.reset_timeout - now / 1000
         self._elapsed = store.clock.elapsed
         self._half_open_at = self._elapsed() + left
 

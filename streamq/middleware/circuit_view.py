@@ -12,7 +12,7 @@ from streamq.tasks.outcome import failure_of
 from streamq.wire.names import SEPARATOR, qualified
 
 MAX_INDEXED: Final = 1000  # circuits in the index that the monitor reads; it has those that are not closed
-_MAX_TEXT: Final = 500  # characters of the type and of the text of an error in Redis
+MAX_TEXT: Final = 500  # characters of the type and of the text of an error in Redis
 
 
 class RemoteFailureError(StreamqError):
@@ -64,4 +64,4 @@ def shown_name(circuit: str) -> str:
 def failure_fields(error: BaseException) -> tuple[str, str]:
     """Return the type and the text of an exception, as Redis has them."""
     failure = failure_of(error)
-    return failure.error_type[:_MAX_TEXT], failure.error[:_MAX_TEXT]
+    return failure.error_type[:MAX_TEXT], failure.error[:MAX_TEXT]

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.concurrency_commands import Waiter
@@ -21,6 +22,8 @@ from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
 from streamq.wire import bounds
 from streamq.wire.names import check_name, qualified
+
+log = SafeLog("streamq")
 
 _HEADER: Final = "concurrency:"
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
@@ -80,6 +83,9 @@ class ConcurrencyLimit:
         try:
             waiting = await permits.acquire(waiter, run)
         except BrokerError as error:
+            if error.code == "WRONGTYPE":
+                log.warning("the limit of %s is not kept: somebody else's value is in its keys: %s", name, error)
+                return await call_next(context)
             after = self._random.uniform(_RETRY_SERVER_AFTER, 2 * _RETRY_SERVER_AFTER)
             headers = self._headers(context, waiter) if waiter.since else None
             raise LimitReached(

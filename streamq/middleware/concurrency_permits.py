@@ -42,6 +42,7 @@ SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for limits that no work
 _ASK_AFTER: Final = 300.0  # seconds after which a waiter asks by itself
 _ASK_APART: Final = 0.1  # seconds more for each waiter before it
 _RELEASE_WITHIN: Final = 2.0  # seconds that an ended run waits for the server to take its permit back
+_FOREIGN_AGAIN_MS: Final = 60_000  # until a name is swept again whose keys hold somebody else's values
 _SWEPT_AT_ONCE: Final = 100  # names that one sweep looks at
 
 
@@ -83,8 +84,9 @@ class Permits:
                 self._commands.acquire(waiter, run, _ms(self._lease))
             )
             await self._commands.wake(foreign)
-        except BaseException:  # the server may have granted it, or the run is cancelled
-            self._release_later(waiter.name, run)
+        except BaseException as error:  # the server may have granted it, or the run is cancelled
+            if not _is_foreign(error):
+                self._release_later(waiter.name, run)
             raise
         if granted:
             self._held.setdefault(waiter.name, set()).add(run)
@@ -101,6 +103,8 @@ class Permits:
                 await self._release(name, [run])
             except BrokerError as error:
                 log.info("the permit of %s for %s is released later: %s", run, name, error)
+                if _is_foreign(error):
+                    return
             else:
                 return
         self._release_later(name, run)
@@ -145,10 +149,15 @@ class Permits:
         held = {name: sorted(runs) for name, runs in self._held.items()}
         if not held:
             return
-        replies = await self._store.call(
+        replies = await self._store.attempt(
             [self._commands.renew(name, runs, _ms(self._lease)) for name, runs in held.items()]
         )  # fmt: skip
-        for (name, runs), (lost, *foreign) in zip(held.items(), replies, strict=True):
+        for (name, runs), reply in zip(held.items(), replies, strict=True):
+            if isinstance(reply, BrokerError):
+                if _is_foreign(reply):
+                    continue
+                raise reply
+            lost, *foreign = reply
             for run in set(runs) - self._held.get(name, set()):
                 self._release_later(name, run)  # it ended meanwhile, and may have been renewed after that
             if lost:
@@ -160,7 +169,11 @@ class Permits:
         while self._to_release:
             name, runs = next(iter(self._to_release.items()))
             some = sorted(runs)
-            await self._release(name, some)
+            try:
+                await self._release(name, some)
+            except BrokerError as error:
+                if not _is_foreign(error):
+                    raise
             runs.difference_update(some)
             if not runs:
                 del self._to_release[name]
@@ -175,9 +188,30 @@ class Permits:
         for name, due in _pairs(flat):
             if due > now:
                 return (due - now) / 1000
-            _, *foreign = await self._store.one(self._commands.sweep(name.decode(errors="replace")))
-            await self._commands.wake(foreign)
+            await self._sweep_name(name, now)
         return SWEEP_INTERVAL
+
+    async def _sweep_name(self, name: bytes, now: int) -> None:
+        """Sweep one name. What is no name of ours is removed; one whose keys are somebody else's comes later."""
+        limits = self._store.keys.limits
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            await self._store.one(("ZREM", limits, name))
+            return
+        try:
+            _, *foreign = await self._store.one(self._commands.sweep(text))
+        except BrokerError as error:
+            if not _is_foreign(error):
+                raise
+            await self._store.one(("ZADD", limits, "XX", now + _FOREIGN_AGAIN_MS, name))
+            return
+        await self._commands.wake(foreign)
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether one of the keys holds somebody else's value: then there is no permit to keep."""
+    return isinstance(error, BrokerError) and error.code == "WRONGTYPE"
 
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[bytes, float]]:

@@ -105,7 +105,10 @@ class RateLimitMiddleware:
         try:
             now, reserved = await self._buckets.acquire(context.store, name, reservation)
         except BrokerError as error:
-            raise self._server_unusable(context, name, reservation, error) from error
+            if error.code != "WRONGTYPE":
+                raise self._server_unusable(context, name, reservation, error) from error
+            log.warning("the limit of %s is not kept: somebody else's value is in its key: %s", name, error)
+            return await call_next(context)
         if reserved is not None:
             raise LimitReached(
                 f"postponed by the limit of {self.max_per_second:g}/s for {name}",

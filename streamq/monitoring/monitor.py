@@ -23,17 +23,20 @@ from typing import Any
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.errors import BrokerError, ConfigurationError
-from streamq.middleware.circuit_view import shown_name
+from streamq.middleware.circuit_view import MAX_TEXT, shown_name
 from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
 from streamq.queue.server_errors import translated
 from streamq.wire.counters import Counters, unpack
 from streamq.wire.keys import RELEASED_CONSUMER, STATS_KEPT, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
+from streamq.wire.stored_numbers import LAST_MS, stored_count, stored_time
 
 _MIN_COVERED = 1.0  # seconds: a shorter time would make the rate of a few tasks look huge
 _MAX_CIRCUITS = 100  # most circuits in a snapshot: those that changed last
 _COMMANDS_PER_TIER = 5  # commands of the first round trip for each tier
 _ABSENT_ERRORS = ("no such key", "NOGROUP")
+_READ_AROUND = ("ZRANGE", "HGETALL")  # heartbeats, circuits, counters: without them the other figures are right
+_STATES = ("open", "half_open")
 
 
 @dataclass(slots=True)
@@ -139,13 +142,13 @@ class QueueMonitor:
         now = int(seconds) + int(micros) / 1e6
         circuit_names = [
             name.decode(errors="replace")
-            for name, until in zip(circuits[::2], circuits[1::2], strict=True)
+            for name, until in zip((circuits or ())[::2], (circuits or ())[1::2], strict=True)
             if float(until) / 1000 > now
         ]
         return now, int(dead), circuit_names, tiers
 
     def _tier(
-        self, keys: TierKeys, length: int, delayed: int, groups: Any, consumers: Any, alive: list[bytes]
+        self, keys: TierKeys, length: int, delayed: int, groups: Any, consumers: Any, alive: list[bytes] | None
     ) -> _TierState:
         tier = _TierState(keys, length, delayed, groups=len(groups or ()))
         for group in map(_as_dict, groups or ()):
@@ -157,18 +160,18 @@ class QueueMonitor:
                 tier.parked = consumer[b"pending"]
             else:
                 tier.consumers[name] = consumer[b"pending"], consumer[b"idle"] / 1000
-        for name, score in zip(alive[::2], alive[1::2], strict=True):
-            tier.alive[name.decode(errors="replace")] = float(score) / 1000
+        for name, score in zip((alive or ())[::2], (alive or ())[1::2], strict=True):
+            tier.alive[name.decode(errors="replace")] = max(0.0, min(float(score), LAST_MS)) / 1000
         return tier
 
     async def _in_transaction(self, commands: list[Command]) -> list[Any]:
-        """Run commands in one transaction. A reply is None for a stream or group that does not exist."""
+        """Run commands in one transaction. A reply is None for what does not exist, or is somebody else's."""
         store = self._broker.store
         replies = (await store.attempt([("MULTI",), *commands, ("EXEC",)]))[-1]
         if isinstance(replies, BrokerError):
             # A server that is out of memory refuses transactions, even of reads.
             replies = await store.attempt(commands)
-        return [_or_none(reply) for reply in replies]
+        return [_or_none(command, reply) for command, reply in zip(commands, replies, strict=True)]
 
     # --- second round trip: counters and oldest entries -----------------------------------------
 
@@ -187,7 +190,8 @@ class QueueMonitor:
             if tier.parked:
                 commands.append(("XPENDING", tier.keys.stream, keys.group, "-", "+", 1, RELEASED_CONSUMER))
         commands += [("HGETALL", keys.circuit(name)) for name in circuit_names]
-        replies = iter([_or_none(reply) for reply in await store.attempt(commands)])
+        answers = zip(commands, await store.attempt(commands), strict=True)
+        replies = iter([_or_none(command, reply) for command, reply in answers])
         windows = [next(replies) or [] for _ in starts]
         for tier in tiers:
             self._set_oldest(tier, now, next(replies), next(replies) if tier.parked else None)
@@ -224,20 +228,27 @@ def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
     """Return a circuit from the fields of its hash, None if it is gone or closed."""
     texts = [part.decode(errors="replace") for part in flat or ()]
     fields = dict(zip(texts[::2], texts[1::2], strict=True))
-    if fields.get("state", "closed") == "closed":
+    if fields.get("state") not in _STATES:
         return None
     return CircuitMetrics(
         name=fields.get("name", shown_name(key)), scope="process" if "worker" in fields else "fleet",
         worker=fields.get("worker"),
-        state=fields["state"], failures=int(fields.get("failures", 0)), error_type=fields.get("error_type", ""),
-        error=fields.get("error", ""), since=datetime.fromtimestamp(float(fields.get("since", 0)) / 1000, UTC),
+        state=fields["state"], failures=stored_count(fields.get("failures")) or 0,
+        error_type=fields.get("error_type", "")[:MAX_TEXT], error=fields.get("error", "")[:MAX_TEXT],
+        since=stored_time(fields.get("since")) or datetime.fromtimestamp(0, UTC),
     )  # fmt: skip
 
 
-def _or_none(reply: Any) -> Any:
-    """Return a reply, None for a stream or group that does not exist. Raises other errors, translated."""
+def _or_none(command: Command, reply: Any) -> Any:
+    """Return a reply, None for what does not exist. Raises other errors, translated.
+
+    Somebody else's key in the place of a stream is an error: it must not look like an empty queue.
+    """
     if isinstance(reply, Exception):
-        if any(word in str(reply) for word in _ABSENT_ERRORS) or getattr(reply, "code", "") == "NOGROUP":
+        code = getattr(reply, "code", "") or str(reply).partition(" ")[0]
+        if any(word in str(reply) for word in _ABSENT_ERRORS) or code == "NOGROUP":
+            return None
+        if "WRONGTYPE" in (code, str(reply).partition(" ")[0]) and command[0] in _READ_AROUND:
             return None
         raise translated(reply)
     return reply

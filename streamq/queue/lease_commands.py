@@ -15,6 +15,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import RELEASED_CONSUMER
 from streamq.wire.message import milliseconds as _ms
 
+_MOST_NAMES = 1000  # of crashed workers that evidence may have
 CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes is kept after the last crash
 
 
@@ -41,8 +42,14 @@ async def renew(
     return int(reply[0]) / 1000, list(reply[1:])
 
 
+async def count_pending(store: Store) -> list[int | BrokerError]:
+    """Return how many entries are pending in each tier, or why the server refuses that."""
+    replies = await store.attempt([("XPENDING", keys.stream, store.keys.group) for keys in store.keys.tiers])
+    return [row if isinstance(row, BrokerError) else row[0] for row in replies]
+
+
 async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int | BrokerError], bool]:
-    """Return, in one round trip, how many entries are pending in each tier, and whether `tier` has gone consumers.
+    """Do as `count_pending`, and return, in the same round trip, whether `tier` has gone consumers.
 
     A tier for which the server refuses that has the error in place of the number.
 
@@ -56,6 +63,8 @@ async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tu
         ("ZRANGE", asked.alive, 0, -1, "WITHSCORES"), ("XINFO", "CONSUMERS", asked.stream, group),
     ])  # fmt: skip
     numbers = [row if isinstance(row, BrokerError) else row[0] for row in pending]
+    if isinstance(alive, BrokerError) and alive.code == "WRONGTYPE":
+        alive = ()  # somebody else's key knows nobody
     for reply in (alive, consumers):
         if isinstance(reply, BrokerError):
             numbers[tier] = reply
@@ -96,7 +105,7 @@ async def reclaim(
     label = store.tiers[tier].name
     found = []
     for entry, flat, crashed, isolated, died in rows:
-        workers = tuple(name.decode(errors="backslashreplace") for name in crashed.split())
+        workers = tuple(name.decode(errors="backslashreplace") for name in crashed.split()[-_MOST_NAMES:])
         delivery = Delivery(tier, label, entry, flat, redelivered=True, crashed_workers=workers)
         delivery.crash_proven, delivery.owner_died = isolated == 1, died == 1
         found.append(delivery)
@@ -130,15 +139,18 @@ async def _mark_alone(store: Store, consumer: str, tier: int, entry_id: bytes) -
 
 async def remove_consumers(
     store: Store, consumer: str = "", *, forgotten: float = 3600.0, limit: int = 10, tiers: Sequence[int] | None = None
-) -> None:
-    """Remove this consumer from each tier where it holds nothing; without a name, all dead ones, at most `limit`.
+) -> bool:
+    """Remove this consumer from each tier where it holds nothing; without a name, dead ones, at most `limit` of each.
+
+    Returns whether there may be more of them.
 
     `tiers` are all by default.
     A consumer whose lease the server does not know counts as dead once it did nothing for `forgotten` seconds.
     """
     wanted = (store.keys.group, RELEASED_CONSUMER, limit, consumer, _ms(forgotten))
     names = _liveness(store, range(len(store.keys.tiers)) if tiers is None else tiers)
-    await store.one(step("remove_consumers")(names, *wanted))
+    most = await store.one(step("remove_consumers")(names, *wanted))
+    return not consumer and int(most or 0) >= limit
 
 
 def _liveness(store: Store, tiers: Iterable[int]) -> list[str]:

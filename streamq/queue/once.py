@@ -77,9 +77,14 @@ class Effect:
 
         Raises UnrecordableError if the value could not be recorded.
         """
-        value = orjson.loads(self.payload)
+        try:
+            value = orjson.loads(self.payload)
+        except orjson.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise UnrecordableError(self.key, f"streamq did not write what is there: {self.payload[:80]!r}")
         if "ok" not in value:
-            raise UnrecordableError(self.key, value["error"])
+            raise UnrecordableError(self.key, str(value.get("error", "")))
         return value["ok"]
 
     @property

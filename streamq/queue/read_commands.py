@@ -68,5 +68,5 @@ class ReadCommands:
         asked: list[tuple[str, str, Command]] = [(dead, "stream", ("XINFO", "GROUPS", dead))]
         for keys in self.keys.tiers:
             asked.append((keys.delayed, "sorted set", ("ZRANGE", keys.delayed, 0, 0)))
-            asked += ((name, "hash", ("HMGET", name, "")) for name in (keys.messages, keys.crashes))
+            asked.append((keys.messages, "hash", ("HMGET", keys.messages, "")))
         return asked

@@ -348,7 +348,7 @@ class Handle(Generic[R_co]):
             if place is None:
                 result = await self._store.one(asked)
         if isinstance(result, bytes):
-            return Status.SUCCEEDED if "ok" in orjson.loads(result) else Status.FAILED
+            return Status.SUCCEEDED if "ok" in _parsed(self.task_id, result) else Status.FAILED
         if place is None:
             return Status.UNKNOWN
         if place.member:
@@ -373,11 +373,19 @@ class Handle(Generic[R_co]):
 
 
 def decode_result(task_id: str, payload: bytes) -> Any:
-    """Return the value of a kept result. Raises TaskFailedError if the task failed."""
-    value = orjson.loads(payload)
+    """Return the value of a kept result. Raises TaskFailedError if the task failed, BrokerError if it is no result."""
+    value = _parsed(task_id, payload)
     if "ok" in value:
         return value["ok"]
-    raise TaskFailedError(
-        task_id, reason=value["reason"], error_type=value["error_type"],
-        error=value["error"], traceback=value["traceback"],
-    )  # fmt: skip
+    texts = {name: str(value.get(name, "")) for name in ("reason", "error_type", "error", "traceback")}
+    raise TaskFailedError(task_id, **texts)
+
+
+def _parsed(task_id: str, payload: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise BrokerError(f"the result of task {task_id!r} is nothing that streamq wrote: {payload[:80]!r}")
+    return value

@@ -10,9 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from streamq.wire.stored_numbers import stored_count
+
 MOST_NAMES = 2_000  # tasks and tiers of one window that a monitor tells apart
 OTHER = "(other)"  # what all further ones are counted as, and those that a worker does not know and has no room for
 BUCKETS = 48  # of latency, by powers of two of a microsecond: up to 8 years
+
+
+_LAST_BUCKET = 64  # of any time that a worker can have counted
 
 
 @dataclass(slots=True)
@@ -75,20 +80,29 @@ def pack(counters: Mapping[tuple[str, bytes], Counters]) -> Counter[str]:
     return fields
 
 
+def is_counter(field: str) -> bool:
+    """Whether a field of a window is one that workers write."""
+    what = field.rpartition("|")[2]
+    return what in COUNTS or (what[:1] == "l" and stored_count(what[1:], most=_LAST_BUCKET) is not None)
+
+
 def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Counters]:
-    """Return the counters in the hash of a window; unknown fields are ignored."""
+    """Return the counters in the hash of a window; fields and values that no worker wrote are ignored."""
     counters: dict[tuple[str, str], Counters] = {}
     for raw_name, raw in fields:
         tier, _, rest = raw_name.decode(errors="replace").partition("|")
         task, _, what = rest.rpartition("|")
+        amount = stored_count(raw)
+        bucket = stored_count(what[1:], most=_LAST_BUCKET) if what[:1] == "l" else None
+        if amount is None or (what not in COUNTS and bucket is None):
+            continue
         one = counters.get((tier, task))
         if one is None:
             if len(counters) >= MOST_NAMES:
                 task = OTHER
             one = counters.setdefault((tier, task), Counters())
-        if what in COUNTS:
-            setattr(one, what, getattr(one, what) + int(raw))
-        elif what[:1] == "l" and what[1:].isdigit():
-            bucket = int(what[1:])
-            one.latencies[bucket] = one.latencies.get(bucket, 0) + int(raw)
+        if bucket is None:
+            setattr(one, what, getattr(one, what) + amount)
+        else:
+            one.latencies[bucket] = one.latencies.get(bucket, 0) + amount
     return counters

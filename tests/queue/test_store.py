@@ -80,7 +80,6 @@ async def test_a_stream_of_another_type_is_an_error(server, store):
         ("queue:dead", "no stream"),
         ("queue:bulk:delayed", "no sorted set"),
         ("queue:critical:messages", "no hash"),
-        ("queue:standard:crashes:workers", "no hash"),
     ],
 )
 async def test_a_key_of_somebody_else_is_named_before_any_work(server, store, name, kind):
