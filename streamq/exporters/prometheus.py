@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, ConfigurationError, MissingExtraError
+from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, NotOpenError, WrongLoopError
 from streamq.monitoring import Figures, QueueMetrics, QueueMonitor
 from streamq.wire import bounds
 
@@ -94,7 +94,7 @@ class QueueCollector(Collector):
         """Refresh every `interval` seconds until cancelled. A failed refresh is logged and tried again.
 
         With `task_group.start` it has started after the first refresh. Raises ConfigurationError if the
-        interval is below 0.1 s.
+        interval is below 0.1 s, NotOpenError or WrongLoopError if the broker cannot be used here.
         """
         interval = bounds.SCRAPE_INTERVAL.check(interval)
         while True:
@@ -104,6 +104,8 @@ class QueueCollector(Collector):
             except BrokerError as error:
                 if was_up:
                     log.warning("cannot read the figures of the queue: %s; trying again every %g s", error, interval)
+            except (NotOpenError, WrongLoopError):
+                raise
             except Exception:  # a fault of ours must not end the program that is watched
                 if was_up:
                     log.exception("cannot read the figures of the queue; trying again every %g s", interval)

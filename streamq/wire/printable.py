@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
-
 LONGEST: Final = 10_000  # characters of one printed line
 
 
@@ -34,6 +32,8 @@ def json_line(value: Any) -> str:
     What JSON cannot carry (bytes, half a surrogate pair) becomes a text. Raises TypeError for a value that is nested
     too deep.
     """
+    import orjson  # noqa: PLC0415 - a command that prints no JSON is quicker without it
+
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
     try:
         packed = orjson.dumps(value, option=options, default=_plain)

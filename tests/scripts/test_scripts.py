@@ -325,7 +325,7 @@ def test_two_deliveries_of_one_task_id_are_both_retried(server):
     one, two = sent(server, 2, id="x")
     taken(server)
     assert postpone(server, one) == postpone(server, two) == 1
-    assert server.command("ZRANGE", DELAYED, 0, -1) == [b"g:x", b"g:x:" + two]
+    assert server.command("ZRANGE", DELAYED, 0, -1) == [b"g:x", b"g:x|" + two]
     assert server.command("HLEN", MESSAGES) == 2
 
 

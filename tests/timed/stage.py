@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ class WiredServer(MemoryServer):
             return await cable.dial(dial)
 
         return through
+
+
+def chosen_name(consumer: str | bytes) -> str:
+    """Return the name that a consumer was given: what each start adds is left out."""
+    text = consumer if isinstance(consumer, str) else consumer.decode()
+    return re.sub(r"-[0-9a-f]{12}$", "", text)
 
 
 class Stage:

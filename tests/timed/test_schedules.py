@@ -408,7 +408,7 @@ class TestMessages:
             with pytest.raises(ConfigurationError, match="both have arguments"):
                 await broker.schedule("name", Cron("@daily", args=(1,)), report.call(2))
             for name in ("", "a b", "a@b", "x" * 171, None):
-                with pytest.raises(ConfigurationError, match="cannot name a schedule"):
+                with pytest.raises(ConfigurationError, match="name of a schedule="):
                     await broker.schedule(name, "@daily", report)
             assert await broker.schedules() == []
         assert keys(stage) & SCHEDULES == set()
