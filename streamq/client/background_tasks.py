@@ -63,7 +63,7 @@ class BackgroundTasks:
     def __init__(self) -> None:
         self._owned = OwnedGroup()
         self._group: anyio.abc.TaskGroup | None = None
-        self._scopes: set[anyio.CancelScope] = set()
+        self._scopes: dict[anyio.CancelScope, None] = {}  # a set has no order that a seed decides
 
     def __repr__(self) -> str:
         return f"<BackgroundTasks of {len(self._scopes)} tasks>"
@@ -91,14 +91,14 @@ class BackgroundTasks:
         with anyio.CancelScope(shield=True) as scope:
             if self._group is None:  # the block ended before this task began
                 return
-            self._scopes.add(scope)
+            self._scopes[scope] = None
             try:
                 await function(*args)
             except BaseException:
                 self._cancel_all()
                 raise
             finally:
-                self._scopes.discard(scope)
+                self._scopes.pop(scope, None)
 
     def _cancel_all(self) -> None:
         for scope in tuple(self._scopes):

@@ -83,7 +83,7 @@ class Client(AsyncCoreCommands):
         self._owner: Owner | None = None
         self._tasks: BackgroundTasks | None = None
         self._closed = False
-        self._blocking_connections: set[SharedConnection] = set()
+        self._blocking_connections: dict[SharedConnection, None] = {}  # in the order in which they were opened
         self._features: tuple[SharedConnection | None, ServerFeatures] | None = None
 
     @classmethod
@@ -294,14 +294,14 @@ class Client(AsyncCoreCommands):
     def _start_connection(self, connection: SharedConnection) -> None:
         """Run the connection of a BlockingConnection. It is closed with the client."""
         tasks = self._running()[0]
-        self._blocking_connections.add(connection)
+        self._blocking_connections[connection] = None
         tasks.start_soon(self._run_connection, connection, name="streamq blocking connection")
 
     async def _run_connection(self, connection: SharedConnection) -> None:
         try:
             await connection.run()
         finally:
-            self._blocking_connections.discard(connection)
+            self._blocking_connections.pop(connection, None)
 
     def _start_task(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         self._running()[0].start_soon(function, name=name)

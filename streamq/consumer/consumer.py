@@ -58,11 +58,12 @@ class Consumer:
         self.max_crashes = max_crashes
         self.listeners = Listeners(listeners)
         self.fatal: set[bytes] = set()  # entries that took this worker down: not released, left as evidence of a crash
+        self._random = uniform or random.Random()
         self.settler = Settler(
             store, buffer, name=name, visibility_timeout=visibility_timeout, listeners=self.listeners,
-            on_first=self.wake_up,
+            on_first=self.wake_up, uniform=self._random,
         )  # fmt: skip
-        self.outage = Outage(name, self.listeners, uniform or random.Random(), store.clock)
+        self.outage = Outage(name, self.listeners, self._random, store.clock)
         self.reads = Reads(
             store, buffer, name, refusals=self.tier_refusals("reading"), set_aside=self.settler.set_aside,
             on_ready=on_ready,
@@ -375,7 +376,7 @@ class Consumer:
     def tier_refusals(self, what: str) -> TierRefusals:
         """Return what keeps a tier for which the server refuses a step of a loop from stopping the others."""
         streams = [keys.stream for keys in self.store.keys.tiers]
-        return TierRefusals(what, streams, self.outage, self._clock, self.restore_groups)
+        return TierRefusals(what, streams, self.outage, self._clock, self.restore_groups, self._random)
 
     async def restore_groups(self) -> None:
         """Create streams and groups that are missing, as far as the server lets us."""

@@ -95,7 +95,7 @@ class SetAside:
     def __init__(
         self, commands: SettleCommands, tiers: int, clock: Clock | ServerClock, *,
         let_go: Callable[[Delivery], None], acknowledged: Callable[[int, list[Delivery], Sequence[bytes]], None],
-        per_entry: bool,
+        per_entry: bool, uniform: random.Random,
     ) -> None:  # fmt: skip
         self.full: frozenset[int] = frozenset()  # tiers of which too many are refused to read more
         self.on_change: Callable[[], None] = lambda: None
@@ -106,7 +106,7 @@ class SetAside:
         self._let_go = let_go
         self._acknowledged = acknowledged
         self._per_entry = per_entry
-        self._random = random.Random()
+        self._random = uniform
         self._all: dict[RefusedSettlement, None] = {}
         self._left: dict[RefusedSettlement, None] = {}
         self._due: list[tuple[float, int, RefusedSettlement]] = []

@@ -8,6 +8,7 @@ consumer still holds the delivery. What becomes of a run is decided in `tasks.ou
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,7 @@ class Settler:
 
     def __init__(
         self, store: Store, buffer: PrefetchBuffer, *, name: str, visibility_timeout: float,
-        listeners: Listeners, on_first: Callable[[], None],
+        listeners: Listeners, on_first: Callable[[], None], uniform: random.Random,
     ) -> None:  # fmt: skip
         self.now = store.clock.now
         self.superseded = 0
@@ -79,7 +80,7 @@ class Settler:
         )  # fmt: skip
         self.set_aside = SetAside(
             self._commands, len(store.tiers), store.clock, acknowledged=self._acknowledged, per_entry=self._listening,
-            let_go=lambda delivery: buffer.forget(delivery.tier, delivery.entry_id),
+            let_go=lambda delivery: buffer.forget(delivery.tier, delivery.entry_id), uniform=uniform,
         )  # fmt: skip
         self._settlements: list[_Settlement] = []
         self._events: dict[Delivery, Settled] = {}  # emitted once the server has confirmed the acknowledgement

@@ -32,6 +32,7 @@ class TierRefusals:
         outage: Outage,
         clock: Clock | ServerClock,
         restore: Callable[[], Awaitable[None]],
+        uniform: random.Random,
     ) -> None:
         self.refused: dict[int, float] = {}
         self.error: BrokerError | None = None  # the latest
@@ -40,7 +41,7 @@ class TierRefusals:
         self._clock = clock
         self._restore = restore
         self._streaks = [0] * len(streams)
-        self._random = random.Random()
+        self._random = uniform
 
     def __repr__(self) -> str:
         return f"<TierRefusals {[self._names[tier] for tier in self.refused]}>"

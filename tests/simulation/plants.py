@@ -167,18 +167,24 @@ def leave_with_pending(stack: ExitStack) -> None:
 @plant
 def group_at_the_end(stack: ExitStack) -> None:
     """P9, P1: after NOGROUP the group is made again at `$`, so what came before it is never read."""
-    recover = Consumer.recover
+    recover, restore = Consumer.recover, Consumer.restore_groups
 
-    async def at_the_end(holder: Any, loop: str, error: Any, **rest: Any) -> None:
+    async def at_the_end(store: Any) -> None:
+        await store.attempt(
+            [("XGROUP", "CREATE", keys.stream, store.keys.group, "$", "MKSTREAM") for keys in store.keys.tiers]
+        )
+
+    async def recovered(holder: Any, loop: str, error: Any, **rest: Any) -> None:
         if error.code == "NOGROUP":
-            store = holder.store
-            commands = [
-                ("XGROUP", "CREATE", keys.stream, store.keys.group, "$", "MKSTREAM") for keys in store.keys.tiers
-            ]
-            await store.attempt(commands)
+            await at_the_end(holder.store)
         await recover(holder, loop, error, **rest)
 
-    stack.enter_context(patch.object(Consumer, "recover", at_the_end))
+    async def restored(holder: Any) -> None:
+        await at_the_end(holder.store)
+        await restore(holder)
+
+    stack.enter_context(patch.object(Consumer, "recover", recovered))
+    stack.enter_context(patch.object(Consumer, "restore_groups", restored))
 
 
 # --- more of them ------------------------------------------------------------------------------------------
