@@ -157,6 +157,7 @@ class OnExhausted:
         delivery_var.set(dead.delivery)
         if copy_decimal is not None:
             copy_decimal()
+        left = None
         with anyio.CancelScope() as scope:
             run = RunScope(scope)
             with run.watched():

@@ -140,9 +140,10 @@ class QueueMonitor:
             for at, tier in enumerate(keys.tiers)
         ]
         now = int(seconds) + int(micros) / 1e6
-        circuit_names = [
+        circuits = circuits or []
+        circuit_names: list[str] = [
             name.decode(errors="replace")
-            for name, until in zip((circuits or ())[::2], (circuits or ())[1::2], strict=True)
+            for name, until in zip(circuits[::2], circuits[1::2], strict=True)
             if float(until) / 1000 > now
         ]
         return now, int(dead), circuit_names, tiers

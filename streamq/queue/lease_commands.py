@@ -64,11 +64,10 @@ async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tu
     ])  # fmt: skip
     numbers = [row if isinstance(row, BrokerError) else row[0] for row in pending]
     if isinstance(alive, BrokerError) and alive.code == "WRONGTYPE":
-        alive = ()  # somebody else's key knows nobody
-    for reply in (alive, consumers):
-        if isinstance(reply, BrokerError):
-            numbers[tier] = reply
-            return numbers, False
+        alive = []  # somebody else's key knows nobody
+    if isinstance(alive, BrokerError) or isinstance(consumers, BrokerError):
+        numbers[tier] = alive if isinstance(alive, BrokerError) else consumers
+        return numbers, False
     until = dict(zip(alive[::2], map(float, alive[1::2]), strict=True))
     rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
     holding = {row[b"name"] for row in rows if row[b"pending"]}
