@@ -31,7 +31,7 @@ def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, a
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.errors import ConfigurationError  # noqa: PLC0415
 
-    broker = ServerOptions(**given).broker()
+    broker = ServerOptions(**given).lasting_broker()
 
     found: dict[str, str] = {}
 

@@ -11,7 +11,10 @@ import click
 from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, json_option, moment, server_options
 from streamq.cli.usage_errors import CommandLineError
 
-_REASONS = ("retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "refused")
+# As in `streamq.tasks.outcome.Reason`, which is not loaded for --help.
+REASONS = (
+    "retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "refused", "internal_error",
+)  # fmt: skip
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
 
 
@@ -45,7 +48,7 @@ def dlq() -> None:
 @click.option("--count", "-n", type=click.IntRange(min=1), default=20, show_default=True, show_envvar=True,
               help="Number of dead letters to list.")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
-@click.option("--reason", type=click.Choice(_REASONS), show_envvar=True, help="Only dead letters with this reason.")
+@click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
 @json_option
 def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, newest first."""
@@ -60,7 +63,7 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 @click.option("--since", type=_start, metavar="SINCE", show_envvar=True,
               help="Start at this point: 10m (ago), 2030-01-31T12:00 or an entry id. [default: now]")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
-@click.option("--reason", type=click.Choice(_REASONS), show_envvar=True, help="Only dead letters with this reason.")
+@click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
 @json_option
 def tail(since: str | float | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it arrives, until Ctrl-C. It blocks on the server and does not poll."""
@@ -86,7 +89,7 @@ def show(task_id: str, as_json: bool, **given: Any) -> None:
 @click.argument("task_ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="All dead letters that match --task and --reason.")
 @click.option("--task", help="Only dead letters of this task.")
-@click.option("--reason", type=click.Choice(_REASONS), help="Only dead letters with this reason.")
+@click.option("--reason", type=click.Choice(REASONS), help="Only dead letters with this reason.")
 @click.option("--retries", type=click.IntRange(min=0),
               help="Retry budget of the replayed task. [default: as before]")  # fmt: skip
 @json_option

@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL: Final = "redis://localhost:6379"
 SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "signing_keys", "sign_with", "accept_unsigned")
+URL: Final = "STREAMQ_URL"
 SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})\s*(ms|[smhd]?)")
@@ -143,6 +144,7 @@ class ServerOptions:
 
     def broker(self, **more: Any) -> RedisBroker:
         """Return a broker for these options. Raises CommandLineError if one cannot be used."""
+        self.check_url()
         from streamq.broker import RedisBroker  # noqa: PLC0415 - keeps --help light
         from streamq.errors import StreamqError  # noqa: PLC0415
 
@@ -152,6 +154,22 @@ class ServerOptions:
             return RedisBroker(self.url or DEFAULT_URL, **options, signing=self.signing(), **more)
         except StreamqError as error:
             raise CommandLineError(str(error)) from error
+
+    def lasting_broker(self) -> RedisBroker:
+        """Return a broker whose server outlives this command. Raises CommandLineError for `memory://`."""
+        broker = self.broker()
+        if broker.url.startswith("memory:"):
+            raise CommandLineError(
+                f"{broker.url} is a server inside this command and ends with it: give the URL of a server, or "
+                "embedded:///path/to/data"
+            )
+        return broker
+
+    def check_url(self) -> None:
+        """Raise CommandLineError if the URL is empty: a variable that failed to be set is no wish for localhost."""
+        if not (self.url if self.url is not None else os.environ.get(URL, DEFAULT_URL)):
+            option = URL if self.url is None else "--url"
+            raise CommandLineError(f"{option} is empty: give the URL of a server, or leave it out for {DEFAULT_URL}")
 
 
 def _read_keys(path: str) -> str:

@@ -24,7 +24,7 @@ _LONGEST_VALUE: Final = 1 << 20  # characters of a field that `show` prints
 
 def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json: bool) -> None:
     """Print the newest dead letters, newest first."""
-    broker = server.broker()
+    broker = server.lasting_broker()
 
     async def main() -> tuple[list[DeadLetterFields], int]:
         async with broker:
@@ -46,7 +46,7 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
 
 def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | float | None, as_json: bool) -> None:
     """Print new dead letters as they arrive, until interrupted."""
-    broker = server.broker()
+    broker = server.lasting_broker()
 
     async def main() -> None:
         async with broker:
@@ -71,7 +71,7 @@ async def _start_id(broker: RedisBroker, since: str | float) -> str:
 
 def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:
     """Print all fields of one dead letter. Raises CommandLineError if there is none."""
-    broker = server.broker()
+    broker = server.lasting_broker()
 
     async def main() -> DeadLetterFields | None:
         async with broker:
@@ -100,7 +100,7 @@ def replay(
     """Replay dead letters, oldest first, and print each at once. Pass over what cannot be. Return the exit code."""
     from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
 
-    broker = server.broker()
+    broker = server.lasting_broker()
     replayed = passed_over = 0
 
     async def main() -> None:
@@ -134,7 +134,7 @@ def purge(server: ServerOptions, *, as_json: bool) -> None:
     """Remove all dead letters."""
     from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
 
-    broker = server.broker()
+    broker = server.lasting_broker()
 
     async def main() -> int:
         async with broker:

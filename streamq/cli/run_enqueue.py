@@ -16,7 +16,7 @@ def send(
     server: ServerOptions, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Enqueue one task and return its ids, tier and stream. Raises CommandLineError if that fails."""
-    broker = server.broker()
+    broker = server.lasting_broker()
     try:
         call = TaskRef(name).options(**options).call(*args, **kwargs)
     except StreamqError as error:

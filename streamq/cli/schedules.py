@@ -30,7 +30,7 @@ def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = ServerOptions(**given).broker()
+    broker = ServerOptions(**given).lasting_broker()
 
     async def main() -> list[Schedule]:
         async with broker:
@@ -68,7 +68,7 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = ServerOptions(**given).broker()
+    broker = ServerOptions(**given).lasting_broker()
 
     async def main() -> dict[str, bool]:
         async with broker:

@@ -7,7 +7,10 @@ import signal
 
 import pytest
 
+from streamq.cli.dlq import REASONS
 from streamq.cli.entry import _run
+from streamq.tasks.outcome import Reason
+from tests.docs.pages import ROOT
 
 
 @pytest.fixture
@@ -22,6 +25,15 @@ def die(server, task_id: str, task: str = "send", reason: str = "rejected") -> N
         "Traceback:\n  here", "attempts", "4", "starts", "5", "enqueued_at", "2026-01-01T00:00:00.000+00:00",
         "died_at", "2026-01-01T00:00:09.000+00:00", "worker", "w1", "origin", "queue:standard 1-0",
     )  # fmt: skip
+
+
+def test_every_reason_can_be_chosen_and_is_on_both_pages():
+    """--reason of ls, tail and replay knows them all, as do the tables of dead letters and of the wire format."""
+    assert set(REASONS) == set(Reason)
+    table = (ROOT / "docs" / "dead-letters.md").read_text()
+    assert [reason for reason in Reason if f"\n| `{reason}` |" not in table] == []
+    (row,) = [line for line in (ROOT / "docs" / "wire-format.md").read_text().splitlines() if "| `reason` |" in line]
+    assert [reason for reason in Reason if f"`{reason}`" not in row] == []
 
 
 def test_a_dead_letter_is_listed_with_its_error(start, streamq, valkey):

@@ -73,6 +73,11 @@ WRONG = {
     "priority": (["enqueue", "send", "--priority", "huge"], ["'huge' is not a priority", "critical"]),
     "which to replay": (["dlq", "replay"], ["no dead letters chosen", "--all"]),
     "purge unasked": (["dlq", "purge"], ["--yes"]),
+    "enqueue in memory": (["enqueue", "send", "--url", "memory://"], ["ends with it", "embedded:///path/to/data"]),
+    "dlq in memory": (["dlq", "ls", "--url", "memory://x"], ["ends with it", "embedded:///path/to/data"]),
+    "schedules in memory": (["schedules", "ls", "--url", "memory://"], ["ends with it"]),
+    "cancel in memory": (["cancel", "t-1", "--url", "memory://"], ["ends with it"]),
+    "empty URL": (["enqueue", "send", "--url", ""], ["--url is empty", "redis://localhost:6379"]),
     "kill in memory": (["demo", "--kill-worker", "--url", "memory://"], ["--kill-worker and memory://"]),
 }
 # fmt: on
@@ -95,6 +100,13 @@ def test_each_is_one_line_with_the_remedy(start, modules):
             line = one_line(program)
             for part in WRONG[name][1]:
                 assert part in line, f"{name}: {line}"
+
+
+def test_an_empty_variable_of_the_url_is_no_localhost(start):
+    """A URL that failed to be set, in a unit file say, must not send tasks to another server."""
+    for arguments in (["enqueue", "send"], ["dlq", "ls"], ["doctor"], ["worker", "app"]):
+        program = start(*arguments, env={"STREAMQ_URL": ""})
+        assert "STREAMQ_URL is empty: give the URL of a server" in one_line(program)
 
 
 def test_wrong_password_and_missing_rights(start, url, shared_server):
