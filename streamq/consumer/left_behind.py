@@ -26,6 +26,7 @@ from math import inf
 from typing import Any, overload
 
 import anyio
+import anyio.lowlevel
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
@@ -48,7 +49,7 @@ _runs: dict[int, RunScope] = {}  # by the id of the task that makes the run
 class RunScope:
     """The cancel scope that a function of the user runs in, after it was entered, and what was left open in it."""
 
-    __slots__ = ("_closing", "_entered", "abandoned", "inner", "left_open", "scope")
+    __slots__ = ("_closing", "_entered", "abandoned", "inner", "left_open", "requests", "scope")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self.scope = scope
@@ -57,6 +58,8 @@ class RunScope:
         self.left_open = False  # something was left open in it
         self._entered = _Asyncio.of(scope) or _Trio.of(scope)
         self.inner: Collection[object] = frozenset() if self._entered is None else self._entered.inner
+        # How many requests to cancel the task of the run are open: `asyncio.current_task().cancel()` in a handler.
+        self.requests: Callable[[], int] = int if self._entered is None else self._entered.requests
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -128,6 +131,12 @@ class RunScope:
         entered.exit()
 
 
+async def take_requests(run: RunScope) -> None:
+    """Have a request to cancel this task, which the run has left, raised here: so that it ends no task group."""
+    if run.requests():
+        await anyio.lowlevel.checkpoint()
+
+
 def _is_misnesting(error: BaseException | None) -> bool:
     """Is this what a backend raises if a scope is left while one inside of it is open?"""
     return isinstance(error, RuntimeError) and str_of(error).startswith(_MISNESTING)
@@ -154,11 +163,12 @@ def _place(generator: Any) -> str:
 class _Asyncio:
     """The scopes inside of one scope, as anyio keeps them under asyncio."""
 
-    __slots__ = ("_scope", "inner")
+    __slots__ = ("_scope", "inner", "requests")
 
     def __init__(self, scope: Any, inner: Collection[object]) -> None:
         self._scope = scope
         self.inner = inner
+        self.requests: Callable[[], int] = scope._host_task.cancelling
 
     @classmethod
     def of(cls, scope: Any) -> _Asyncio | None:
@@ -199,13 +209,14 @@ class _Asyncio:
 class _Trio:
     """The scopes and nurseries inside of one scope, as trio keeps them."""
 
-    __slots__ = ("_before", "_status", "_task", "inner")
+    __slots__ = ("_before", "_status", "_task", "inner", "requests")
 
     def __init__(self, task: Any, status: Any, inner: Collection[object]) -> None:
         self._task = task
         self._status = status
         self._before = len(task.child_nurseries)
         self.inner = inner
+        self.requests: Callable[[], int] = int  # 0: trio cancels scopes alone
 
     @classmethod
     def of(cls, scope: Any) -> _Trio | None:

@@ -25,7 +25,7 @@ from streamq.consumer.cancellation import cancelled_and_rest, is_failure, withou
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
-from streamq.consumer.left_behind import MISNESTED, filters
+from streamq.consumer.left_behind import MISNESTED, filters, take_requests
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import kept_for, success
@@ -52,6 +52,12 @@ _BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that a
 _BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
 _CANCELLED = dumps(
     {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
+)
+
+
+_CANCELLED_BY_OTHERS = (
+    "the task of a runner was cancelled, and not by the worker, and is replaced: a handler has cancelled its own task, "
+    "or somebody has kept it (asyncio.current_task())"
 )
 
 
@@ -150,11 +156,17 @@ class Runners:
         store_var.set(self._consumer.store)
         reporter_var.set(self._reporter)
         slot = None
-        while slot is None or slot.as_before():
-            with anyio.CancelScope() as scope:
-                slot = Slot(scope)
-                with slot.watched():
-                    await self._run_deliveries(slot)
+        try:
+            while slot is None or slot.as_before():
+                with anyio.CancelScope() as scope:
+                    slot = Slot(scope)
+                    with slot.watched():
+                        await self._run_deliveries(slot)
+            await take_requests(slot)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -inf:  # the worker ends
+                raise
+            log.warning(_CANCELLED_BY_OTHERS)
         self._start_runner()
 
     async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901, PLR0912 - a call per run is dear
@@ -188,7 +200,7 @@ class Runners:
             if warnings.filters != filters.known:
                 filters.restore(delivery.task)
             try:
-                if slot.spent or (slot.context is not None and copy_context() != slot.context):
+                if slot.spent or slot.requests() or (slot.context is not None and copy_context() != slot.context):
                     return
                 slot.context = None
             except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one

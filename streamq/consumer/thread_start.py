@@ -18,6 +18,22 @@ class NoThreadError(Exception):
     """Raised if the system has no thread for a call. The call has not begun."""
 
 
+class Raised:
+    """What a function in a thread raised: event loops look at the attributes of an exception, and these may raise."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def returned(outcome: Any) -> Any:
+    """Return what a function in a thread returned, or raise what it raised."""
+    if type(outcome) is Raised:
+        raise outcome.error
+    return outcome
+
+
 async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
     """Call a function in a thread. A cancellation does not wait for it.
 
@@ -28,14 +44,18 @@ async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter
     def begin() -> Any:
         nonlocal begun
         begun = True
-        return call()
+        try:
+            return call()
+        except BaseException as error:  # noqa: BLE001 - raised again by `returned`
+            return Raised(error)
 
     try:
-        return await anyio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=True)
+        outcome = await anyio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=True)
     except RuntimeError as error:
         if begun or not says_no_thread(error):
             raise
         raise NoThreadError(str(error)) from error
+    return returned(outcome)
 
 
 def says_no_thread(error: RuntimeError) -> bool:

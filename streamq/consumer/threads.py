@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, pause_after, says_no_thread
+from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, Raised, pause_after, returned, says_no_thread
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
@@ -68,6 +68,8 @@ class _ThreadRun:
         cancellation_var.set(self.cancellation)
         try:
             return self._call()
+        except BaseException as error:  # noqa: BLE001 - raised again by `returned`
+            return Raised(error)
         finally:
             self.ended = True
 
@@ -127,7 +129,7 @@ class Threads:
         run = _ThreadRun(call, delivery_var.get())
         self._busy.add(run)
         try:
-            result = await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)
+            outcome = await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)
         except RuntimeError as error:
             if run.begun or not says_no_thread(error):
                 raise
@@ -135,7 +137,7 @@ class Threads:
             raise NoThreadError(str(error)) from error
         else:
             self._failures = 0
-            return result
+            return returned(outcome)
         finally:
             if run.tell_to_stop():
                 run.stop_requested_at = anyio.current_time()

@@ -33,9 +33,11 @@ class Slot(RunScope):
         self._armed = False
 
     def as_before(self) -> bool:
-        """Is the context as it was when the last run began, and was nothing left open?"""
+        """Is the context as it was when the last run began, was nothing left open, and no cancellation requested?"""
         try:
-            return not self.left_open and (self.context is None or copy_context() == self.context)
+            return not (self.left_open or (self.requests() and not self.spent)) and (
+                self.context is None or copy_context() == self.context
+            )
         except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one
             return False
 

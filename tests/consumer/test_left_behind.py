@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import decimal
 import gc
@@ -523,3 +524,44 @@ async def test_a_warning_filter_is_taken_back(broker, concurrency, caplog):  # n
             assert warnings.filters == before
         assert raised == []
     assert "warning filters were changed while the task culprit ran" in caplog.text
+
+
+# --- a request to cancel the runner's task (asyncio) ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before it returns", "soon after", "while nothing runs"])
+async def test_who_cancels_its_own_task_ends_no_runner(server, anyio_backend_name, when, caplog):
+    """`asyncio.current_task()` in a handler is the task of its runner: that one is replaced, and the worker goes on."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no tasks that can be cancelled")
+    done = []
+
+    @task(retries=0)
+    async def culprit() -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        if when == "before it returns":
+            own.cancel()
+        else:
+            asyncio.get_running_loop().call_later(0 if when == "soon after" else 0.1, own.cancel)
+
+    @task(retries=0)
+    async def innocent(number: int) -> None:
+        await anyio.sleep(0.01)
+        done.append(number)
+
+    async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+        worker = Worker(broker, tasks=[culprit, innocent], concurrency=2)
+        await group.start(worker.run)
+        for round_ in range(3):
+            await broker.enqueue(culprit)
+            await anyio.sleep(0.2)
+            await broker.enqueue_many([innocent.call(2 * round_), innocent.call(2 * round_ + 1)])
+            with anyio.fail_after(5):
+                while len(done) < 2 * (round_ + 1):
+                    await anyio.sleep(0.01)
+        assert worker.health.state == "running"
+        assert dead(server) == []
+        worker.stop()
+    assert sorted(done) == list(range(6))
+    assert "the task of a runner was cancelled" in caplog.text

@@ -365,3 +365,40 @@ async def test_a_runtime_error_of_the_handler_itself_is_its_own(no_threads):
         with anyio.fail_after(10):
             await Worker(broker, [work], burst=True).run()
         assert await broker.client.xlen("queue:dead") == 1
+
+
+class _HostileError(Exception):
+    """An exception whose attributes raise: event loops look at them."""
+
+    def __init__(self, attribute: str, raised: BaseException) -> None:
+        super().__init__("hostile")
+        self._hostile = (attribute, raised)
+
+    def __getattribute__(self, name: str) -> object:
+        attribute, raised = super().__getattribute__("__dict__").get("_hostile", ("", None))
+        if name == attribute:
+            raise raised
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), ValueError("no")], ids=["exit", "error"])
+@pytest.mark.parametrize("attribute", ["__class__", "__traceback__"])
+async def test_an_exception_whose_attributes_raise_ends_its_own_run_alone(server, attribute, raised):
+    """P13: the run ends, and the worker goes on."""
+    done = []
+
+    @task(retries=0)
+    def hostile() -> None:
+        raise _HostileError(attribute, raised)
+
+    @task(retries=0)
+    def good(number: int) -> None:
+        done.append(number)
+
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(hostile)
+        await broker.enqueue_many([good.call(number) for number in range(3)])
+        with anyio.fail_after(10):
+            await burst(broker, hostile, good, concurrency=2)
+    assert sorted(done) == [0, 1, 2]
+    assert len(dead(server)) == 1
