@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ _MAX_SHOWN: Final = 6  # rights of one feature in a message
 _REQUIRED: Final = ("XAUTOCLAIM", "EVALSHA")
 _MIN_BUFFER: Final = 1 << 20  # bytes: the largest message, see streamq.wire.message.MAX_PAYLOAD
 _NEAR_MAXCLIENTS: Final = 0.9
+_DOCTOR_USER: Final = "streamq acl --role monitor --features doctor --user doctor"
 
 
 def reachable(observed: Observations) -> Iterator[Finding]:
@@ -80,7 +82,7 @@ def permissions(observed: Observations) -> Iterator[Finding]:
         return
     evidence: dict[str, Any] = {"user": rights.user, "role": rights.role, "features": list(rights.features)}
     if not rights.denied:
-        message = f"the user {rights.user!r} has all rights of a {rights.role} with {', '.join(rights.features)}"
+        message = f"the user {rights.user!r} has all rights of {_one(rights.role)} with {', '.join(rights.features)}"
         yield make_finding("permissions_fine", message, asked=rights.asked, **evidence)
         return
     by_feature: dict[str, set[str]] = {}
@@ -90,11 +92,15 @@ def permissions(observed: Observations) -> Iterator[Finding]:
     missing = sorted({denied.permission for denied in rights.denied})
     shown = "; ".join(f"{feature}: {_some(sorted(lacks))}" for feature, lacks in by_feature.items())
     yield make_finding(
-        "permission_missing", f"the user {rights.user!r} lacks rights of a {rights.role}: {shown}",
+        "permission_missing", f"the user {rights.user!r} lacks rights of {_one(rights.role)}: {shown}",
         redis_cli_command("ACL", "SETUSER", rights.user, *rights.rules),
         missing=missing, by_feature={feature: sorted(lacks) for feature, lacks in by_feature.items()},
         rules=list(rights.rules), commands=sorted({denied.command for denied in rights.denied}), **evidence,
     )  # fmt: skip
+
+
+def _one(role: str) -> str:
+    return f"an {role}" if role == "operator" else f"a {role}"
 
 
 def _some(rules: Sequence[str]) -> str:
@@ -171,13 +177,22 @@ def _buffer_limits(text: str) -> dict[str, int]:
 
 
 def not_asked(observed: Observations) -> Iterator[Finding]:
-    """Report the commands that this user may not send."""
-    for permission, what in observed.refused.items():
-        yield make_finding(
-            "not_asked", f"{what}: not checked, because the permission {permission} is missing",
-            redis_cli_command("ACL", "SETUSER", observed.rights.user or "default", permission),
-            permission=permission, command=what,
-        )  # fmt: skip
+    """Report in one finding what this user may not read. To give it those rights would undo least privilege."""
+    refused = observed.refused
+    if not refused:
+        return
+    missing = sorted(refused)
+    checks = f"{len(missing)} read{'s' * (len(missing) != 1)}"
+    yield make_finding(
+        "not_asked", f"{checks} not made with these rights ({' '.join(missing)}); that is normal for "
+        f"{_one(observed.rights.role)}", f"for these checks use a user of its own: {_DOCTOR_USER}{_options(observed)}",
+        permissions=missing, commands=[refused[permission] for permission in missing],
+    )  # fmt: skip
+
+
+def _options(observed: Observations) -> str:
+    namespace = observed.dead_key.removesuffix(":dead")
+    return "" if namespace == "queue" else f" --namespace {shlex.quote(namespace)}"
 
 
 def _ms(seconds: float) -> float:
