@@ -12,6 +12,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import MessageError, UndecodableError
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, failure_of
+from streamq.wire.bounds import RESULT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
 from streamq.wire.side_effects import THEN
@@ -56,12 +57,18 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
 def _encoded(handler: Handler, result: Any) -> bytes:
     """Return a result as waiters get it; if it is not JSON, they get an error."""
     try:
-        return dumps({"ok": result}, handler.default)
+        encoded = dumps({"ok": result}, handler.default)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
-        why = str_of(error)
-        log.error("task %s: its result cannot be kept: %s", handler.task.name, why)  # noqa: TRY400
-        failure = {
-            "error_type": "EncodingError", "error": f"the task succeeded, its result is not JSON: {why}",
-            "reason": "result", "traceback": "",
-        }  # fmt: skip
-        return dumps(failure)
+        return _not_kept(handler, f"is not JSON: {str_of(error)}")
+    if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
+        return _not_kept(handler, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
+    return encoded
+
+
+def _not_kept(handler: Handler, why: str) -> bytes:
+    log.error("task %s: its result cannot be kept: it %s", handler.task.name, why)
+    failure = {
+        "error_type": "EncodingError", "error": f"the task succeeded, its result {why}", "reason": "result",
+        "traceback": "",
+    }  # fmt: skip
+    return dumps(failure)

@@ -107,6 +107,7 @@ DEPTH = _count("then: groups in groups", "each level is a level of recursion", 0
 WORKFLOW_BYTES = _count(
     "then: bytes", "what its messages may take at the same time, and what a group may pass on", 1, 32 << 20, "bytes"
 )
+RESULT = _count("a result", "a server closes the connection on a text that is too large for it", 0, 32 << 20, "bytes")
 
 # Worker and broker.
 CONCURRENCY = _count("concurrency", "each is a loop of its own", 1, 100_000)

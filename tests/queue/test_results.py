@@ -321,3 +321,20 @@ async def test_waiters_that_come_together_are_all_told(server, broker):
                 group.start_soon(wait, handle, got)
             await burst(broker, double)
         assert got == [6] * 4
+
+
+async def test_a_result_that_is_too_large_is_an_error_for_its_waiters(server):
+    """A server would close the connection on it, with the settlements of others on their way."""
+
+    @task(result_ttl=60)
+    async def huge() -> str:
+        return "x" * (33 << 20)
+
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(huge)
+        async with working(broker, huge):
+            with pytest.raises(
+                TaskFailedError, match="has 34,603,017 bytes, and at most 33,554,432 are kept"
+            ) as caught:
+                await handle.result(timeout=10)
+    assert caught.value.reason == "result"
