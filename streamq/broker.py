@@ -17,7 +17,7 @@ from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
-from streamq.middleware.chain import MiddlewareChain
+from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.middleware.producer import Producer
 from streamq.queue.delayed import Scheduled, scheduled
 from streamq.queue.results import Handle, Waiters
@@ -38,6 +38,7 @@ from streamq.tasks.cron import Cron
 from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
 from streamq.tasks.task import Call, Task, TaskRef
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_type
 from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
@@ -84,17 +85,16 @@ class RedisBroker:
             prefix, _, name = queue_name.rpartition(":")
             namespace = namespace if namespace is not None else prefix or queue_name
             tiers = [Tier(name, stream=queue_name)]
-        self.url = url
-        self.clock = clock
+        self.url = check_type("url", url, str, "the URL of a server, as text")
+        self.clock = check_type("clock", clock, Clock, "a streamq.clock.Clock")
         self.server_clock = ServerClock(clock)
-        self.middleware = middleware if middleware is not None else MiddlewareChain()
+        self.middleware = as_chain(middleware)
         self.tiers = check_tiers(DEFAULT_TIERS if tiers is None else tiers)
         self.keys = Keys.of("queue" if namespace is None else namespace, group, self.tiers)
+        check_type("dead_letters", dead_letters, DeadLetterBound | None, "a DeadLetterBound")
         self.dead_letters = dead_letters or DeadLetterBound()
         self.max_payload = bounds.MAX_PAYLOAD.check(max_payload)
-        if not isinstance(signing, SigningKeys | None):
-            raise ConfigurationError(f"signing is of type {type(signing).__name__}: give SigningKeys")
-        self.signing = signing
+        self.signing = check_type("signing", signing, SigningKeys | None, "SigningKeys")
         self._server = ServerUrl(url)
         self._timeouts: tuple[float | None, float | None] = (
             None if connect_timeout is None else bounds.CONNECT_TIMEOUT.check(connect_timeout),
@@ -237,7 +237,7 @@ class RedisBroker:
         for an unknown tier.
         """
         tiers = range(len(self.tiers)) if tier is None else [self._builder.tier_of(tier)]
-        return scheduled(self.store, tiers, limit)
+        return scheduled(self.store, tiers, None if limit is None else bounds.SCHEDULED.check(limit))
 
     async def is_duplicate(self, task_id: str, ttl: float = 3600.0) -> bool:
         """Return whether this method was called for the same id within the last `ttl` seconds. Records the call.

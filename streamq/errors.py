@@ -264,9 +264,9 @@ class ResultTimeoutError(StreamqError, TimeoutError):
     `missing` are the ids of all tasks that did not end in time, `task_id` is the first of them.
     """
 
-    def __init__(self, task_id: str, timeout: float, *, missing: Sequence[str] = (), of: int = 1) -> None:
+    def __init__(self, task_id: str, timeout: float | timedelta, *, missing: Sequence[str] = (), of: int = 1) -> None:
         self.task_id = task_id
-        self.timeout = timeout
+        self.timeout = timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         self.missing = tuple(missing) or (task_id,)
         if of == 1:
             super().__init__(f"no result of task {task_id!r} within {timeout:g} s")

@@ -38,11 +38,12 @@ from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError
-from streamq.middleware import MiddlewareChain, Resident
+from streamq.middleware.chain import MiddlewareChain, Resident, as_chain
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.tasks.task import Task
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_callable, check_items, check_type
 from streamq.wire.keys import Keys
 from streamq.wire.tiers import Tier
 
@@ -52,6 +53,7 @@ _LEAVE_TIMEOUT = 5.0  # seconds for the last commands to the server
 _BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty
 _BURST_HORIZON = 60.0  # seconds: a burst worker waits for tasks that are delayed by less
 _SUSPECT_AFTER = 2
+_A_LIFESPAN = "a function of the worker that returns an async context manager"
 
 Lifespan = Callable[["Worker"], AbstractAsyncContextManager[Any]]
 
@@ -108,7 +110,7 @@ class Worker:
         lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
         name: str | None = None, burst: bool = False, seed: int | None = None,
     ) -> None:  # fmt: skip
-        self.broker = broker
+        self.broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
         self.name = consumer_name(name)
         self.tasks = _by_name(tasks)
         self._declared = broker.declared(self.tasks.values())
@@ -120,17 +122,20 @@ class Worker:
         self.unknown_wait = bounds.UNKNOWN_WAIT.check(unknown_wait)
         self.max_prefetch = bounds.MAX_PREFETCH.check(max_prefetch)
         self.prefetch_bytes = bounds.PREFETCH_BYTES.check(prefetch_bytes)
-        self.middleware = middleware if middleware is not None else MiddlewareChain()
+        self.middleware = as_chain(middleware)
         self._chains = {
             name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
         }
         for task in self.tasks.values():
             _check_batch(task, self.concurrency)
-        self.burst = burst
+        self.burst = check_type("burst", burst, bool, "True or False")
         self.state = State.NEW
-        self._lifespan = lifespan
-        self._listeners = tuple(listeners)
-        self._random = random.Random(seed)
+        self._lifespan = None if lifespan is None else check_callable("lifespan", lifespan, _A_LIFESPAN)
+        given = check_items("listeners", listeners, "a list of functions of one argument, an event")
+        self._listeners = tuple(
+            check_callable("a listener", one, "a function of one argument, an event") for one in given
+        )
+        self._random = random.Random(check_type("seed", seed, int | None, "an integer"))
         self._stop = anyio.Event()
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
@@ -339,7 +344,7 @@ def _nothing() -> None:
 
 def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
     found: dict[str, Task[Any, Any]] = {}
-    for task in tasks:
+    for task in check_items("tasks", tasks, "a list of tasks"):
         if not isinstance(task, Task):
             raise ConfigurationError(f"{task!r} is no task: decorate it with @task")
         other = found.setdefault(task.name, task)
@@ -368,6 +373,7 @@ def _place(task: Task[Any, Any]) -> str:
 def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> tuple[Tier, ...]:
     if wanted is None:
         return tiers
+    check_type("tiers", wanted, Mapping, "a mapping from names of tiers to weights")
     names = {tier.name for tier in tiers}
     if not wanted or not set(wanted) <= names:
         raise ConfigurationError(

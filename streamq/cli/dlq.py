@@ -46,7 +46,7 @@ def dlq() -> None:
 
 @dlq.command("ls", short_help="List the newest dead letters.")
 @server_options
-@click.option("--count", "-n", type=click.IntRange(min=1), default=20, show_default=True, show_envvar=True,
+@click.option("--count", "-n", type=click.IntRange(1, 1_000_000_000), default=20, show_default=True, show_envvar=True,
               help="Number of dead letters to list.")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")

@@ -33,7 +33,8 @@ _ENCODE: Final = "percent-encode special characters of the password (# is %23, /
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 _PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?|", re.ASCII)
 _CLIENT_NAME: Final = re.compile(r"[!-~]{1,100}")
-_LONGEST: Final = 86_400.0  # seconds of a timeout
+_SHORTEST: Final = 0.001  # seconds of a timeout, as in wire/bounds.py, which this module may not import
+_LONGEST: Final = 86_400.0
 _OPTIONS: Final = (
     "client_name",
     "db",
@@ -205,9 +206,9 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0.0 < seconds <= _LONGEST:
+    if not _SHORTEST <= seconds <= _LONGEST:
         raise _unusable(
-            url, f"{name}={text[:20]!r} is not a number of seconds above 0, up to 86400; write for example {name}=5"
+            url, f"{name}={text[:20]!r} is not a number of seconds from 0.001 to 86400; write for example {name}=5"
         )
     return seconds
 

@@ -33,6 +33,7 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_type
 from streamq.wire.message import Field, Message
 from streamq.wire.signing import Signer
 
@@ -63,7 +64,7 @@ class DeadLetterQueue:
     def __init__(
         self, *, broker: RedisBroker, max_size: int | None = None, max_age: float | timedelta | None = None
     ) -> None:
-        self._broker = broker
+        self._broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
         self._may_exceed_bound = max_size is not None or max_age is not None  # may the stream hold more than the bound?
         bound = broker.dead_letters
         if max_size is not None:
@@ -97,8 +98,9 @@ class DeadLetterQueue:
 
         To get the next page, give the `entry_id` of the last one as `after`, with the same order. `task_name`,
         `reason` and `error_type` select dead letters; `error_type` is a class name with its module or without.
-        Raises ConfigurationError if `after` is not an entry id, BrokerError if the server cannot be used.
+        Raises ConfigurationError for a value that cannot be used, BrokerError if the server cannot be used.
         """
+        bounds.PEEKED.check(count)
         store = await self._trimmed_store()
         found: list[DeadLetterEntry] = []
         matches = matcher(task_name, reason, error_type)
@@ -109,7 +111,7 @@ class DeadLetterQueue:
             if len(page) < size:
                 break
             after = page[-1].entry_id
-        return found[: max(0, count)]
+        return found[:count]
 
     async def find(self, task_id: str) -> DeadLetterEntry:
         """Return the newest dead letter of a task. Raises DeadLetterNotFoundError if there is none.
@@ -185,6 +187,8 @@ class DeadLetterQueue:
         """
         if retries is not None:
             bounds.RETRIES.check(retries)
+        if limit is not None:
+            bounds.REPLAYED.check(limit)
         chosen = matcher(task_name, reason, error_type)
         if task_id is not None:
             if chosen is not None or limit is not None:

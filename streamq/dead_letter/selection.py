@@ -7,13 +7,19 @@ from collections.abc import Callable
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.errors import ConfigurationError
 from streamq.queue.sending import default_dedup_ttl
+from streamq.tasks.outcome import Reason
+from streamq.wire.argument_types import check_type
 from streamq.wire.message import milliseconds
 
 
 def matcher(
     task_name: str | None, reason: str | None, error_type: str | None
 ) -> Callable[[DeadLetterEntry], bool] | None:
-    """Return a function that tells whether a dead letter matches, None if all match."""
+    """Return a function that tells whether a dead letter matches, None if all match. Raises ConfigurationError."""
+    for name, value in (("task_name", task_name), ("reason", reason), ("error_type", error_type)):
+        check_type(name, value, str | None, "a text")
+    if reason is not None and reason not in tuple(Reason):
+        raise ConfigurationError(f"reason={reason[:100]!r} is not known: give one of {', '.join(Reason)}")
     if task_name is None and reason is None and error_type is None:
         return None
 
@@ -40,7 +46,7 @@ def dedup_ttl(dead_letter: DeadLetterEntry) -> int:
 
 def checked_entry_id(text: str) -> str:
     """Return an entry id. Raises ConfigurationError if it is none."""
-    ms, _, sequence = text.partition("-")
+    ms, _, sequence = check_type("after", text, str, "the entry_id of a dead letter").partition("-")
     if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
         raise ConfigurationError(f"after={text!r} is not an entry id: give the entry_id of a dead letter")
     return text

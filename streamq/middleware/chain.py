@@ -14,6 +14,7 @@ from streamq.errors import ConfigurationError
 from streamq.queue.results import Handle
 from streamq.queue.store import Store
 from streamq.tasks.task import Call, Task
+from streamq.wire.argument_types import check_type
 from streamq.wire.delivery import Delivery
 
 
@@ -124,6 +125,14 @@ class MiddlewareChain:
     def residents(self) -> list[Resident]:
         """Return the links that have work of their own beside the runs."""
         return [link for link in self._links if isinstance(link, Resident)]
+
+
+def as_chain(middleware: MiddlewareChain | None) -> MiddlewareChain:
+    """Return the chain of an argument named `middleware`; None is an empty one. Raises ConfigurationError."""
+    if middleware is None:
+        return MiddlewareChain()
+    wanted = "a MiddlewareChain, as in MiddlewareChain(first, second)"
+    return check_type("middleware", middleware, MiddlewareChain, wanted)
 
 
 def _wrap_run(link: Any, call_next: CallNext) -> CallNext:

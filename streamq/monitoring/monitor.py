@@ -16,18 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
-from streamq.errors import BrokerError, ConfigurationError
+from streamq.errors import BrokerError
 from streamq.middleware.circuit_view import MAX_TEXT, shown_name
 from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
 from streamq.queue.server_errors import translated
+from streamq.wire import bounds
+from streamq.wire.argument_types import check_type
 from streamq.wire.counters import Counters, unpack
-from streamq.wire.keys import RELEASED_CONSUMER, STATS_KEPT, STATS_WINDOW, TierKeys
+from streamq.wire.keys import RELEASED_CONSUMER, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import LAST_MS, stored_count, stored_time
 
@@ -70,17 +72,12 @@ class QueueMonitor:
     buckets of 10 s. The window begins with the first bucket that is completely in it and not empty. So after
     an idle time the figures cover only the time since the first run, but at least one second.
 
-    Raises ConfigurationError if the window is too short or too long.
+    Raises ConfigurationError for a value that cannot be used.
     """
 
-    def __init__(self, *, broker: RedisBroker, window: float = 60.0) -> None:
-        if not STATS_WINDOW <= window <= STATS_KEPT:
-            raise ConfigurationError(
-                f"window={window!r} cannot be used: give {STATS_WINDOW} to {STATS_KEPT} seconds; "
-                "counters are kept no longer"
-            )
-        self._broker = broker
-        self.window = float(window)
+    def __init__(self, *, broker: RedisBroker, window: float | timedelta = 60.0) -> None:
+        self._broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
+        self.window = float(bounds.MONITOR_WINDOW.check(window))
 
     def __repr__(self) -> str:
         return f"<QueueMonitor of {self._broker!r} window={self.window:g}>"

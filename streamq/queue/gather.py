@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
 import anyio
@@ -19,16 +20,20 @@ R = TypeVar("R")
 @overload
 async def gather(
     *handles: Handle[R],
-    timeout: float | None = None,  # noqa: ASYNC109
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
     return_exceptions: Literal[False] = False,
 ) -> list[R]: ...
 @overload
 async def gather(
     *handles: Handle[R],
-    timeout: float | None = None,  # noqa: ASYNC109
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
     return_exceptions: bool,
 ) -> list[R | TaskFailedError]: ...
-async def gather(*handles: Handle[Any], timeout: float | None = None, return_exceptions: bool = False) -> list[Any]:  # noqa: ASYNC109
+async def gather(
+    *handles: Handle[Any],
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool = False,
+) -> list[Any]:
     """Wait for all these tasks, and return their results in the order of the handles.
 
     The first failure is raised at once, as TaskFailedError. The other tasks run on, and their results are kept. With
@@ -55,7 +60,10 @@ async def gather(*handles: Handle[Any], timeout: float | None = None, return_exc
     return found
 
 
-async def as_completed(*handles: Handle[R], timeout: float | None = None) -> AsyncGenerator[Handle[R], None]:  # noqa: ASYNC109
+async def as_completed(
+    *handles: Handle[R],
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+) -> AsyncGenerator[Handle[R], None]:
     """Yield the handles of these tasks as the tasks end. `await handle.result()` then needs no round trip.
 
     `timeout` is in seconds, for all tasks together. To leave the loop early, use `contextlib.aclosing`.
@@ -101,6 +109,8 @@ async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int,
             found = await waiters.next_payloads(waiter)
 
 
-def _timeout_error(handles: Sequence[Handle[Any]], missing: set[int], timeout: float | None) -> ResultTimeoutError:
+def _timeout_error(
+    handles: Sequence[Handle[Any]], missing: set[int], timeout: float | timedelta | None
+) -> ResultTimeoutError:
     ids = [handles[place].task_id for place in sorted(missing)]
     return ResultTimeoutError(ids[0], timeout or 0.0, missing=ids, of=len(handles))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import StrEnum
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -258,7 +259,7 @@ class Handle(Generic[R_co]):
     replaced: bool = False
     _since: int = field(default=0, repr=False)  # Unix ms: the task has no older entry
 
-    async def result(self, timeout: float | None = None) -> R_co:  # noqa: ASYNC109 - public name of the contract
+    async def result(self, timeout: float | timedelta | None = None) -> R_co:  # noqa: ASYNC109 - public name of the contract
         """Wait for the task to end and return what its handler returned.
 
         `timeout` is in seconds, None waits for ever. Raises ResultTimeoutError after it, TaskFailedError if the task
@@ -303,7 +304,7 @@ class Handle(Generic[R_co]):
         payload = await self._store.one(("GET", self._store.keys.progress(self.task_id)))
         return None if payload is None else Progress.parse(payload)
 
-    async def watch(self, timeout: float | None = None) -> AsyncGenerator[Progress, None]:  # noqa: ASYNC109
+    async def watch(self, timeout: float | timedelta | None = None) -> AsyncGenerator[Progress, None]:  # noqa: ASYNC109
         """Yield the current progress, then each change, until the task has ended or `timeout` seconds have passed.
 
         It ends without an error either way, also if the task failed: `result()` raises that. A slow reader gets the

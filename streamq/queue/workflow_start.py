@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Generic, TypeVar, assert_never, cast
 
 import anyio
@@ -162,7 +163,7 @@ class Workflow(Generic[R_co]):
     steps: tuple[Handle[Any], ...]
     _last: tuple[int, ...] | int = field(repr=False)
 
-    async def result(self, timeout: float | None = None) -> R_co:  # noqa: ASYNC109 - as that of a handle
+    async def result(self, timeout: float | timedelta | None = None) -> R_co:  # noqa: ASYNC109 - as that of a handle
         """Wait for the end, and return what the last step returned. For a group: the list of what its members returned.
 
         `timeout` is in seconds, None waits for ever. Raises ResultTimeoutError after the timeout, TaskFailedError if a

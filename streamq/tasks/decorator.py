@@ -17,11 +17,13 @@ from streamq.tasks.exhausted import Exhausted
 from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, Backoff, BackoffLike, RetriesLike, RetryPolicy
 from streamq.tasks.task import AsyncTask, RunIn, SyncTask, Task
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_items, check_type
 from streamq.wire.names import check_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_A_CRON = "a cron expression, a Cron, or a list of them"
 # Options that a task of `on_exhausted` cannot have: the script that writes the dead letter does not keep them.
 _NOT_ON_EXHAUSTED = ("at", "expires", "task_id", "durable", "dedup_key")
 
@@ -75,6 +77,9 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
 
     Raises TaskNameError for a name that cannot be used, ConfigurationError for any other value.
     """
+    known = _make.__kwdefaults__ or {}
+    if unknown := ", ".join(sorted(settings.keys() - known.keys())):
+        raise ConfigurationError(f"@task has no option {unknown}: it has {', '.join(known)}")
     return _Decorator(**settings) if function is None else _make(function, **settings)
 
 
@@ -106,7 +111,8 @@ def _make(
         give_up_on if isinstance(give_up_on, tuple) else (give_up_on,),
         bounds.MAX_BACKOFF.check(max_backoff, f"task {named!r}: max_backoff"),
     )
-    links = tuple(middleware)
+    check_type(f"task {named!r}: validate", validate, bool, "True or False")
+    links = check_items(f"task {named!r}: middleware", middleware, "a list of middleware")
     _check_middleware(named, links)
     _check_on_exhausted(named, on_exhausted)
     kind = AsyncTask if is_async else SyncTask
@@ -140,7 +146,7 @@ def _check_middleware(name: str, links: Iterable[Any]) -> None:
 
 
 def _crons(name: str, given: str | Cron | Iterable[str | Cron]) -> tuple[Cron, ...]:
-    found = (given,) if isinstance(given, str | Cron) else tuple(given)
+    found = (given,) if isinstance(given, str | Cron) else check_items(f"task {name!r}: cron", given, _A_CRON)
     for one in found:
         if not isinstance(one, str | Cron):
             raise ConfigurationError(f"task {name!r} has cron={one!r}: give a cron expression, or a Cron")

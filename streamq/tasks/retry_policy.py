@@ -177,6 +177,10 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_backoff", bounds.MAX_BACKOFF.check(self.max_backoff))
+        for name in ("retry_on", "give_up_on"):
+            for one in getattr(self, name):
+                if not (isinstance(one, type) and issubclass(one, BaseException)):
+                    raise ConfigurationError(f"{name} has {one!r}: give a class of exceptions, or a tuple of them")
         limits = _by_class("retries", self.retries)
         for _, retries in limits:
             bounds.RETRIES.check(retries)

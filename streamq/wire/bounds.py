@@ -119,8 +119,10 @@ MAX_PREFETCH = _count("max_prefetch", "0 reads for free slots alone", 0, 1_000_0
 PREFETCH_BYTES = _count("prefetch_bytes", "one message must fit", 1 << 10, 1 << 40, "bytes")
 WEIGHT = _count("Tier.weight", "the least common multiple of all weights stays small", 1, 10_000)
 MAX_PAYLOAD = _count("max_payload", "Redis takes 512 MiB in one text", 1, 512 << 20, "bytes")
-CONNECT_TIMEOUT = _seconds("connect_timeout", "a connection takes some time", 0.001)
-REPLY_TIMEOUT = _seconds("reply_timeout", "a reply takes some time", 0.001)
+CONNECT_TIMEOUT = _seconds(
+    "connect_timeout", "a connection takes some time; also socket_connect_timeout of the URL", 0.001, 86_400.0
+)
+REPLY_TIMEOUT = _seconds("reply_timeout", "a reply takes some time; also socket_timeout of the URL", 0.001, 86_400.0)
 DEAD_LETTERS = _count("max_size", "dead letters are read page by page", 1)
 DEAD_LETTER_AGE = _seconds("max_age", "0 is any age")
 BATCH_SIZE = _count("batch_task.size", "each message takes a slot", 1, 100_000)
@@ -147,6 +149,15 @@ DONE = Bound("report_progress.done", "", 0.0, 1e15, "a double counts whole numbe
 TOTAL = Bound("report_progress.total", "", 0.0, 1e15, "as done")
 SCRAPE_INTERVAL = _seconds("QueueCollector.interval", "a snapshot is a round trip", 0.1)
 SCAN = _count("examine.scan", "entries that doctor reads; 0 is none", 0)
+
+# Reading.
+PEEKED = _count("peek.count", "0 is none; also -n of streamq dlq ls, from 1", 0)
+REPLAYED = _count("replay.limit", "None replays all that match")
+SCHEDULED = _count("scheduled.limit", "None yields all", 0)
+MONITOR_WINDOW = _seconds(
+    "QueueMonitor.window", "counters are in buckets of 10 s, and kept for 15 minutes", 10.0, 900.0
+)
+PROCESSES = _count("--processes", "each is a process of its own", 1, 1_024)
 
 TABLE: tuple[Bound, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Bound))
 

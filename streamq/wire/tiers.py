@@ -26,6 +26,7 @@ from math import lcm
 
 from streamq.errors import ConfigurationError
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_items
 from streamq.wire.names import check_name
 
 
@@ -65,7 +66,7 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     Raises ConfigurationError if there is none, if two have the same name or threshold, if a name cannot be used, or if
     a weight is not an integer from 1 to 10,000. `Keys.of` refuses the names that are reserved.
     """
-    given = tuple(tiers)
+    given = check_items("tiers", tiers, "a list of Tier(name, weight)")
     if strangers := [type(tier).__name__ for tier in given if not isinstance(tier, Tier)]:
         raise ConfigurationError(f"tiers has a {strangers[0]}: give Tier(name, weight)")
     if not given:
@@ -74,6 +75,8 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
         check_name("tier", tier.name)
         if tier.stream is not None:
             check_name("stream", tier.stream)
+        if tier.threshold is not None:
+            bounds.PRIORITY.check(tier.threshold, f"tier {tier.name!r}: threshold")
         if type(tier.weight) is not int or tier.weight not in bounds.WEIGHT:
             raise ConfigurationError(
                 f"tier {tier.name!r} has weight {tier.weight!r}: give an integer from {bounds.WEIGHT.range}"

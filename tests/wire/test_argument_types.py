@@ -1,0 +1,112 @@
+"""P13: an argument of a wrong type is refused by the constructor, and not by what uses it later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from streamq import RedisBroker, Tier, Worker, task
+from streamq.dead_letter import DeadLetterQueue
+from streamq.errors import ConfigurationError, TaskNameError
+from streamq.monitoring import QueueMonitor
+
+WRONG: tuple[Any, ...] = (5, 1.5, object(), [5], b"5")
+_NAMED = {"Tier.name": "tier="}  # what the error says for them
+ARGUMENTS: dict[str, Callable[[Any], Any]] = {}
+
+
+@task
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+def _sync() -> None: ...
+
+
+for _name in ["url", "queue_name", "namespace", "group", "tiers", "dead_letters", "clock", "middleware", "signing"]:
+    ARGUMENTS[f"RedisBroker.{_name}"] = lambda value, name=_name: RedisBroker(**{name: value})
+for _name in ["broker", "tasks", "middleware", "tiers", "lifespan", "listeners", "name", "burst"]:
+    ARGUMENTS[f"Worker.{_name}"] = lambda value, name=_name: Worker(
+        **{"broker": RedisBroker("memory://"), "tasks": [add], name: value}
+    )
+for _name in ["middleware", "validate", "on_exhausted", "cron", "retry_on", "give_up_on", "run_in", "name"]:
+    ARGUMENTS[f"task.{_name}"] = lambda value, name=_name: task(**{name: value})(_sync)
+for _name in ["name", "stream"]:
+    ARGUMENTS[f"Tier.{_name}"] = lambda value, name=_name: RedisBroker(tiers=[Tier(**{"name": "a", name: value})])
+ARGUMENTS["DeadLetterQueue.broker"] = lambda value: DeadLetterQueue(broker=value)
+ARGUMENTS["QueueMonitor.broker"] = lambda value: QueueMonitor(broker=value)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_value_of_a_wrong_type_is_refused_at_once(name: str):
+    """With ConfigurationError (or its like for names), which names the argument."""
+    for value in WRONG:
+        with pytest.raises(
+            (ConfigurationError, TaskNameError), match=_NAMED.get(name, name.partition(".")[2].rstrip("s"))
+        ):
+            ARGUMENTS[name](value)
+
+
+def test_the_error_says_what_to_give_and_shows_no_value():
+    """A value in the wrong place may be a password."""
+    with pytest.raises(ConfigurationError, match=r"^dead_letters is of type str: give a DeadLetterBound$"):
+        RedisBroker(dead_letters="hunter2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"^url is of type list: give the URL of a server, as text$"):
+        RedisBroker(["redis://:hunter2@h"])  # type: ignore[arg-type]
+
+
+def test_task_names_the_options_that_it_has():
+    """Already where it is called, and not where it decorates."""
+    with pytest.raises(ConfigurationError, match="@task has no option nosuch, what: it has name, retries, "):
+        task(nosuch=1, what=2)  # type: ignore[call-overload]
+
+
+async def test_counts_and_reasons_of_reads_are_checked(anyio_backend: str):
+    """A negative count or an unknown reason would find nothing, and look like an empty queue."""
+    async with RedisBroker("memory://") as broker:
+        dead = DeadLetterQueue(broker=broker)
+        for count in (-1, 10**12, 1.5, "3"):
+            with pytest.raises(ConfigurationError, match="count="):
+                await dead.peek(count)  # type: ignore[arg-type]
+        for limit in (0, -1, 10**12, "3"):
+            with pytest.raises(ConfigurationError, match="limit="):
+                await dead.replay(limit=limit)  # type: ignore[arg-type]
+        selecting: tuple[Callable[[], Any], ...] = (
+            partial(dead.peek, reason="bla"), partial(dead.replay, reason="bla"), partial(dead.purge, reason="bla"),
+        )  # fmt: skip
+        for select in selecting:
+            with pytest.raises(ConfigurationError, match="reason='bla' is not known: give one of retries_exhausted, "):
+                await select()
+        for limit in (-1, 10**12, "3"):
+            with pytest.raises(ConfigurationError, match="limit="):
+                broker.scheduled(limit=limit)  # type: ignore[arg-type]
+
+
+async def test_a_timeout_may_be_a_timedelta(anyio_backend: str):
+    """Also where it ends up in the text of an error."""
+    async with RedisBroker("memory://") as broker:
+        handle = await broker.enqueue(add.options(result_ttl=60), 1, 2)
+        with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+            await handle.result(timeout=timedelta(seconds=0.01))
+
+
+def test_a_window_of_the_monitor_is_bounded():
+    """Counters are kept for 15 minutes."""
+    broker = RedisBroker("memory://")
+    assert QueueMonitor(broker=broker, window=timedelta(minutes=1)).window == 60.0
+    for window in (timedelta(seconds=5), 9.9, 901, "60", float("nan")):
+        with pytest.raises(ConfigurationError, match=r"window=.*at least 10 and at most 900"):
+            QueueMonitor(broker=broker, window=window)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [0.0005, 86_401])
+def test_timeouts_have_one_bound_in_the_url_and_as_arguments(seconds: float):
+    """From 1 ms to a day."""
+    with pytest.raises(ConfigurationError):
+        RedisBroker(connect_timeout=seconds)
+    with pytest.raises(ConfigurationError):
+        RedisBroker(f"redis://localhost?socket_timeout={seconds}")
