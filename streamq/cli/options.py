@@ -23,7 +23,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_URL: Final = "redis://localhost:6379"
 SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "signing_keys", "sign_with", "accept_unsigned")
 URL: Final = "STREAMQ_URL"
+SIGNING_OPTIONS: Final = SERVER_OPTIONS[4:]
 SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
+SIGNING_KEYS_FILE: Final = "STREAMQ_SIGNING_KEYS_FILE"
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})\s*(ms|[smhd]?)")
 _LONGEST: Final = 1e10  # seconds, as in docs/bounds.md; its module is not loaded for --help
@@ -112,10 +114,22 @@ class ServerOptions:
     sign_with: str | None = None
     accept_unsigned: bool = False
 
-    @property
     def wants_signing(self) -> bool:
-        """Are there signing keys for this command?"""
-        return bool(self.signing_keys or os.environ.get(SIGNING_KEYS))
+        """Are there signing keys for this command? Raises CommandLineError if what should have them is empty."""
+        given = os.environ.get(SIGNING_KEYS)
+        for name, value in (
+            (SIGNING_KEYS, given), (SIGNING_KEYS_FILE, os.environ.get(SIGNING_KEYS_FILE)),
+            ("--signing-keys", self.signing_keys),
+        ):  # fmt: skip
+            if value is not None and not value.strip():  # a secret that is not there must not turn signing off
+                remedy = "leave the option out" if name.startswith("-") else "unset it"
+                raise CommandLineError(f"{name} is empty: give signing keys, or {remedy} to work without")
+        if given is not None and self.signing_keys is not None:
+            raise CommandLineError(
+                f"signing keys are given twice: {SIGNING_KEYS}, and the file {self.signing_keys} (--signing-keys or "
+                f"{SIGNING_KEYS_FILE}): give one of the two"
+            )
+        return given is not None or self.signing_keys is not None
 
     def signing(self) -> SigningKeys | None:
         """Return the signing keys of the file or of the environment, None if there are none.
@@ -125,7 +139,7 @@ class ServerOptions:
         from streamq.errors import StreamqError  # noqa: PLC0415 - keeps --help light
         from streamq.wire.signing import SigningKeys  # noqa: PLC0415
 
-        if not self.wants_signing:
+        if not self.wants_signing():
             if self.sign_with is not None or self.accept_unsigned:
                 option = "--accept-unsigned" if self.sign_with is None else "--sign-with"
                 raise CommandLineError(
@@ -173,10 +187,15 @@ class ServerOptions:
 
 
 def _read_keys(path: str) -> str:
-    """Return the text of a key file. Raises CommandLineError if others may change it."""
+    """Return the text of a key file. Raises CommandLineError if others may change it, warns if all may read it."""
     with Path(path).open(encoding="utf-8") as file:
-        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o022:
+        mode = os.fstat(file.fileno()).st_mode if os.name == "posix" else 0
+        if mode & 0o022:
             raise CommandLineError(f"others may write the signing keys in {path}: chmod 600 {path}")
+        if mode & 0o004:
+            from streamq.cli import output  # noqa: PLC0415 - keeps --help light
+
+            output.note(f"streamq: warning: all users may read the signing keys in {path}: chmod 600 {path}")
         return file.read(1 << 20)
 
 
@@ -191,7 +210,7 @@ def server_options(function: F) -> F:
         help="Id of the key that signs, if there are several.",
     )(function)  # fmt: skip
     function = click.option(
-        "--signing-keys", metavar="FILE", envvar="STREAMQ_SIGNING_KEYS_FILE", show_envvar=True,
+        "--signing-keys", metavar="FILE", envvar=SIGNING_KEYS_FILE, show_envvar=True,
         help=f"File of signing keys, one a line: ID=HEX. Or set {SIGNING_KEYS} to the keys themselves.",
     )(function)  # fmt: skip
     for name, metavar, text in reversed((

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ import redis.exceptions
 from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.loading import Loaded, LoadingError, load
+from streamq.cli.options import SIGNING_OPTIONS
 from streamq.cli.run_command import run, uvloop_installed
 from streamq.cli.source_watch import loaded_sources
 from streamq.cli.stop_signals import StopSignals, exit_after, exit_now, ignore
@@ -113,15 +114,25 @@ def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
 def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
     if loaded.broker is None:
         return settings.server.broker()
-    if settings.explicit_options:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in settings.explicit_options)
-        raise CommandLineError(f"{options}: {loaded.broker_path} defines the queue; drop the option, or that broker")
-    if loaded.broker.signing is None and settings.server.wants_signing:
+    if queue := [name for name in settings.explicit_options if name not in SIGNING_OPTIONS]:
+        raise CommandLineError(
+            f"{_as_options(queue)}: {loaded.broker_path} defines the queue; drop the option, or that broker"
+        )
+    if settings.server.wants_signing() and loaded.broker.signing is None:
         raise CommandLineError(
             f"there are signing keys, and {loaded.broker_path} has none: give it signing=SigningKeys(...), or it runs "
             "what nobody signed"
         )
+    if settings.explicit_options and settings.server.signing() != loaded.broker.signing:
+        raise CommandLineError(
+            f"{_as_options(settings.explicit_options)}: {loaded.broker_path} has other signing keys: "
+            f"{loaded.broker.signing!r}; give it the same keys, sign_with and accept_unsigned, or drop the option"
+        )
     return loaded.broker
+
+
+def _as_options(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 class _WorkerRun:

@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 
+from streamq.errors import SignatureError
 from streamq.wire.message import entry_ms, iso
-from streamq.wire.signing import Signer
+from streamq.wire.signing import SIG, Signer
 
 _REPLAYED_FIELDS = (
     "priority",
@@ -68,9 +69,17 @@ class DeadLetterEntry:
         return bool(self.task_name) and not self.raw
 
     def check_signature(self, signer: Signer | None) -> None:
-        """Raise SignatureError if messages are signed here, and no worker with a key wrote this dead letter."""
+        """Raise SignatureError if messages are signed here, and no worker with a key wrote this dead letter.
+
+        Without keys, if it is signed: what replaced it would have no signature, and workers with keys refuse that.
+        """
         if signer is not None:
-            signer.check_dead_letter(self.flat)
+            signer.check_dead_letter(self.entry_id, self.flat)
+        elif SIG in self.flat[::2]:
+            raise SignatureError(
+                f"the dead letter {self.entry_id} is signed and this broker has no keys: give --signing-keys FILE "
+                "(signing=SigningKeys(...))"
+            )
 
     @classmethod
     def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterEntry:

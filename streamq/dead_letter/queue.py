@@ -382,7 +382,7 @@ def _may_be_replayed(dead_letter: DeadLetterEntry, signer: Signer | None) -> boo
     try:
         dead_letter.check_signature(signer)
     except SignatureError as error:
-        log.warning("the dead letter %s is not replayed: %s", dead_letter.entry_id, error)
+        log.warning("not replayed: %s", error)
         return False
     return dead_letter.replayable
 

@@ -50,14 +50,18 @@ class SigningKeys:
     def __init__(
         self, keys: Mapping[str, bytes], *, sign_with: str | None = None, accept_unsigned: bool = False
     ) -> None:
+        if not isinstance(keys, Mapping):
+            raise ConfigurationError(f"signing keys of type {type(keys).__name__} cannot be used: give bytes by key id")
         for key_id, key in keys.items():
             _check_key(key_id, key)
+        if not keys:
+            raise ConfigurationError("there are no signing keys: give at least one, as bytes by key id")
         if sign_with is None and len(keys) == 1:
             (sign_with,) = keys
         if sign_with is None or sign_with not in keys:
-            known = ", ".join(map(repr, keys)) or "none"
             raise ConfigurationError(
-                f"sign_with={sign_with!r} is no key: give the id of the key that signs, of {known}"
+                f"sign_with={sign_with!r} (--sign-with) is no key: give the id of the key that signs, of "
+                f"{', '.join(map(repr, keys))}"
             )
         self._keys = dict(keys)
         self.sign_with = sign_with
@@ -66,6 +70,15 @@ class SigningKeys:
     def __repr__(self) -> str:
         accepted = ", ".join(self._keys)
         return f"<SigningKeys {accepted}, signs with {self.sign_with}{', accepts unsigned' * self.accept_unsigned}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SigningKeys):
+            return NotImplemented
+        return (self._keys, self.sign_with, self.accept_unsigned) == (
+            other._keys, other.sign_with, other.accept_unsigned,
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> str:
         raise ConfigurationError("signing keys are not copied or pickled: make them where they are needed")
@@ -93,6 +106,8 @@ class SigningKeys:
                 keys[key_id] = bytes.fromhex(digits)
             except ValueError:
                 raise ConfigurationError(f"the signing key {key_id!r} is not written in hex digits") from None
+        if not keys:
+            raise ConfigurationError("it has no keys: write <id>=<hex digits>, one a line")
         return cls(keys, sign_with=sign_with, accept_unsigned=accept_unsigned)
 
     def digest(self, key_id: str, content: bytes) -> bytes | None:
@@ -207,9 +222,10 @@ class Signer:
             return False
         return True
 
-    def check_dead_letter(self, flat: Sequence[bytes]) -> None:
+    def check_dead_letter(self, entry_id: str, flat: Sequence[bytes]) -> None:
         """Raise SignatureError unless a dead letter was signed by a worker that had accepted its message."""
-        self._check("the dead letter", _last(flat, SIG), self._domain("dead") + _encode(_without(flat, SIG)))
+        content = self._domain("dead") + _encode(_without(flat, SIG))
+        self._check(f"the dead letter {entry_id}", _last(flat, SIG), content)
 
     def check_schedule(self, name: str, content: bytes, signature: str) -> None:
         """Raise SignatureError unless a schedule's definition is signed with a key that is accepted."""
@@ -230,7 +246,9 @@ class Signer:
         digest = self._keys.digest(key_id, content)
         if digest is None:
             known = ", ".join(map(repr, self._keys.ids))
-            raise SignatureError(f"{what} is signed with the unknown key {key_id!r}; accepted here: {known}")
+            raise SignatureError(
+                f"{what} is signed with the unknown key {key_id!r}; accepted here: {known}; add that key if it is yours"
+            )
         if not hmac.compare_digest(digest, given):
             raise SignatureError(
                 f"the signature (key {key_id!r}) is not that of {what}: it was changed, moved to another stream or "
@@ -239,7 +257,11 @@ class Signer:
 
     def _refuse_unsigned(self, what: str) -> None:
         if not self._keys.accept_unsigned:
-            raise SignatureError(f"{what} is not signed; accepted here: {', '.join(map(repr, self._keys.ids))}")
+            known = ", ".join(map(repr, self._keys.ids))
+            raise SignatureError(
+                f"{what} is not signed; accepted here: {known}; if you trust it, give --accept-unsigned "
+                "(accept_unsigned=True)"
+            )
 
     def _joined_arguments(self, delivery: Delivery) -> tuple[bytes, int, bytes]:
         """Check the results of a group. Return the arguments with them, how many they are, and the JSON after them."""

@@ -69,7 +69,13 @@ def test_processes_of_one_worker_have_the_keys(streamq, valkey, keys):
         (["--accept-unsigned"], {}, "--accept-unsigned without signing keys"),
         (["--signing-keys", "missing"], {}, "the signing keys in missing cannot be read: No such file"),
         ([], {"STREAMQ_SIGNING_KEYS": KEY}, "STREAMQ_SIGNING_KEYS: signing key number 1 cannot be read"),
-        ([], {"STREAMQ_SIGNING_KEYS": f"a={KEY},b={OTHER}"}, "sign_with=None is no key"),
+        ([], {"STREAMQ_SIGNING_KEYS": f"a={KEY},b={OTHER}"}, "sign_with=None (--sign-with) is no key"),
+        ([], {"STREAMQ_SIGNING_KEYS": " "}, "STREAMQ_SIGNING_KEYS is empty: give signing keys, or unset it"),
+        ([], {"STREAMQ_SIGNING_KEYS": "# none"}, "STREAMQ_SIGNING_KEYS: it has no keys"),
+        ([], {"STREAMQ_SIGNING_KEYS_FILE": ""}, "STREAMQ_SIGNING_KEYS_FILE is empty: give signing keys, or unset it"),
+        (["--signing-keys", ""], {}, "--signing-keys is empty: give signing keys, or leave the option out"),
+        (["--signing-keys", "k"], {"STREAMQ_SIGNING_KEYS": f"a={KEY}"}, "signing keys are given twice"),
+        ([], {"STREAMQ_SIGNING_KEYS_FILE": "k", "STREAMQ_SIGNING_KEYS": f"a={KEY}"}, "and the file k (--signing"),
         ([], {"STREAMQ_SIGNING_KEYS": "a=77"}, "has 1 bytes"),
     ],
 )  # fmt: skip
@@ -90,17 +96,62 @@ def test_a_file_that_others_may_write_is_refused(streamq, keys):
     assert "others may write the signing keys" in output
 
 
-def test_a_module_whose_broker_has_no_keys_is_refused(streamq, app, valkey):
-    """Or it would run what nobody signed, and nobody would see it."""
-    (app / "own.py").write_text(f"""
-from streamq import RedisBroker, task
-broker = RedisBroker({valkey.url!r})
+def test_a_file_that_all_may_read_is_named(streamq, valkey, keys):
+    """A warning: secrets that are mounted are often like that."""
+    signed = ("--signing-keys", str(keys), "--sign-with", "new", "--url", valkey.url)
+    for mode, warned in ((0o644, True), (0o640, False)):
+        keys.chmod(mode)
+        code, output = streamq("enqueue", "send", "x", *signed)
+        assert code == 0
+        assert (f"all users may read the signing keys in {keys}: chmod 600" in " ".join(output.split())) == warned
+
+
+def test_a_signed_dead_letter_is_not_replayed_without_keys(streamq, valkey, keys):
+    """Or its replay, which nobody signed, would be refused by the workers, and it would be gone."""
+    signed = ("--signing-keys", str(keys), "--sign-with", "new", "--url", valkey.url)
+    assert streamq("enqueue", "broken", *signed)[0] == 0
+    assert streamq("worker", "app", "--burst", *signed)[0] == 0
+    ((letter, _),) = valkey.command("XRANGE", "queue:dead", "-", "+")
+    for which in (letter.decode(), "--all"):
+        code, output = streamq("dlq", "replay", which, "--url", valkey.url)
+        assert code == 1, output
+        assert f"the dead letter {letter.decode()} is signed and this broker has no keys: give --signing-keys" in output
+    code, output = streamq(
+        "dlq", "replay", "--all", env={"STREAMQ_URL": valkey.url, "STREAMQ_SIGNING_KEYS": f"x={KEY}"}
+    )
+    assert code == 1
+    assert f"the dead letter {letter.decode()} is signed with the unknown key 'new'; accepted here: 'x'; add" in output
+    assert valkey.command("XLEN", "queue:dead") == 1
+    assert valkey.command("XLEN", "queue:standard") == 0
+
+
+OWN = """
+from streamq import RedisBroker, SigningKeys, task
+broker = RedisBroker({url!r}, signing={signing})
 @task
 async def t(): ...
-""")
-    code, output = streamq("worker", "own", "--burst", env={"STREAMQ_SIGNING_KEYS": f"a={KEY}"})
+"""
+
+
+@pytest.mark.parametrize("by", ["file", "variable"])
+def test_a_module_whose_broker_has_no_keys_is_refused(streamq, app, valkey, tmp_path, by):
+    """Or it would run what nobody signed, and nobody would see it. With the same keys it runs."""
+    (tmp_path / "one").write_text(f"a={KEY}")
+    (tmp_path / "one").chmod(0o600)
+    options = ["--signing-keys", str(tmp_path / "one")] if by == "file" else []
+    env = {} if options else {"STREAMQ_SIGNING_KEYS": f"a={KEY}"}
+    (app / "own.py").write_text(OWN.format(url=valkey.url, signing=None))
+    code, output = streamq("worker", "own", "--burst", *options, env=env)
     assert code == 2
     assert "own.broker has none: give it signing=SigningKeys(...)" in " ".join(output.split())
+    (app / "own.py").write_text(OWN.format(url=valkey.url, signing=f"SigningKeys.parse('a={KEY}')"))
+    code, output = streamq("worker", "own", "--burst", *options, env=env)
+    assert code == 0, output
+    (app / "own.py").write_text(OWN.format(url=valkey.url, signing=f"SigningKeys.parse('a={OTHER}')"))
+    code, output = streamq("worker", "own", "--burst", *options, env=env)
+    assert code == (2 if options else 0), output  # what the environment says is for brokers of commands
+    assert ("own.broker has other signing keys" in " ".join(output.split())) == bool(options)
+    assert OTHER not in output
 
 
 def test_a_text_of_the_documentation_is_read():

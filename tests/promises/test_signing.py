@@ -439,19 +439,22 @@ async def test_a_refused_message_cannot_be_replayed(server, broker):
         assert await DeadLetterQueue(broker=without).replay(limit=10) == []
 
 
-async def test_an_operator_without_keys_replays_what_nobody_runs(server, broker):
-    """Their replay is not signed, so it is refused: nothing is lost, and nothing runs."""
+async def test_a_signed_dead_letter_stays_without_keys(server, broker):
+    """What would replace it has no signature: workers with keys would refuse it for good."""
 
-    @task(name="note")
-    async def rejects() -> None:
+    @task
+    async def dies() -> None:
         raise Reject
 
-    await broker.enqueue(rejects)
-    await burst(broker, rejects)
-    async with RedisBroker(server.url) as without:
-        await DeadLetterQueue(broker=without).replay(limit=1)
-    await burst(broker, rejects)
-    assert len(refused_ones(server)) == 1
+    await broker.enqueue(dies)
+    await burst(broker, dies)
+    async with RedisBroker(server.url) as stranger:
+        queue = DeadLetterQueue(broker=stranger)
+        (letter,) = await queue.peek()
+        with pytest.raises(SignatureError, match=f"the dead letter {letter.entry_id} is signed and this broker has no"):
+            await queue.replay(task_id=letter.task_id)
+        assert await queue.replay(task_name="dies") == []
+    assert await DeadLetterQueue(broker=broker).replay(task_id=letter.task_id)
 
 
 # --- rotation, and fleets that mix ---------------------------------------------------------------------

@@ -93,7 +93,10 @@ class TestMessages:
 
     def test_unsigned_unknown_and_no_signature(self):
         """The text says which of them it is, and which keys are accepted."""
-        assert refused(["task", "t"]) == "the message is not signed; accepted here: 'old', 'new'"
+        assert refused(["task", "t"]) == (
+            "the message is not signed; accepted here: 'old', 'new'; if you trust it, give --accept-unsigned "
+            "(accept_unsigned=True)"
+        )
         other = signer(keys={"x": OLD}, sign_with="x").sign(STREAM, ["task", "t"])
         assert "unknown key 'x'; accepted here: 'old', 'new'" in refused(other)
         for rubbish in (b"", b"v1", b"v1:new:", b"v2:new:" + b"0" * 64, b"v1:new:" + b"G" * 64, b"\xff" * 80):
@@ -188,7 +191,8 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("keys", "options", "why"),
         [
-            ({}, {}, "sign_with=None is no key: give the id of the key that signs, of none"),
+            ({}, {}, "there are no signing keys: give at least one"),
+            (None, {}, "signing keys of type NoneType cannot be used: give bytes by key id"),
             ({"a": OLD, "b": NEW}, {}, "sign_with=None"),
             ({"a": OLD}, {"sign_with": "b"}, "of 'a'"),
             ({"a": OLD[:-1]}, {}, f"has 31 bytes: give {SHORTEST_KEY} to {LONGEST_KEY}"),
@@ -227,7 +231,7 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("text", "why"),
         [
-            ("", "of none"),
+            ("", "it has no keys: write <id>=<hex digits>"),
             (NEW.hex(), "number 1 cannot be read"),
             (f"a={NEW.hex()}\nb c={NEW.hex()}", "number 2"),
             (f"a={NEW.hex()},a={NEW.hex()}", "'a' is given twice"),
@@ -244,10 +248,10 @@ class TestKeys:
 def test_a_dead_letter_and_a_schedule_have_signatures_of_their_own():
     """One is not accepted as the other, nor under another name."""
     dead = signer().sign_dead_letter(["task", "t", "args", "[]"])
-    signer().check_dead_letter(dead)
+    signer().check_dead_letter("1-0", dead)
     for wrong in (dead[:-2], [*dead[:1], b"u", *dead[2:]], signer().sign(STREAM, ["task", "t", "args", "[]"])):
         with pytest.raises(SignatureError, match="dead letter"):
-            signer().check_dead_letter(wrong)
+            signer().check_dead_letter("1-0", wrong)
     stored = signer().sign_schedule("nightly", b"{}")
     signer().check_schedule("nightly", b"{}", stored)
     for name, content, signature in (("other", b"{}", stored), ("nightly", b"[]", stored), ("nightly", b"{}", "")):
