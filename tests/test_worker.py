@@ -14,8 +14,10 @@ import anyio.lowlevel
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, Worker, current_delivery, task
+from streamq.consumer import cancellation
 from streamq.consumer import consumer as consumers
 from streamq.consumer.events import Recovered, Settled, Started, Superseded, Trouble
+from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import BrokerUnavailableError, ConfigurationError, TaskNameError
 from streamq.queue import lease_commands
 from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Retry
@@ -299,8 +301,8 @@ async def test_any_exception_of_a_handler_is_its_own_affair(server, broker, erro
 # asyncio lets a KeyboardInterrupt out through the loop; tasks that had not begun are dropped by it.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
-def test_keyboard_interrupt_ends_the_worker_as_itself(server, anyio_backend):
-    """Somebody wants the program to end: it is no failure of the task, and no task is lost."""
+def test_keyboard_interrupt_ends_the_worker_as_itself(server, anyio_backend, caplog):
+    """Somebody wants the program to end: it is no failure of the task, and no task is lost. The log names it."""
 
     @task
     async def interrupted() -> None:
@@ -316,6 +318,31 @@ def test_keyboard_interrupt_ends_the_worker_as_itself(server, anyio_backend):
     gc.collect()
     assert server.command("XLEN", "queue:standard") == 1
     assert dead(server) == []
+    assert [record.levelname for record in caplog.records if "task interrupted " in record.message] == ["ERROR"]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_keyboard_interrupt_of_a_handler_is_a_failure_where_signals_are_heard_apart(
+    server, broker, monkeypatch, grouped
+):
+    """As under `streamq worker`: there Ctrl-C raises nothing. The other tasks run on."""
+    monkeypatch.setattr(cancellation, "_ends_program", [KeyboardInterrupt])
+    cancellation.hear_signals_apart()
+
+    @task(retries=0)
+    async def interrupted() -> None:
+        raise BaseExceptionGroup("two", [KeyboardInterrupt()]) if grouped else KeyboardInterrupt
+
+    @task(retries=0, name="interrupted_thread")
+    def interrupted_thread() -> None:
+        raise KeyboardInterrupt
+
+    await broker.enqueue_many([interrupted.call(), interrupted_thread.call()])
+    await burst(broker, interrupted, interrupted_thread)
+    letters = await DeadLetterQueue(broker=broker).peek()
+    assert {(letter.task_name, letter.error_type) for letter in letters} == {
+        ("interrupted", "KeyboardInterrupt"), ("interrupted_thread", "KeyboardInterrupt"),
+    }  # fmt: skip
 
 
 # --- where it runs -----------------------------------------------------------------------------------

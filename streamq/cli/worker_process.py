@@ -28,6 +28,7 @@ from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.cli.worker_settings import Settings
 from streamq.client import scheduler
 from streamq.client.server_features import ServerFeatures
+from streamq.consumer.cancellation import hear_signals_apart
 from streamq.consumer.joining import TEMPORARY
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
@@ -60,6 +61,7 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
     if channel is not None:
         channel.send(files=loaded_sources())
     process = _WorkerRun(settings, loaded, worker, stops, channel, loop="uvloop" if use_uvloop else settings.backend)
+    hear_signals_apart()
     try:
         run(process.main, backend=settings.backend, use_uvloop=use_uvloop, own_signals=True)
     except KeyboardInterrupt:

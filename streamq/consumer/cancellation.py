@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import anyio
 
+from streamq.diagnostics.safe_log import SafeLog
+from streamq.wire.delivery import Delivery
+
+log = SafeLog("streamq")
+
+_ends_program: list[type[BaseException]] = [KeyboardInterrupt]
+
+
+def hear_signals_apart() -> None:
+    """Note that Ctrl-C raises no KeyboardInterrupt in this process: from now on one is an error of its handler."""
+    _ends_program.clear()
+
+
+def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> None:
+    """Note that a run ends the worker. Its delivery is not released: its lease ends, and a crash loop is found."""
+    if delivery.entry_id not in fatal:
+        fatal.add(delivery.entry_id)
+        log.error("task %s %s raised %r: it ends the worker", delivery.task, delivery.task_id, error)
+
 
 def is_failure(error: BaseException) -> bool:
     """Did the handler raise this itself, and not because the run or the program ends?"""
     if isinstance(error, Exception):
         return True
-    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+    if isinstance(error, (GeneratorExit, *_ends_program)):
         return False
-    if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
+    if isinstance(error, BaseExceptionGroup) and error.subgroup(tuple(_ends_program)):
         return False
     if not isinstance(error, BaseExceptionGroup | anyio.get_cancelled_exc_class()):
         return True

@@ -21,7 +21,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from streamq.consumer.cancellation import cancelled_and_rest, is_failure, without_cancellation
+from streamq.consumer.cancellation import cancelled_and_rest, is_failure, note_fatal, without_cancellation
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
@@ -288,7 +288,7 @@ class Runners:
             self._consumer.convict(delivery, error)
             return
         if cancelled_and_rest(error)[0] is None:
-            self._consumer.fatal.add(delivery.entry_id)
+            note_fatal(self._consumer.fatal, delivery, error)
         raise error
 
     # --- before the run ------------------------------------------------------------------------
@@ -376,8 +376,7 @@ class Runners:
             return self._decide(delivery, handler, without_cancellation(error))
         cancelled, rest = cancelled_and_rest(error)
         if cancelled is None or not (rest is None or isinstance(rest, Exception)):
-            # It ends the worker. The delivery is not released: its lease ends, and a crash loop is found.
-            self._consumer.fatal.add(delivery.entry_id)
+            note_fatal(self._consumer.fatal, delivery, error)
             cancelled = error
         elif slot.spent and not slot.reason and handler.runner_timeout is not None:
             failure = rest or timeout_error(handler.task.name, handler.runner_timeout, cancelled)
