@@ -29,7 +29,12 @@ def _start(text: str) -> str | float:
     try:
         return float(duration(text))
     except click.BadParameter:
+        pass
+    try:
         return f"{max(0, round(moment(text).timestamp() * 1000))}-0"
+    except click.BadParameter:
+        known = "10m (ago), 2030-01-31T12:00, Unix seconds or an entry id, such as 1767225600000-0"
+        raise click.BadParameter(f"{text!r} is no point to start at: write {known}") from None
 
 
 def _server_options(given: dict[str, Any]) -> ServerOptions:
@@ -103,8 +108,11 @@ def replay(
 
     What cannot be replayed is passed over and named on stderr; it stays. Then the exit code is 1.
     """
-    if bool(task_ids) == (everything or task is not None or reason is not None):
+    filtered = everything or task is not None or reason is not None
+    if not task_ids and not filtered:
         raise CommandLineError("no dead letters chosen: give task ids, or --all, --task or --reason")
+    if task_ids and filtered:
+        raise CommandLineError("task ids together with --all, --task or --reason: give one or the other")
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 

@@ -15,6 +15,7 @@ USAGE = 2  # the exit code of every usage error
 FAILED = 1  # something was passed over, was not found, or went wrong in streamq
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure", "wrong version number")
 _DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
 
 
@@ -45,14 +46,25 @@ def from_click_error(error: click.ClickException) -> CommandLineError:
             f"no such option: {error.option_name}; write -- before arguments that begin with a dash"
         )
     text = " ".join(error.format_message().split())
-    return CommandLineError(f"{text.rstrip('.')} (see '{path} --help')")
+    return CommandLineError(f"{text.rstrip('.')}{_variable(error)} (see '{path} --help')")
+
+
+def _variable(error: click.ClickException) -> str:
+    """Return the environment variable that a wrong value comes from, as a part of a sentence; else nothing."""
+    if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
+        return ""
+    name = error.param.name or ""
+    if error.ctx.get_parameter_source(name) is not click.core.ParameterSource.ENVIRONMENT:
+        return ""
+    own = error.param.envvar or f"{error.ctx.auto_envvar_prefix}_{name.upper()}"
+    return f", from the variable {own if isinstance(own, str) else own[0]}"
 
 
 def from_streamq_error(error: Exception) -> CommandLineError:
     """Return an error of streamq about a server or a value, with its remedy."""
     from streamq.errors import BrokerUnavailableError, OutcomeUnknownError  # noqa: PLC0415 - keeps --help light
 
-    text = str(error) or type(error).__name__
+    text = str(error).rstrip(".") or type(error).__name__
     code = getattr(error, "code", "")
     match error:
         case OutcomeUnknownError():
@@ -60,9 +72,10 @@ def from_streamq_error(error: Exception) -> CommandLineError:
                 f"{text}; the command may have run: repeat it with the same --task-id, which is safe"
             )
         case BrokerUnavailableError():
-            return CommandLineError(
-                f"{text}; start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
-            )
+            remedy = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
+            if "SSL" in text and any(words in text for words in _NO_TLS):
+                remedy = "that port does not speak TLS: give its TLS port, or redis:// for this one"
+            return CommandLineError(f"{text}; {remedy}")
         case _ if code in ("NOAUTH", "WRONGPASS"):
             return CommandLineError(
                 f"{text}; give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"

@@ -208,7 +208,8 @@ class _WorkerRun:
                 log.info("draining: %d running, up to %g s%s", running, worker.grace_period, again)
                 worker.stop()
             else:
-                log.warning("releasing %d running tasks and exiting", worker.health.running)
+                running = worker.health.running
+                log.warning("releasing %d running task%s and exiting", running, "s" * (running != 1))
                 worker.stop()
 
 

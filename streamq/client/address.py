@@ -94,7 +94,7 @@ class Address:
             raise _unusable(url, f"its host and port cannot be read; write host:port, and {_ENCODE}") from None
         scheme = _SCHEMES.get(parts.scheme)
         if scheme is None:
-            known = ", ".join(f"{name}://" for name in _SCHEMES)
+            known = ", ".join(f"{name}://" for name in (*_SCHEMES, "memory", "embedded"))
             raise _unusable(url, f"unknown scheme; use one of {known}")
         stray = parts.query if scheme == "unix" else parts.path + parts.query
         if "#" in url or "@" in stray:

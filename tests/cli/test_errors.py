@@ -51,7 +51,7 @@ WRONG = {
     "dlq, no server": (["dlq", "ls", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
     "tail, no server": (["dlq", "tail", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
     "demo, no server": (["demo", "--limit", "10", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
-    "scheme": (["worker", "app", "--url", "http://x:hunter2@y"], ["unknown scheme; use one of", "redis://"]),
+    "scheme": (["worker", "app", "--url", "http://x:hunter2@y"], ["unknown scheme; use one of", "redis://", "embedded://"]),
     "port": (["enqueue", "send", "--url", "redis://:hunter2@y:port"], ["cannot be used", "host:port"]),
     "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is not a tier", "critical=6,standard=3"]),
     "tier": (["worker", "app", "--tiers", "express=1"], ["no tier express", "critical, standard, bulk"]),
@@ -72,6 +72,9 @@ WRONG = {
     "time": (["enqueue", "send", "--at", "noon"], ["'noon' is not a time", "Unix seconds"]),
     "priority": (["enqueue", "send", "--priority", "huge"], ["'huge' is not a priority", "critical"]),
     "which to replay": (["dlq", "replay"], ["no dead letters chosen", "--all"]),
+    "replay all and one": (["dlq", "replay", "--all", "1-0"], ["task ids together with --all", "one or the other"]),
+    "since": (["dlq", "tail", "--since", "foo"], ["'foo' is no point to start at", "10m (ago)", "an entry id"]),
+    "user of rules": (["acl", "--role", "worker", "--user", "a b"], ["--user 'a b'", "without white space"]),
     "purge unasked": (["dlq", "purge"], ["--yes"]),
     "enqueue in memory": (["enqueue", "send", "--url", "memory://"], ["ends with it", "embedded:///path/to/data"]),
     "dlq in memory": (["dlq", "ls", "--url", "memory://x"], ["ends with it", "embedded:///path/to/data"]),
@@ -107,6 +110,21 @@ def test_an_empty_variable_of_the_url_is_no_localhost(start):
     for arguments in (["enqueue", "send"], ["dlq", "ls"], ["doctor"], ["worker", "app"]):
         program = start(*arguments, env={"STREAMQ_URL": ""})
         assert "STREAMQ_URL is empty: give the URL of a server" in one_line(program)
+
+
+def test_a_wrong_value_of_a_variable_names_the_variable(start):
+    """Nothing on the command line shows where the value comes from."""
+    program = start("worker", "app", env={"STREAMQ_WORKER_CONCURRENCY": "abc"})
+    assert "'abc' is not" in (line := one_line(program))
+    assert "from the variable STREAMQ_WORKER_CONCURRENCY" in line
+
+
+def test_rules_for_tiers_of_any_name(streamq):
+    """With weights, as a worker gets them, or without."""
+    code, line = streamq("acl", "--role", "worker", "--tiers", "fast,slow")
+    assert code == 0
+    assert {"~queue:fast", "~queue:slow"} <= set(line.split())
+    assert streamq("acl", "--role", "worker", "--tiers", "fast=6,slow=3") == (0, line)
 
 
 def test_wrong_password_and_missing_rights(start, url, shared_server):

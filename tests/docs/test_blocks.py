@@ -107,12 +107,12 @@ def test_console(line: str) -> None:
     """A line's command exists and takes these arguments. Those of redis-cli are run below."""
     if line in COMMANDS:
         return
-    words = shlex.split(line)
+    words = shlex.split(re.sub(r"^[A-Z]+=\$\((.*)\)$", r"\1", line))  # NAME=$(command)
     match words:
         case ["streamq", *arguments]:
             parse(arguments)
-        case ["redis-cli", *_]:
-            pass
+        case ["redis-cli" | "export" | "echo", *_]:
+            pass  # test_security.py gives the latter two to a shell
         case ["python", "-X", "importtime", "-c", code]:
             # Without -X: its report goes to standard error, where CI would show it.
             subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
