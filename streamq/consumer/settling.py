@@ -171,7 +171,9 @@ class Settler:
         commands = self.dead_letters.bare(delivery, outcome)
         ways = [self._way(_Settlement(command, delivery, outcome, duration)) for command in commands]
         self._events.pop(delivery, None)
-        log.warning("task %s is dead (%s): %s", _name_of(delivery), outcome.reason, outcome.failure.error)
+        log.warning(
+            "task %s is to be a dead letter (%s): %s", _name_of(delivery), outcome.reason, outcome.failure.error
+        )
         self.set_aside.add_untried([RefusedSettlement(delivery, "the dead letter", ways)])
 
     def _postponement(self, delivery: Delivery, outcome: Retry | Postpone) -> Callable[[], Command]:
@@ -332,7 +334,7 @@ class Settler:
         event = self._events.pop(delivery, None)
         letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
         commands = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
-        log.error("task %s is dead (%s): %s", _name_of(delivery), letter.reason, why)
+        log.error("task %s is to be a dead letter (%s): %s", _name_of(delivery), letter.reason, why)
         duration = event.duration if event else duration
         return [self._way(_Settlement(command, delivery, letter, duration)) for command in commands]
 

@@ -31,6 +31,7 @@ from streamq.errors import (
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
+from streamq.tasks.outcome import Reason
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
@@ -230,9 +231,11 @@ class DeadLetterQueue:
     async def _replay_letter(self, dead_letter: DeadLetterEntry, task_id: str, retries: int | None) -> str:
         store = await self._trimmed_store()
         if not dead_letter.replayable:
+            names = f"unreadable: {', '.join(dead_letter.raw) or 'it names no task'}"
+            why = dead_letter.error if dead_letter.reason == Reason.UNDECODABLE and dead_letter.error else names
             raise UndecodableError(
                 f"dead letter {dead_letter.entry_id} (task {dead_letter.task_id!r}) is not a message and cannot be "
-                f"replayed; unreadable: {', '.join(dead_letter.raw) or 'it names no task'}; enqueue a corrected task"
+                f"replayed; {why}; enqueue a corrected task"
             )
         dead_letter.check_signature(store.signer)
         tier = self._tier_index(dead_letter)

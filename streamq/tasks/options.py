@@ -139,6 +139,8 @@ class Options:
                 seconds = bound.check(value, name)
                 if isinstance(value, timedelta) and name not in _TIMEDELTAS:
                     object.__setattr__(self, name, seconds)
+        if isinstance(self.at, datetime):
+            bounds.AT.check(min(self.at.timestamp(), bounds.LAST_MOMENT), f"at of {self.at}: Unix seconds")
         if isinstance(self.at, int | float) and not bounds.AT.check(self.at) > 0:
             raise ConfigurationError(f"at={self.at!r} cannot be used: give Unix seconds or an aware datetime")
 

@@ -97,7 +97,11 @@ def failure_of(error: BaseException, group: BaseException | None = None) -> Fail
 
 def _postpone(request: RetryLater) -> Postpone:
     """Return the outcome that a handler asked for. Raises ConfigurationError if its values cannot be used."""
-    delay = bounds.AFTER.check(request.after, "RetryLater(after)")
+    try:
+        delay = bounds.AFTER.check(request.after)
+    except ConfigurationError as error:
+        what, _, rest = str(error).partition(" cannot be used: ")
+        raise ConfigurationError(f"RetryLater({what}) cannot be used: {rest}") from None
     headers = None
     if request.headers is not None:
         headers = dict(request.headers)

@@ -292,6 +292,14 @@ class TestReplay:
             assert await DeadLetterQueue(broker=broker).replay(task_name="send") == []
         assert len(dead(server)) == 1
 
+    async def test_the_refusal_says_what_was_unreadable(self, server):
+        """The error of the dead letter names the one field that was bad; `raw` has all of them."""
+        bad = "field 'retries' is '+3', which is no whole number"
+        _bury(server, 1, task="", reason="undecodable", error=bad, **{"raw.task": "send", "raw.retries": "+3"})
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(UndecodableError, match=r"cannot be replayed; field 'retries' is '\+3'"):
+                await DeadLetterQueue(broker=broker).replay(task_id="t0")
+
     async def test_not_into_a_tier_that_is_not_there(self, server):
         """The tier must be one of the broker's, by name or by stream."""
         _bury(server, 1, tier="gone", origin="queue:gone 1-1")

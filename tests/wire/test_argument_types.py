@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -92,6 +92,12 @@ async def test_a_timeout_may_be_a_timedelta(anyio_backend: str):
         handle = await broker.enqueue(add.options(result_ttl=60), 1, 2)
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
             await handle.result(timeout=timedelta(seconds=0.01))
+
+
+def test_a_time_before_1970_is_refused_by_the_options():
+    """And not only by the enqueue."""
+    with pytest.raises(ConfigurationError, match="at of 1960"):
+        add.options(at=datetime(1960, 1, 1, tzinfo=UTC))
 
 
 def test_a_window_of_the_monitor_is_bounded():
