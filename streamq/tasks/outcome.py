@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, traceback_of, type_name
 from streamq.errors import ArgumentsError, ConfigurationError, Reject, RetryLater, UndecodableError
 from streamq.tasks.exception_groups import deciding
@@ -18,6 +19,8 @@ from streamq.tasks.retry_policy import RetryPolicy, Uniform
 from streamq.wire import bounds
 from streamq.wire.dead_letter_fields import ERROR_KEPT, UNDECODABLE, Failure
 from streamq.wire.message import MAX_PAYLOAD, TRACEBACK_TAIL, dumps
+
+log = SafeLog("streamq")
 
 
 class Reason(StrEnum):
@@ -121,6 +124,7 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
         try:
             return _postpone(error)
         except Exception as unusable:  # noqa: BLE001 - a mistake of the handler, treated as any other error
+            log.warning("a run asked to run again, and has failed: %s: %s", type_name(unusable), str_of(unusable))
             raised = error = unusable
     match error:
         case Reject() | ArgumentsError():

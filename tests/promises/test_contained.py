@@ -107,7 +107,7 @@ async def asks_with_headers(what: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["memory", "redis"], indirect=True)
-async def test_a_time_that_is_none_is_a_failed_attempt(anyio_backend, server):
+async def test_a_time_that_is_none_is_a_failed_attempt(anyio_backend, server, caplog):
     """`RetryLater(after=float(header))` with what a broken server sent."""
     async with RedisBroker(server.url) as broker:
         await broker.enqueue_many([asks.call(at) for at in range(len(RUBBISH))])
@@ -117,6 +117,7 @@ async def test_a_time_that_is_none_is_a_failed_attempt(anyio_backend, server):
     assert [letter["reason"] for letter in letters] == ["retries_exhausted"] * (len(RUBBISH) + 4)
     assert all(letter["error_type"].endswith("Error") for letter in letters)
     assert sum("RetryLater(after=" in letter["error"] for letter in letters) == len(RUBBISH)
+    assert caplog.text.count("and has failed: streamq.errors.ConfigurationError: RetryLater(after=") == len(RUBBISH)
 
 
 async def test_a_backoff_that_returns_rubbish_is_replaced(anyio_backend):
