@@ -82,7 +82,8 @@ def from_streamq_error(error: Exception) -> CommandLineError:
             )
         case _ if code == "NOPERM":
             return CommandLineError(
-                f"{text}; allow it in this user's ACL, or give another user in --url or STREAMQ_URL"
+                f"{text}; allow it in this user's ACL (streamq doctor names each missing right), "
+                "or give another user in --url or STREAMQ_URL"
             )
         case _ if code == "WRONGTYPE":
             return CommandLineError(f"{text}; another program uses a key of this name: choose another --namespace")
