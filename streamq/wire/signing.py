@@ -146,6 +146,11 @@ class Signer:
     def __repr__(self) -> str:
         return f"<Signer of {self._namespace} with {self._keys!r}>"
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of the keys that are accepted."""
+        return self._keys.ids
+
     # --- signing ---------------------------------------------------------------------------------
 
     def sign(self, stream: str, fields: Iterable[Field]) -> list[Field]:

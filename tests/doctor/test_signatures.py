@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamq import RedisBroker, SigningKeys
+from streamq import RedisBroker, SigningKeys, TaskRef
 from streamq.doctor import examine
 from tests.doctor.examined import STREAM, examined, one
 
@@ -33,9 +33,35 @@ async def test_a_fleet_that_mixes_is_named(server):
     assert one(report, "signatures_mixed").evidence == {"signed": 1, "unsigned": 1}
     async with RedisBroker(server.url, signing=KEYS) as broker:
         finding = one(await examine(broker), "signatures_refused")
-    assert "the message is not signed; accepted here: 'a'" in finding.message
+    assert finding.message == f"1 message will be refused: 1 in {STREAM} not signed"
+    assert "accept_unsigned" in finding.remedy
     assert finding.evidence["refused"] == 1
     assert finding.evidence["first"].startswith(f"{STREAM} ")
     open_for_all = SigningKeys({"a": b"a" * 32}, accept_unsigned=True)
     assert await codes(server, signing=open_for_all) == {"signatures_mixed"}
     assert await codes(server, signing=SigningKeys({"b": b"b" * 32})) == {"signatures_refused"}
+
+
+async def test_what_dies_when_a_key_is_taken_away(server):
+    """Delayed messages, stored schedules and dead letters as well as what waits: by place and cause."""
+    async with RedisBroker(server.url, signing=KEYS) as broker:
+        await broker.enqueue("send", 1)
+        await broker.enqueue(TaskRef("send").options(delay=60), 2)
+        await broker.schedule("nightly", "0 3 * * *", TaskRef("send"))
+    server.command("XADD", STREAM, "*", "task", "send")
+    letter = server.command("XADD", "queue:dead", "*", "task", "send", "reason", "rejected").decode()
+    server.command("XADD", "queue:dead", "*", "raw.task", "send", "reason", "undecodable")
+    report = await examined(server.url, signing=SigningKeys({"b": b"b" * 32}))
+    finding = one(report, "signatures_refused")
+    for part in (
+        f"1 in {STREAM} signed with the unknown key 'a'", f"1 in {STREAM} not signed", "1 in queue:dead not signed",
+        f"1 in {STREAM}:messages signed with the unknown key 'a'",
+        "1 in queue:schedules signed with the unknown key 'a'", "5 messages",
+    ):  # fmt: skip
+        assert part in finding.message
+    assert f"redis-cli XRANGE {STREAM} " in finding.remedy
+    assert "keep that key" in finding.remedy
+    async with RedisBroker(server.url, signing=KEYS) as broker:
+        finding = one(await examine(broker), "signatures_refused")
+    assert finding.evidence["refused"] == 2
+    server.command("XDEL", "queue:dead", letter)
