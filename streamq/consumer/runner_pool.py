@@ -30,12 +30,12 @@ from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
+from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
-from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Postpone, Reason, Skip, decide, failure_of
-from streamq.wire.dead_letter_fields import Failure
+from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Reason, Skip, decide, failure_of
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import is_stream_of
 from streamq.wire.message import dumps
@@ -46,8 +46,6 @@ log = SafeLog("streamq")
 
 RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets others run:
 TURN = 0.005  # and seconds that it runs, at least
-_UNKNOWN_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again, at first;
-_LONGEST_UNKNOWN_PAUSE = 30.0  # then half of the time that it has waited, and no more than this
 _BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
 _BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
 _CANCELLED = dumps(
@@ -82,7 +80,7 @@ class Runners:
         self._may_send_to = partial(is_stream_of, consumer.store.keys)
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
         self._signer = consumer.store.signer
-        self._unknown_wait = unknown_wait
+        self._unknown = UnknownTasks(self._handlers, unknown_wait)
         self._state = state
         self._random = uniform
         self._reporter = reporter
@@ -92,7 +90,6 @@ class Runners:
         self._running: dict[Delivery, Slot] = {}
         limits = [one.runner_timeout for one in self._handlers.values() if one.runner_timeout is not None]
         self.timeouts = Timeouts(consumer.store.clock, self._running.values, shortest=min(limits, default=inf))
-        self._warned: set[bytes] = set()
         self._ended: anyio.Event | None = None  # while `wait_until_idle` waits for the last run to end
         self._start_runner: Callable[[], object]
         self._copy_decimal: Callable[[], object] | None = None
@@ -298,7 +295,7 @@ class Runners:
         if (early := self._early_outcome(delivery)) is None:
             if handler is not None:
                 return handler
-            early = self._unknown_task(delivery)
+            early = self._unknown.outcome(delivery, self._consumer.now())
         self._settle(delivery, early, handler, 0.0)
         return None
 
@@ -317,25 +314,6 @@ class Runners:
         if delivery.expires is not None and delivery.expires < self._consumer.now():
             return DeadLetter(Reason.EXPIRED, EXPIRED)
         return None
-
-    def _unknown_task(self, delivery: Delivery) -> Outcome:
-        """Return the outcome of a task that this worker does not know: postponed, until it has waited long enough."""
-        since, now = delivery.unknown_since, self._consumer.now()
-        waited = 0.0 if since is None else now - since
-        name = delivery.task
-        if waited >= self._unknown_wait:
-            known = ", ".join(sorted(task.decode() for task in self._handlers))
-            text = f"no worker knew the task {name!r} for {waited:.0f} s; this one knows {known}"
-            return DeadLetter(Reason.UNKNOWN_TASK, Failure("UnknownTask", text))
-        if name.encode() not in self._warned and len(self._warned) < 1000:
-            self._warned.add(name.encode())
-            log.warning(
-                "this worker does not know the task %r; it is postponed, for %g s at most", name, self._unknown_wait
-            )
-        # Longer each time: a deploy is seen soon, and a name that nobody knows costs little.
-        pause = max(_UNKNOWN_PAUSE, min(waited / 2, _LONGEST_UNKNOWN_PAUSE))
-        pause = min(pause, max(0.05, self._unknown_wait / 5), max(0.05, self._unknown_wait - waited))
-        return Postpone(pause, "unknown here", unknown=True)
 
     async def _mark_isolated(self, delivery: Delivery) -> bool:
         """Note on the server that a suspect starts in isolation; False if this consumer holds it no longer."""

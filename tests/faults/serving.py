@@ -8,7 +8,7 @@ import signal
 import anyio
 
 from streamq import RedisBroker, Worker
-from streamq.consumer import runner_pool
+from streamq.consumer import unknown_tasks
 from streamq.errors import BrokerError
 from tests.faults import handlers
 from tests.faults.member import Setting
@@ -18,7 +18,7 @@ _AGAIN = 0.1  # seconds after which a worker that found no server starts again
 
 def run(setting: Setting) -> None:
     """Be a worker: SIGTERM drains, a second one hurries."""
-    runner_pool._UNKNOWN_PAUSE = setting.unknown_pause  # two seconds are long for a deploy that takes ten
+    unknown_tasks.FIRST_PAUSE = setting.unknown_pause  # two seconds are long for a deploy that takes ten
     anyio.run(_main, setting, backend=setting.backend)
     os._exit(0)  # the worker has left: what the interpreter does on a busy machine at its end takes seconds
 

@@ -10,10 +10,13 @@ import pytest
 
 from streamq import RedisBroker, TaskRef, group, step, task
 from streamq.consumer.counting import MOST_STRANGERS
+from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.errors import PayloadTooLargeError
 from streamq.monitoring import QueueMonitor
+from streamq.tasks.outcome import Postpone
 from streamq.wire.bounds import WORKFLOW_BYTES
 from streamq.wire.dead_letter_fields import ERROR_KEPT, EVIDENCE_BYTES
+from streamq.wire.delivery import Delivery
 from tests.at_work import assert_nothing_left, burst, dead, until, working
 
 held: list[int] = []
@@ -131,22 +134,14 @@ async def test_an_error_is_kept_and_logged_within_a_bound(anyio_backend, caplog)
     assert all(len(record.getMessage()) < 20_000 for record in caplog.records)
 
 
-async def test_the_pause_of_an_unknown_task_grows(anyio_backend):
+def test_the_pause_of_an_unknown_task_grows():
     """By half of what it has waited, up to 30 s; never beyond its wait."""
-    from streamq import Worker
-    from streamq.consumer.handler import Handler  # noqa: F401 - the pool is made below
-    from streamq.wire.delivery import Delivery
-
-    async with RedisBroker("memory://") as broker, working(broker, echo) as worker:
-        assert isinstance(worker, Worker)
-        consumer = worker._consumer
-        assert consumer is not None
-        runners = consumer._on_ready.__closure__[0].cell_contents  # type: ignore[attr-defined]
-        now = consumer.now()
-        pauses = []
-        for waited in (0, 2, 10, 50, 200, 295):
-            fields = [b"task", b"nobody", b"unknown_since", b"%d" % ((now - waited) * 1000)]
-            pauses.append(runners._unknown_task(Delivery(1, "standard", b"1-1", fields)).delay)
+    tasks, now, pauses = UnknownTasks({b"echo": echo}, wait=300), 1.8e9, []
+    for waited in (0, 2, 10, 50, 200, 295):
+        fields = [b"task", b"nobody", b"unknown_since", b"%.0f" % ((now - waited) * 1000)]
+        outcome = tasks.outcome(Delivery(1, "standard", b"1-1", fields), now)
+        assert isinstance(outcome, Postpone)
+        pauses.append(outcome.delay)
     assert pauses[:2] == [2.0, 2.0]
     assert pauses[2:5] == [pytest.approx(5, abs=0.1), pytest.approx(25, abs=0.1), 30.0]
     assert pauses[5] == pytest.approx(5, abs=0.1)
