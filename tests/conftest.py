@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import zlib
 from typing import TYPE_CHECKING
 
@@ -24,18 +25,40 @@ settings.load_profile("streamq")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick half: what does not say that it is slow, each test under one backend.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the pairs that are not drawn. Mark the quick half: what is not slow, each test under one backend.
 
     So a new test is in it unless it says otherwise. Which backend is drawn by the name of the test: half of them, under
     each kind of server, run under asyncio, and the others under trio.
     """
+    if not os.environ.get("STREAMQ_TEST_EVERY_PAIR"):
+        paired = [(item, *_pair(item)) for item in items if item.get_closest_marker("paired")]
+        drawn = {name for _, name, is_drawn in paired if is_drawn}
+        dropped = {item for item, name, is_drawn in paired if not is_drawn and name in drawn}
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=list(dropped))
     variants: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
             variants.setdefault(_without_backend(item), []).append(item)
     for name, alike in variants.items():
         alike[zlib.crc32(name.encode()) % len(alike)].add_marker(pytest.mark.quick)  # the same in every process
+
+
+def _pair(item: pytest.Item) -> tuple[str, bool]:
+    """Return the name of a test without its backend and kind of server, and whether it is one of the drawn pairs.
+
+    One backend has Redis, the other Valkey; which one is drawn by the name. A test with no real server has no pairs.
+    """
+    place, _, rest = item.nodeid.partition("[")
+    parameters = rest.removesuffix("]").split("-")
+    backend = next((one for one in parameters if one in BACKENDS), None)
+    kind = next((one for one in parameters if one in KINDS), None)
+    name = f"{place}[{'-'.join(one for one in parameters if one not in (backend, kind))}]"
+    if backend is None:
+        return item.nodeid, True
+    real = ("redis", "valkey") if zlib.crc32(name.encode()) % 2 else ("valkey", "redis")
+    return f"{name} {backend}", kind == real[BACKENDS.index(backend)]
 
 
 def _without_backend(item: pytest.Item) -> str:

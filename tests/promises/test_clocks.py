@@ -13,6 +13,8 @@ from streamq.clock import Clock, ServerClock
 from streamq.errors import BrokerUnavailableError
 from tests.at_work import burst, dead, until
 
+pytestmark = pytest.mark.paired
+
 HOUR = 3600.0
 ran: list[str] = []
 

@@ -18,6 +18,8 @@ from streamq.wire.delivery import Delivery
 from tests.at_work import assert_nothing_left, burst, dead, pending, until, working
 from tests.servers import TestServer
 
+pytestmark = pytest.mark.paired
+
 RAISED = [LookupError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit]
 ran: list[Any] = []
 

@@ -14,6 +14,8 @@ from streamq.middleware import CircuitBreaker, ConcurrencyLimit, MiddlewareChain
 from streamq.monitoring import QueueMonitor
 from streamq.queue.lease_commands import reclaim, remove_consumers, survey
 
+pytestmark = pytest.mark.paired
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -14,6 +14,8 @@ from streamq.wire.keys import RESERVED
 from tests.at_work import burst, dead, until, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired
+
 ran: list[str] = []
 
 

@@ -19,7 +19,7 @@ from streamq.errors import BrokerError, NotOpenError, ResultTimeoutError
 from tests.cancelling import ENDS_WITHIN, cancelled_everywhere, nothing_more_open, open_now, stepped
 from tests.servers import RealServer, fresh_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.paired]
 
 STREAM = "queue:standard"
 

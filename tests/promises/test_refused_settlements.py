@@ -17,6 +17,8 @@ from streamq.tasks.outcome import Postpone, Retry
 from streamq.wire.dead_letter_fields import Failure
 from tests.at_work import dead, pending, until, working
 
+pytestmark = pytest.mark.paired
+
 GOOD = 200
 STANDARD = "queue:standard"
 done: list[int] = []

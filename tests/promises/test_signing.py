@@ -17,6 +17,8 @@ from streamq.errors import ConfigurationError, SignatureError
 from streamq.queue.schedules import ScheduleDefinition, read_schedules, register
 from tests.at_work import assert_nothing_left, burst, dead, entries, until, working
 
+pytestmark = pytest.mark.paired
+
 OLD, NEW, FOREIGN = b"o" * 32, b"n" * 32, b"f" * 32
 KEYS = SigningKeys({"old": OLD, "new": NEW}, sign_with="new")
 STANDARD = "queue:standard"

@@ -27,7 +27,7 @@ from streamq.middleware import ConcurrencyLimit, MiddlewareChain, RateLimitMiddl
 from streamq.monitoring import QueueMonitor
 from tests.cancelling import sockets
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired]
 
 runs: list[Any] = []
 
