@@ -34,7 +34,7 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 _PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?|", re.ASCII)
 _CLIENT_NAME: Final = re.compile(r"[!-~]{1,100}")
 _SHORTEST: Final = 0.001  # seconds of a timeout, as in wire/bounds.py, which this module may not import
-_LONGEST: Final = 86_400.0
+_LONGEST: Final = 1e8
 _OPTIONS: Final = (
     "client_name",
     "db",

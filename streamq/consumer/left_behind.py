@@ -168,7 +168,7 @@ class _Asyncio:
     def __init__(self, scope: Any, inner: Collection[object]) -> None:
         self._scope = scope
         self.inner = inner
-        self.requests: Callable[[], int] = scope._host_task.cancelling
+        self.requests: Callable[[], int] = getattr(scope._host_task, "cancelling", int)  # int(): 0, it was not entered
 
     @classmethod
     def of(cls, scope: Any) -> _Asyncio | None:

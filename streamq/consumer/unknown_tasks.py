@@ -12,7 +12,7 @@ from streamq.wire.delivery import Delivery
 log = SafeLog("streamq")
 
 FIRST_PAUSE = 2.0  # seconds until a task that is unknown here is delivered again, at first;
-LONGEST_PAUSE = 30.0  # then half of the time that it has waited, and no more than this
+LONGEST_PAUSE = 5.0  # then half of the time that it has waited, and no more: others may take it again and again
 _MOST_NAMES = 1_000  # that are logged
 
 

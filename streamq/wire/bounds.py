@@ -120,9 +120,9 @@ PREFETCH_BYTES = _count("prefetch_bytes", "one message must fit", 1 << 10, 1 << 
 WEIGHT = _count("Tier.weight", "the least common multiple of all weights stays small", 1, 10_000)
 MAX_PAYLOAD = _count("max_payload", "Redis takes 512 MiB in one text", 1, 512 << 20, "bytes")
 CONNECT_TIMEOUT = _seconds(
-    "connect_timeout", "a connection takes some time; also socket_connect_timeout of the URL", 0.001, 86_400.0
+    "connect_timeout", "a connection takes some time; also socket_connect_timeout of the URL", 0.001, 1e8
 )
-REPLY_TIMEOUT = _seconds("reply_timeout", "a reply takes some time; also socket_timeout of the URL", 0.001, 86_400.0)
+REPLY_TIMEOUT = _seconds("reply_timeout", "a reply takes some time; also socket_timeout of the URL", 0.001, 1e8)
 DEAD_LETTERS = _count("max_size", "dead letters are read page by page", 1)
 DEAD_LETTER_AGE = _seconds("max_age", "0 is any age")
 BATCH_SIZE = _count("batch_task.size", "each message takes a slot", 1, 100_000)

@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from streamq.client import Script
 from streamq.consumer import runner_pool
-from streamq.consumer.consumer import Consumer
 from streamq.consumer.runner_pool import Runners
 from streamq.scripts import step
 from streamq.wire.bounds import Bound
@@ -84,13 +83,3 @@ def retries_take_away_first(stack: ExitStack) -> None:
 def options_are_unbounded(stack: ExitStack) -> None:
     """Any number is taken, and breaks something later."""
     stack.enter_context(patch.object(Bound, "check", lambda bound, value, what="": value))
-
-
-@plant("keys")
-def refusals_end_workers(stack: ExitStack) -> None:
-    """A loop that is refused a command because of a foreign key ends its worker."""
-
-    async def recover(consumer: Consumer, loop: str, error: Exception, **_: Any) -> None:
-        raise error
-
-    stack.enter_context(patch.object(Consumer, "recover", recover))

@@ -109,9 +109,9 @@ def test_a_window_of_the_monitor_is_bounded():
             QueueMonitor(broker=broker, window=window)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seconds", [0.0005, 86_401])
+@pytest.mark.parametrize("seconds", [0.0005, 100_000_001])
 def test_timeouts_have_one_bound_in_the_url_and_as_arguments(seconds: float):
-    """From 1 ms to a day."""
+    """From 1 ms to three years."""
     with pytest.raises(ConfigurationError):
         RedisBroker(connect_timeout=seconds)
     with pytest.raises(ConfigurationError):
