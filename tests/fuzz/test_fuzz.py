@@ -11,6 +11,8 @@ from tests.fuzz.attacks import ATTACKS, MESSAGE_FIELDS, SCRIPTS, all_keys, publi
 from tests.fuzz.plants import PLANTS, planted
 from tests.fuzz.play import play
 
+pytestmark = [pytest.mark.slow, pytest.mark.paired]
+
 SEED = 20261128
 MOST_ROUNDS = 12  # within which a planted fault is found
 

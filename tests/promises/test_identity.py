@@ -14,7 +14,7 @@ from streamq.wire.keys import RESERVED
 from tests.at_work import burst, dead, until, working
 from tests.crew import Crew, say
 
-pytestmark = pytest.mark.paired
+pytestmark = [pytest.mark.paired, pytest.mark.slow]
 
 ran: list[str] = []
 

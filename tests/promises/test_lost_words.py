@@ -11,7 +11,7 @@ from streamq import RedisBroker, gather, once, report_progress, task
 from streamq.wire.acl import acl_rules
 from tests.at_work import until, working
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, pytest.mark.slow]
 
 
 @task(result_ttl=60)

@@ -17,7 +17,7 @@ from streamq.tasks.outcome import Postpone, Retry
 from streamq.wire.dead_letter_fields import Failure
 from tests.at_work import dead, pending, until, working
 
-pytestmark = pytest.mark.paired
+pytestmark = [pytest.mark.paired, pytest.mark.slow]
 
 GOOD = 200
 STANDARD = "queue:standard"
