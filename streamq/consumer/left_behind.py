@@ -10,7 +10,9 @@ name for the set: where a backend keeps none, nothing is noticed. `tests/consume
 installed versions do.
 
 A generator that is abandoned with a scope open must be closed in the task that opened it. The event loop would do it in
-another one. So the finalizer of the loop is preceded by one of ours, which keeps such a generator until its run ends.
+another one; under trio the end of a nursery then wakes the wrong task, and the loop hangs. So the finalizer of the loop
+is preceded by one of ours, which keeps such a generator until its run ends. Python's collector may come while another
+task runs: so the run of each generator is noted when it begins.
 """
 
 # ruff: noqa: SLF001 - no backend has public names for the scopes inside of a scope
@@ -44,17 +46,21 @@ MISNESTED = (
 _MISNESTING = ("Cancel scope stack corrupted", "Attempted to exit a cancel scope that isn't the current")
 _Generator = AsyncGenerator[Any, Any]
 _runs: dict[int, RunScope] = {}  # by the id of the task that makes the run
+# By the id of the generator: its weak references end before its finalizer is called. That of one that has ended stays
+# until a new generator has its id, so there are as many as there were generators at a time.
+_begun_in: dict[int, RunScope] = {}
 
 
 class RunScope:
     """The cancel scope that a function of the user runs in, after it was entered, and what was left open in it."""
 
-    __slots__ = ("_closing", "_entered", "abandoned", "inner", "left_open", "requests", "scope")
+    __slots__ = ("_closing", "_entered", "_watched", "abandoned", "inner", "left_open", "requests", "scope")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self.scope = scope
         self.abandoned: list[_Generator] = []  # generators that the run dropped while scopes were open
         self._closing = False
+        self._watched = False
         self.left_open = False  # something was left open in it
         self._entered = _Asyncio.of(scope) or _Trio.of(scope)
         self.inner: Collection[object] = frozenset() if self._entered is None else self._entered.inner
@@ -66,9 +72,11 @@ class RunScope:
         """Keep the generators that are abandoned in this task, until this is left."""
         task = anyio.get_current_task().id
         _runs[task] = self
+        self._watched = True
         try:
             yield
         finally:
+            self._watched = False
             del _runs[task]
 
     @overload
@@ -88,11 +96,10 @@ class RunScope:
         generators = tuple(_place(generator) for generator in self.abandoned)
         self.scope.deadline = anyio.current_time() + CLOSE_WITHIN
         self._closing = True
-        while self.abandoned:  # closing one may abandon another
-            await _close_generator(self.abandoned.pop())
-        self._closing = False
+        await self._close_abandoned()
         if self._entered is not None and (self.inner or self._entered.nurseries()):
             await self._leave_scopes(self._entered)
+        self._closing = False
         self.scope.deadline = inf
         if not (left or (generators and isinstance(error, MISNESTED))):
             return error
@@ -110,7 +117,7 @@ class RunScope:
 
     def keep(self, generator: _Generator) -> bool:
         """Keep an abandoned generator that may hold something open; return whether it was kept."""
-        kept = bool(self.inner) or self._closing or filters.replaced
+        kept = self._watched and (bool(self.inner) or self._closing or filters.replaced)
         if kept:
             self.abandoned.append(generator)
         return kept
@@ -120,6 +127,10 @@ class RunScope:
         if (error := await self.close(name)) is not None:
             raise error
 
+    async def _close_abandoned(self) -> None:
+        while self.abandoned:  # closing one may abandon another
+            await _close_generator(self.abandoned.pop())
+
     async def _leave_scopes(self, entered: _Asyncio | _Trio) -> None:
         """Cancel the scopes that are still open, wait for the tasks in them, and exit them, the innermost first."""
         entered.cancel()
@@ -128,6 +139,7 @@ class RunScope:
             while entered.tasks_run() and anyio.current_time() < ends:
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(_LOOK_EVERY)
+                await self._close_abandoned()  # Python's collector came meanwhile
         entered.exit()
 
 
@@ -267,6 +279,7 @@ class _Hooks(threading.local):
     def __init__(self) -> None:
         self.wanted = 0
         self.before: Callable[[_Generator], None] | None = None
+        self.begin_before: Callable[[_Generator], None] | None = None
 
 
 _hooks = _Hooks()
@@ -275,24 +288,35 @@ _hooks = _Hooks()
 @contextmanager
 def abandoned_generators_kept() -> Iterator[None]:
     """Keep generators that a run abandons while scopes are open. They are closed when the run ends."""
-    current = sys.get_asyncgen_hooks().finalizer
-    if current is not _finalize:
-        _hooks.wanted, _hooks.before = 0, current
-        sys.set_asyncgen_hooks(finalizer=_finalize)
+    current = sys.get_asyncgen_hooks()
+    if current.finalizer is not _finalize:
+        _hooks.wanted, _hooks.begin_before, _hooks.before = 0, current.firstiter, current.finalizer
+        sys.set_asyncgen_hooks(firstiter=_begin, finalizer=_finalize)
     _hooks.wanted += 1
     try:
         yield
     finally:
         _hooks.wanted -= 1
         if not _hooks.wanted and sys.get_asyncgen_hooks().finalizer is _finalize:
-            sys.set_asyncgen_hooks(finalizer=_hooks.before)
+            sys.set_asyncgen_hooks(firstiter=_hooks.begin_before, finalizer=_hooks.before)
 
 
-def _finalize(generator: _Generator) -> None:
-    """Keep a generator for the run that is in this task, or have the event loop close it."""
+def _begin(generator: _Generator) -> None:
+    """Note the run that is in this task as that of a generator."""
     run = None
     with suppress(Exception):  # outside of the event loop there is no task
         run = _runs.get(anyio.get_current_task().id)
+    if run is not None:
+        _begun_in[id(generator)] = run
+    else:
+        _begun_in.pop(id(generator), None)
+    if _hooks.begin_before is not None:
+        _hooks.begin_before(generator)
+
+
+def _finalize(generator: _Generator) -> None:
+    """Keep a generator for its run, or have the event loop close it."""
+    run = _begun_in.pop(id(generator), None)
     if (run is None or not run.keep(generator)) and _hooks.before is not None:
         _hooks.before(generator)
 

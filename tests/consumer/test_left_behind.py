@@ -266,6 +266,15 @@ async def in_a_cycle(source):
     await anext(generator)
 
 
+async def collected_by_others(source):
+    await in_a_cycle(source)
+    await anyio.sleep(0.03)  # meanwhile others run, and Python's collector in their tasks
+
+
+async def collected_as_it_ends(source):
+    await in_a_cycle(source)  # Python's collector comes while the run is closed
+
+
 async def inside_a_timeout(source):
     with anyio.fail_after(5):
         await keeps(source)
@@ -297,8 +306,19 @@ async def by_hand(_):
 
 
 SOURCES = [with_timeout, with_task_group, with_a_failing_child, nested, stubborn]
-WAYS = [breaks, breaks_and_goes_on, keeps, in_a_cycle, inside_a_timeout, inside_a_task_group, raises]
-CASES = [(way, source) for way in WAYS for source in SOURCES] + [(by_exit_stack, None), (by_hand, None)]
+WAYS = [
+    breaks,
+    breaks_and_goes_on,
+    keeps,
+    in_a_cycle,
+    inside_a_timeout,
+    inside_a_task_group,
+    raises,
+]
+COLLECTED = [
+    (way, source) for way in (collected_by_others, collected_as_it_ends) for source in (with_task_group, nested)
+]
+CASES = [(way, source) for way in WAYS for source in SOURCES] + COLLECTED + [(by_exit_stack, None), (by_hand, None)]
 
 
 @pytest.fixture
@@ -317,11 +337,7 @@ def quiet():
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_culprit_alone_fails(backend, way, source, options, quiet):
     """Whatever it leaves open, and however: those after it, and beside it, run once and to their end."""
-    gc.disable()  # it is collected where the test says so
-    try:
-        anyio.run(one_culprit, way, source, options, backend=backend)
-    finally:
-        gc.enable()
+    anyio.run(one_culprit, way, source, options, backend=backend)
 
 
 async def one_culprit(way, source, options):
@@ -338,11 +354,18 @@ async def one_culprit(way, source, options):
             gc.collect()
         ran.append(n)
 
-    async with RedisBroker("memory://") as broker:
+    async def collect():
+        while way in (collected_by_others, collected_as_it_ends):
+            await anyio.sleep(0.002)
+            gc.collect()
+
+    async with RedisBroker("memory://") as broker, anyio.create_task_group() as group:
+        group.start_soon(collect)
         await broker.enqueue_many([culprit.options(**options).call(), *(innocent.call(n) for n in range(4))])
         await alone(broker, culprit, innocent, concurrency=2)
         assert sorted(ran) == list(range(4))
         ((_, letter),) = await broker.client.xrange("queue:dead")
+        group.cancel_scope.cancel()
     assert letter[b"task"] == b"culprit"
     # A timeout around it raises an error of its own, for a scope inside of it is open.
     assert letter[b"error_type"].decode() == ("KeyError" if way is raises and not options else LEFT_OPEN), letter
