@@ -29,10 +29,9 @@ from streamq.cli.worker_settings import Settings
 from streamq.client import scheduler
 from streamq.client.server_features import ServerFeatures
 from streamq.consumer.cancellation import hear_signals_apart
-from streamq.consumer.joining import TEMPORARY
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, StreamqError
-from streamq.queue.server_errors import translated
+from streamq.queue.server_errors import passes, translated
 from streamq.queue.server_url import ServerUrl
 from streamq.worker import State, Worker
 
@@ -232,7 +231,7 @@ async def _server_product(broker: RedisBroker) -> ServerFeatures:
         return ServerFeatures()
     except redis.exceptions.RedisError as error:
         problem = translated(error)
-        if isinstance(problem, BrokerError) and problem.code in TEMPORARY:
+        if isinstance(problem, BrokerError) and passes(problem):
             return ServerFeatures()
         raise problem from error
 

@@ -23,7 +23,7 @@ async def live_forever(resident: Resident, store: Store) -> None:
             return await resident.live(store)
         except (Exception, SystemExit) as error:
             failures += 1
-            pause = _AGAIN.ceiling(min(failures, 10))
+            pause = _AGAIN.ceiling(failures)
             log.exception("the loop of %r raised; it is started again in %g s", resident, pause, error=error)
         await anyio.sleep(pause)
 

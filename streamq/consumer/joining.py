@@ -14,14 +14,11 @@ import anyio
 from streamq.consumer.leases import LeaseKeeper
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
+from streamq.queue.server_errors import passes
 from streamq.queue.store import Store
 
 log = SafeLog("streamq")
 
-TEMPORARY: Final = frozenset(
-    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
-)
-"""Codes of refusals that end without a change of the configuration of the worker."""
 _CONNECTION: Final = frozenset({"UNAVAILABLE", "UNKNOWN"})
 _PAUSE: Final = 1.0  # seconds between two tries
 
@@ -65,4 +62,4 @@ async def register(leases: LeaseKeeper) -> None:
 
 def is_temporary(store: Store, error: BrokerError) -> bool:
     """Return whether an error at the start may end by itself. A server that was never reached is a wrong address."""
-    return error.code in TEMPORARY or (error.code in _CONNECTION and store.client.ever_connected)
+    return passes(error) or (error.code in _CONNECTION and store.client.ever_connected)

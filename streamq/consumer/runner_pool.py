@@ -270,10 +270,7 @@ class Runners:
         self._settle(delivery, outcome, handler, self._elapsed() - started)
 
     def _settle(self, delivery: Delivery, outcome: Outcome, handler: Handler | None, duration: float) -> None:
-        try:
-            self._settler.settle(delivery, outcome, duration=duration, keep=kept_for(delivery, handler))
-        except Exception as error:  # noqa: BLE001 - a message that cannot be settled as decided must not end the worker
-            self._consumer.convict(delivery, error)
+        self._settler.settle(delivery, outcome, duration=duration, keep=kept_for(delivery, handler))
 
     def _contain(self, delivery: Delivery, error: BaseException) -> None:
         """Take what came out of a run although its handler did not raise it: a mistake of ours belongs to its delivery.

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import anyio.to_thread
 
-FIRST_PAUSE: Final = 0.05  # seconds until the first new try; each pause after that is twice as long
-LONGEST_PAUSE: Final = 1.0
+from streamq.tasks.retry_policy import Backoff
+
+LONGEST_PAUSE: Final = 1.0  # seconds until the next try
+_PAUSE: Final = Backoff(base=0.05, factor=2.0, cap=LONGEST_PAUSE)
 
 
 class NoThreadError(Exception):
@@ -65,4 +67,4 @@ def says_no_thread(error: RuntimeError) -> bool:
 
 def pause_after(failures: int) -> float:
     """Return the seconds until the next try, after so many failures."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
+    return _PAUSE.ceiling(failures)

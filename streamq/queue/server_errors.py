@@ -36,6 +36,11 @@ def concerns_server(error: BrokerError) -> bool:
     return error.code in _SERVER
 
 
+def passes(error: BrokerError) -> bool:
+    """Does the server refuse this for now, so that waiting helps, and no change of the configuration is needed?"""
+    return error.code in _STATES or error.code == "OOM"
+
+
 def is_final(error: BrokerError) -> bool:
     """Is the command refused for a reason of its own, which does not pass with the state of the server?"""
     return error.code not in _SERVER and error.code not in _PASSES
@@ -56,10 +61,10 @@ _OTHERS: dict[type[Exception], str] = {
     redis.exceptions.BusyLoadingError: "LOADING",
     redis.exceptions.DataError: UNPACKABLE,
 }
-_SERVER = frozenset({
-    "UNAVAILABLE", "UNKNOWN", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK",
-    "MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "NOAUTH", "EXECABORT",
+_STATES = frozenset({
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN",
 })  # fmt: skip
+_SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT"}
 _PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT"})
 # A deleted stream has lost its group, too. In a script, the server says of a missing right no code.
 _INSIDE = (
