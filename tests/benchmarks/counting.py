@@ -30,7 +30,7 @@ import trio._core._run as scheduler
 import streamq
 from streamq import RedisBroker, Worker, task
 from streamq.client.sockets import SocketStream
-from streamq.clock import Clock
+from streamq.clock import Clock, ServerClock
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.testing.clock import VirtualTime
 from tests.servers import RealServer
@@ -215,6 +215,7 @@ def determined(meter: Meter) -> Iterator[None]:
             patch("streamq.client.client.dial_to", lambda _: dial),
             patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True),
             patch.object(Watchdog, "watch_forever", _nobody_watches),
+            patch.object(ServerClock, "compare", _a_day_ahead),
         ):
             yield
     finally:
@@ -232,7 +233,7 @@ class Work:
     def __init__(self, virtual: VirtualTime, meter: Meter, *, each: float, first: int, last: int) -> None:
         self.done = 0
         self.over = anyio.Event()
-        self.clock = Clock(now=self._now, elapsed=virtual.elapsed)
+        self.clock = Clock(now=virtual.now, elapsed=virtual.elapsed)
         self.last = last
         self._virtual = virtual
         self._meter = meter
@@ -240,11 +241,6 @@ class Work:
         self._first = first
         self._begun = False
         meter.on_answer = self._answered
-
-    def _now(self) -> float:
-        # Once it has begun a day has passed: how long entries waited is in Redis' own, real time, and that
-        # is nothing to a day. (Latencies are counted by powers of two, each with a command.)
-        return self._virtual.now() + (_DAY if self.done else 0.0)
 
     def run(self) -> None:
         """Be one run."""
@@ -300,6 +296,19 @@ def _answers(request: list[bytes]) -> int:
 
 def _is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_OURS) and code.co_filename != _TIME and code.co_name not in _INLINED
+
+
+_compare = ServerClock.compare
+
+
+def _a_day_ahead(clock: ServerClock, server: float, asked: float, answered: float, **options: float) -> None:
+    """Compare the clocks once, and take the server's for a day later than it is.
+
+    How long entries waited is in Redis' own, real time, and that is nothing to a day. (Latencies are counted by powers
+    of two, each with a command.)
+    """
+    if clock._offset is None:
+        _compare(clock, server + _DAY, asked, answered, **options)
 
 
 async def _nobody_watches(_: Watchdog) -> None:
