@@ -61,7 +61,7 @@ class RunScope:
         self.abandoned: list[_Generator] = []  # generators that the run dropped while scopes were open
         self._closing = False
         self._watched = False
-        self.left_open = False  # something was left open in it
+        self.left_open = False  # something was left open in it: no other run may begin in it
         self._entered = _Asyncio.of(scope) or _Trio.of(scope)
         self.inner: Collection[object] = frozenset() if self._entered is None else self._entered.inner
         # How many requests to cancel the task of the run are open: `asyncio.current_task().cancel()` in a handler.
@@ -88,7 +88,7 @@ class RunScope:
 
         Return the error of the run: LeftOpenError if it left something open and had no error of its own.
         """
-        left = len(self.inner) + (0 if self._entered is None else self._entered.nurseries())
+        left = len(self.inner) + self._nurseries()
         if _is_misnesting(error):  # the exit of an outer scope has already dropped what was open
             left += 1
         if not (left or self.abandoned):
@@ -97,7 +97,7 @@ class RunScope:
         self.scope.deadline = anyio.current_time() + CLOSE_WITHIN
         self._closing = True
         await self._close_abandoned()
-        if self._entered is not None and (self.inner or self._entered.nurseries()):
+        if self._entered is not None and (self.inner or self._nurseries()):
             await self._leave_scopes(self._entered)
         self._closing = False
         self.scope.deadline = inf
@@ -116,8 +116,11 @@ class RunScope:
         return error
 
     def keep(self, generator: _Generator) -> bool:
-        """Keep an abandoned generator that may hold something open; return whether it was kept."""
-        kept = self._watched and (bool(self.inner) or self._closing or filters.replaced)
+        """Keep an abandoned generator that may hold something open; return whether it was kept.
+
+        Under trio a nursery may be open and no scope: one around it was left first, and has dropped those inside of it.
+        """
+        kept = self._watched and (bool(self.inner) or self._closing or filters.replaced or self._nurseries() > 0)
         if kept:
             self.abandoned.append(generator)
         return kept
@@ -126,6 +129,9 @@ class RunScope:
         """Close what the run of the task `name` left open. Raises LeftOpenError if it was more than a generator."""
         if (error := await self.close(name)) is not None:
             raise error
+
+    def _nurseries(self) -> int:
+        return 0 if self._entered is None else self._entered.nurseries()
 
     async def _close_abandoned(self) -> None:
         while self.abandoned:  # closing one may abandon another

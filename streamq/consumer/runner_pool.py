@@ -197,7 +197,12 @@ class Runners:
             if warnings.filters != filters.known:
                 filters.restore(delivery.task)
             try:
-                if slot.spent or slot.requests() or (slot.context is not None and copy_context() != slot.context):
+                if (
+                    slot.spent
+                    or slot.left_open
+                    or slot.requests()
+                    or (slot.context is not None and copy_context() != slot.context)
+                ):
                     return
                 slot.context = None
             except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one

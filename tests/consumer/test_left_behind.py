@@ -179,6 +179,22 @@ async def test_a_variable_that_is_put_back_keeps_the_runner(broker):
     assert len(runners) > 2
 
 
+@pytest.mark.filterwarnings("ignore")
+async def test_a_run_that_leaves_something_open_is_the_last_of_its_runner(broker, quiet):
+    """What Python's collector finds later is not in the task of another run."""
+    runners = []
+
+    @task(retries=0)
+    async def culprit() -> None:
+        runners.append(anyio.get_current_task().id)
+        kept.append(task_of_backend())  # or its id may be that of the next one
+        await breaks(with_timeout)
+
+    await broker.enqueue_many([culprit.call()] * 5)
+    await alone(broker, culprit)
+    assert len(set(runners)) == 5
+
+
 async def test_a_task_that_outlives_its_run_sees_its_own_delivery(broker):
     """What a handler starts elsewhere keeps the context of that run; the next run does not show in it."""
     seen = []
@@ -280,6 +296,14 @@ async def inside_a_timeout(source):
         await keeps(source)
 
 
+async def collected_after_a_timeout(source):
+    try:
+        with anyio.fail_after(5):  # its end drops the scopes inside of it, but not a nursery of trio
+            await in_a_cycle(source)
+    finally:
+        gc.collect()
+
+
 async def inside_a_task_group(source):
     async with anyio.create_task_group():
         await breaks(source)
@@ -312,6 +336,7 @@ WAYS = [
     keeps,
     in_a_cycle,
     inside_a_timeout,
+    collected_after_a_timeout,
     inside_a_task_group,
     raises,
 ]
