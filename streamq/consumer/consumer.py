@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -97,11 +98,14 @@ class Consumer:
     def convict(self, delivery: Delivery, error: BaseException) -> None:
         """Dead-letter a delivery with which streamq itself failed: a mistake of ours, or of code of the user's.
 
-        If even that cannot be done it is held no longer: when its lease ends, another consumer takes it.
+        Who waits for its result is told. If even that cannot be done it is left to its lease: another consumer takes it.
         """
         log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
+        keep = None
         try:
-            self.settle(delivery, DeadLetter(Reason.INTERNAL_ERROR, failure_of(error)))
+            with suppress(Exception):  # the mistake may lie there
+                keep = self._keep(delivery)
+            self.settle(delivery, DeadLetter(Reason.INTERNAL_ERROR, failure_of(error)), keep=keep)
         except Exception as second:
             log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery, error=second)
             self.buffer.forget(delivery.tier, delivery.entry_id)

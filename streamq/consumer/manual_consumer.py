@@ -17,6 +17,7 @@ from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.promoter import Promoter
+from streamq.consumer.run_result import kept_for
 from streamq.errors import BrokerError, NotOpenError, UndecodableError
 from streamq.queue.lease_commands import mark_isolated
 from streamq.queue.store import Store
@@ -42,7 +43,7 @@ class ManualConsumer:
         )  # fmt: skip
         self.consumer = Consumer(
             store, buffer, name=name, visibility_timeout=visibility_timeout,
-            on_ready=self._on_ready, on_lost=self._on_lost,
+            on_ready=self._on_ready, on_lost=self._on_lost, keep=_keep,
         )  # fmt: skip
         self.buffer = buffer
 
@@ -133,9 +134,14 @@ class ManualConsumer:
     async def _settle(self, delivery: Delivery, outcome: Ack | Release | DeadLetter) -> None:
         if not delivery.isolated:
             self.buffer.run_ended(delivery)
-        self.consumer.settle(delivery, outcome)
+        self.consumer.settle(delivery, outcome, keep=_keep(delivery) if isinstance(outcome, DeadLetter) else None)
         try:
             await self.consumer.wait_until_settled()
         finally:
             if delivery.isolated:  # only now may another delivery be returned: see Runners
                 self.buffer.run_ended(delivery)
+
+
+def _keep(delivery: Delivery) -> float | None:
+    """Return how long (s) the waiters of a delivery are told that it failed: as long as its message says."""
+    return kept_for(delivery, None)

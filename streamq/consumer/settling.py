@@ -113,7 +113,7 @@ class Settler:
                     assert_never(outcome)
         except Exception as error:  # a delivery that cannot be settled as decided must not end the worker
             log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
-            self._convict(delivery, error, duration)
+            self._convict(delivery, error, duration, keep)
 
     def release(self, deliveries: list[Delivery]) -> None:
         """Release deliveries: any consumer may take them at once."""
@@ -165,10 +165,10 @@ class Settler:
             "task %s is dead (%s): %s: %s", _name_of(delivery), outcome.reason, failure.error_type, failure.error
         )
 
-    def _convict(self, delivery: Delivery, error: Exception, duration: float) -> None:
-        """Dead-letter a delivery that cannot be settled as was decided, without side effects."""
+    def _convict(self, delivery: Delivery, error: Exception, duration: float, keep: float | None) -> None:
+        """Dead-letter a delivery that cannot be settled as was decided, with the side effects that can be had."""
         outcome = DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
-        commands = self.dead_letters.bare(delivery, outcome)
+        commands = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
         ways = [self._way(_Settlement(command, delivery, outcome, duration)) for command in commands]
         self._events.pop(delivery, None)
         log.warning(
@@ -232,7 +232,7 @@ class Settler:
                 command = settlement.sent = settlement.command()
             except Exception as error:  # a delay that is no number of milliseconds, say
                 log.exception("%r could not be settled as decided", settlement.delivery)
-                self._convict(settlement.delivery, error, settlement.duration)
+                self._convict(settlement.delivery, error, settlement.duration, settlement.keep)
             else:
                 trip.add(command, self._replied, settlement)
         self.counting.load(trip, self.now(), at_once=all_counters)

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from streamq import RedisBroker, task
-from streamq.errors import ConfigurationError, NotHeldError
+from streamq.errors import ConfigurationError, NotHeldError, TaskFailedError
 from tests.at_work import assert_nothing_left, dead, pending, until
 
 
@@ -105,6 +105,14 @@ async def test_a_broker_that_ends_hands_back_too(server):
         await anext(messages)
     await messages.aclose()
     assert [row[1] for row in server.command("XPENDING", "queue:standard", "workers", "-", "+", 9)] == [b"released"]
+
+
+async def test_who_waits_for_a_task_that_is_buried_is_told(server, broker):
+    handle = await broker.enqueue(send.options(result_ttl=60), "a")
+    async with aclosing(broker.consume()) as messages:
+        await broker.nack((await anext(messages)).task_id, error=ValueError("useless"))
+        with pytest.raises(TaskFailedError, match="useless"):
+            await handle.result(1)
 
 
 async def test_nack_gives_back_or_buries(server, broker):

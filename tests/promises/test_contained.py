@@ -12,6 +12,7 @@ import pytest
 from streamq import RedisBroker, Reject, RetryLater, Worker, task
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.diagnostics.safe_log import faults
+from streamq.errors import TaskFailedError
 from streamq.middleware import MiddlewareChain
 from streamq.tasks.outcome import Outcome
 from streamq.wire.delivery import Delivery
@@ -205,6 +206,28 @@ async def test_what_cannot_be_decided_is_convicted(anyio_backend, server):
             await handle.result(1)
     (letter,) = dead(server)
     assert (letter["task"], letter["reason"]) == ("cannot_be_decided", "internal_error")
+
+
+@task(retries=0, result_ttl=60)
+async def raises_deeply() -> None:
+    error: Exception = ValueError("deep")
+    for _ in range(3000):
+        error = ExceptionGroup("nested", [error])
+    raise error
+
+
+@pytest.mark.parametrize("server", ["memory", "redis"], indirect=True)
+async def test_who_waits_for_a_convicted_task_is_told(anyio_backend, server):
+    """As with every other dead letter; its deduplication key is free again, too."""
+    send = raises_deeply.options(dedup_key="k", dedup_ttl=60)
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(send)
+        await settle_beside_good_tasks(server, broker, raises_deeply)
+        with pytest.raises(TaskFailedError, match="RecursionError") as failed:
+            await handle.result(1)
+        assert failed.value.reason == "internal_error"
+        assert server.command("EXISTS", "queue:dedup:k") == 0
+    assert [letter["reason"] for letter in dead(server)] == ["internal_error"]
 
 
 @task(retries=1, backoff=lambda attempt, error: 0.01)

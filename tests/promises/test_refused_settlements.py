@@ -12,7 +12,7 @@ import pytest
 
 from streamq import Backoff, RedisBroker, RetryLater, Worker, task
 from streamq.consumer import set_aside, tier_refusals
-from streamq.errors import BrokerError
+from streamq.errors import BrokerError, TaskFailedError
 from streamq.tasks.outcome import Postpone, Retry
 from streamq.wire.dead_letter_fields import Failure
 from tests.at_work import dead, pending, until, working
@@ -195,16 +195,20 @@ class TestOfOneTask:
 
     @pytest.mark.parametrize("outcome", [Retry(math.inf, Failure("E", "x")), Postpone(math.inf, "x")])
     async def test_what_cannot_be_built_convicts_that_delivery(self, server, broker, outcome):
-        """A delay that is no number of milliseconds ends no worker."""
-        poison(server, "echo")
+        """A delay that is no number of milliseconds ends no worker. Who waits is told, the key is free."""
+        handle = await broker.enqueue(echo.options(result_ttl=60, dedup_key="k", dedup_ttl=60))
         async with aclosing(broker.consume()) as messages:
             message = await anext(messages)
             (manual,) = broker._consumers
-            manual.consumer.settle(message, outcome)
+            manual.consumer.settle(message, outcome, keep=60)
             await until(lambda: dead(server))
             await broker.enqueue(good, 1)
             await broker.ack((await anext(messages)).task_id)
-        assert dead(server)[0]["reason"] == "internal_error"
+            assert manual.consumer.settler.set_aside.named() == []
+        assert [letter["reason"] for letter in dead(server)] == ["internal_error"]
+        with pytest.raises(TaskFailedError, match="internal_error"):
+            await handle.result(1)
+        assert server.command("EXISTS", "queue:dedup:k") == 0
 
 
 class TestOfManyTasks:
