@@ -98,7 +98,7 @@ class Consumer:
     def convict(self, delivery: Delivery, error: BaseException) -> None:
         """Dead-letter a delivery with which streamq itself failed: a mistake of ours, or of code of the user's.
 
-        Who waits for its result is told. If even that cannot be done it is left to its lease: another consumer takes it.
+        Who waits for its result is told. If even that cannot be done it is left to its lease: another one takes it.
         """
         log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
         keep = None
