@@ -16,6 +16,7 @@ from streamq.client import Client, Resources
 from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
 from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.middleware.producer import Producer
@@ -80,7 +81,7 @@ class RedisBroker:
     ) -> None:  # fmt: skip
         if queue_name is not None:
             if tiers is not None:
-                raise ConfigurationError(f"queue_name={queue_name!r} and tiers: give one of them")
+                raise ConfigurationError(f"queue_name={repr_of(queue_name)} and tiers: give one of them")
             check_name("stream", queue_name, what="queue_name")
             prefix, _, name = queue_name.rpartition(":")
             namespace = namespace if namespace is not None else prefix or queue_name

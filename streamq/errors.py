@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from streamq.diagnostics.safe_text import repr_of
+
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
@@ -392,5 +394,5 @@ class CircuitOpenError(RetryLater):
     def __init__(self, circuit: str, *, after: float, last_failure: BaseException | None = None) -> None:
         self.circuit = circuit
         self.last_failure = last_failure
-        cause = "" if last_failure is None else f"; it failed with {last_failure!r}"
+        cause = "" if last_failure is None else f"; it failed with {repr_of(last_failure)}"
         super().__init__(f"the circuit {circuit!r} is open for another {after:.3g} s{cause}", after=after)

@@ -37,6 +37,7 @@ from streamq.consumer.runner_pool import Runners
 from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError, TaskNameError
 from streamq.middleware.chain import MiddlewareChain, Resident, as_chain
 from streamq.queue.store import Store
@@ -346,7 +347,7 @@ def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
     found: dict[str, Task[Any, Any]] = {}
     for task in check_items("tasks", tasks, "a list of tasks"):
         if not isinstance(task, Task):
-            raise ConfigurationError(f"{task!r} is no task: decorate it with @task")
+            raise ConfigurationError(f"{repr_of(task)} is no task: decorate it with @task")
         other = found.setdefault(task.name, task)
         if other.function is not task.function:
             raise TaskNameError(
@@ -377,7 +378,7 @@ def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> 
     names = {tier.name for tier in tiers}
     if not wanted or not set(wanted) <= names:
         raise ConfigurationError(
-            f"tiers={dict(wanted)!r}: choose from the broker's tiers, {', '.join(tier.name for tier in tiers)}"
+            f"tiers={repr_of(dict(wanted))}: choose from the broker's tiers, {', '.join(tier.name for tier in tiers)}"
         )
     chosen = tuple(replace(tier, weight=wanted[tier.name]) for tier in tiers if tier.name in wanted)
     for tier in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.queue.sending import default_dedup_ttl
 from streamq.tasks.outcome import Reason
@@ -19,7 +20,7 @@ def matcher(
     for name, value in (("task_name", task_name), ("reason", reason), ("error_type", error_type)):
         check_type(name, value, str | None, "a text")
     if reason is not None and reason not in tuple(Reason):
-        raise ConfigurationError(f"reason={reason[:100]!r} is not known: give one of {', '.join(Reason)}")
+        raise ConfigurationError(f"reason={repr_of(reason)} is not known: give one of {', '.join(Reason)}")
     if task_name is None and reason is None and error_type is None:
         return None
 
@@ -48,7 +49,7 @@ def checked_entry_id(text: str) -> str:
     """Return an entry id. Raises ConfigurationError if it is none."""
     ms, _, sequence = check_type("after", text, str, "the entry_id of a dead letter").partition("-")
     if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
-        raise ConfigurationError(f"after={text!r} is not an entry id: give the entry_id of a dead letter")
+        raise ConfigurationError(f"after={repr_of(text)} is not an entry id: give the entry_id of a dead letter")
     return text
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from streamq.broker import RedisBroker
+from streamq.diagnostics.safe_text import repr_of
 from streamq.doctor.checks import run_checks
 from streamq.doctor.finding import Finding, Report
 from streamq.doctor.finding_codes import make_finding
@@ -40,7 +41,7 @@ async def examine(
     A server that cannot be reached is a finding as well. Raises ConfigurationError for an unknown role or feature.
     """
     if role not in ROLES:
-        raise ConfigurationError(f"role={role!r} is not known: give one of {', '.join(ROLES)}")
+        raise ConfigurationError(f"role={repr_of(role)} is not known: give one of {', '.join(ROLES)}")
     features_of([role], features)
     bounds.SCAN.check(scan)
     taken_at = datetime.now(UTC)

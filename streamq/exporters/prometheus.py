@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, NotOpenError, WrongLoopError
 from streamq.monitoring import Figures, QueueMetrics, QueueMonitor
 from streamq.wire import bounds
@@ -63,7 +64,7 @@ class QueueCollector(Collector):
     def __init__(self, monitor: QueueMonitor, *, prefix: str = "streamq") -> None:
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(
-                f"prefix={prefix!r} cannot be used: give letters, digits and _, and no digit first"
+                f"prefix={repr_of(prefix)} cannot be used: give letters, digits and _, and no digit first"
             )
         self._monitor = monitor
         self._prefix = prefix

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, StreamqError
 from streamq.wire import bounds
 from streamq.wire.message import dumps
@@ -62,8 +63,10 @@ class Inbox:
     table: str = "streamq_inbox"
 
     def __post_init__(self) -> None:
-        if not _TABLE.fullmatch(self.table):
-            raise ConfigurationError(f"table={self.table!r} cannot be used: give name or schema.name, without quotes")
+        if not (isinstance(self.table, str) and _TABLE.fullmatch(self.table)):
+            raise ConfigurationError(
+                f"table={repr_of(self.table)} cannot be used: give name or schema.name, without quotes"
+            )
 
     @property
     def ddl(self) -> str:
@@ -115,7 +118,7 @@ class Inbox:
 
     def _claim(self, key: str) -> Statements:
         if not isinstance(key, str) or not key:
-            raise ConfigurationError(f"key={key!r} cannot be used: give a text that is not empty")
+            raise ConfigurationError(f"key={repr_of(key)} cannot be used: give a text that is not empty")
         for _ in range(_TRIES):
             if (yield self._sql(_CLAIM, key)) is not None:
                 return Entry(key, done=False)
@@ -189,5 +192,5 @@ def _check(connection: Any) -> None:
         commits_alone = bool(getattr(connection, "autocommit", False)) and connection.info.transaction_status == _IDLE
     if commits_alone:
         raise ConfigurationError(
-            f"{connection!r} would commit the claim before its effect: use 'with connection.transaction():'"
+            f"{repr_of(connection)} would commit the claim before its effect: use 'with connection.transaction():'"
         )

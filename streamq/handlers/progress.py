@@ -14,6 +14,7 @@ from typing import Any
 import anyio.lowlevel
 import orjson
 
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.handlers.context import cancel_requested, current_delivery, reporter_var
 from streamq.wire import bounds
@@ -74,7 +75,7 @@ class Report:
         if total is not None:
             total = bounds.TOTAL.check(total)
         if not isinstance(note, str):
-            raise ConfigurationError(f"note={note!r} cannot be reported: give a text")
+            raise ConfigurationError(f"note={repr_of(note)} cannot be reported: give a text")
         note = note[:LONGEST_NOTE].encode(errors="backslashreplace").decode()
         return cls(done, total, note, b"" if data is None else _encode_data(data), at)
 
@@ -135,7 +136,7 @@ def _encode_data(data: Any) -> bytes:
     try:
         packed = dumps(data)
     except (TypeError, RecursionError) as error:
-        raise ConfigurationError(f"data={data!r} cannot be reported as JSON: {error}") from error
+        raise ConfigurationError(f"data={repr_of(data)} cannot be reported as JSON: {str_of(error)}") from error
     if len(packed) > LARGEST_DATA:
         raise ConfigurationError(f"data of {len(packed)} bytes cannot be reported: give at most {LARGEST_DATA}")
     return packed

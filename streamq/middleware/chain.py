@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.queue.results import Handle
 from streamq.queue.store import Store
@@ -96,8 +97,8 @@ class MiddlewareChain:
         """Add the next link and return the chain. Raises ConfigurationError if the link wraps nothing."""
         if isinstance(middleware, type) or not (callable(middleware) or isinstance(middleware, SendMiddleware)):
             raise ConfigurationError(
-                f"{middleware!r} is no middleware: give an object with 'async def __call__(self, context, call_next)' "
-                "or 'async def enqueue(self, call, send_next)'"
+                f"{repr_of(middleware)} is no middleware: give an object with "
+                "'async def __call__(self, context, call_next)' or 'async def enqueue(self, call, send_next)'"
             )
         self._links.append(middleware)
         self.wraps_runs |= callable(middleware)

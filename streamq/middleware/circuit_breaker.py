@@ -21,6 +21,7 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import CircuitOpenError, ConfigurationError, Reject, RetryLater
 from streamq.handlers.context import store_var
 from streamq.middleware.chain import CallNext, Context
@@ -106,7 +107,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
             min_calls=min_calls, half_open_max=half_open_max, release_rate=release_rate,
         )  # fmt: skip
         if scope not in ("process", "fleet"):
-            raise ConfigurationError(f"scope={scope!r} does not exist: give 'process' or 'fleet'")
+            raise ConfigurationError(f"scope={repr_of(scope)} does not exist: give 'process' or 'fleet'")
         if broker is not None and scope != "fleet":
             raise ConfigurationError("broker is for scope='fleet': a circuit of this process needs none")
         self.name = check_name("limit", name, what="name") if name else ""
@@ -187,7 +188,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
         if call_next is not None:
             return self._run_task(first, call_next)
         if not inspect.iscoroutinefunction(first):
-            raise ConfigurationError(f"{first!r} cannot be decorated: give an async function; @task goes above")
+            raise ConfigurationError(f"{repr_of(first)} cannot be decorated: give an async function; @task goes above")
         return self._decorate(first)
 
     async def _run_task(self, context: Context, call_next: CallNext) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import anyio
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.concurrency_commands import Waiter
@@ -48,7 +49,7 @@ class ConcurrencyLimit:
     ) -> None:  # fmt: skip
         if scope != "fleet":
             raise ConfigurationError(
-                f"scope={scope!r} does not exist: give 'fleet'; for one process there is Worker(concurrency=...)"
+                f"scope={repr_of(scope)} does not exist: give 'fleet'; for one process there is Worker(concurrency=...)"
             )
         self.max_running = bounds.LIMIT_RUNNING.check(max_running)
         self.lease = float(bounds.LIMIT_LEASE.check(lease))

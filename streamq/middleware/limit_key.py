@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable
 from typing import Any
 
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.middleware.chain import Context
 from streamq.tasks.task import Task
@@ -26,14 +27,16 @@ def check_key(key: Key) -> Key:
     if key is None or callable(key):
         return key
     if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"key={key!r} cannot be used: give a function of the context, or a format string")
+        raise ConfigurationError(
+            f"key={repr_of(key)} cannot be used: give a function of the context, or a format string"
+        )
     try:
         names = [name for _, name, _, _ in _FORMATTER.parse(key) if name is not None]
     except ValueError as error:
-        raise ConfigurationError(f"key={key!r} is no format string: {error}") from None
+        raise ConfigurationError(f"key={repr_of(key)} is no format string: {error}") from None
     for name in names:
         if not name or name[0].isdigit():
-            raise ConfigurationError(f"key={key!r}: name the parameter, as in 'customer:{{customer_id}}'")
+            raise ConfigurationError(f"key={repr_of(key)}: name the parameter, as in 'customer:{{customer_id}}'")
     return key
 
 
@@ -56,9 +59,11 @@ def _formatted(key: str, context: Context) -> str:
         return key.format_map(values)
     except KeyError as error:
         remedy = f"there are {', '.join(sorted(values)) or 'none'}"
-        raise ConfigurationError(f"key={key!r}: {context.task.name!r} has no parameter {error}; {remedy}") from None
+        raise ConfigurationError(
+            f"key={repr_of(key)}: {context.task.name!r} has no parameter {error}; {remedy}"
+        ) from None
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"key={key!r} cannot be made for {context.task.name!r}: {error}") from None
+        raise ConfigurationError(f"key={repr_of(key)} cannot be made for {context.task.name!r}: {error}") from None
 
 
 def _arguments(context: Context) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def _arguments(context: Context) -> dict[str, Any]:
     try:
         bound = signature.bind(*context.args, **context.kwargs)
     except TypeError as error:
-        raise ArgumentsError(task.name, f"{error}; its parameters are {signature}") from None
+        raise ArgumentsError(task.name, f"{error}; its parameters are {str_of(signature)}") from None
     bound.apply_defaults()
     values = dict(bound.arguments)
     for name, parameter in signature.parameters.items():

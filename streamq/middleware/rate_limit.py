@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, CircuitOpenError, ConfigurationError, RetryLater
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
@@ -80,7 +81,7 @@ class RateLimitMiddleware:
         name: str = "", uniform: Uniform = random,
     ) -> None:  # fmt: skip
         if scope not in ("process", "fleet"):
-            raise ConfigurationError(f"scope={scope!r} does not exist: give 'process' or 'fleet'")
+            raise ConfigurationError(f"scope={repr_of(scope)} does not exist: give 'process' or 'fleet'")
         self.max_per_second = float(bounds.RATE.check(max_per_second))
         self.burst = bounds.BURST.check(burst)
         self.scope = scope

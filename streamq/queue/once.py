@@ -20,6 +20,7 @@ import anyio
 import orjson
 import redis.exceptions
 
+from streamq.diagnostics.safe_text import str_of
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -104,7 +105,7 @@ class Effect:
             packed = dumps({"ok": value}, default)
             why = f"it takes {len(packed)} bytes and the limit is {MAX_PAYLOAD}" if len(packed) > MAX_PAYLOAD else ""
         except (TypeError, RecursionError) as error:
-            packed, why = b"", f"it is not JSON: {error}"
+            packed, why = b"", f"it is not JSON: {str_of(error)}"
         self._payload = dumps({"error": why}) if why else packed
         if why:
             raise UnrecordableError(self.key, why)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from streamq.client import Command
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
@@ -178,7 +179,7 @@ def stored_definition(
     if not isinstance(call, Call):
         call = builder.make_call(call, cron.args, cron.kwargs)
     elif cron.args or cron.kwargs:
-        raise ConfigurationError(f"{cron!r} and {call!r} both have arguments: give them to one")
+        raise ConfigurationError(f"{repr_of(cron)} and {repr_of(call)} both have arguments: give them to one")
     return definition_of(builder, name, cron, call, declared=False)
 
 
@@ -288,7 +289,9 @@ async def store_schedule(store: Store, definition: ScheduleDefinition) -> None:
     seconds, micros = await store.one(("TIME",))
     due = first_tick_after(definition, int(seconds) + int(micros) / 1e6)
     if await register(store, definition.signed(store.signer), due) is None:
-        raise ConfigurationError(f"the schedule {definition.name!r} is declared by @task(cron=...): give another name")
+        raise ConfigurationError(
+            f"the schedule {repr_of(definition.name)} is declared by @task(cron=...): give another name"
+        )
 
 
 def first_tick_after(definition: ScheduleDefinition, now: float) -> int:

@@ -14,6 +14,7 @@ from os import urandom
 from typing import Any, NamedTuple
 
 from streamq.client import Command
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.queue.enqueue_requests import GuardedEnqueue, NewestWinsEnqueue
 from streamq.queue.store import Store
@@ -80,7 +81,7 @@ class MessageBuilder:
         if isinstance(task, str):
             task = TaskRef(task)
         if not isinstance(task, Task | TaskRef):
-            raise ConfigurationError(f"{task!r} is no task: decorate it with @task, or give the name of one")
+            raise ConfigurationError(f"{repr_of(task)} is no task: decorate it with @task, or give the name of one")
         if kwargs and not OPTION_NAMES.isdisjoint(kwargs):
             own = task.arguments.names if isinstance(task, Task) else frozenset()
             options = {name: value for name, value in kwargs.items() if name in OPTION_NAMES and name not in own}
@@ -137,7 +138,8 @@ class MessageBuilder:
         task, options = call.task, call.task.send_options
         if options.dedup_key is not None:
             raise ConfigurationError(
-                f"dedup_key={options.dedup_key!r} of a step of a workflow: start(flow, workflow_id=...) starts it once"
+                f"dedup_key={repr_of(options.dedup_key)} of a step of a workflow: "
+                "start(flow, workflow_id=...) starts it once"
             )
         tier, priority, extra = self._check_call(call, takes_result=takes_result)
         keep = options.result_ttl
@@ -165,9 +167,9 @@ class MessageBuilder:
         task, options = call.task, call.task.send_options
         for name in _NOT_SCHEDULED:
             if (value := getattr(options, name)) is not None:
-                raise ConfigurationError(f"{name}={value!r} cannot be used in a schedule: leave it out")
+                raise ConfigurationError(f"{name}={repr_of(value)} cannot be used in a schedule: leave it out")
         if isinstance(options.expires, datetime):
-            raise ConfigurationError(f"expires={options.expires!r} in a schedule: give seconds after each tick")
+            raise ConfigurationError(f"expires={repr_of(options.expires)} in a schedule: give seconds after each tick")
         tier, priority, extra = self._check_call(call)
         message = Message(
             task=task.name, args=call.args, kwargs=call.kwargs, priority=priority, retries=options.retries,
@@ -233,7 +235,7 @@ class MessageBuilder:
             if tier.name == name:
                 return index
         raise ConfigurationError(
-            f"tier={name!r} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}"
+            f"tier={repr_of(name)} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}"
         )
 
 
@@ -256,7 +258,7 @@ def _delay_and_due(options: Options) -> tuple[float, float | None]:
     delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
     due = None if options.at is None else _unix_seconds(options.at)
     if due is not None and due <= 0:
-        raise ConfigurationError(f"at={options.at!r} is before 1970")
+        raise ConfigurationError(f"at={repr_of(options.at)} is before 1970")
     return delay, due
 
 

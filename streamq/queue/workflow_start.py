@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, assert_never, cast
 import anyio
 
 from streamq.client import Command
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, PayloadTooLargeError, ResultTimeoutError
 from streamq.queue.results import Handle
 from streamq.queue.sending import ACCEPTED_KEPT, MessageBuilder
@@ -72,7 +73,9 @@ class WorkflowSteps:
         self.calls: list[Call[Any]] = []
         self._make_call = make_call
         if not isinstance(flow, Flow):
-            raise ConfigurationError(f"{flow!r} cannot be started: give a call (task.call(...)), a chain or a group")
+            raise ConfigurationError(
+                f"{repr_of(flow)} cannot be started: give a call (task.call(...)), a chain or a group"
+            )
         self._places = self._number(flow, first=True)
         if len(self.calls) not in bounds.MEMBERS:
             raise ConfigurationError(f"a workflow of {len(self.calls)} steps: {bounds.MEMBERS.highest:,} is the most")
@@ -144,7 +147,7 @@ class WorkflowSteps:
             case Call():
                 call = flow
             case _:
-                raise ConfigurationError(f"{flow!r} cannot be started: give a call, a chain or a group")
+                raise ConfigurationError(f"{repr_of(flow)} cannot be started: give a call, a chain or a group")
         self.calls.append(call)
         return (_StepPlace(len(self.calls) - 1, isinstance(flow, Step)),)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -63,10 +64,10 @@ class Arguments:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentsError(self._name, f"{error}; its parameters are {self.signature}") from None
+            raise ArgumentsError(self._name, f"{error}; its parameters are {str_of(self.signature)}") from None
         # Python 3.13.0 accepts a positional-only parameter by its name.
         if missing := self._required_positional_only - bound.arguments.keys():
-            raise ArgumentsError(self._name, f"missing {sorted(missing)}; its parameters are {self.signature}")
+            raise ArgumentsError(self._name, f"missing {sorted(missing)}; its parameters are {str_of(self.signature)}")
 
     @functools.cached_property
     def converter(self) -> Converter | None:
@@ -122,7 +123,7 @@ class Converter:
             converted: Any = self._adapter.validate_python(self._call(tuple(args), dict(kwargs)))
         except self._invalid as error:
             wrong = "; ".join(
-                f"argument {self._path(e['loc'])} = {e['input']!r:.80}: {e['msg']}"
+                f"argument {self._path(e['loc'])} = {repr_of(e['input']):.80}: {e['msg']}"
                 for e in error.errors(include_url=False)
             )
             raise ArgumentsError(self._name, wrong) from None

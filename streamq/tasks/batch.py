@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
+from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.tasks.arguments import Arguments, Converter
 from streamq.tasks.decorator import task
@@ -190,5 +191,5 @@ def _check_signature(name: str, function: Callable[..., Any]) -> None:
     first = parameters[0] if parameters else None
     if first is None or first.kind not in _POSITIONAL or any(one is not first for one in wanted):
         raise ConfigurationError(
-            f"batch task {name!r} has parameters {inspect.signature(function)}: it takes one, a list of items"
+            f"batch task {name!r} has parameters {str_of(inspect.signature(function))}: it takes one, a list of items"
         )

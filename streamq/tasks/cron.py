@@ -23,6 +23,7 @@ from functools import lru_cache
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -63,15 +64,21 @@ class Cron:
 
     def __post_init__(self) -> None:
         if not isinstance(self.expression, str) or not self.expression.strip():
-            raise ConfigurationError(f"a cron expression cannot be {self.expression!r}: give one like '*/5 * * * *'")
+            raise ConfigurationError(
+                f"a cron expression cannot be {repr_of(self.expression)}: give one like '*/5 * * * *'"
+            )
         if self.missed not in MISSED:
-            raise ConfigurationError(f"missed={self.missed!r} cannot be used: give one of {', '.join(MISSED)}")
+            raise ConfigurationError(f"missed={repr_of(self.missed)} cannot be used: give one of {', '.join(MISSED)}")
         if not isinstance(self.overlap, bool):
-            raise ConfigurationError(f"overlap={self.overlap!r} cannot be used: give True or False")
+            raise ConfigurationError(f"overlap={repr_of(self.overlap)} cannot be used: give True or False")
         if not isinstance(self.args, tuple | list) or not isinstance(self.kwargs, Mapping):
-            raise ConfigurationError(f"args={self.args!r}, kwargs={self.kwargs!r}: give a tuple and a dict")
+            raise ConfigurationError(
+                f"args={repr_of(self.args)}, kwargs={repr_of(self.kwargs)}: give a tuple and a dict"
+            )
         if not isinstance(self.tz, str):
-            raise ConfigurationError(f"tz={self.tz!r} is no known time zone: give its name, like 'Europe/Berlin'")
+            raise ConfigurationError(
+                f"tz={repr_of(self.tz)} is no known time zone: give its name, like 'Europe/Berlin'"
+            )
         time_zone(self.tz)
         if parser_installed() and next(ticks(self.expression, self.tz, _WHEN_CHECKED.timestamp()), None) is None:
             raise ConfigurationError(f"cron expression {self.expression!r} never ticks: there is no such day")
@@ -82,7 +89,7 @@ class Cron:
         Raises ConfigurationError for a datetime without a time zone, MissingExtraError without the extra `cron`.
         """
         if after.tzinfo is None:
-            raise ConfigurationError(f"after={after!r} has no time zone: use datetime.now(UTC) and its like")
+            raise ConfigurationError(f"after={repr_of(after)} has no time zone: use datetime.now(UTC) and its like")
         for tick in ticks(self.expression, self.tz, after.timestamp()):
             yield datetime.fromtimestamp(tick, time_zone(self.tz))
 
@@ -116,7 +123,7 @@ def time_zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
         raise ConfigurationError(
-            f"tz={name!r} is no known time zone: give one like 'Europe/Berlin'; where the system has none, "
+            f"tz={repr_of(name)} is no known time zone: give one like 'Europe/Berlin'; where the system has none, "
             "pip install tzdata"
         ) from error
 
@@ -206,4 +213,4 @@ def _parse(expression: str, after: datetime) -> CronSim:
     try:
         return parser(fields, after)
     except (CronSimError, ValueError, AssertionError) as error:  # a number of 5,000 digits is a ValueError
-        raise ConfigurationError(f"cron expression {expression!r} cannot be used: {error}") from error
+        raise ConfigurationError(f"cron expression {repr_of(expression)} cannot be used: {error}") from error

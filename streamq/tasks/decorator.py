@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, overload
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ArgumentsError, ConfigurationError, TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
@@ -99,7 +100,7 @@ def _make(
     place: RunIn = run_in or ("loop" if is_async else "thread")
     if place not in ("loop", "thread", "process") or is_async != (place == "loop"):
         wanted = "'loop'" if is_async else "'thread' or 'process'"
-        raise ConfigurationError(f"task {named!r} has run_in={run_in!r}: its function wants {wanted}")
+        raise ConfigurationError(f"task {named!r} has run_in={repr_of(run_in)}: its function wants {wanted}")
     limit = None if timeout is None else bounds.TASK_TIMEOUT.check(timeout, f"task {named!r}: timeout")
     keep = None if result_ttl is None else bounds.TASK_RESULT_TTL.check(result_ttl, f"task {named!r}: result_ttl")
     if priority is not None:
@@ -126,7 +127,7 @@ def _make(
 def _checked_name(function: Any, name: str | None) -> str:
     """Return the name of the task. Raises ConfigurationError for an object that is no function, TaskNameError."""
     if not callable(function) or isinstance(function, type | Task):
-        raise ConfigurationError(f"@task is for functions, not for {function!r}")
+        raise ConfigurationError(f"@task is for functions, not for {repr_of(function)}")
     named = name if name is not None else getattr(function, "__name__", "")
     check_name("task", named, what="@task(name=...)", error=TaskNameError)
     if named == "<lambda>":
@@ -141,7 +142,7 @@ def _check_middleware(name: str, links: Iterable[Any]) -> None:
     for link in links:
         if isinstance(link, type) or not (callable(link) or hasattr(link, "enqueue")):
             raise ConfigurationError(
-                f"task {name!r}: {link!r} is no middleware: give an object that wraps runs or enqueues"
+                f"task {name!r}: {repr_of(link)} is no middleware: give an object that wraps runs or enqueues"
             )
 
 
@@ -149,7 +150,7 @@ def _crons(name: str, given: str | Cron | Iterable[str | Cron]) -> tuple[Cron, .
     found = (given,) if isinstance(given, str | Cron) else check_items(f"task {name!r}: cron", given, _A_CRON)
     for one in found:
         if not isinstance(one, str | Cron):
-            raise ConfigurationError(f"task {name!r} has cron={one!r}: give a cron expression, or a Cron")
+            raise ConfigurationError(f"task {name!r} has cron={repr_of(one)}: give a cron expression, or a Cron")
     return tuple(Cron(one) if isinstance(one, str) else one for one in found)
 
 
@@ -157,7 +158,7 @@ def _check_on_exhausted(name: str, then: Any) -> None:
     """Raise ConfigurationError unless `then` can be called, or sent, when the task is dead-lettered."""
     if then is not None and (not callable(then) or isinstance(then, type)):
         raise ConfigurationError(
-            f"task {name!r} has on_exhausted={then!r}: give a function of one argument, an Exhausted, or a task"
+            f"task {name!r} has on_exhausted={repr_of(then)}: give a function of one argument, an Exhausted, or a task"
         )
     if not isinstance(then, Task):
         return

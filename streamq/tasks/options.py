@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.wire import bounds
 from streamq.wire.names import check_name
@@ -82,14 +83,16 @@ class Options:
     durable: Durable | None = None
 
     def __post_init__(self) -> None:
-        self._check_together()
         for name, kinds, wanted in _KINDS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-                raise ConfigurationError(f"{name}={value!r} cannot be used: give {wanted}")
+                raise ConfigurationError(f"{name}={repr_of(value)} cannot be used: give {wanted}")
+        self._check_together()
         self._check_numbers()
-        if self.durable is not None and self.durable not in DURABLE:
-            raise ConfigurationError(f"durable={self.durable!r} cannot be used: give one of {', '.join(DURABLE)}")
+        if self.durable is not None and not (isinstance(self.durable, str) and self.durable in DURABLE):
+            raise ConfigurationError(
+                f"durable={repr_of(self.durable)} cannot be used: give one of {', '.join(DURABLE)}"
+            )
         if self.task_id is not None:
             check_name("task_id", self.task_id)
         if self.dedup_key is not None:
@@ -97,11 +100,11 @@ class Options:
 
     def _check_together(self) -> None:
         if self.delay is not None and self.at is not None:
-            raise ConfigurationError(f"delay={self.delay!r} and at={self.at!r}: give one of them")
+            raise ConfigurationError(f"delay={repr_of(self.delay)} and at={repr_of(self.at)}: give one of them")
         if self.dedup_key is None:
             for name in _NEEDS_DEDUP_KEY:
                 if (value := getattr(self, name)) is not None:
-                    raise ConfigurationError(f"{name}={value!r} without dedup_key: give both, or the key alone")
+                    raise ConfigurationError(f"{name}={repr_of(value)} without dedup_key: give both, or the key alone")
         else:
             self._check_dedup()
 
@@ -111,28 +114,35 @@ class Options:
                                   ("dedup_ttl", ttl, DEDUP_WORDS)):  # fmt: skip
             if isinstance(word, str) and word not in words:
                 more = "" if name == "dedup_mode" else ", or seconds"
-                raise ConfigurationError(f"{name}={word!r} cannot be used: give one of {', '.join(words)}{more}")
+                raise ConfigurationError(f"{name}={repr_of(word)} cannot be used: give one of {', '.join(words)}{more}")
         if ttl is not None and window is not None and (isinstance(ttl, str) or not isinstance(window, str)):
             raise ConfigurationError(
-                f"dedup_ttl={ttl!r} and dedup_window={window!r}: give one, or a word as window and seconds as ttl"
+                f"dedup_ttl={repr_of(ttl)} and dedup_window={repr_of(window)}: "
+                "give one, or a word as window and seconds as ttl"
             )
         if mode == "debounce":
             if not self.delay:
-                raise ConfigurationError(f"dedup_mode='debounce' with delay={self.delay!r}: give the delay to restart")
+                raise ConfigurationError(
+                    f"dedup_mode='debounce' with delay={repr_of(self.delay)}: give the delay to restart"
+                )
             if ttl is not None or window is not None:
                 named = "dedup_window" if ttl is None else "dedup_ttl"
                 raise ConfigurationError(f"dedup_mode='debounce' with {named}: leave that out, its window is its delay")
         if mode == "keep_last" and isinstance(window, int | float | timedelta):
             remedy = "give until_started or until_done"
-            raise ConfigurationError(f"dedup_mode='keep_last' with dedup_window={window!r}: {remedy}")
+            raise ConfigurationError(f"dedup_mode='keep_last' with dedup_window={repr_of(window)}: {remedy}")
         if bound is not None and mode not in ("debounce", "keep_last"):
-            raise ConfigurationError(f"dedup_max_delay={bound!r}: only dedup_mode 'debounce' and 'keep_last' put off")
+            raise ConfigurationError(
+                f"dedup_max_delay={repr_of(bound)}: only dedup_mode 'debounce' and 'keep_last' put off"
+            )
 
     def _check_numbers(self) -> None:
         for name in ("at", "expires"):
             moment = getattr(self, name)
             if isinstance(moment, datetime) and moment.tzinfo is None:
-                raise ConfigurationError(f"{name}={moment!r} has no time zone: use datetime.now(UTC) and its like")
+                raise ConfigurationError(
+                    f"{name}={repr_of(moment)} has no time zone: use datetime.now(UTC) and its like"
+                )
         for name, bound in _BOUNDS:
             value = getattr(self, name)
             if isinstance(value, int | float | timedelta):
@@ -142,7 +152,7 @@ class Options:
         if isinstance(self.at, datetime):
             bounds.AT.check(min(self.at.timestamp(), bounds.LAST_MOMENT), f"at of {self.at}: Unix seconds")
         if isinstance(self.at, int | float) and not bounds.AT.check(self.at) > 0:
-            raise ConfigurationError(f"at={self.at!r} cannot be used: give Unix seconds or an aware datetime")
+            raise ConfigurationError(f"at={repr_of(self.at)} cannot be used: give Unix seconds or an aware datetime")
 
 
 _BOUNDS = (

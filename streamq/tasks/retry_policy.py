@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.wire import bounds
 
@@ -141,7 +142,9 @@ class Delays:
         good = isinstance(self.delays, Iterable) and not isinstance(self.delays, str | bytes)
         delays = tuple(self.delays) if good else ()
         if not delays:
-            raise ConfigurationError(f"{self!r} cannot be used: give one delay or more, each in seconds, at least 0")
+            raise ConfigurationError(
+                f"{repr_of(self)} cannot be used: give one delay or more, each in seconds, at least 0"
+            )
         seconds = tuple(bounds.BACKOFF.check(delay, "Delays: a delay") for delay in delays)
         object.__setattr__(self, "delays", seconds)
 
@@ -180,7 +183,9 @@ class RetryPolicy:
         for name in ("retry_on", "give_up_on"):
             for one in getattr(self, name):
                 if not (isinstance(one, type) and issubclass(one, BaseException)):
-                    raise ConfigurationError(f"{name} has {one!r}: give a class of exceptions, or a tuple of them")
+                    raise ConfigurationError(
+                        f"{name} has {repr_of(one)}: give a class of exceptions, or a tuple of them"
+                    )
         limits = _by_class("retries", self.retries)
         for _, retries in limits:
             bounds.RETRIES.check(retries)
@@ -188,7 +193,8 @@ class RetryPolicy:
         for _, rule in rules:
             if getattr(rule, "longest", 0.0) > self.max_backoff:
                 raise ConfigurationError(
-                    f"backoff={rule!r} waits longer than max_backoff={self.max_backoff:g} s: raise that, or wait less"
+                    f"backoff={repr_of(rule)} waits longer than max_backoff={self.max_backoff:g} s: "
+                    "raise that, or wait less"
                 )
         object.__setattr__(self, "_limits", (*limits, (BaseException, DEFAULT_RETRIES)))
         object.__setattr__(self, "_rules", (*rules, (BaseException, Backoff())))
@@ -240,11 +246,11 @@ def _by_class(what: str, value: Any) -> tuple[tuple[type[BaseException], Any], .
     if not isinstance(value, Mapping):
         return ((BaseException, value),)
     if not value:
-        raise ConfigurationError(f"{what}={value!r} cannot be used: name one exception class, or leave it out")
+        raise ConfigurationError(f"{what}={repr_of(value)} cannot be used: name one exception class, or leave it out")
     earlier: list[type[BaseException]] = []
     for kind in value:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise ConfigurationError(f"{what}: {kind!r} is no exception class")
+            raise ConfigurationError(f"{what}: {repr_of(kind)} is no exception class")
         if hidden := next((other for other in earlier if issubclass(kind, other)), None):
             raise ConfigurationError(
                 f"{what}: {kind.__name__} is never reached, {hidden.__name__} before it fits first: change their order"
@@ -267,5 +273,6 @@ def _checked_rule(rule: Any) -> Any:
         case _ if callable(rule):
             return rule
     raise ConfigurationError(
-        f"backoff={rule!r} cannot be used: give a Backoff, seconds, a list of them, or a function of attempt and error"
+        f"backoff={repr_of(rule)} cannot be used: "
+        "give a Backoff, seconds, a list of them, or a function of attempt and error"
     )

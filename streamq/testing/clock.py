@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import anyio
 
 from streamq.clock import Clock
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 
 START = 1_767_225_600.0  # 2026-01-01T00:00:00Z: a whole number of seconds, minutes, hours and days
@@ -87,7 +88,7 @@ class VirtualTime:
                 mock = import_module("trio.testing").MockClock(autojump_threshold=self._patience)
                 self._run_elapsed, self._jump = mock.current_time, mock.jump
                 return {"clock": mock}
-        raise ConfigurationError(f"backend={backend!r}: give 'asyncio' or 'trio'")
+        raise ConfigurationError(f"backend={repr_of(backend)}: give 'asyncio' or 'trio'")
 
     def run(self, function: Callable[..., Awaitable[R]], *args: Any, backend: str = "asyncio") -> R:
         """Run an async function in this time, as `anyio.run` does, and return its result."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.wire.names import SEPARATOR, check_name, is_name
 from streamq.wire.tiers import Tier
@@ -213,10 +214,10 @@ def _check_reserved(what: str, name: str) -> None:
     """Raise ConfigurationError if this namespace or stream would make keys of something else."""
     first, *later = name.split(":")
     if not first or "" in later:
-        raise ConfigurationError(f"{what}={name!r} cannot be used: give a text between and around each ':'")
+        raise ConfigurationError(f"{what}={repr_of(name)} cannot be used: give a text between and around each ':'")
     for part in later:
         if part in RESERVED:
             raise ConfigurationError(
-                f"{what}={name!r} cannot be used: {part!r} is a name of streamq's own keys, as are "
+                f"{what}={repr_of(name)} cannot be used: {part!r} is a name of streamq's own keys, as are "
                 f"{', '.join(sorted(RESERVED - {part}))}"
             )

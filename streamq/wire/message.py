@@ -18,6 +18,7 @@ from uuid import UUID
 
 import orjson
 
+from streamq.diagnostics.safe_text import str_of
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
 from streamq.wire.bounds import FIELDS_OF_ENTRY, LAST_MOMENT, shown
 
@@ -169,8 +170,8 @@ def _culprit(what: str, value: Any, default: Default | None, error: Exception) -
             place = f"{name!r}" if isinstance(name, str) else f"number {name}"
             if what == "headers":
                 place = f"header {place}"
-            return f"{place} ({type(part).__name__})", str(inner)
-    return what, str(error)
+            return f"{place} ({type(part).__name__})", str_of(inner)
+    return what, str_of(error)
 
 
 def _finite(value: Any, default: Default | None) -> bool:  # noqa: PLR0911 - one for each kind of value

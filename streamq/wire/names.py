@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, StreamqError, UndecodableError
 
 SEPARATOR: Final = "|"  # between two names that are joined to one
@@ -78,7 +79,7 @@ def check_name(kind: str, value: str, *, what: str = "", error: type[StreamqErro
     """Return a name. Raises `error` if it cannot name something of this kind; `what` says where it comes from."""
     if is_name(kind, value):
         return value
-    shown = repr(value)
+    shown = repr_of(value)
     if len(shown) > 100:
         size = f"of {len(value)} characters" if isinstance(value, str) else ""
         shown = f"{shown[:80]}... {size}".rstrip()

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 
 Role = Literal["producer", "worker", "monitor", "operator"]
@@ -230,7 +231,8 @@ def features_of(roles: Iterable[Role], wanted: Collection[str] | None = None) ->
     for name in wanted:
         if name not in offered:
             raise ConfigurationError(
-                f"feature {name!r} is none of a {' and '.join(sorted(chosen))}: give some of {', '.join(offered)}"
+                f"feature {repr_of(name)} is none of a {' and '.join(sorted(chosen))}: "
+                f"give some of {', '.join(offered)}"
             )
     return [name for name in offered if name in base or name in wanted]
 

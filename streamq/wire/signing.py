@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, SignatureError
 from streamq.wire.bounds import shown
 from streamq.wire.delivery import Delivery
@@ -60,7 +61,7 @@ class SigningKeys:
             (sign_with,) = keys
         if sign_with is None or sign_with not in keys:
             raise ConfigurationError(
-                f"sign_with={sign_with!r} (--sign-with) is no key: give the id of the key that signs, of "
+                f"sign_with={repr_of(sign_with)} (--sign-with) is no key: give the id of the key that signs, of "
                 f"{', '.join(map(repr, keys))}"
             )
         self._keys = dict(keys)
@@ -101,11 +102,11 @@ class SigningKeys:
             if not equals or not _KEY_ID.fullmatch(key_id):
                 raise ConfigurationError(f"signing key number {number} cannot be read: write <id>=<hex digits>")
             if key_id in keys:
-                raise ConfigurationError(f"the signing key {key_id!r} is given twice: give each id once")
+                raise ConfigurationError(f"the signing key {repr_of(key_id)} is given twice: give each id once")
             try:
                 keys[key_id] = bytes.fromhex(digits)
             except ValueError:
-                raise ConfigurationError(f"the signing key {key_id!r} is not written in hex digits") from None
+                raise ConfigurationError(f"the signing key {repr_of(key_id)} is not written in hex digits") from None
         if not keys:
             raise ConfigurationError("it has no keys: write <id>=<hex digits>, one a line")
         return cls(keys, sign_with=sign_with, accept_unsigned=accept_unsigned)
@@ -119,16 +120,17 @@ class SigningKeys:
 def _check_key(key_id: object, key: object) -> None:
     if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
         raise ConfigurationError(
-            f"{key_id!r} cannot be the id of a signing key: give 1 to 64 letters, digits, '.', '_' or '-'"
+            f"{repr_of(key_id)} cannot be the id of a signing key: give 1 to 64 letters, digits, '.', '_' or '-'"
         )
     if not isinstance(key, bytes):
         raise ConfigurationError(
-            f"the signing key {key_id!r} is of type {type(key).__name__}: give bytes, for example bytes.fromhex(...)"
+            f"the signing key {repr_of(key_id)} is of type {type(key).__name__}: "
+            "give bytes, for example bytes.fromhex(...)"
         )
     if not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
         raise ConfigurationError(
-            f"the signing key {key_id!r} has {len(key)} bytes: give {SHORTEST_KEY} to {LONGEST_KEY} random ones, "
-            "for example secrets.token_bytes(32)"
+            f"the signing key {repr_of(key_id)} has {len(key)} bytes: give {SHORTEST_KEY} to {LONGEST_KEY} "
+            "random ones, for example secrets.token_bytes(32)"
         )
 
 

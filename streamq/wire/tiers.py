@@ -24,6 +24,7 @@ from enum import IntEnum
 from heapq import heapify, heappop, heappush, heapreplace
 from math import lcm
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_items
@@ -79,7 +80,7 @@ def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
             bounds.PRIORITY.check(tier.threshold, f"tier {tier.name!r}: threshold")
         if type(tier.weight) is not int or tier.weight not in bounds.WEIGHT:
             raise ConfigurationError(
-                f"tier {tier.name!r} has weight {tier.weight!r}: give an integer from {bounds.WEIGHT.range}"
+                f"tier {tier.name!r} has weight {repr_of(tier.weight)}: give an integer from {bounds.WEIGHT.range}"
             )
     for what in ("name", "threshold"):
         values = [getattr(tier, what) for tier in given]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.wire import bounds
 
@@ -115,7 +116,7 @@ def group(*members: Flow[S], keep: float = GROUP_KEPT) -> Group[list[S]]:
     for member in members:
         if not isinstance(member, Flow):
             raise ConfigurationError(
-                f"{member!r} cannot be a member of a group: give a call (task.call(...)), a chain, or step(task)"
+                f"{repr_of(member)} cannot be a member of a group: give a call (task.call(...)), a chain, or step(task)"
             )
         if isinstance(_parts(member)[-1], Group):
             raise ConfigurationError("a member of a group cannot end with a group: put a step after the inner group")
@@ -126,7 +127,7 @@ def _part(following: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> F
     if not isinstance(following, Flow):
         return Step(following, args, kwargs)
     if args or kwargs:
-        raise ConfigurationError(f"{following!r} is complete: give its arguments where it is made")
+        raise ConfigurationError(f"{repr_of(following)} is complete: give its arguments where it is made")
     return following
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 
-from streamq import RedisBroker, Tier, Worker, task
+from streamq import Backoff, Cron, Delays, Inbox, RedisBroker, Tier, Worker, group, task
 from streamq.dead_letter import DeadLetterQueue
-from streamq.errors import ConfigurationError, TaskNameError
+from streamq.errors import CircuitOpenError, ConfigurationError, StreamqError, TaskNameError
+from streamq.handlers.progress import Report
+from streamq.middleware import CircuitBreaker, ConcurrencyLimit, MiddlewareChain, RateLimitMiddleware
 from streamq.monitoring import QueueMonitor
+from streamq.tasks.options import OPTION_NAMES
 
 WRONG: tuple[Any, ...] = (5, 1.5, object(), [5], b"5")
 _NAMED = {"Tier.name": "tier="}  # what the error says for them
@@ -49,6 +53,87 @@ def test_a_value_of_a_wrong_type_is_refused_at_once(name: str):
             (ConfigurationError, TaskNameError), match=_NAMED.get(name, name.partition(".")[2].rstrip("s"))
         ):
             ARGUMENTS[name](value)
+
+
+class Hostile:
+    """A value whose texts raise."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("no text")
+
+    __str__ = __repr__
+
+
+class HostileText(str):
+    """A text whose texts raise."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("no text")
+
+
+HOSTILE = Hostile()
+
+
+async def hostile_default(a: int, b: Any = HOSTILE) -> None: ...
+
+
+MORE: dict[str, Callable[[Any], Any]] = {
+    **{f"task.options.{name}": lambda value, name=name: add.options(**{name: value}) for name in sorted(OPTION_NAMES)},
+    "task.options.delay with at": lambda value: add.options(delay=value, at=1e9),
+    "task.retries": lambda value: task(retries=value)(_sync),
+    "task.retries of a class": lambda value: task(retries={value: 1})(_sync),
+    "task.backoff": lambda value: task(backoff=value)(_sync),
+    "task.backoff.Delays": Delays,
+    "task.backoff.Backoff": lambda value: Backoff(base=value),
+    "task of": task,
+    "task.middleware of": lambda value: task(middleware=[value])(_sync),
+    "chain of": lambda value: MiddlewareChain([value]),
+    "Worker.tasks of": lambda value: Worker(RedisBroker("memory://"), tasks=[value]),
+    **{f"Cron.{name}": lambda value, name=name: Cron(**{"expression": "* * * * *", name: value})
+       for name in ("expression", "tz", "missed", "overlap", "args", "kwargs")},
+    **{f"RateLimitMiddleware.{name}": lambda value, name=name: RateLimitMiddleware(**{"max_per_second": 1, name: value})
+       for name in ("max_per_second", "key", "scope", "name")},
+    **{f"ConcurrencyLimit.{name}": lambda value, name=name: ConcurrencyLimit(**{"max_running": 1, name: value})
+       for name in ("max_running", "key", "scope", "name")},
+    **{f"CircuitBreaker.{name}": lambda value, name=name: CircuitBreaker(**{name: value})
+       for name in ("failure_threshold", "scope", "name")},
+    "CircuitBreaker of": CircuitBreaker(),
+    "Inbox.table": Inbox,
+    "Report.note": lambda value: Report.of(1, 2, value, None, 0.0),
+    "Report.data": lambda value: Report.of(1, 2, "", value, 0.0),
+    "group of": group,
+    "Tier.weight": lambda value: RedisBroker(tiers=[Tier("a", weight=value)]),
+    "arguments": lambda value: add.call(value, 1),
+    "too many arguments": lambda value: task(hostile_default).call(1, 2, value),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ARGUMENTS, *MORE])
+def test_a_value_without_a_text_is_refused_as_any_other(name: str):
+    """Its `repr` may raise anything: the error is streamq's own, and says so."""
+    for value in (HOSTILE, HostileText("\n" * 1000)):
+        with suppress(StreamqError):
+            {**ARGUMENTS, **MORE}[name](value)
+
+
+async def test_a_value_without_a_text_is_refused_by_the_enqueue(anyio_backend: str):
+    """Also as the argument of a task, and as a task."""
+    async with RedisBroker("memory://") as broker:
+        for wrong in (lambda: broker.enqueue(Hostile()), lambda: broker.enqueue(add, Hostile(), 1),  # type: ignore[call-overload]
+                      lambda: broker.start(Hostile()), lambda: broker.schedule("a", "* * * * *", Hostile())):  # type: ignore[arg-type]  # fmt: skip
+            with pytest.raises(StreamqError):
+                await wrong()
+
+
+def test_the_failure_of_a_circuit_may_have_no_text():
+    """Its last failure is an exception of the user."""
+
+    class FailedError(Exception):
+        __repr__ = __str__ = Hostile.__repr__
+
+    assert "ZeroDivisionError" in str(CircuitOpenError("name", after=1.0, last_failure=FailedError()))
 
 
 def test_the_error_says_what_to_give_and_shows_no_value():
