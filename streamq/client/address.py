@@ -115,7 +115,7 @@ class Address:
             connect_timeout=_seconds(url, "socket_connect_timeout", options),
             reply_timeout=_seconds(url, "socket_timeout", options),
             ssl_cert_reqs=_cert_reqs(url, options.get("ssl_cert_reqs", "required")),
-            ssl_check_hostname=_flag(url, "ssl_check_hostname", options.get("ssl_check_hostname", "true")),
+            ssl_check_hostname=_check_hostname(url, options),
             ssl_ca_certs=options.get("ssl_ca_certs"),
             ssl_certfile=options.get("ssl_certfile"),
             ssl_keyfile=options.get("ssl_keyfile"),
@@ -170,6 +170,8 @@ def _options(url: str, query: str, scheme: Scheme) -> dict[str, str]:
         if not value:
             raise _unusable(url, f"the option {name!r} has no value; give it one or leave it out")
         options[name] = value
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise _unusable(url, "ssl_keyfile needs ssl_certfile, the certificate of that key; give both")
     return options
 
 
@@ -207,8 +209,9 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
     except ValueError:
         seconds = 0.0
     if not _SHORTEST <= seconds <= _LONGEST:
+        bounds = f"{_SHORTEST:g} to {_LONGEST:,.0f}"
         raise _unusable(
-            url, f"{name}={text[:20]!r} is not a number of seconds from 0.001 to 86400; write for example {name}=5"
+            url, f"{name}={text[:20]!r} is not a number of seconds from {bounds}; write for example {name}=5"
         )
     return seconds
 
@@ -218,6 +221,13 @@ def _cert_reqs(url: str, text: str) -> CertReqs:
     if value is None:
         raise _unusable(url, f"ssl_cert_reqs={text[:20]!r}; write required, optional or none")
     return value
+
+
+def _check_hostname(url: str, options: dict[str, str]) -> bool:
+    check = _flag(url, "ssl_check_hostname", options.get("ssl_check_hostname", "true"))
+    if check and "ssl_check_hostname" in options and options.get("ssl_cert_reqs", "").lower() == "none":
+        raise _unusable(url, "ssl_check_hostname=true has no effect with ssl_cert_reqs=none; leave one of them out")
+    return check
 
 
 def _flag(url: str, name: str, text: str) -> bool:

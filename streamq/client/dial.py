@@ -91,7 +91,7 @@ def _tls_context(address: Address) -> ssl.SSLContext:
             "check ssl_ca_certs, ssl_certfile and ssl_keyfile"
         ) from error
     # The order matters: while a context checks host names, CERT_NONE cannot be set.
-    context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs == "required"
+    context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs != "none"
     context.verify_mode = {
         "required": ssl.CERT_REQUIRED,
         "optional": ssl.CERT_OPTIONAL,

@@ -3,6 +3,7 @@
 import pytest
 
 from streamq.client import Address, Client
+from streamq.client.dial import dial_to
 from streamq.errors import ConfigurationError
 
 
@@ -98,6 +99,24 @@ def test_options_of_tls_need_tls(scheme, name):
     url = f"{scheme}://{'/run/x' if scheme == 'unix' else 'h'}?{name}=none"
     with pytest.raises(ConfigurationError, match=f"'{name}' is for TLS, and this connection has none; write rediss://"):
         Address.parse(url)
+
+
+@pytest.mark.parametrize(("reqs", "checked"), [("required", True), ("optional", True), ("none", False)])
+def test_the_host_is_checked_wherever_the_certificate_is(reqs, checked):
+    """With `optional`, the certificate of any other host was believed."""
+    for flag, wanted in (("", checked), ("&ssl_check_hostname=false", False)):
+        dial = dial_to(Address.parse(f"rediss://h?ssl_cert_reqs={reqs}{flag}"))
+        assert dial._context.check_hostname is wanted
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [("ssl_cert_reqs=none&ssl_check_hostname=true", "ssl_check_hostname"), ("ssl_keyfile=/k.pem", "ssl_certfile")],
+)
+def test_an_option_of_tls_that_would_have_no_effect_is_refused(query, name):
+    """A URL must not look safer than it is."""
+    with pytest.raises(ConfigurationError, match=name):
+        Address.parse(f"rediss://h?{query}")
 
 
 @pytest.mark.parametrize(

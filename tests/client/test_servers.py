@@ -117,6 +117,7 @@ async def test_tls(launch, tmp_path):
         f"valkeys://{place}?ssl_ca_certs={crt}&ssl_certfile={crt}&ssl_keyfile={key}",
         f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}&ssl_check_hostname=false",
         f"rediss://{place}?ssl_cert_reqs=none",
+        f"rediss://{place}?ssl_ca_certs={crt}&ssl_cert_reqs=optional",
     ):
         async with Client.from_url(url) as client:
             assert await client.ping(), url
@@ -128,6 +129,7 @@ async def test_tls(launch, tmp_path):
     for url, cause in (
         (f"rediss://{place}", ssl.SSLCertVerificationError),
         (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}", ssl.SSLCertVerificationError),
+        (f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}&ssl_cert_reqs=optional", ssl.SSLCertVerificationError),
         (f"redis://{place}", None),  # an alert of TLS is no reply, and what follows differs
     ):
         async with Client.from_url(url, connect_timeout=2) as client:
