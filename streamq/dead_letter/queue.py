@@ -18,6 +18,7 @@ from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, order
+from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
     BrokerError,
@@ -42,7 +43,6 @@ log = SafeLog("streamq")
 
 PAGE = 100  # entries of one round trip
 REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task
-_TRIM_STEP = 10_000  # most entries that one trim removes
 _BLOCK_SECONDS = 5.0  # seconds of one blocking read
 _OUTAGE_BACKOFF = Backoff(base=0.1, factor=2.0, cap=2.0)
 _TRANSIENT_CODES = frozenset(
@@ -336,12 +336,6 @@ class DeadLetterQueue:
                     removed += int(await store.one(("XDEL", self._key, *ids)))
         return removed
 
-    async def _trim(self, store: Store, size: int) -> None:
-        """Trim in steps that do not block the server for long."""
-        while await store.one(("XTRIM", self._key, "MAXLEN", "~", size, "LIMIT", _TRIM_STEP)):
-            pass
-        await store.one(("XTRIM", self._key, "MAXLEN", "=", size))
-
     # --- pages ----------------------------------------------------------------------------------
 
     async def _trimmed_store(self) -> Store:
@@ -350,9 +344,9 @@ class DeadLetterQueue:
         if self._may_exceed_bound:
             self._may_exceed_bound = False
             try:
-                await self._trim(store, self.bound.max_size)
+                await trim(store, self.bound.max_size)
                 if self.bound.max_age:
-                    await self.purge(older_than=self.bound.max_age)
+                    await count_dropped(store, await self.purge(older_than=self.bound.max_age))
             except BaseException:
                 self._may_exceed_bound = True
                 raise

@@ -81,6 +81,13 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
     dead = observed.dead
     if dead.kind not in ("none", "stream"):
         return
+    if dead.dropped:
+        yield make_finding(
+            "dead_letters_dropped",
+            f"the bound of {observed.dead_key} has removed {counted(dead.dropped, 'dead letter', 'dead letters')}",
+            "replay or purge dead letters sooner, or give RedisBroker(dead_letters=DeadLetterBound(...)) another bound",
+            key=observed.dead_key, dropped=dead.dropped, bound=dead.bound,
+        )  # fmt: skip
     if not dead.size:
         if observed.could_read(observed.dead_key, "xlen"):
             yield make_finding("dead_letters_none", "no dead letters", key=observed.dead_key)

@@ -146,7 +146,7 @@ class TierObservations:
 class DeadLetters:
     """The dead letter stream. `recent` counts those of the last hour by reason; `more` says that it stopped early.
 
-    `cut` is how many of these do not have all bytes of their entry.
+    `cut` is how many of these do not have all bytes of their entry. `dropped` is how many a bound has removed.
     """
 
     kind: str = "none"
@@ -155,6 +155,7 @@ class DeadLetters:
     recent: Mapping[str, int] = field(default_factory=dict)
     more: bool = False
     cut: int = 0
+    dropped: int = 0
     last_id: str = "0-0"
 
 

@@ -18,15 +18,15 @@ _MAX_MET: Final = 10_000  # most keys of the namespace that are checked one by o
 
 TYPES: Final = {
     "stream": "stream", "delayed": "zset", "messages": "hash", "alive": "zset", "leases": "hash", "crashes": "hash",
-    "dead": "stream", "stats": "hash", "result": "string", "accepted": "string", "dedup": "string", "seen": "string",
-    "latest": "hash",
+    "dead": "stream", "stats": "hash", "totals": "hash", "result": "string", "accepted": "string",
+    "dedup": "string", "seen": "string", "latest": "hash",
     "durable": "string", "circuit": "hash", "circuits": "zset", "rate": "hash", "limits": "zset",
     "permits": "zset", "called": "zset", "line": "zset", "progress": "string", "join": "hash", "once": "hash",
     "schedules": "hash", "ticks": "zset", "ticked": "hash",
 }  # fmt: skip
 """The type of each key, by the field or method of `wire/keys.py` that returns its name."""
 WITH_TTL: Final = frozenset({
-    "alive", "leases", "crashes", "stats", "result", "progress", "accepted",
+    "alive", "leases", "crashes", "stats", "totals", "result", "progress", "accepted",
     "dedup", "latest", "seen", "durable", "circuit", "circuits", "join", "once", "rate",
     "limits", "permits", "called", "line",
 })  # fmt: skip

@@ -35,6 +35,7 @@ _ARGUMENTS: Final = {
     "config|get": "maxmemory", "command|list": "FILTERBY x x", "command|info": "ping", "acl|whoami": "",
     "evalsha": "0000000000000000000000000000000000000000 1 {key}",
     "xadd": "{key} x-x task -", "xdel": "{key} x-x", "xtrim": "{key} MAXLEN x", "xlen": "{key}",
+    "memory|usage": "{key} SAMPLES 1",
     "xrange": "{key} 0-1 0-1 COUNT 1", "xrevrange": "{key} 0-1 0-1 COUNT 1", "xread": "COUNT x STREAMS {key} 0",
     "xreadgroup": "GROUP {group} {absent} COUNT x STREAMS {key} >", "xack": "{key} {group} x-x",
     "xpending": "{key} {group}", "xclaim": "{key} {group} {absent} x 0-1", "xautoclaim": "{key} {group} {absent} x 0-0",

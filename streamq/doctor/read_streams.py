@@ -22,6 +22,7 @@ from streamq.doctor.observations import (
 )
 from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
 from streamq.errors import ConfigurationError
+from streamq.wire.counters import DROPPED
 from streamq.wire.keys import RELEASED_CONSUMER, Keys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import stored_count
@@ -237,7 +238,7 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
     """Return the number of dead letters, and the reasons of those of the last hour."""
     key = queries.store.keys.dead
     since = f"{(now - RECENT) * 1000:.0f}"
-    kind, size = await queries.ask(("TYPE", key), ("XLEN", key))
+    kind, size, totals = await queries.ask(("TYPE", key), ("XLEN", key), ("HGETALL", queries.store.keys.totals))
     reasons: Counter[str] = Counter()
     start, more, cut, last_id = "+", True, 0, "0-0"
     while more and reasons.total() < _MAX_RECENT:
@@ -255,5 +256,6 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
         recent=dict(reasons),
         more=more,
         cut=cut,
+        dropped=stored_count(pairs(totals).get(DROPPED)) or 0,
         last_id=last_id,
     )

@@ -156,6 +156,11 @@ class QueueCollector(Collector):
         oldest = {tier.name: tier.oldest_wait_s for tier in metrics.tiers.values()}
         yield self._by_label("oldest_wait_seconds", "Age of the oldest waiting task", "tier", oldest)
         yield self._gauge("dead_letters", "Dead letters", metrics.dead_letter_count)
+        yield self._gauge(
+            "dead_letters_dropped",
+            "Dead letters that the bound of their stream has removed",
+            metrics.dead_letters_dropped,
+        )
         yield self._gauge("consumers_alive", "Workers that are alive", metrics.workers)
         circuits = GaugeMetricFamily(
             f"{self._prefix}_circuit_not_closed", "1 for each circuit that is not closed",

@@ -98,8 +98,9 @@ class QueueMetrics(Figures):
     """One snapshot of the whole queue, as one consumer group sees it.
 
     `depth` counts the tasks that wait to be started, `processing` those that workers hold, `delayed` those
-    that are not yet due, `dead_letter_count` the dead letters. `oldest_wait_s` is the age of the oldest
-    waiting task. The other figures cover the last `covered_s` seconds. `taken_at` is the server's time.
+    that are not yet due, `dead_letter_count` the dead letters, `dead_letters_dropped` those that a bound has
+    removed (0 again once 30 days pass without another). `oldest_wait_s` is the age of the oldest waiting task.
+    The other figures cover the last `covered_s` seconds. `taken_at` is the server's time.
     """
 
     taken_at: datetime
@@ -108,6 +109,7 @@ class QueueMetrics(Figures):
     processing: int = 0
     delayed: int = 0
     dead_letter_count: int = 0
+    dead_letters_dropped: int = 0
     oldest_wait_s: float = 0.0
     tiers: Mapping[str, TierMetrics] = field(default_factory=dict)
     tasks: Mapping[str, TaskMetrics] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMet
 from streamq.queue.server_errors import translated
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
-from streamq.wire.counters import Counters, unpack
+from streamq.wire.counters import DROPPED, Counters, unpack
 from streamq.wire.keys import RELEASED_CONSUMER, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import LAST_MS, stored_count, stored_time
@@ -88,7 +88,7 @@ class QueueMonitor:
         Raises BrokerError if the server cannot be used.
         """
         now, dead, circuit_names, tiers = await self._read_current()
-        counted, covered, circuits = await self._read_counters(now, circuit_names, tiers)
+        counted, covered, circuits, dropped = await self._read_counters(now, circuit_names, tiers)
         names = [tier.name for tier in self._broker.tiers]
         by_tier = {name: Counters() for name in names}
         by_task: dict[str, Counters] = {}
@@ -103,6 +103,7 @@ class QueueMonitor:
             processing=sum(tier.processing for tier in tiers),
             delayed=sum(tier.delayed for tier in tiers),
             dead_letter_count=dead,
+            dead_letters_dropped=dropped,
             oldest_wait_s=max(tier.oldest for tier in tiers),
             tiers=MappingProxyType({
                 name: TierMetrics(
@@ -175,8 +176,11 @@ class QueueMonitor:
 
     async def _read_counters(
         self, now: float, circuit_names: list[str], tiers: list[_TierState]
-    ) -> tuple[dict[tuple[str, str], Counters], float, tuple[CircuitMetrics, ...]]:
-        """Return counters by tier and task, the seconds that they cover, and circuits. Set `oldest` of each tier."""
+    ) -> tuple[dict[tuple[str, str], Counters], float, tuple[CircuitMetrics, ...], int]:
+        """Return counters by tier and task, the seconds that they cover, circuits, and dropped dead letters.
+
+        Set `oldest` of each tier.
+        """
         keys, store = self._broker.keys, self._broker.store
         last = int(now // STATS_WINDOW)
         first = last - max(0, int(self.window // STATS_WINDOW) - 1)
@@ -187,19 +191,21 @@ class QueueMonitor:
             commands.append(("XRANGE", tier.keys.stream, f"({tier.delivered.decode()}", "+", "COUNT", 1))
             if tier.parked:
                 commands.append(("XPENDING", tier.keys.stream, keys.group, "-", "+", 1, RELEASED_CONSUMER))
-        commands += [("HGETALL", keys.circuit(name)) for name in circuit_names]
+        commands += [("HGETALL", keys.totals), *(("HGETALL", keys.circuit(name)) for name in circuit_names)]
         answers = zip(commands, await store.attempt(commands), strict=True)
         replies = iter([_or_none(command, reply) for command, reply in answers])
         windows = [next(replies) or [] for _ in starts]
         for tier in tiers:
             self._set_oldest(tier, now, next(replies), next(replies) if tier.parked else None)
+        totals = next(replies) or []
         circuits = tuple(circuit for name in circuit_names if (circuit := _circuit(name, next(replies))) is not None)
         counted: dict[tuple[str, str], Counters] = {}
         for flat in windows:
             for key, counters in unpack(zip(flat[::2], flat[1::2], strict=True)).items():
                 counted.setdefault(key, Counters()).add(counters)
         first_used = next((start for start, flat in zip(starts, windows, strict=True) if flat), last * STATS_WINDOW)
-        return counted, max(_MIN_COVERED, now - first_used), circuits
+        dropped = stored_count(dict(zip(totals[::2], totals[1::2], strict=True)).get(DROPPED.encode())) or 0
+        return counted, max(_MIN_COVERED, now - first_used), circuits, dropped
 
     def _set_oldest(self, tier: _TierState, now: float, waiting: Any, parked: Any) -> None:
         if tier.groups > 1 and not waiting:

@@ -14,7 +14,7 @@ from streamq.queue.side_effect_arguments import side_effect_arguments
 from streamq.scripts import step
 from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.delivery import Delivery
-from streamq.wire.keys import RELEASED_CONSUMER, STATS_KEPT, Keys
+from streamq.wire.keys import RELEASED_CONSUMER, STATS_KEPT, TOTALS_KEPT, Keys
 from streamq.wire.message import Field, milliseconds
 from streamq.wire.side_effects import SideEffect
 from streamq.wire.signing import Signer
@@ -104,9 +104,9 @@ class SettleCommands:
         names, values = side_effect_arguments(self.keys, also, self._signer)
         bound = self._bound()
         return step("dead_letter")(
-            [keys.stream, keys.crashes, self.keys.dead, *names],
-            self.keys.group, consumer, delivery.entry_id, bound.max_size, milliseconds(bound.max_age), len(fields),
-            *fields, *values,
+            [keys.stream, keys.crashes, self.keys.dead, self.keys.totals, *names],
+            self.keys.group, consumer, delivery.entry_id, bound.max_size, milliseconds(bound.max_age), bound.max_bytes,
+            TOTALS_KEPT, len(fields), *fields, *values,
         )  # fmt: skip
 
     def release(self, consumer: str, tier: int, ids: Sequence[bytes], idle: float) -> list[Command]:

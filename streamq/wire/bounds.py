@@ -123,6 +123,7 @@ CONNECT_TIMEOUT = _seconds(
     "connect_timeout", "a connection takes some time; also socket_connect_timeout of the URL", 0.001, 1e8
 )
 REPLY_TIMEOUT = _seconds("reply_timeout", "a reply takes some time; also socket_timeout of the URL", 0.001, 1e8)
+DEAD_LETTER_BYTES = _count("max_bytes", "0 is any; estimated by the server", 0, 1 << 40, "bytes")
 DEAD_LETTERS = _count("max_size", "dead letters are read page by page", 1)
 DEAD_LETTER_AGE = _seconds("max_age", "0 is any age")
 BATCH_SIZE = _count("batch_task.size", "each message takes a slot", 1, 100_000)

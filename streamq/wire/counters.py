@@ -64,6 +64,7 @@ class Counters:
         return 0.0
 
 
+DROPPED = "dead_dropped"  # the field of the totals of a group: dead letters that a bound has removed
 COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "latency_us", "run_us")
 
 
@@ -83,7 +84,11 @@ def pack(counters: Mapping[tuple[str, bytes], Counters]) -> Counter[str]:
 def is_counter(field: str) -> bool:
     """Whether a field of a window is one that workers write."""
     what = field.rpartition("|")[2]
-    return what in COUNTS or (what[:1] == "l" and stored_count(what[1:], most=_LAST_BUCKET) is not None)
+    return (
+        what in COUNTS
+        or field == DROPPED
+        or (what[:1] == "l" and stored_count(what[1:], most=_LAST_BUCKET) is not None)
+    )
 
 
 def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Counters]:

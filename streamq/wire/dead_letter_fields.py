@@ -24,16 +24,19 @@ _NAME_KEPT = 1_000  # bytes of a name or an id that is kept for people
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterBound:
-    """The bound of the dead letter stream: `max_size` entries, and `max_age` seconds (0: any age).
+    """The bound of the dead letter stream: `max_size` entries, `max_age` seconds (0: any age), `max_bytes` (0: any).
 
-    Raises ConfigurationError for a value that cannot be used.
+    `max_bytes` is the memory of the stream, as the server estimates it from its oldest entries. Beyond a bound the
+    oldest dead letters are dropped, and counted. Raises ConfigurationError for a value that cannot be used.
     """
 
     max_size: int = 10_000
     max_age: float = 0.0
+    max_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         bounds.DEAD_LETTERS.check(self.max_size)
+        bounds.DEAD_LETTER_BYTES.check(self.max_bytes)
         object.__setattr__(self, "max_age", bounds.DEAD_LETTER_AGE.check(self.max_age))
 
 

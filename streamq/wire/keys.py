@@ -22,6 +22,7 @@ from streamq.wire.tiers import Tier
 
 STATS_WINDOW = 10  # seconds that one window of counters covers
 STATS_KEPT = 900  # seconds that a window of counters is kept
+TOTALS_KEPT = 30 * 24 * 3600  # seconds that the totals of a group are kept after their last change
 RELEASED_CONSUMER = "released"  # the consumer that holds released deliveries
 
 
@@ -146,6 +147,11 @@ class Keys:
     def stats(self, seconds: float) -> str:
         """Return the hash of counters of the window of this time (Unix seconds)."""
         return f"{self.namespace}:stats:{self.group}:{int(seconds // STATS_WINDOW)}"
+
+    @property
+    def totals(self) -> str:
+        """The hash of what is counted for longer than a window: dead letters that were dropped."""
+        return f"{self.namespace}:stats:{self.group}:totals"
 
     def result(self, task_id: str) -> str:
         """Return the name of the key, and of the channel, of a task's result."""

@@ -12,7 +12,9 @@ import pytest
 from streamq import DeadLetterBound, Priority, RedisBroker, Reject, current_delivery, task
 from streamq.dead_letter import DeadLetterEntry, DeadLetterQueue
 from streamq.dead_letter.queue import PAGE
+from streamq.doctor import examine
 from streamq.errors import ConfigurationError, DeadLetterNotFoundError, DedupKeyHeldError, UndecodableError
+from streamq.monitoring import QueueMonitor
 from tests.at_work import burst, dead, entries, until, working
 
 healthy = False
@@ -349,6 +351,23 @@ class TestReplay:
             for wrong in ({}, {"task_id": "a", "reason": "b"}, {"task_id": "a", "retries": -1}):
                 with pytest.raises(ConfigurationError):
                     await queue.replay(**wrong)
+
+
+class TestTheBound:
+    async def test_what_is_dropped_is_counted(self, server):
+        """By the workers that write dead letters, and by a queue that trims: the monitor and the doctor say it."""
+        async with RedisBroker(server.url, dead_letters=DeadLetterBound(max_size=5)) as broker:
+            for _ in range(8):
+                await broker.enqueue("unknown", retries=0)
+            await burst(broker, send, unknown_wait=0)
+            monitor = QueueMonitor(broker=broker)
+            assert (await monitor.snapshot()).dead_letters_dropped == 3
+            assert await DeadLetterQueue(broker=broker, max_size=2).size() == 2
+            assert (await monitor.snapshot()).dead_letters_dropped == 6
+            assert 0 < server.command("TTL", "queue:stats:workers:totals") <= 30 * 86400
+            (finding,) = [one for one in (await examine(broker)).findings if one.code == "dead_letters_dropped"]
+            assert finding.evidence["dropped"] == 6
+            assert "foreign_values" not in (await examine(broker)).codes()
 
 
 class TestPurge:

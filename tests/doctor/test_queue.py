@@ -290,6 +290,13 @@ class TestDeadLetters:
         assert finding.message.startswith("500 or more new dead letters")
         assert finding.evidence["size"] == 510
 
+    async def test_dropped_by_the_bound(self, server):
+        """Also when none is left."""
+        server.command("HSET", "queue:stats:workers:totals", "dead_dropped", 7)
+        report = await examined(server.url)
+        assert "removed 7 dead letters" in one(report, "dead_letters_dropped").message
+        assert "dead_letters_none" in report.codes()
+
     async def test_near_the_bound(self, server):
         """Almost as many dead letters as the bound."""
         from streamq.wire.dead_letter_fields import DeadLetterBound

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.servers import RealServer
 
-STREAM, CRASHES, DELAYED, MESSAGES, DEAD = "s", "s:crashes", "s:delayed", "s:messages", "dead"
+STREAM, CRASHES, DELAYED, MESSAGES, DEAD, TOTALS = "s", "s:crashes", "s:delayed", "s:messages", "dead", "totals"
 OTHER = ("o", "o:delayed", "o:messages")  # those of another tier
 TIER = (STREAM, DELAYED, MESSAGES)
 FIELDS = ("task", "t")
@@ -101,7 +101,9 @@ CASES = {
     "ack_side_effects": Case("ack_side_effects", (STREAM, CRASHES, *NAMES), ("g", "entry", *PARTS)),
     "finish, later": Case("ack_side_effects", (STREAM, CRASHES, *NAMES_LATER), ("g", "entry", *PARTS_LATER)),
     "dead_letter": Case(
-        "dead_letter", (STREAM, CRASHES, DEAD, *NAMES), ("g", "me", "entry", 100, 1000, 2, *FIELDS, *PARTS)
+        "dead_letter",
+        (STREAM, CRASHES, DEAD, TOTALS, *NAMES),
+        ("g", "me", "entry", 100, 1000, 1, 60, 2, *FIELDS, *PARTS),
     ),
     "postpone": Case(
         "postpone", (STREAM, CRASHES, DELAYED, MESSAGES), ("g", "me", "entry", 10, "m", '["task","t"]', "wake")
@@ -172,6 +174,8 @@ OPTIONAL: dict[str, set[str] | None] = {
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
     "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
+    "memory|usage": None,  # without it, dead letters are bounded by their number
+    **{key: {"dead_letter"} for key in ("hincrby", "expire")},  # counts what was dropped
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone"},
     **dict.fromkeys(("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR),
 }

@@ -21,7 +21,7 @@ NAMES = sorted(
     if entry.name.endswith(".lua") and not entry.name.startswith("_")
 )
 STREAM, CRASHES, ALIVE, LEASES = "s", "s:crashes", "s:alive", "s:leases"
-DELAYED, MESSAGES, DEAD, WAKE = "s:delayed", "s:messages", "dead", "wake"
+DELAYED, MESSAGES, DEAD, TOTALS, WAKE = "s:delayed", "s:messages", "dead", "totals", "wake"
 HOUR = 3_600_000
 
 _numbers = count(1)
@@ -73,10 +73,10 @@ def postpone(server, entry, consumer="me", group="g", delay=HOUR, member="g:x", 
     )
 
 
-def bury(server, entry, consumer="me", group="g", most=100, age=0, result="", fields=("task", "t")):
-    names = [STREAM, CRASHES, DEAD, *["r"] * bool(result)]
+def bury(server, entry, consumer="me", group="g", most=100, age=0, size=0, result="", fields=("task", "t")):
+    names = [STREAM, CRASHES, DEAD, TOTALS, *["r"] * bool(result)]
     told = ("keep_result", 1, 2, 5000, result) if result else ()
-    return run(server, "dead_letter", names, group, consumer, entry, most, age, len(fields), *fields, *told)
+    return run(server, "dead_letter", names, group, consumer, entry, most, age, size, 60, len(fields), *fields, *told)
 
 
 def release(server, *ids, consumer="me", group="g", idle=30_000):
@@ -269,11 +269,11 @@ def test_what_follows_from_a_death_happens_with_it(server):
     (entry,) = sent(server)
     taken(server)
     server.command("SET", "d1", "x")
-    arguments = ("g", "me", entry, 100, 0, 2, "task", "t", "free_key", 1, 1, "x")
-    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 1
+    arguments = ("g", "me", entry, 100, 0, 0, 60, 2, "task", "t", "free_key", 1, 1, "x")
+    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, TOTALS, "d1"], *arguments) == 1
     assert server.command("EXISTS", "d1") == 0
     server.command("SET", "d1", "x")
-    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, "d1"], *arguments) == 0
+    assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, TOTALS, "d1"], *arguments) == 0
     assert server.command("EXISTS", "d1") == 1
 
 
@@ -361,11 +361,49 @@ def test_the_dead_letters_are_trimmed_exactly(server):
         taken(server)
         assert bury(server, entry, most=5) == 1
     assert length(server, DEAD) == 5
+    assert server.command("HGETALL", TOTALS) == [b"dead_dropped", b"2"]
+    assert 0 < server.command("TTL", TOTALS) <= 60
     server.command("DEL", DEAD)
     server.command("XADD", DEAD, "1-1", "task", "old")
     (entry,) = sent(server)
     taken(server)
     bury(server, entry, age=HOUR)
+    assert length(server, DEAD) == 1
+    assert server.command("HGETALL", TOTALS) == [b"dead_dropped", b"3"]
+
+
+def test_the_dead_letters_are_bounded_by_bytes(real_server):
+    """P10: the oldest are dropped, at most 100 in one step, and counted; never the one that is written."""
+    server = real_server
+    prepare(server)
+    for number in range(300):
+        server.command("XADD", DEAD, f"1-{number + 1}", "args", "x" * 10_000)
+    for left in (201, 102, 101):
+        (entry,) = sent(server)
+        taken(server)
+        bury(server, entry, size=1_000_000, fields=("args", "x" * 10_000))
+        assert length(server, DEAD) <= left
+    assert server.command("MEMORY", "USAGE", DEAD) < 1_100_000
+    assert length(server, DEAD) > 85
+    dropped = int(server.command("HGET", TOTALS, "dead_dropped"))
+    assert dropped == 303 - length(server, DEAD)
+    (entry,) = sent(server)
+    taken(server)
+    bury(server, entry, size=1_000, fields=("task", "last"))
+    for _ in range(2):
+        (entry,) = sent(server)
+        taken(server)
+        bury(server, entry, size=1, fields=("task", "last"))
+    assert [flat for _, flat in server.command("XRANGE", DEAD, "-", "+")] == [[b"task", b"last"]]
+
+
+def test_a_count_that_cannot_be_written_refuses_no_dead_letter(server):
+    """Somebody else's key in its place."""
+    prepare(server)
+    server.command("LPUSH", TOTALS, "theirs")
+    for entry in sent(server, 3):
+        taken(server)
+        assert bury(server, entry, most=1) == 1
     assert length(server, DEAD) == 1
 
 
@@ -846,7 +884,7 @@ def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
     (entry,) = sent(server, 1)
     taken(server)
     names = {"dead": DEAD, "delayed": DELAYED, "messages": MESSAGES}
-    bury = ("dead_letter", [STREAM, CRASHES, DEAD], "g", "me", entry, 100, 0, 2, "task", "t")
+    bury = ("dead_letter", [STREAM, CRASHES, DEAD, TOTALS], "g", "me", entry, 100, 0, 0, 60, 2, "task", "t")
     postpone = ("postpone", [STREAM, CRASHES, DELAYED, MESSAGES], "g", "me", entry, 10, "x", b'["task","t"]', WAKE)
     steps = {"dead": [bury], "delayed": [postpone], "messages": [postpone]}[broken]
     server.command("LPUSH", names[broken], "theirs")

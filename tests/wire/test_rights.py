@@ -19,8 +19,8 @@ from streamq.wire.tiers import DEFAULT_TIERS
 FOLDER = Path(streamq.scripts.__file__).parent
 KEYS = Keys.of("queue", "workers", DEFAULT_TIERS)
 _OPTIONS = {
-    "CONSUMERS", "COUNT", "DELCONSUMER", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NX", "OOM", "PX", "STREAM",
-    "WITHSCORES", "WRONGTYPE",
+    "CONSUMERS", "COUNT", "DELCONSUMER", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NX", "OOM", "PX", "SAMPLES",
+    "STREAM", "USAGE", "WITHSCORES", "WRONGTYPE",
 }  # fmt: skip
 """Words of the scripts that are no commands."""
 _ASKING = {"ask", "ask_by_trial"}  # they try the commands that others ask for
@@ -52,8 +52,8 @@ def called_in(text: str) -> set[str]:
     for line in text.splitlines():
         words = re.findall(r"'([A-Z]{2,})'", line)
         for place, word in enumerate(words):
-            if word == "XINFO":
-                found.add(f"xinfo|{words[place + 1].lower()}")
+            if word in ("XINFO", "MEMORY"):
+                found.add(f"{word.lower()}|{words[place + 1].lower()}")
             elif word not in _OPTIONS:
                 found.add(_ASKED.get(word, word.lower()))
     return found
@@ -182,7 +182,7 @@ def test_patterns_match_one_name():
     assert escaped("a*b?[c]") == "a\\*b\\?\\[c\\]"
     for kind in KINDS:
         for name, pattern in zip(key_names(KEYS, kind, "x"), patterns_of(KEYS, kind), strict=True):
-            assert rule_for_key(KEYS, name) == pattern or kind == "accepted_workflow"
+            assert rule_for_key(KEYS, name) == pattern or kind in ("accepted_workflow", "totals")
     assert rule_for_key(KEYS, "queue:nothing") == "~queue:*"
     assert rule_for_key(KEYS, "other") == "~other"
 
