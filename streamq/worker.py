@@ -214,7 +214,7 @@ class Worker:
         on_exhausted = OnExhausted(self.tasks.values(), store, keys=self.broker.keys, tiers=self.broker.tiers)
         if on_exhausted:
             consumer.settler.dead_letters.effects = on_exhausted
-        leases = LeaseKeeper(consumer, uniform=self._random)
+        leases = LeaseKeeper(consumer, on_cancel=runners.cancel, uniform=self._random)
         scheduler = Scheduler(consumer, self._declared)
         promoter = Promoter(
             consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=scheduler.changed

@@ -11,8 +11,9 @@ nothing. The commands are in `queue.lease_commands`.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 
 import anyio
 
@@ -32,10 +33,17 @@ _NEVER = 365 * 24 * 3600.0  # seconds: no entry is idle for that long
 
 
 class LeaseKeeper:
-    """The two loops, renew and sweep, of one consumer."""
+    """The two loops, renew and sweep, of one consumer.
 
-    def __init__(self, consumer: Consumer, *, uniform: random.Random | None = None) -> None:
+    `on_cancel` is called, at each renewal, with the entries whose runs are to be cancelled.
+    """
+
+    def __init__(
+        self, consumer: Consumer, *, on_cancel: Callable[[bytes], None] = lambda _: None,
+        uniform: random.Random | None = None,
+    ) -> None:  # fmt: skip
         self._consumer = consumer
+        self._on_cancel = on_cancel
         self.store = consumer.store
         self._clock = consumer.store.clock
         self._random = uniform or random.Random()
@@ -87,7 +95,7 @@ class LeaseKeeper:
         held = [list(consumer.buffer.held[tier]) for tier in tiers]
         in_full = [tier for tier in tiers if self._in_full_at[tier] <= self._clock.elapsed()]
         asked = self._clock.elapsed()
-        now, lost = await renew(
+        now, lost, cancelled = await renew(
             self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full, tiers=tiers
         )
         self._note_in_full(in_full)
@@ -97,6 +105,8 @@ class LeaseKeeper:
         for tier, ids in zip(tiers, lost, strict=True):
             for entry_id in ids:
                 consumer.lease_lost(tier, entry_id)
+        for entry_id in chain.from_iterable(cancelled):
+            self._on_cancel(entry_id)
 
     def _note_in_full(self, tiers: list[int]) -> None:
         """Set when these tiers are renewed in full again: not all of them at the same time."""

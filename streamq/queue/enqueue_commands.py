@@ -18,6 +18,8 @@ from streamq.wire.message import Field, as_text, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect
 from streamq.wire.signing import Signer
 
+CANCEL_KEPT = 24 * 3600.0  # seconds that a mark is kept: the run of this entry is to be cancelled
+
 
 class EnqueueCommands:
     """The commands that producers send, for one set of keys."""
@@ -74,8 +76,8 @@ class EnqueueCommands:
         keys = self.keys.tiers[tier]
         names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("cancel")(
-            [keys.stream, keys.delayed, keys.messages, *names],
-            entry_id, self.keys.wake, len(members), *members, *values,
+            [keys.stream, keys.delayed, keys.messages, keys.crashes, *names],
+            entry_id, self.keys.wake, milliseconds(CANCEL_KEPT), len(members), *members, *values,
         )  # fmt: skip
 
 

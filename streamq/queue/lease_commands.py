@@ -27,19 +27,23 @@ async def renew(
     *,
     in_full: Collection[int] | None = None,
     tiers: Sequence[int] | None = None,
-) -> tuple[float, list[list[bytes]]]:
+) -> tuple[float, list[list[bytes]], list[list[bytes]]]:
     """Renew the lease of every held entry of these tiers, and count this consumer as alive for `lease` seconds.
 
     `tiers` are all by default; `held` has the entries of each of them. In the tiers `in_full` (None: in all), and where
     the server does not know this consumer, this also writes its lease and sets the TTL of the keys again. Returns the
-    server's Unix time and, for each of the tiers, the entries that this consumer holds no longer.
+    server's Unix time and, for each of the tiers, the entries that this consumer holds no longer, and those whose runs
+    are to be cancelled.
     """
     wanted = range(len(store.keys.tiers)) if tiers is None else tiers
     flat: list[bytes | int] = []
     for tier, ids in zip(wanted, held, strict=True):
         flat += (int(in_full is None or tier in in_full), len(ids), *ids)
-    reply = await store.one(step("renew")(_liveness(store, wanted), store.keys.group, consumer, _ms(lease), *flat))
-    return int(reply[0]) / 1000, list(reply[1:])
+    names = [name for keys in map(store.keys.tiers.__getitem__, wanted)
+             for name in (keys.stream, keys.alive, keys.leases, keys.crashes)]  # fmt: skip
+    reply = await store.one(step("renew")(names, store.keys.group, consumer, _ms(lease), *flat))
+    half = 1 + len(wanted)
+    return int(reply[0]) / 1000, list(reply[1:half]), list(reply[half:])
 
 
 async def count_pending(store: Store) -> list[int | BrokerError]:

@@ -31,6 +31,6 @@ end
 -- Delete the evidence of settled entries. What may not be deleted ends by its TTL.
 local function clear_crashes(evidence, settled)
   for k, ids in ipairs(settled) do
-    for _, id in ipairs(ids) do redis.pcall('HDEL', evidence[k], id, id .. ':alone') end
+    for _, id in ipairs(ids) do redis.pcall('HDEL', evidence[k], id, id .. ':alone', id .. ':cancel') end
   end
 end

@@ -1,11 +1,11 @@
 -- renew: a consumer renews its leases and counts as alive.
--- KEYS: for each tier: stream alive leases
+-- KEYS: for each tier: stream alive leases crashes
 -- ARGV: group consumer lease_ms, then for each tier: in_full(1: the lease and the keys' TTL too) count id...
--- Returns the server's time in ms, then for each tier the ids that this consumer holds no longer.
+-- Returns the server's time in ms, then for each tier the ids that this consumer holds no longer, then for each those to be cancelled.
 -- What is refused keeps nothing else from being renewed; its error is returned in the end.
 local now, ttl = clock(), math.max(86400, math.ceil(ARGV[3] / 1000))
-local reply, at, refused = {whole(now)}, 4, nil
-for k = 1, #KEYS, 3 do
+local reply, cancelled, at, refused = {whole(now)}, {}, 4, nil
+for k = 1, #KEYS, 4 do
   local in_full, kept, lost = ARGV[at] == '1', {}, {}
   for i = at + 2, at + 1 + ARGV[at + 1] do
     local fine, to = pcall(function() return holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost end)
@@ -18,7 +18,7 @@ for k = 1, #KEYS, 3 do
     some[#some + 1] = 'JUSTID'
     replies[#replies + 1] = redis.pcall('XCLAIM', KEYS[k], ARGV[1], ARGV[2], 0, unpack(some))
   end
-  reply[#reply + 1] = lost
+  reply[#reply + 1], cancelled[#cancelled + 1] = lost, cancelled_among(KEYS[k + 3], kept)
   local added = redis.pcall('ZADD', KEYS[k + 1], whole(now + ARGV[3]), ARGV[2])
   replies[#replies + 1] = added
   if added == 1 or (in_full and added == 0) then -- 1: the member is new, and the key may be
@@ -33,4 +33,5 @@ for k = 1, #KEYS, 3 do
   end
 end
 if refused then return type(refused) == 'table' and refused or redis.error_reply(refused) end
+for _, ids in ipairs(cancelled) do reply[#reply + 1] = ids end
 return reply

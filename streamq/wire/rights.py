@@ -138,6 +138,7 @@ _TABLE: Final = (
     ("cancel", "pwo", "stream", "xdel xrange xpending xinfo|groups evalsha"),
     ("cancel", "pwo", "delayed", "zadd zrem zscore zcard zrange evalsha"),
     ("cancel", "pwo", "messages", "hmget hscan hdel hlen evalsha"),
+    ("cancel", "pwo", "crashes", "hset pexpire evalsha"),
     ("cancel", "pwo", "dedup", "get set del evalsha"),
     ("cancel", "pwo", "latest", "hmget hset hlen del pexpire evalsha"),
     ("cancel", "pwo", "result", "set evalsha"),

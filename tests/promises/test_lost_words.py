@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, gather, once, report_progress, task
+from streamq.errors import TaskFailedError
 from streamq.wire.acl import acl_rules
 from tests.at_work import until, working
 
@@ -17,6 +18,11 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, py
 @task(result_ttl=60)
 async def add(left, right=1):
     return left + right
+
+
+@task(result_ttl=60)
+async def sleeps():
+    await anyio.sleep(30)
 
 
 @task(result_ttl=60)
@@ -80,6 +86,18 @@ async def test_progress_is_seen(url):
         with anyio.fail_after(25):
             seen = [progress.done async for progress in handle.watch()]
         assert seen == [1]
+
+
+async def test_a_run_is_cancelled(real_server, url):
+    """The renewal of its lease finds that; nothing stays behind."""
+    async with RedisBroker(url) as broker, working(broker, sleeps, visibility_timeout=1.5):
+        handle = await broker.enqueue(sleeps)
+        await until(lambda: real_server.command("XPENDING", "queue:standard", "workers")[0])
+        await anyio.sleep(0.1)
+        assert await handle.cancel()
+        with anyio.fail_after(5), pytest.raises(TaskFailedError, match="cancelled"):
+            await handle.result()
+        assert real_server.command("EXISTS", "queue:standard:crashes:workers") == 0
 
 
 async def test_an_effect_is_waited_for(url):

@@ -113,7 +113,7 @@ async def test_a_script_that_the_server_forgot_is_sent_again(server, store):
 async def test_a_survey_tells_what_is_pending_and_whether_anybody_is_gone(server, store):
     """Of all tiers and of one; who holds something is not gone, nor who is in time."""
     await store.ensure_groups()
-    now, _ = await renew(store, "me", 30, [[], [], []])
+    now, _, _ = await renew(store, "me", 30, [[], [], []])
 
     async def asked(tier, **options):
         return await survey(store, tier, **{"now": now, "forgotten": 60.0, **options})
@@ -171,7 +171,7 @@ async def test_drained_means_settled_and_nothing_due_soon(server, store):
 async def test_the_server_has_the_last_word_on_time(server, store):
     """Renewing a lease tells the server's clock."""
     await store.ensure_groups()
-    now, lost = await renew(store, "me", 5, [[], [], []])
+    now, lost, _ = await renew(store, "me", 5, [[], [], []])
     assert abs(now - int(server.command("TIME")[0])) < 3
     assert lost == [[], [], []]
     assert "queue" in repr(store)

@@ -108,8 +108,9 @@ CASES = {
     "postpone": Case(
         "postpone", (STREAM, CRASHES, DELAYED, MESSAGES), ("g", "me", "entry", 10, "m", '["task","t"]', "wake")
     ),
-    "cancel": Case("cancel", (*TIER, *NAMES), ("", "wake", 1, "x", *PARTS)),
-    "cancel, queued": Case("cancel", (*TIER, *NAMES), ("queued", "wake", 1, "y", *PARTS), queued=True),
+    "cancel": Case("cancel", (*TIER, CRASHES, *NAMES), ("", "wake", 9000, 1, "x", *PARTS)),
+    "cancel, queued": Case("cancel", (*TIER, CRASHES, *NAMES), ("queued", "wake", 9000, 1, "y", *PARTS), queued=True),
+    "cancel, running": Case("cancel", (*TIER, CRASHES), ("entry", "wake", 9000, 1, "y")),
     "task_started": Case("task_started", FREE[0], FREE[1]),
     "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, *PARTS)),
     "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", 9000, 9000, *FIELDS)),
@@ -130,7 +131,7 @@ CASES = {
     "reclaim": Case(
         "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)
     ),
-    "renew": Case("renew", (STREAM, ALIVE, LEASES), ("g", "me", 9000, 1, 1, "entry")),
+    "renew": Case("renew", (STREAM, ALIVE, LEASES, CRASHES), ("g", "me", 9000, 1, 1, "entry")),
     "remove_consumers": Case("remove_consumers", (STREAM, ALIVE, LEASES), ("g", "parked", 10, "", 1)),
     "mark_isolated": Case("mark_isolated", (STREAM, CRASHES), ("g", "me", "entry", 9000)),
     "add_counters": Case("add_counters", ("stats",), (60, "a", 1, "b", 2)),
@@ -174,10 +175,15 @@ OPTIONAL: dict[str, set[str] | None] = {
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
     "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
+    "exists": {"renew"},  # marks of cancelled entries
+    "hmget": {"renew"},
+    "hset": {"cancel"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
     **{key: {"dead_letter"} for key in ("hincrby", "expire")},  # counts what was dropped
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone"},
-    **dict.fromkeys(("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR),
+    **dict.fromkeys(
+        ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
+    ),
 }
 # What takes away more than it brings is carried out by a server out of memory, too.
 SETTLES = {

@@ -101,7 +101,7 @@ def reclaim(
 
 
 def renew(server, *ids, consumer="me", group="g", alive=30_000, in_full=False):
-    return run(server, "renew", [STREAM, ALIVE, LEASES], group, consumer, alive, int(in_full), len(ids), *ids)
+    return run(server, "renew", [STREAM, ALIVE, LEASES, CRASHES], group, consumer, alive, int(in_full), len(ids), *ids)
 
 
 def alone(server, entry, consumer="me", group="g"):
@@ -450,7 +450,7 @@ def test_renewal_keeps_what_is_held_and_names_what_is_lost(server):
     server.command("XCLAIM", STREAM, "g", "other", 0, stolen)
     ack(server, settled)
     before = server.command("XPENDING", STREAM, "g", mine, mine, 1)[0][3]
-    now, lost = renew(server, mine, stolen, settled)
+    now, lost, _ = renew(server, mine, stolen, settled)
     assert lost == [stolen, settled]
     assert held(server) == {mine: "me", stolen: "other"}
     row = server.command("XPENDING", STREAM, "g", mine, mine, 1)[0]
@@ -459,10 +459,27 @@ def test_renewal_keeps_what_is_held_and_names_what_is_lost(server):
     assert abs(int(now) - int(server.command("TIME")[0]) * 1000) < 5000
 
 
+def test_a_renewal_says_which_runs_are_to_be_cancelled(server):
+    """Those that this consumer holds, until they are settled; also what another consumer has taken over since."""
+    prepare(server)
+    mine, other = sent(server, 2)
+    taken(server)
+    assert renew(server, mine, other)[2] == []
+    assert cancel(server, "x", mine.decode()) == b"running"
+    assert renew(server, mine, other)[2] == renew(server, other, mine)[2] == [mine]
+    assert renew(server, other)[2] == []
+    server.command("XCLAIM", STREAM, "g", "heir", 0, mine)
+    assert renew(server, mine)[1:] == [[mine], []]
+    assert renew(server, mine, consumer="heir")[2] == [mine]
+    assert 0 < server.command("PTTL", CRASHES) <= HOUR
+    ack(server, mine)
+    assert server.command("EXISTS", CRASHES) == 0
+
+
 def test_renewal_says_for_how_long_the_consumer_lives(server):
     """Liveness is a score of its own: consumer idle does not move during a blocked read."""
     prepare(server)
-    now, lost = renew(server, alive=5000)
+    now, lost, _ = renew(server, alive=5000)
     assert lost == []
     assert float(server.command("ZSCORE", ALIVE, "me")) == int(now) + 5000
 
@@ -900,9 +917,9 @@ def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
 
 def cancel(server, task_id, entry="", ttl=0, members=None):
     members = members or (task_id, f"g:{task_id}")
-    names = [STREAM, DELAYED, MESSAGES, *["r"] * bool(ttl)]
+    names = [STREAM, DELAYED, MESSAGES, CRASHES, *["r"] * bool(ttl)]
     told = ("keep_result", 1, 2, ttl, "cancelled") if ttl else ()
-    return run(server, "cancel", names, entry, WAKE, len(members), *members, *told)
+    return run(server, "cancel", names, entry, WAKE, HOUR, len(members), *members, *told)
 
 
 def test_a_delayed_task_is_cancelled(server):

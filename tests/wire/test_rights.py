@@ -19,7 +19,7 @@ from streamq.wire.tiers import DEFAULT_TIERS
 FOLDER = Path(streamq.scripts.__file__).parent
 KEYS = Keys.of("queue", "workers", DEFAULT_TIERS)
 _OPTIONS = {
-    "CONSUMERS", "COUNT", "DELCONSUMER", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NX", "OOM", "PX", "SAMPLES",
+    "CONSUMERS", "COUNT", "DELCONSUMER", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NX", "OOM", "PX", "READONLY", "SAMPLES",
     "STREAM", "USAGE", "WITHSCORES", "WRONGTYPE",
 }  # fmt: skip
 """Words of the scripts that are no commands."""

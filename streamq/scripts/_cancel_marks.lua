@@ -1,0 +1,20 @@
+-- Prepended to scripts that call mark_cancelled or cancelled_among: entries whose runs are to be cancelled.
+-- A mark is a field of the hash of crashes: so the settlement of its entry deletes it (see clear_crashes).
+local function mark_cancelled(crashes, entry, ttl)
+  local said = redis.pcall('HSET', crashes, entry .. ':cancel', '1')
+  if type(said) ~= 'table' then return redis.pcall('PEXPIRE', crashes, ttl) end
+  return said
+end
+
+local function cancelled_among(crashes, ids)
+  local found = {}
+  if #ids == 0 or redis.pcall('EXISTS', crashes) ~= 1 then return found end
+  for from = 1, #ids, 1000 do -- Lua's unpack allows some thousands
+    local fields = {}
+    for i = from, math.min(from + 999, #ids) do fields[#fields + 1] = ids[i] .. ':cancel' end
+    for i, mark in ipairs(redis.pcall('HMGET', crashes, unpack(fields))) do
+      if mark then found[#found + 1] = ids[from + i - 1] end
+    end
+  end
+  return found
+end
