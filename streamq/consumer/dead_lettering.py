@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
@@ -39,6 +39,13 @@ class DeadLetterEffects(Protocol):
     def confirmed(self, delivery: Delivery, outcome: DeadLetter) -> None:
         """The server has confirmed the dead letter. Must not wait."""
         ...
+
+
+class LesserLetter(NamedTuple):
+    """What builds the command of a dead letter, and the side effects that it leaves out."""
+
+    command: Callable[[], Command]
+    left_out: Sequence[SideEffect] = ()
 
 
 class DeadLetters:
@@ -112,8 +119,8 @@ class DeadLetters:
 
     def lesser(
         self, delivery: Delivery, letter: DeadLetter, keep: float | None, why: str, *, as_decided: bool
-    ) -> Iterator[Callable[[], Command]]:
-        """Yield what builds the command of each dead letter to be tried, the one with most consequences first.
+    ) -> Iterator[LesserLetter]:
+        """Yield each dead letter to be tried, the one with most consequences first.
 
         `as_decided`: the one with all consequences, which was not tried before, is the first. `why` says what was
         refused; it is kept in the field `refused`.
@@ -124,13 +131,15 @@ class DeadLetters:
             log.exception("%r has no side effects", delivery)
             also = []
         if as_decided:
-            yield partial(self.command, delivery, letter, also, why)
+            yield LesserLetter(partial(self.command, delivery, letter, also, why))
         if 1 < len(also) <= _MOST_LEFT_OUT:
             for place in range(len(also)):
-                yield partial(self.command, delivery, letter, [*also[:place], *also[place + 1 :]], why)
+                others = [*also[:place], *also[place + 1 :]]
+                yield LesserLetter(partial(self.command, delivery, letter, others, why), (also[place],))
         if also:
-            yield partial(self.command, delivery, letter, (), why)
-        yield from self.bare(delivery, letter, why[:_SHORT])
+            yield LesserLetter(partial(self.command, delivery, letter, (), why), also)
+        for command in self.bare(delivery, letter, why[:_SHORT]):
+            yield LesserLetter(command, also)
 
     def bare(self, delivery: Delivery, letter: DeadLetter, why: str = "") -> Iterator[Callable[[], Command]]:
         """Yield what builds the command of a dead letter without side effects and evidence, and one of raw fields."""

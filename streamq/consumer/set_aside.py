@@ -62,7 +62,7 @@ class RefusedSettlement:
 
     `lesser` returns further ways, given why the first one was refused. None: it has no consequence to leave out.
     `plain`: an acknowledgement of its entry alone, which can go in one command with others of its tier. `held`: its
-    delivery is held until it is settled; a release holds nothing.
+    delivery is held until it is settled; a release holds nothing. `lasting`: it is tried on although nothing is held.
     """
 
     delivery: Delivery
@@ -71,6 +71,7 @@ class RefusedSettlement:
     lesser: Callable[[str], Sequence[Way]] | None = None
     plain: bool = False
     held: bool = True
+    lasting: bool = False
     refusals: int = 0
     place: int = 0  # of the way that is tried next
     left: bool = False
@@ -82,7 +83,8 @@ class RefusedSettlement:
 
     def __str__(self) -> str:
         about = f"{self.why}{f'; {self.where}' * bool(self.where)}"
-        state = f"{'left pending, ' * self.left}refused {self.refusals} times"
+        left = ("left pending, " if self.held else "left, ") if self.left else ""
+        state = f"{left}refused {self.refusals} times"
         return f"{self.what} of {_name_of(self.delivery)} is {state}: {about}"
 
 
@@ -133,7 +135,7 @@ class SetAside:
         """Return how many of each tier are left, or were let go."""
         left = list(self._let_go_by_tier)
         for one in self._left:
-            left[one.delivery.tier] += 1
+            left[one.delivery.tier] += one.held
         return left
 
     def named(self) -> list[str]:
@@ -281,7 +283,7 @@ class SetAside:
     def _leave(self, one: RefusedSettlement) -> None:
         """Leave a settlement that is refused in every way, until its cause is mended."""
         one.place = 0
-        if not one.held:
+        if not one.held and not one.lasting:
             self._remove(one)
             log.error("%s; its lease ends by itself", one)
             return
@@ -300,7 +302,7 @@ class SetAside:
         if len(self._left) > MOST_LEFT and (oldest := next((one for one in self._left if not one.plain), None)):
             self._remove(oldest)
             self._let_go(oldest.delivery)
-            self._let_go_by_tier[oldest.delivery.tier] += 1
+            self._let_go_by_tier[oldest.delivery.tier] += oldest.held
             log.error("%r is held no longer: more than %d settlements are refused", oldest.delivery, MOST_LEFT)
 
     def _remove(self, one: RefusedSettlement) -> None:

@@ -30,11 +30,12 @@ from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Re
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import as_text, dumps, milliseconds, pack_flat
-from streamq.wire.side_effects import effects_of_end, has_side_effects
+from streamq.wire.side_effects import FreeKey, SideEffect, effects_of_end, has_side_effects
 
 log = SafeLog("streamq")
 
 _ACK = "the acknowledgement"
+_KEY = "the release of the deduplication key"
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
 
 
@@ -80,7 +81,7 @@ class Settler:
         )  # fmt: skip
         self.set_aside = SetAside(
             self._commands, len(store.tiers), store.clock, acknowledged=self._acknowledged, per_entry=self._listening,
-            let_go=lambda delivery: buffer.forget(delivery.tier, delivery.entry_id), uniform=uniform,
+            let_go=self._let_go, uniform=uniform,
         )  # fmt: skip
         self._settlements: list[_Settlement] = []
         self._events: dict[Delivery, Settled] = {}  # emitted once the server has confirmed the acknowledgement
@@ -168,8 +169,8 @@ class Settler:
     def _convict(self, delivery: Delivery, error: Exception, duration: float, keep: float | None) -> None:
         """Dead-letter a delivery that cannot be settled as was decided, with the side effects that can be had."""
         outcome = DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
-        commands = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
-        ways = [self._way(_Settlement(command, delivery, outcome, duration)) for command in commands]
+        lesser = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
+        ways = [self._way(_Settlement(one.command, delivery, outcome, duration), one.left_out) for one in lesser]
         self._events.pop(delivery, None)
         log.warning(
             "task %s is to be a dead letter (%s): %s", _name_of(delivery), outcome.reason, outcome.failure.error
@@ -331,15 +332,30 @@ class Settler:
         self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, why: str
     ) -> list[Way]:
         """Return the dead letters that stand in for a settlement that is refused: each without more consequences."""
-        event = self._events.pop(delivery, None)
+        event = self._events.get(delivery)  # kept: if all are refused, the acknowledgement itself is tried again
         letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
-        commands = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
+        lesser = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
         log.error("task %s is to be a dead letter (%s): %s", _name_of(delivery), letter.reason, why)
         duration = event.duration if event else duration
-        return [self._way(_Settlement(command, delivery, letter, duration)) for command in commands]
+        return [self._way(_Settlement(one.command, delivery, letter, duration), one.left_out) for one in lesser]
 
-    def _way(self, settlement: _Settlement) -> Way:
-        return Way(settlement.command, lambda reply: self._replied(settlement, reply))
+    def _way(self, settlement: _Settlement, left_out: Sequence[SideEffect] = ()) -> Way:
+        def done(reply: Any) -> None:
+            self._events.pop(settlement.delivery, None)
+            self._replied(settlement, reply)
+            if reply and (keys := [one for one in left_out if isinstance(one, FreeKey)]):
+                self._free_later(settlement.delivery, keys)
+
+        return Way(settlement.command, done)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        self._buffer.forget(delivery.tier, delivery.entry_id)
+        self._events.pop(delivery, None)
+
+    def _free_later(self, delivery: Delivery, keys: Sequence[FreeKey]) -> None:
+        """Go on trying to free the deduplication keys of a task that is dead: other tasks wait for them."""
+        way = Way(partial(self._commands.task_started, keys), _nothing)
+        self.set_aside.add_untried([RefusedSettlement(delivery, _KEY, [way], held=False, lasting=True)])
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -363,6 +379,10 @@ def _what(outcome: Outcome) -> str:
             return "the release"
         case _:
             return _ACK
+
+
+def _nothing(_reply: Any) -> None:
+    """There is nothing to do."""
 
 
 def _prebuilt(command: Command) -> Command:

@@ -12,6 +12,7 @@ import pytest
 
 from streamq import Backoff, RedisBroker, RetryLater, Worker, task
 from streamq.consumer import set_aside, tier_refusals
+from streamq.consumer.events import Settled
 from streamq.errors import BrokerError, TaskFailedError
 from streamq.tasks.outcome import Postpone, Retry
 from streamq.wire.dead_letter_fields import Failure
@@ -23,6 +24,7 @@ GOOD = 200
 STANDARD = "queue:standard"
 done: list[int] = []
 runs: list[str] = []
+gate: list[anyio.Event] = []
 
 
 @task(retries=0)
@@ -55,6 +57,13 @@ async def later() -> None:
     raise RetryLater(after=0.01)
 
 
+@task(retries=0)
+async def hold() -> None:
+    runs.append("hold")
+    await gate[0].wait()
+    raise ValueError("at the end")
+
+
 @task(retries=1, backoff=0.01)
 async def fail_again() -> None:
     raise ValueError("each time")
@@ -68,6 +77,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses between two tries are short here."""
     done.clear()
     runs.clear()
+    gate[:] = [anyio.Event()]
     monkeypatch.setattr(set_aside, "_PAUSE", Backoff(base=0.01, factor=2.0, cap=0.03))
     monkeypatch.setattr(set_aside, "LEFT_PAUSE", 0.05)
     monkeypatch.setattr(tier_refusals, "_PAUSE", Backoff(base=0.02, factor=2.0, cap=0.05))
@@ -296,6 +306,40 @@ class TestRights:
             user()
             await until(lambda: pending(real_server) == 0)
         assert sorted(done) == list(range(GOOD))
+        assert dead(real_server) == []
+
+    async def test_a_deduplication_key_that_could_not_be_freed_is_freed_later(self, real_server, user):
+        """The task that waits for it runs as soon as the right is back, and not when the key expires."""
+        newest = {"dedup_key": "k", "dedup_mode": "keep_last"}
+        async with (
+            RedisBroker(real_server.url) as broker,
+            RedisBroker(user()) as limited,
+            working(limited, *TASKS, hold) as worker,
+        ):
+            await broker.enqueue(hold.options(**newest))
+            await until(lambda: runs == ["hold"])
+            waiting = await broker.enqueue(good.options(**newest), 1)
+            assert await waiting.status() == "delayed"
+            user("hset")
+            gate[0].set()
+            await until(lambda: dead(real_server))
+            await until(lambda: any("deduplication key of hold" in line for line in worker.health.refused))
+            user()
+            await until(lambda: done == [1])
+            await until(lambda: worker.health.refused == ())
+        assert [letter["task"] for letter in dead(real_server)] == ["hold"]
+
+    async def test_listeners_hear_of_an_acknowledgement_that_was_left(self, real_server, user):
+        """Once, although dead letters were tried in its place."""
+        heard: list[Settled] = []
+        listener = lambda event: heard.append(event) if isinstance(event, Settled) else None  # noqa: E731
+        async with RedisBroker(user()) as broker, working(broker, *TASKS, listeners=[listener]) as worker:
+            user("xack")
+            await broker.enqueue_many([echo.options(result_ttl=60).call(number) for number in range(5)])
+            await until(lambda: sum("left pending" in line for line in worker.health.refused) == 5)
+            user()
+            await until(lambda: pending(real_server) == 0)
+        assert len({event.delivery.task_id for event in heard}) == len(heard) == 5
         assert dead(real_server) == []
 
 
