@@ -323,6 +323,7 @@ class Worker:
             with anyio.move_on_after(self.grace_period):
                 await runners.wait_until_idle()
             group.cancel_scope.cancel()
+        runners.log_cut_off()
 
     async def _cancel_on_second_stop(self, scope: anyio.CancelScope) -> None:
         await self._stop_now.wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
+
 import anyio
 
 from streamq.diagnostics.safe_log import SafeLog
@@ -9,6 +12,7 @@ from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
 
+_MOST_NAMED = 10  # runs that are cut off
 _ends_program: list[type[BaseException]] = [KeyboardInterrupt]
 
 
@@ -22,6 +26,18 @@ def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> N
     if delivery.entry_id not in fatal:
         fatal.add(delivery.entry_id)
         log.error("task %s %s raised %r: it ends the worker", delivery.task, delivery.task_id, error)
+
+
+def log_cut_off(deliveries: Collection[Delivery]) -> None:
+    """Say, in one line, which runs a worker cuts off as it ends, `_MOST_NAMED` of them by name."""
+    if not deliveries:
+        return
+    named = ", ".join(f"{one.task} {one.task_id}" for one in islice(deliveries, _MOST_NAMED))
+    more = len(deliveries) - _MOST_NAMED
+    log.warning(
+        "the grace period is over: %s%s cut off, and will be delivered again unless settled now",
+        named, f" and {more} more are" if more > 0 else " is" if len(deliveries) == 1 else " are",
+    )  # fmt: skip
 
 
 def is_failure(error: BaseException) -> bool:

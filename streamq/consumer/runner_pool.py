@@ -21,7 +21,13 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from streamq.consumer.cancellation import cancelled_and_rest, is_failure, note_fatal, without_cancellation
+from streamq.consumer.cancellation import (
+    cancelled_and_rest,
+    is_failure,
+    log_cut_off,
+    note_fatal,
+    without_cancellation,
+)
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
@@ -119,6 +125,10 @@ class Runners:
         while self._buffer.running:
             self._ended = anyio.Event()
             await self._ended.wait()
+
+    def log_cut_off(self) -> None:
+        """Say which runs are still under way as the worker ends: they will be delivered again."""
+        log_cut_off(self._running)
 
     def end_run(self, delivery: Delivery, reason: str = "lost") -> None:
         """End the run of a delivery, which was lost or cancelled."""

@@ -192,6 +192,30 @@ async def test_the_end_of_a_worker_whatever_the_handler_raises_then(server, brok
     assert_nothing_left(server)
 
 
+@task
+async def endless() -> None:
+    await anyio.sleep(60)
+
+
+@pytest.mark.parametrize("number", [1, 13])
+async def test_what_the_end_of_a_worker_cuts_off_is_named_once(server, broker, number, caplog):
+    """Who looks for the reason of a redelivery finds it in the log of the worker that stopped."""
+    await broker.enqueue_many([endless.options(task_id=f"t{at:02}").call() for at in range(number)])
+    with anyio.fail_after(8):
+        async with working(broker, endless, grace_period=0.02) as worker:
+            await until(lambda: worker._consumer.buffer.running == number)
+    (line,) = [record.getMessage() for record in caplog.records if "cut off" in record.getMessage()]
+    assert all(f"endless t{at:02}" in line for at in range(min(number, 10)))
+    assert ("and 3 more" in line) == (number == 13)
+    assert server.command("XLEN", "queue:standard") == number
+
+
+async def test_a_worker_that_ends_in_time_cuts_nothing_off(server, broker, caplog):
+    await broker.enqueue(say, "hello")
+    await burst(broker, say)
+    assert "cut off" not in caplog.text
+
+
 async def say_nothing() -> None: ...
 
 
