@@ -81,10 +81,8 @@ def from_streamq_error(error: Exception) -> CommandLineError:
                 f"{text}; give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
             )
         case _ if code == "NOPERM":
-            return CommandLineError(
-                f"{text}; allow it in this user's ACL (streamq doctor names each missing right), "
-                "or give another user in --url or STREAMQ_URL"
-            )
+            named = "" if "streamq doctor" in text else "; streamq doctor names each missing right"
+            return CommandLineError(f"{text}{named}; or give another user in --url or STREAMQ_URL")
         case _ if code == "WRONGTYPE":
             return CommandLineError(f"{text}; another program uses a key of this name: choose another --namespace")
         case _:

@@ -170,7 +170,21 @@ class QueueMonitor:
         if isinstance(replies, BrokerError):
             # A server that is out of memory refuses transactions, even of reads.
             replies = await store.attempt(commands)
-        return [_or_none(command, reply) for command, reply in zip(commands, replies, strict=True)]
+        return [self._or_none(command, reply) for command, reply in zip(commands, replies, strict=True)]
+
+    def _or_none(self, command: Command, reply: Any) -> Any:
+        """Return a reply, None for what does not exist. Raises other errors, translated.
+
+        Somebody else's key in the place of a stream is an error: it must not look like an empty queue.
+        """
+        if isinstance(reply, Exception):
+            code = getattr(reply, "code", "") or str(reply).partition(" ")[0]
+            if any(word in str(reply) for word in _ABSENT_ERRORS) or code == "NOGROUP":
+                return None
+            if "WRONGTYPE" in (code, str(reply).partition(" ")[0]) and command[0] in _READ_AROUND:
+                return None
+            raise self._broker.store.explained(translated(reply), command)
+        return reply
 
     # --- second round trip: counters and oldest entries -----------------------------------------
 
@@ -193,7 +207,7 @@ class QueueMonitor:
                 commands.append(("XPENDING", tier.keys.stream, keys.group, "-", "+", 1, RELEASED_CONSUMER))
         commands += [("HGETALL", keys.totals), *(("HGETALL", keys.circuit(name)) for name in circuit_names)]
         answers = zip(commands, await store.attempt(commands), strict=True)
-        replies = iter([_or_none(command, reply) for command, reply in answers])
+        replies = iter([self._or_none(command, reply) for command, reply in answers])
         windows = [next(replies) or [] for _ in starts]
         for tier in tiers:
             self._set_oldest(tier, now, next(replies), next(replies) if tier.parked else None)
@@ -241,21 +255,6 @@ def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
         error_type=fields.get("error_type", "")[:MAX_TEXT], error=fields.get("error", "")[:MAX_TEXT],
         since=stored_time(fields.get("since")) or datetime.fromtimestamp(0, UTC),
     )  # fmt: skip
-
-
-def _or_none(command: Command, reply: Any) -> Any:
-    """Return a reply, None for what does not exist. Raises other errors, translated.
-
-    Somebody else's key in the place of a stream is an error: it must not look like an empty queue.
-    """
-    if isinstance(reply, Exception):
-        code = getattr(reply, "code", "") or str(reply).partition(" ")[0]
-        if any(word in str(reply) for word in _ABSENT_ERRORS) or code == "NOGROUP":
-            return None
-        if "WRONGTYPE" in (code, str(reply).partition(" ")[0]) and command[0] in _READ_AROUND:
-            return None
-        raise translated(reply)
-    return reply
 
 
 def _as_dict(flat: list[Any]) -> Mapping[bytes, Any]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import cast
+
+import hiredis
 
 from streamq.client import Command
 from streamq.client.scripts import with_source
@@ -17,6 +20,9 @@ from streamq.queue.server_errors import UNPACKABLE
 _LINE = re.compile(r"@?user_script:\s*(\d+)")
 _CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
+_SCRIPTS = frozenset({"EVALSHA", "EVAL"})
+_MOST_SHOWN = 5  # keys of a command that a missing right refuses
+_REMEDY = "run 'streamq doctor' as this user: it names the missing rights, and 'streamq acl' prints rules with them"
 _MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _STRINGS, _HASHES = frozenset({"dedup", "result", "id", "progress"}), frozenset({"latest", "join", "stats"})
 
@@ -28,6 +34,27 @@ def said(error: BrokerError, command: Command) -> str:
         text = f"{error.code} {text}"
     refused = refused_command(error, command)
     return f"{text} (at {refused})" if refused else text
+
+
+def explained(error: BrokerError, command: Command, namespace: str) -> BrokerError:
+    """Return the error of a missing right with the command, its keys of this namespace, and the remedy; others as is.
+
+    It has no other argument of the command: these may be secret.
+    """
+    if error.code != "NOPERM":
+        return error
+    words: Sequence[object] = _unpacked(command) if isinstance(command, bytes) else command
+    name = "a script" if words[0] in _SCRIPTS else _text(words[0])
+    keys = keys_of(command) or [text for text in map(_text, words[1:]) if text.startswith(f"{namespace}:")]
+    about = f" on {', '.join(key[:100] for key in keys[:_MOST_SHOWN])}" if keys else ""
+    more = f" and {len(keys) - _MOST_SHOWN} more" if len(keys) > _MOST_SHOWN else ""
+    return BrokerError(f"{said(error, command).rstrip('.')}, in {name}{about}{more}; {_REMEDY}", code=error.code)
+
+
+def _unpacked(command: bytes) -> list[bytes]:
+    reader = hiredis.Reader()
+    reader.feed(command)
+    return cast("list[bytes]", reader.gets())
 
 
 def refused_command(error: BrokerError, command: Command) -> str:
@@ -44,7 +71,7 @@ def refused_command(error: BrokerError, command: Command) -> str:
 
 def keys_of(command: Command) -> list[str]:
     """Return the keys of a command that runs a script."""
-    if isinstance(command, bytes) or len(command) < 3 or command[0] not in {"EVALSHA", "EVAL"}:
+    if isinstance(command, bytes) or len(command) < 3 or command[0] not in _SCRIPTS:
         return []
     names = command[3 : 3 + int(command[2])]
     return [_text(name) for name in dict.fromkeys(names)][:_MOST_KEYS]

@@ -20,6 +20,7 @@ from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError,
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
 from streamq.queue.read_commands import ReadCommands
+from streamq.queue.refused_command import explained
 from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
 from streamq.tasks.options import Durable
@@ -74,7 +75,7 @@ class Store:
         sent, OutcomeUnknownError if the commands may have been sent, BrokerError if the server refused one (those
         before it were accepted).
         """
-        return _all_accepted(await self._send(commands))
+        return self._all_accepted(commands, await self._send(commands))
 
     async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> Iterator[EnqueueReply]:
         """Do as `enqueue`, and wait until the tasks are on a replica, in the append-only file, or both.
@@ -88,7 +89,7 @@ class Store:
         waits = {name: (*_WAITS[name], limit) for name in _WAITS if name in wanted}
         written = ("SET", self.keys.durable, "1", "PX", 1000)
         replies = await self._send([*commands, written, *waits.values()], self.client.call_on_second_connection)
-        accepted = _all_accepted(replies[: len(commands)])
+        accepted = self._all_accepted(commands, replies[: len(commands)])
         for name, reply in zip(waits, replies[len(commands) + 1 :], strict=True):
             confirmed = reply[0] if isinstance(reply, list) else reply
             if isinstance(confirmed, Exception):
@@ -159,9 +160,9 @@ class Store:
         """Return the first of these errors. Raises that of a group that does not exist."""
         replies = await self.attempt([("XINFO", "GROUPS", name) for name, _ in refused])
         group = self.keys.group.encode()
-        for (_, error), rows in zip(refused, replies, strict=True):
+        for (name, error), rows in zip(refused, replies, strict=True):
             if isinstance(rows, BrokerError) or not any(row[1] == group for row in rows):
-                raise error
+                raise self.explained(error, ("XGROUP CREATE", name))
         return refused[0][1]
 
     async def started(self, delivery: Delivery) -> None:
@@ -222,9 +223,9 @@ class Store:
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         """Carry out commands in one round trip. Raises the first error of any, as BrokerError."""
         replies = await self.attempt(commands)
-        for reply in replies:
+        for reply, command in zip(replies, commands, strict=True):
             if isinstance(reply, BrokerError):
-                raise reply
+                raise self.explained(reply, command)
         return replies
 
     async def one(self, command: Command) -> Any:
@@ -269,8 +270,12 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
         if isinstance(reply, Exception):
-            raise translated(reply)
+            raise self.explained(translated(reply), command)
         return reply
+
+    def explained(self, error: BrokerError, command: Command) -> BrokerError:
+        """Return the error of a command with what was refused, and the remedy, if a right is missing."""
+        return explained(error, command, self.keys.namespace)
 
     async def _send(
         self, commands: Sequence[Command], call: Callable[[Sequence[Command]], Awaitable[list[Any]]] | None = None
@@ -280,12 +285,12 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-
-def _all_accepted(replies: list[Any]) -> Iterator[EnqueueReply]:
-    """Return an iterator over the answers to an enqueue. Raises the first error of any, as BrokerError."""
-    errors = [translated(reply) for reply in replies if isinstance(reply, Exception)]
-    if not errors:
-        return map(parse_enqueue_reply, replies)
-    if len(errors) < len(replies) and isinstance(errors[0], BrokerUnavailableError):
-        raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {errors[0]}")
-    raise errors[0]
+    def _all_accepted(self, commands: Sequence[Command], replies: list[Any]) -> Iterator[EnqueueReply]:
+        """Return an iterator over the answers to an enqueue. Raises the first error of any, as BrokerError."""
+        errors = [place for place, reply in enumerate(replies) if isinstance(reply, Exception)]
+        if not errors:
+            return map(parse_enqueue_reply, replies)
+        first = self.explained(translated(replies[errors[0]]), commands[errors[0]])
+        if len(errors) < len(replies) and isinstance(first, BrokerUnavailableError):
+            raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {first}")
+        raise first

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from streamq import RedisBroker
+from streamq import RedisBroker, TaskRef
+from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import BrokerError
+from streamq.monitoring import QueueMonitor
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.scripts import step
@@ -32,6 +34,38 @@ async def test_a_command_that_cannot_be_packed_takes_no_other_with_it(server):
         replies = await broker.store.attempt([("SET", "before", "1"), *wrong, ("SET", "after", "1")])
         assert [getattr(reply, "code", reply) for reply in replies] == [b"OK", *[UNPACKABLE] * 3, b"OK"]
         assert isinstance((await broker.store.attempt([wrong[0]]))[0], BrokerError)
+
+
+LACKING = {
+    "a command": (["-xadd"], ["XADD on queue:standard"], lambda broker: broker.enqueue("send", "s3cret")),
+    "a command in a script": (
+        ["-set"], ["'set'", "a script on ", "queue:id:mine"],
+        lambda broker: broker.enqueue(TaskRef("send").options(task_id="mine"), "s3cret"),
+    ),
+    "a key": (["resetkeys", "~queue:bulk"], ["queue:standard"], lambda broker: broker.enqueue("send", "s3cret")),
+    "a figure": (["-xlen"], ["XLEN on queue:"], lambda broker: QueueMonitor(broker=broker).snapshot()),
+    "a dead letter": (
+        ["-xrevrange"], ["XREVRANGE on queue:dead"], lambda broker: DeadLetterQueue(broker=broker).peek()
+    ),
+    "a group": (["-xgroup"], ["XGROUP CREATE on queue:"], lambda broker: broker.store.ensure_groups()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LACKING)
+async def test_a_missing_right_names_what_was_refused_and_the_remedy(real_server, anyio_backend, what):
+    """The command, its keys, and what to do; no argument, no password, no address."""
+    rules, named, use = LACKING[what]
+    real_server.command("ACL", "SETUSER", "bob", "reset", "on", ">pa55word", "~*", "&*", "+@all", *rules)
+    try:
+        async with RedisBroker(real_server.url.replace("unix://", "unix://bob:pa55word@")) as broker:
+            with pytest.raises(BrokerError) as caught:
+                await use(broker)
+    finally:
+        real_server.command("ACL", "DELUSER", "bob")
+    text = str(caught.value)
+    assert caught.value.code == "NOPERM"
+    assert all(one in text for one in [*named, "'streamq doctor'", "'streamq acl'"]), text
+    assert not any(secret in text for secret in ("s3cret", "pa55word", "unix:", "user_script")), text
 
 
 async def test_the_command_and_the_key_are_named(server):
