@@ -15,7 +15,7 @@ USAGE = 2  # the exit code of every usage error
 FAILED = 1  # something was passed over, was not found, or went wrong in streamq
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure", "wrong version number")
+_TLS_REMEDIES = ("it speaks TLS: ", "it does not speak TLS: ")  # see `client/dial.py`
 _DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
 
 
@@ -71,10 +71,8 @@ def from_streamq_error(error: Exception) -> CommandLineError:
             return CommandLineError(
                 f"{text}; the command may have run: repeat it with the same --task-id, which is safe"
             )
-        case BrokerUnavailableError():
+        case BrokerUnavailableError() if not any(words in text for words in _TLS_REMEDIES):
             remedy = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
-            if "SSL" in text and any(words in text for words in _NO_TLS):
-                remedy = "that port does not speak TLS: give its TLS port, or redis:// for this one"
             return CommandLineError(f"{text}; {remedy}")
         case _ if code in ("NOAUTH", "WRONGPASS"):
             return CommandLineError(

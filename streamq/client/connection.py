@@ -17,6 +17,7 @@ import anyio
 import hiredis
 from redis import exceptions
 
+from streamq.client.dial import KnowsOtherProtocol
 from streamq.client.resp_codec import Command, pack_unchecked, reply_error
 from streamq.client.sockets import SocketStream
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 1 << 16  # bytes that one read takes at most
 _CLOSE_WITHIN: Final = 2.0  # seconds
+_ASK_WITHIN: Final = 1.0  # seconds, whether a server that cannot be reached speaks TLS
 _FAILURES_COUNTED: Final = 64  # redis-py's backoff raises 2 to this power, which must stay a float
 
 # After an error with one of these codes the connection is of no more use: the server became a
@@ -115,6 +117,7 @@ class Connector:
         self._client_name = client_name
         self._failures = 0
         self._not_before = 0.0
+        self._reached = False
 
     def failed(self) -> None:
         """Note a failure: the next dial waits. Also called for a connection that broke before its first reply."""
@@ -159,16 +162,17 @@ class Connector:
                 commands = self._handshake_commands()
                 await connection.handshake(commands, replies)
             self._check_handshake(commands, replies)
-        except TimeoutError:
+        except TimeoutError as error:
             await _close(connection)
-            raise exceptions.ConnectionError(f"no connection to {place} within {self.timeout:g} s") from None
+            remedy = await self._mismatch(error, connection, replies)
+            raise exceptions.ConnectionError(f"no connection to {place} within {self.timeout:g} s{remedy}") from None
         except exceptions.ConnectionError:
             await _close(connection)
             raise
         except Exception as error:
             await _close(connection)
             server_error = next((str(reply) for reply in replies if isinstance(reply, Exception)), "")
-            reason = server_error or _root_cause(error)
+            reason = server_error or _root_cause(error) + await self._mismatch(error, connection, replies)
             raise exceptions.ConnectionError(f"no connection to {place}: {reason}") from error
         except BaseException:
             await _close(connection)
@@ -176,7 +180,26 @@ class Connector:
         client_id = replies[-2]
         connection.client_id = client_id if isinstance(client_id, int) else None
         connection.must_reconnect = False
+        self._reached = True
         return connection
+
+    async def _mismatch(self, error: Exception, connection: Connection | None, replies: Sequence[Any]) -> str:
+        """Return the remedy if the server speaks TLS and the URL does not, or the other way round; else nothing.
+
+        It is asked for that only where it was never reached, and said nothing that explains it.
+        """
+        unreached = (
+            connection is None and isinstance(error, OSError) and not isinstance(error, ssl.SSLError | TimeoutError)
+        )
+        if (
+            self._reached or replies or unreached or isinstance(error, ssl.SSLCertVerificationError)
+            or not isinstance(self._dial, KnowsOtherProtocol)
+        ):  # fmt: skip
+            return ""
+        remedy = ""
+        with suppress(Exception), anyio.move_on_after(min(self.timeout, _ASK_WITHIN)):
+            remedy = await self._dial.mismatch()
+        return f"; {remedy}" if remedy else ""
 
     def _handshake_commands(self) -> list[Command]:
         address = self.address

@@ -7,7 +7,7 @@ passes one that returns the end of an in-memory pipe.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import anyio
 from anyio.streams.tls import TLSStream
@@ -21,11 +21,23 @@ if TYPE_CHECKING:
     from streamq.client.address import Address
 
 
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # what OpenSSL says of an answer that is no TLS
+
+
 class Dial(Protocol):
     """Opens one byte stream to the server. Called once for each connection."""
 
     async def __call__(self) -> ByteStream:
         """Return a new stream. Raises OSError or an anyio stream error if that fails."""
+        ...
+
+
+@runtime_checkable
+class KnowsOtherProtocol(Protocol):
+    """A Dial that can find out whether the server speaks TLS where it was expected not to, or the other way round."""
+
+    async def mismatch(self) -> str:
+        """Return the remedy if that is so, else an empty text. Raises as a Dial does."""
         ...
 
 
@@ -62,6 +74,20 @@ class _TcpDial:
     async def __call__(self) -> ByteStream:
         return await SocketStream.to_host(self._host, self._port)
 
+    async def mismatch(self) -> str:
+        """Return the remedy if the server speaks TLS, else an empty text. It sees no more than the start of TLS."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        stream = await SocketStream.to_host(self._host, self._port)
+        try:
+            await TLSStream.wrap(stream, hostname=self._host, ssl_context=context, standard_compatible=False)
+        except ssl.SSLError as error:
+            if error.reason in _NO_TLS:
+                return ""
+        finally:
+            await anyio.aclose_forcefully(stream)
+        return "it speaks TLS: write rediss:// in place of redis://"
+
 
 class _TlsDial:
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
@@ -78,6 +104,16 @@ class _TlsDial:
         except BaseException:
             await anyio.aclose_forcefully(stream)
             raise
+
+    async def mismatch(self) -> str:
+        """Return the remedy if the server does not speak TLS, else an empty text. It sees a PING."""
+        stream = await SocketStream.to_host(self._host, self._port)
+        try:
+            await stream.send(b"PING\r\n")
+            plain = await stream.receive(1) in (b"+", b"-")  # the first byte of any answer of Redis here
+        finally:
+            await anyio.aclose_forcefully(stream)
+        return "it does not speak TLS: write redis:// in place of rediss://, or give its TLS port" if plain else ""
 
 
 def _tls_context(address: Address) -> ssl.SSLContext:

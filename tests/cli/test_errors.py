@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from streamq.cli.usage_errors import from_streamq_error
+from streamq.errors import BrokerUnavailableError
+
 
 @pytest.fixture
 def modules(app):
@@ -172,3 +175,10 @@ def test_a_malformed_url_shows_its_password_in_no_command(streamq, tmp_path):
         assert code == 2
         assert "cannot be used" in output
         assert "hunter2" not in output
+
+
+def test_a_port_without_tls_needs_no_other_remedy():
+    """The client has found out what to write."""
+    why = "no connection to h:1 within 5 s; it does not speak TLS: write redis:// in place of rediss://"
+    assert from_streamq_error(BrokerUnavailableError(why)).format_message() == why
+    assert "start a Redis" in from_streamq_error(BrokerUnavailableError("no connection to h:1")).format_message()

@@ -136,6 +136,28 @@ async def test_tls(launch, tmp_path):
             with pytest.raises(exceptions.ConnectionError, match=str(process.port)) as caught:
                 await client.ping()
             assert cause is None or any(isinstance(error, cause) for error in causes(caught.value))
+            assert ("it speaks TLS: write rediss:// in place of redis://" in str(caught.value)) == (cause is None)
+
+
+async def test_a_server_without_tls(plain):
+    """Redis waits for the end of a line that never comes; the error says what to write all the same."""
+    async with Client.from_url(f"rediss://localhost:{plain.port}", connect_timeout=0.3) as client:
+        with pytest.raises(
+            exceptions.ConnectionError, match="does not speak TLS: write redis:// in place of rediss://"
+        ):
+            await client.ping()
+
+
+async def test_a_server_that_says_nothing_is_not_told_to_speak_otherwise():
+    """It may be overloaded, or no Redis at all."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    async with listener:
+        for scheme in ("redis", "rediss"):
+            async with Client.from_url(f"{scheme}://127.0.0.1:{port}", connect_timeout=0.2) as client:
+                with pytest.raises(exceptions.ConnectionError) as caught:
+                    await client.ping()
+                assert str(caught.value) == f"no connection to 127.0.0.1:{port} within 0.2 s"
 
 
 async def test_scripts_survive_script_flush(plain):
