@@ -248,6 +248,7 @@ class Worker:
                 if on_exhausted:
                     with anyio.move_on_after(_LEAVE_TIMEOUT):
                         await on_exhausted.finish()
+                        await consumer.wait_until_settled()  # no round trip is cut off: its counters would count twice
                 loops.cancel_scope.cancel()
         except BaseException as error:
             crashed = not consumer.fatal and is_own_error(error)

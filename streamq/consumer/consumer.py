@@ -364,14 +364,14 @@ class Consumer:
         )
 
     async def _settle_last(self) -> None:
-        trip = self._next_round_trip()
+        trip, more = self._next_round_trip(), True
         self.settler.set_aside.load(trip, last=True)
-        while trip.commands:
+        while more and trip.commands:
             if (worst := await trip.carry_out(self.store)) is not None:
                 raise worst
-            if not self.unsettled:
-                break
-            trip = self._next_round_trip()
+            more, trip = self.unsettled, self._next_round_trip()
+        if trip.commands:  # the counters of what was settled just now
+            await trip.carry_out(self.store)
         if (refused := self.settler.set_aside) and (first := refused.named()):
             log.warning("%s: %d settlements are refused, and released: %s", self.name, len(refused), "; ".join(first))
 
