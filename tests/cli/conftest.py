@@ -44,15 +44,21 @@ async def broken():
 """
 
 
-class Program:
-    """A running command. Its output (stdout and stderr together) is read line by line."""
+_DEAF = ("sh", "-c", 'trap "" TERM INT; exec "$@"', "sh")
 
-    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> None:
+
+class Program:
+    """A running command. Its output (stdout and stderr together) is read line by line.
+
+    `deaf`: it begins with SIGTERM and SIGINT ignored, as the kernel does it for the first process of a container.
+    """
+
+    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, deaf: bool = False) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMQ_")}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*_DEAF * deaf, sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.seen: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -113,8 +119,8 @@ def start(app: Path) -> Iterator[Callable[..., Program]]:
     """Start commands in the folder of `app`. Kill those that still run at the end."""
     programs: list[Program] = []
 
-    def started(*arguments: str, env: dict[str, str] | None = None) -> Program:
-        programs.append(Program(*arguments, cwd=app, env=env))
+    def started(*arguments: str, env: dict[str, str] | None = None, deaf: bool = False) -> Program:
+        programs.append(Program(*arguments, cwd=app, env=env, deaf=deaf))
         return programs[-1]
 
     yield started

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.at_work import STREAMS
 from tests.servers import fresh_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -98,6 +99,15 @@ def test_while_it_loads_the_modules(start, app, url, number, processes):
     assert ended_soon(worker) == 0
 
 
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, "1"), (signal.SIGTERM, "2"), (signal.SIGINT, "2")])
+def test_where_signals_without_a_handler_are_ignored(start, app, url, number, processes):
+    """As the first process of a container, or in the background of a shell: handlers are installed all the same."""
+    worker = start("worker", "app", "--url", url, "-p", processes, deaf=True)
+    worker.expect("concurrency")
+    worker.signal(number)
+    assert ended_soon(worker) == 0
+
+
 @PROCESSES
 def test_while_it_connects(start, app, processes, anyio_backend):
     """To a server that accepts and never answers: long before the connect timeout would end it."""
@@ -111,14 +121,31 @@ def test_while_it_connects(start, app, processes, anyio_backend):
         assert ended_soon(worker) == 0
 
 
-def test_while_it_waits_for_a_server_that_refuses_writes(start, app, anyio_backend):
+@PROCESSES
+def test_while_it_waits_for_a_server_that_refuses_writes(start, app, anyio_backend, processes):
     """During the checks of the start."""
     (app / "some.py").write_text(HEAD)
     with fresh_server("valkey", "--maxmemory", "1") as server:
-        worker = start("worker", "some", "--url", server.url, "--backend", anyio_backend)
+        worker = start("worker", "some", "--url", server.url, "--backend", anyio_backend, "-p", processes)
         worker.expect("waiting for the server")
         worker.signal(signal.SIGTERM)
         assert ended_soon(worker) == 0
+
+
+def test_on_a_full_server_tasks_run_and_it_stops(start, app, anyio_backend):
+    """The groups are there already: each process starts, works off what waits, and leaves."""
+    (app / "some.py").write_text(HEAD)
+    with fresh_server("valkey") as server:
+        for stream in STREAMS:
+            server.command("XGROUP", "CREATE", stream, "workers", "0", "MKSTREAM")
+        server.command("XADD", "queue:standard", "*", "task", "note", "kwargs", '{"text": "it"}')
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        worker = start("worker", "some", "--url", server.url, "--backend", anyio_backend, "-p", "2")
+        worker.expect("noted it")
+        worker.signal(signal.SIGTERM)
+        assert worker.ended() == 0
+        assert server.command("XLEN", "queue:standard") == 0
+        assert server.command("XINFO", "CONSUMERS", "queue:standard", "workers") == []
 
 
 def test_while_the_server_is_gone(start, app, anyio_backend):

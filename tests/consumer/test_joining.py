@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from contextlib import aclosing, asynccontextmanager
 
 import anyio
@@ -22,11 +24,12 @@ async def note(number: int) -> None:
 
 
 @pytest.fixture(params=REAL_KINDS)
-def server(request):
+def server(request, tmp_path):
     if not available(request.param):
         pytest.skip(f"no {request.param}-server on PATH")
     runs.clear()
-    with fresh_server(request.param) as started:
+    (tmp_path / "data").mkdir()
+    with fresh_server(request.param, "--dir", str(tmp_path / "data")) as started:
         yield started
 
 
@@ -42,7 +45,19 @@ def without_replicas(server, *, yes: bool) -> None:
     server.command("CONFIG", "SET", "min-replicas-to-write", int(yes))
 
 
-REFUSALS = {"OOM": full, "READONLY": read_only, "NOREPLICAS": without_replicas}
+def without_disk(server, *, yes: bool) -> None:
+    """MISCONF: a snapshot has failed, because its folder is gone."""
+    if not yes:
+        server.command("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+        return
+    shutil.rmtree(server.command("CONFIG", "GET", "dir")[1])
+    server.command("CONFIG", "SET", "save", "3600 1")
+    server.command("BGSAVE")
+    while b"rdb_last_bgsave_status:err" not in server.command("INFO", "persistence"):
+        time.sleep(0.01)
+
+
+REFUSALS = {"OOM": full, "READONLY": read_only, "NOREPLICAS": without_replicas, "MISCONF": without_disk}
 
 
 async def until(condition, seconds: float = 15) -> None:
@@ -69,7 +84,7 @@ async def test_a_worker_starts_on_a_full_server_and_works_it_off(server):
         assert server.command("XLEN", "queue:standard") == 0
 
 
-@pytest.mark.parametrize("refuse", [read_only, without_replicas])
+@pytest.mark.parametrize("refuse", [read_only, without_replicas, without_disk])
 async def test_a_worker_starts_on_a_server_that_takes_no_writes_and_works_when_it_does(server, refuse):
     """`group.start` returns, health names the trouble, and nothing is read before the worker counts as alive."""
     async with with_groups(server, 3) as broker, anyio.create_task_group() as group:
