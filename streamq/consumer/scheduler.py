@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from streamq.consumer.consumer import Consumer
 from streamq.diagnostics.safe_log import SafeLog
@@ -32,7 +33,7 @@ from streamq.queue.schedules import (
     tick_command,
     tick_ms,
 )
-from streamq.tasks.cron import due_ticks
+from streamq.tasks.cron import ON_TIME, Steps, find_due_ticks
 
 log = SafeLog("streamq")
 
@@ -42,6 +43,9 @@ _RETRY_REFUSED = 2.0  # seconds after which a message that the server refused is
 _ITS_OWN = frozenset({"ERR", "WRONGTYPE"})  # codes of errors that concern one schedule alone
 _WAIT_FOR_OTHERS = 1.0  # seconds in which other workers may register the schedule: each gets the message at once
 _BATCH = 100  # ticks of one schedule that one step sends
+_LATE_AT_ONCE = 8  # schedules with missed ticks that one round trip ticks: to find the ticks takes time
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -183,13 +187,12 @@ class Scheduler:
     # --- ticking -------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Send all ticks that are due, in one round trip. Raises BrokerError if the server cannot be used."""
+        """Send ticks that are due, in one round trip. Raises BrokerError if the server cannot be used."""
         elapsed = self._elapsed()
-        due = [one for one in self._active.values() if one.at <= elapsed]
         sent, commands = [], []
-        for one in due:
+        for one in self._due(elapsed):
             try:
-                commands.append(self._command(one, elapsed + self._offset))
+                commands.append(await self._command(one, elapsed + self._offset))
                 sent.append(one)
             except (ConfigurationError, MissingExtraError) as error:
                 self._unusable.add((one.definition.name, one.definition.revision))
@@ -206,9 +209,19 @@ class Scheduler:
         if trouble is not None:
             raise trouble
 
-    def _command(self, one: _ActiveSchedule, now: float) -> Any:
+    def _due(self, elapsed: float) -> list[_ActiveSchedule]:
+        """Return the schedules to tick now: all that are on time, and a few of those that have missed ticks."""
+        due = [one for one in self._active.values() if one.at <= elapsed]
+        late = [one for one in due if one.at < elapsed - ON_TIME]
+        if len(late) <= _LATE_AT_ONCE:
+            return due
+        return [one for one in due if one.at >= elapsed - ON_TIME] + late[:_LATE_AT_ONCE]
+
+    async def _command(self, one: _ActiveSchedule, now: float) -> Any:
         definition, first = one.definition, one.due / 1000
-        wanted, following = due_ticks(definition.cron, definition.tz, definition.missed, first, max(now, first))
+        wanted, following = await _others_between(
+            find_due_ticks(definition.cron, definition.tz, definition.missed, first, max(now, first))
+        )
         if len(wanted) > _BATCH:
             wanted, following = wanted[:_BATCH], wanted[_BATCH]
         return tick_command(self._store, definition, one.due, wanted, tick_ms(following))
@@ -231,3 +244,14 @@ class Scheduler:
             one.not_found_tick, self._stale = one.due, True
         else:  # and loaded since: the server cannot read its definition
             one.at = self._elapsed() + LOAD_EVERY
+
+
+async def _others_between(steps: Steps[T]) -> T:
+    """Return what is found, and let others run between the steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        await anyio.lowlevel.checkpoint()

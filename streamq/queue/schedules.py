@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import anyio.lowlevel
 import orjson
 
 from streamq.client import Command
@@ -32,6 +33,7 @@ from streamq.wire.signing import Signer
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
 NEVER: Final = 253_402_300_799_000  # ms: the end of the year 9999
 _LONGEST: Final = 1e10  # seconds after a tick that a message may expire at most
+_STEP: Final = 100  # definitions that are read at a stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +218,12 @@ async def _read(store: Store, *more: Command) -> tuple[int, list[StoredSchedule]
         [("TIME",), ("HGETALL", keys.schedules), ("ZRANGE", keys.ticks, 0, -1, "WITHSCORES"), *more]
     )
     due = {name: int(max(0.0, min(float(score), NEVER))) for name, score in _pairs(ticks)}
-    packed = dict(_pairs(flat))
-    stored = [
-        StoredSchedule(text, raw, ScheduleDefinition.parse(text, raw), due.get(name))
-        for name, raw in packed.items()
-        for text in (name.decode(errors="replace"),)
-    ]
+    stored = []
+    for number, (name, raw) in enumerate(dict(_pairs(flat)).items(), 1):
+        text = name.decode(errors="replace")
+        stored.append(StoredSchedule(text, raw, ScheduleDefinition.parse(text, raw), due.get(name)))
+        if number % _STEP == 0:  # to read ten thousand takes a second: others run meanwhile
+            await anyio.lowlevel.checkpoint()
     return int(time[0]) * 1000 + int(time[1]) // 1000, stored, others
 
 

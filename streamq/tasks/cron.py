@@ -16,12 +16,12 @@ or shift ticks within an hour or two of the change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, MissingExtraError
@@ -29,11 +29,14 @@ from streamq.errors import ConfigurationError, MissingExtraError
 if TYPE_CHECKING:
     from cronsim import CronSim
 
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # what takes long: it yields now and then, and returns what it has found
 Missed = Literal["last", "skip", "all"]
 MISSED: Final = get_args(Missed)
 
 ON_TIME: Final = 10.0  # seconds after which a tick that was not sent counts as missed
 MOST_MISSED: Final = 1000  # missed ticks that "all" sends at most: the latest
+_STEP: Final = 10  # ticks that one step finds: each takes 0.01 to 0.5 ms
 
 _ALIASES: Final = {
     "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0",
@@ -150,15 +153,7 @@ def next_tick(expression: str, tz: str, after: float) -> float | None:
 
 def latest_tick(expression: str, tz: str, first: float, until: float) -> float:
     """Return the last tick that is not later than `until`. `first` is a tick that is not later, either."""
-    low, high, found = int(first), int(until), first
-    while low <= high:
-        middle = (low + high) // 2
-        tick = next_tick(expression, tz, middle)
-        if tick is not None and tick <= until:
-            found, low = tick, int(tick)
-        else:
-            high = middle - 1
-    return found
+    return _finished(_find_latest(expression, tz, first, until))
 
 
 def due_ticks(expression: str, tz: str, missed: Missed, first: float, now: float) -> tuple[list[float], float | None]:
@@ -168,36 +163,75 @@ def due_ticks(expression: str, tz: str, missed: Missed, first: float, now: float
     `ON_TIME` late are always sent. Of the missed ticks "all" sends the latest `MOST_MISSED`, "last" sends the latest
     one if no other tick is on time, and "skip" sends none.
     """
+    return _finished(find_due_ticks(expression, tz, missed, first, now))
+
+
+def find_due_ticks(
+    expression: str, tz: str, missed: Missed, first: float, now: float
+) -> Steps[tuple[list[float], float | None]]:
+    """Find what `due_ticks` returns, in steps of a few milliseconds. Without a missed tick it is one step.
+
+    A thousand missed ticks take half a second, so an event loop lets others run between the steps.
+    """
     line = now - ON_TIME
     if first >= line:
         late, soon = [], [first, *_ticks_between(expression, tz, first, now)]
     else:
-        last = latest_tick(expression, tz, first, line - 0.001)
+        last = yield from _find_latest(expression, tz, first, line - 0.001)
         late, soon = [last], list(_ticks_between(expression, tz, last, now))
-        if missed == "all":
-            late = list(_ticks_between(expression, tz, _start_of_latest(expression, tz, first, last), last))[
-                -MOST_MISSED:
-            ]
+        if missed == "all":  # a time that was written by hand may be that of no tick: it is then sent itself
+            late = (yield from _find_missed(expression, tz, first, last)) or late
     following = next_tick(expression, tz, (soon or late)[-1])
     if missed == "all":
         return [*late, *soon], following
     return (late if missed == "last" and not soon else soon), following
 
 
-def _start_of_latest(expression: str, tz: str, first: float, last: float) -> float:
-    """Return a time so that `MOST_MISSED` ticks lie between it and `last`, or all ticks from `first` on."""
+def _finished(steps: Steps[T]) -> T:
+    """Return what is found, without a pause between the steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: T = done.value
+            return found
 
-    def enough(after: float) -> bool:
-        return next(islice(_ticks_between(expression, tz, after, last), MOST_MISSED - 1, None), None) is not None
 
-    low, high = int(first) - 1, int(last)
-    while low < high and enough(low):
-        middle = (low + high + 1) // 2
-        if not enough(middle):
-            high = middle - 1
+def _find_latest(expression: str, tz: str, first: float, until: float) -> Steps[float]:
+    """Find the last tick that is not later than `until`, by bisection."""
+    low, high, found = int(first), int(until), first
+    while low <= high:
+        middle = (low + high) // 2
+        tick = next_tick(expression, tz, middle)
+        if tick is not None and tick <= until:
+            found, low = tick, int(tick)
         else:
-            low = middle
-    return low
+            high = middle - 1
+        yield
+    return found
+
+
+def _find_missed(expression: str, tz: str, first: float, last: float) -> Steps[list[float]]:
+    """Find the latest `MOST_MISSED` of the ticks from `first` to `last`, in pieces of time from the end on.
+
+    A piece is twice as long as the one after it, and halved while it has more ticks than are wanted. There is at most
+    one tick a second, so a piece of `MOST_MISSED` seconds has not.
+    """
+    found: list[float] = []
+    start, end, span = int(first) - 1, int(last), MOST_MISSED
+    while len(found) < MOST_MISSED and end > start:
+        begin = max(start, end - span)
+        piece: list[float] = []
+        for tick in islice(_ticks_between(expression, tz, begin, end), MOST_MISSED + 1):
+            piece.append(tick)
+            if len(piece) % _STEP == 0:
+                yield
+        yield
+        if len(piece) > MOST_MISSED:
+            span = (end - begin) // 2
+            continue
+        found, end, span = piece + found, begin, span * 2
+    return found[-MOST_MISSED:]
 
 
 def _ticks_between(expression: str, tz: str, after: float, until: float) -> Iterator[float]:

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -155,6 +156,51 @@ class TestWorkers:
         assert seen.last is not None
         assert seen.next == seen.last + timedelta(seconds=1)
         assert_nothing_left(real_server, *SCHEDULES)
+
+    @pytest.mark.slow
+    async def test_missed_ticks_of_many_schedules_hold_up_nobody(self, real_server):
+        """Half a century of missed ticks, twenty times over: other tasks run meanwhile. They waited for a minute."""
+        broker = RedisBroker(real_server.url)
+        by_hand = {"cron": "0 3 * * *", "task": "anything", "stream": "queue:bulk", "fields": ["task", "anything"]}
+        async with broker:
+            pipeline = broker.client.pipeline()
+            for number in range(20):
+                pipeline.hset("queue:schedules", f"s{number}", json.dumps({**by_hand, "missed": "all"}))
+                pipeline.zadd("queue:ticks", {f"s{number}": 0})
+            pipeline.hset("queue:schedules", "none", json.dumps({**by_hand, "cron": "0 0 29 2 *", "missed": "all"}))
+            pipeline.zadd("queue:ticks", {"none": await now_of(broker) - 3_600_500})  # the time of no tick
+            await pipeline.execute()
+            async with working(broker, TASK):
+                with anyio.fail_after(15):
+                    for number in range(5):
+                        handle = await broker.enqueue(TASK.options(result_ttl=60, priority=100), number)
+                        await handle.result()
+                await until(lambda: float(real_server.command("ZSCORE", "queue:ticks", "none")) > 1.8e12, 10)
+            assert int(real_server.command("HLEN", "queue:ticked")) > 0
+            await broker.client.flushall()
+
+    async def test_many_schedules_are_read_at_a_stretch_of_a_hundred(self, server, broker):
+        """To read ten thousand took a second in which nothing else ran."""
+        pipeline, turns = broker.client.pipeline(), 0
+        for number in range(1000):
+            pipeline.hset("queue:schedules", f"s{number}", defined().packed())
+        await pipeline.execute()
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(count)
+            await broker.store.one(("PING",))
+            before = turns
+            _, rows = await read_schedules(broker.store)
+            group.cancel_scope.cancel()
+        assert len(rows) == 1000
+        assert turns - before >= 10
+        await broker.client.delete("queue:schedules")
 
     async def test_arguments_are_checked_at_the_start(self, broker):
         """A schedule that could only fail is an error of the program."""

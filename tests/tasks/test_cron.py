@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from datetime import UTC, date, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import streamq.tasks.cron as cron_module
 from streamq import Cron, task
 from streamq.errors import ConfigurationError, MissingExtraError
-from streamq.tasks.cron import MOST_MISSED, ON_TIME, due_ticks, latest_tick, next_tick, ticks
+from streamq.tasks.cron import MOST_MISSED, ON_TIME, due_ticks, find_due_ticks, latest_tick, next_tick, ticks
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
@@ -205,6 +206,42 @@ class TestWhatIsMissed:
         assert len(late) == MOST_MISSED
         assert found == [found[0] + number * step for number in range(len(found))]
         assert now - step < found[-1] <= now < following == found[-1] + step
+
+    @pytest.mark.parametrize("expression", ["* * * * * *", "* * * * *", "0 3 * * *", "* * * 1 1 *", "0 0 29 2 *"])
+    def test_half_a_century_is_found_in_small_steps(self, monkeypatch, expression):
+        """An event loop lets others run between two steps; to find a thousand is to look at a few thousand."""
+        looked: list[int] = [0]
+
+        def counted(*arguments):
+            for tick in ticks(*arguments):
+                looked[-1] += 1
+                yield tick
+
+        monkeypatch.setattr(cron_module, "ticks", counted)
+        looked.extend(0 for _ in find_due_ticks(expression, "UTC", "all", next_tick(expression, "UTC", 0.0), NOON))
+        assert max(looked) <= 50
+        assert sum(looked) <= 12 * MOST_MISSED
+
+    @given(st.integers(0, 3 * DAY), expressions, zones)
+    def test_the_latest_of_all_are_those_of_counting(self, later, expression, tz):
+        """However ticks are spread."""
+        first = next_tick(expression, tz, NOON)
+        assume(first is not None)
+        now = first + later
+        wanted = list(takewhile(lambda tick: tick <= now, islice(ticks(expression, tz, first - 1), 20_000)))
+        assume(len(wanted) < 20_000)
+        late = sum(tick < now - ON_TIME for tick in wanted)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cron_module, "MOST_MISSED", 30)
+            found, _ = due_ticks(expression, tz, "all", first, now)
+        assert found == wanted[max(0, late - 30) :]
+
+    @pytest.mark.parametrize("missed", ["last", "all"])
+    def test_a_time_by_hand_that_is_of_no_tick_is_sent_itself(self, missed):
+        """With "all" it ended the worker, if there was no tick since."""
+        by_hand = NOON + 100.5
+        assert due_ticks("0 0 1 1 *", "UTC", missed, by_hand, by_hand + HOUR)[0] == [by_hand]
+        assert due_ticks("0 0 1 1 *", "UTC", "skip", by_hand, by_hand + HOUR)[0] == []
 
     @pytest.mark.slow
     @given(st.sampled_from(["last", "skip", "all"]), st.integers(0, 30 * DAY), expressions, zones)
