@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 BACKENDS = ("asyncio", "trio")
+SLOWEST = 40  # files that CI names with their times
 
 # Examples take as long as a busy machine makes them take.
 settings.register_profile("streamq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -124,3 +125,18 @@ def server(
 def real_server(request: pytest.FixtureRequest, shared_server: Callable[[Kind], RealServer]) -> RealServer:
     """An empty server that is a process: valkey, redis."""
     return shared_server(_require(request.param))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say under CI where the time goes: the files that took longest, in all processes together."""
+    if not os.environ.get("CI"):
+        return
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+    terminalreporter.section("the slowest files")
+    for file, duration in sorted(seconds.items(), key=lambda item: -item[1])[:SLOWEST]:
+        terminalreporter.write_line(f"{duration:8.1f} s  {file}")
