@@ -232,10 +232,11 @@ def _expect_group(
     times.update({("alive", *where, who): until - now for who, until in group.alive.items()})
     facts["leases", *where] = {who: str(lease) for who, lease in group.leases.items()}
     marks = {f"{spelt(entry)}:alone": who for entry, who in group.alone.items()}
+    marks |= {f"{spelt(entry)}:cancel": "1" for entry in group.cancelled}
     facts["crashes", *where] = marks | {spelt(entry): " ".join(who) for entry, who in group.crashes.items()}
     if group.alive:
         ttls[keys.alive] = ttls[keys.leases] = group.liveness_ends
-    if group.crashes or group.alone:
+    if group.crashes or group.alone or group.cancelled:
         ttls[keys.crashes] = group.evidence_ends
 
 

@@ -17,6 +17,7 @@ from streamq.queue.lease_commands import mark_isolated, remove_consumers, survey
 from streamq.scripts import step
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
 from streamq.wire.delivery import Delivery
+from streamq.wire.keys import TOTALS_KEPT
 from streamq.wire.message import dumps, pack_flat
 from streamq.wire.side_effects import KeepResult
 from tests.stateful.driver import TIERS
@@ -107,7 +108,9 @@ class QueueMachine(Foundation):
         before = set(self.model.dead)
         answer = self._one(command)
         self._held_by_us(answer, self.model.bury(one.tier, member.group, member.name, entry_of(one), fields, kept))
-        self.ledger.trimmed(before - set(self.model.dead))
+        if dropped := before - set(self.model.dead):
+            self.model.count(store.keys.totals, {"dead_dropped": len(dropped)}, TOTALS_KEPT * 1000)
+        self.ledger.trimmed(dropped)
         self._done(member, one, keep)
 
     @precondition(lambda self: any(member.hands for member in self.members))

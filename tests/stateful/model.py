@@ -36,11 +36,13 @@ class Group:
     liveness_ends: int = 0  # when both of them are forgotten
     crashes: dict[EntryId, tuple[str, ...]] = field(default_factory=dict)
     alone: dict[EntryId, str] = field(default_factory=dict)
+    cancelled: set[EntryId] = field(default_factory=set)  # whose runs are to be cancelled
     evidence_ends: int = 0
 
     def forgive(self, entry: EntryId) -> None:
         self.crashes.pop(entry, None)
         self.alone.pop(entry, None)
+        self.cancelled.discard(entry)
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Model:
                 if group.evidence_ends < self.now:
                     group.crashes.clear()
                     group.alone.clear()
+                    group.cancelled.clear()
 
     # --- producing -----------------------------------------------------------------------------
 
@@ -123,7 +126,7 @@ class Model:
     def cancel(
         self, at: int, task_id: str, entry: EntryId | None, group: str, result: tuple[str, str, int] | None
     ) -> str:
-        """Withdraw what was not delivered yet. `result` is (key, payload, TTL)."""
+        """Withdraw what was not delivered yet, and mark what runs. `result` is (key, payload, TTL)."""
         tier, found = self.tiers[at], "unknown"
         for member in (task_id, f"{group}|{task_id}"):
             if tier.delayed.pop(member, None) is not None:
@@ -132,6 +135,8 @@ class Model:
             found = "queued"
             if any(entry in one.pending for one in tier.groups.values()):
                 found = "running"
+                tier.groups[group].cancelled.add(entry)
+                tier.groups[group].evidence_ends = self.now + DAY
             else:
                 del tier.entries[entry]
         if result is not None and found in ("delayed", "queued"):
@@ -226,12 +231,13 @@ class Model:
 
     def renew(
         self, name: str, consumer: str, lease: int, held: Sequence[Sequence[EntryId]], in_full: Collection[int]
-    ) -> list[list[EntryId]]:
-        """Keep what is held and live on. Returns, by tier, what is not held any more."""
-        lost = []
+    ) -> tuple[list[list[EntryId]], list[list[EntryId]]]:
+        """Keep what is held and live on. Returns, by tier, what is not held any more, and what is to be cancelled."""
+        lost, cancelled = [], []
         for at, entries in enumerate(held):
             group = self.tiers[at].groups[name]
             lost.append([entry for entry in entries if not self.holds(at, name, consumer, entry)])
+            cancelled.append([entry for entry in entries if entry not in lost[-1] and entry in group.cancelled])
             for entry in entries:
                 if entry not in lost[-1]:
                     group.pending[entry] = Held(consumer, self.now)
@@ -239,7 +245,7 @@ class Model:
                 group.leases[consumer] = lease
                 group.liveness_ends = self.now + DAY
             group.alive[consumer] = self.now + lease
-        return lost
+        return lost, cancelled
 
     def reclaim(
         self, at: int, name: str, consumer: str, *, idle: int, margin: int, cursor: EntryId, count: int,
