@@ -15,7 +15,7 @@ from tests.servers import RealServer
 Fields = dict[str, Any]
 MESSAGE_FIELDS = (
     "args", "kwargs", "priority", "attempt", "starts", "retries", "timeout", "result_ttl", "expires", "enqueued_at",
-    "headers", "dedup", "dedup_until", "dedup_ttl", "then", "group", "unknown_since",
+    "headers", "dedup", "dedup_until", "dedup_ttl", "then", "unknown_since",
 )  # fmt: skip
 FULL = "18446744073709551615-18446744073709551615"
 

@@ -165,15 +165,15 @@ def measure(server: RealServer, kind: Kind, backend: str, *, good: int = 3000, p
     server.flush()
     result, random = Result(kind.name), Random(kind.name)
     site = Site(server, "poisoned", "of-poisoned")
-    sent: list[str] = []
+    sent: dict[str, bool] = {}  # id: does its task say that it ran?
 
     def poison(shares: int) -> None:
         for _ in range(max(1, round(POISON * kind.share * shares / (PARTS + 2) * good / 3000))):
-            if kind.deaths and len(sent) >= pairs * (1 + shares % 2) and sent:
+            if kind.deaths and (shares == 1 or len(sent) >= pairs):  # one for each run: it ends several processes
                 return
             fields = kind.message(random, len(sent))
             task_id = f"poison-{len(sent)}"
-            sent.append(task_id)
+            sent[task_id] = not str(fields.get("task", "")).startswith(("hostile.", "deadly"))
             server.command(
                 "XADD", "poisoned:standard", "*", "id", task_id, *[x for pair in fields.items() for x in pair]
             )
@@ -193,7 +193,7 @@ def measure(server: RealServer, kind: Kind, backend: str, *, good: int = 3000, p
 
 
 def _judge(
-    server: RealServer, kind: Kind, result: Result, fleet: Fleet, good: int, pairs: int, sent: list[str]
+    server: RealServer, kind: Kind, result: Result, fleet: Fleet, good: int, pairs: int, sent: dict[str, bool]
 ) -> None:
     """No worker exits; good tasks ran once; each other one ran, is dead, or is still there."""
     found = result.findings
@@ -215,6 +215,9 @@ def _judge(
         there |= {one.decode(errors="replace").rpartition("|")[2] for one in members if isinstance(members, list)}
     result.ends = {"sent": len(sent), "dead": len(dead & set(sent)), "ran": len(set(fleet.ran) & set(sent)),
                    "there": len(there & set(sent))}  # fmt: skip
+    own = {task_id for task_id, says in sent.items() if says}
+    if lost := own - dead - there - set(fleet.ran):
+        found.append(f"{len(lost)} messages of poison are not accounted for: {sorted(lost)[:3]}")
     if good_there := there & set(wanted):
         found.append(f"{len(good_there)} good tasks are still there: {sorted(good_there)[:3]}")
     if good_dead := dead & set(wanted):
