@@ -29,7 +29,7 @@ def main() -> int:
             for name in given.kind or KINDS:
                 with fresh_server(server_kind) as server:
                     result = measure(server, KINDS[name], backend, good=given.good, pairs=given.pairs)
-                over += result.ratio >= MOST or bool(result.findings)
+                over += result.over(MOST, KINDS[name]) or bool(result.findings)
                 print(result, flush=True)
     print(f"{over} over")
     return min(over, 1)

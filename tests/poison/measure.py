@@ -23,6 +23,8 @@ POISON = 100  # messages of poison beside 3,000 good tasks
 PARTS = 6  # in which both are sent
 PASSWORD = "pw"
 LONGEST = 60.0  # seconds that good tasks are waited for
+LEASE = 2.0  # seconds of the visibility timeout
+START = 5.0  # seconds for a process to start on a busy machine
 ENDING = 20.0  # seconds within which a process ends after SIGTERM
 
 
@@ -35,6 +37,13 @@ class Result:
     poisoned: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     ends: dict[str, int] = field(default_factory=dict)
+
+    def over(self, most: float, kind: Kind, lease: float = LEASE) -> bool:
+        """Did good tasks take too long? What ends workers costs the time until others take over, whatever the load."""
+        if kind.deaths:
+            extra = max(b - a for a, b in zip(self.usual, self.poisoned, strict=True))
+            return extra > kind.deaths * (lease * 4 / 3 + START)
+        return self.ratio >= most
 
     @property
     def ratio(self) -> float:
@@ -160,7 +169,7 @@ def run(fleet: Fleet, tag: str, good: int, poison: Any) -> float:
 
 
 def measure(server: RealServer, kind: Kind, backend: str, *, good: int = 3000, pairs: int = 3, workers: int = 2,
-            concurrency: int = 20, lease: float = 2.0) -> Result:  # fmt: skip
+            concurrency: int = 20, lease: float = LEASE) -> Result:  # fmt: skip
     """Measure `pairs` of runs, each first without poison, then with it, and account for every task."""
     server.flush()
     result, random = Result(kind.name), Random(kind.name)
