@@ -204,8 +204,7 @@ class World:
             for fault in self.plan.faults:
                 nursery.start_soon(befall, self, fault)
             await anyio.sleep(self.plan.calm + 0.001)
-            for producer in producers:
-                await producer.ended.wait()
+            await self._sent(producers)
             await self._peace()
             await self._stopped()
             self._judge_connections()
@@ -213,6 +212,17 @@ class World:
             for process in self.workers:
                 process.kill()
             nursery.cancel_scope.cancel()
+
+    async def _sent(self, producers: list[Process]) -> None:
+        """Wait until the producers have sent all they have; each call must end, whatever becomes of it."""
+        with trio.move_on_after(PATIENCE * self.plan.lease) as scope:
+            for producer in producers:
+                await producer.ended.wait()
+        if scope.cancelled_caught:
+            left = [producer for producer in producers if not producer.ended.is_set()]
+            self.problem(f"producers have not ended within {PATIENCE} leases: {left}")
+            for producer in left:
+                producer.kill()
 
     async def _peace(self) -> None:
         """Leave the world alone until it has worked off all it has."""
