@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 from streamq.client import Script
 from streamq.consumer import runner_pool
+from streamq.consumer.events import Listeners
+from streamq.consumer.left_behind import RunScope
 from streamq.consumer.runner_pool import Runners
 from streamq.scripts import step
 from streamq.wire.bounds import Bound
@@ -63,6 +65,28 @@ def contexts_leak(stack: ExitStack) -> None:
 
     stack.enter_context(patch.object(Runners, "__init__", without_copies))
     stack.enter_context(patch.object(runner_pool, "copy_context", lambda: None))
+
+
+@plant("handlers")
+def scopes_stay_open(stack: ExitStack) -> None:
+    """What a run left open goes on around the runs that come after it."""
+
+    async def close(run: RunScope, name: str, error: BaseException | None = None) -> BaseException | None:
+        return error
+
+    stack.enter_context(patch.object(RunScope, "close", close))
+    stack.enter_context(patch.object(RunScope, "keep", lambda *_: False))
+
+
+@plant("handlers")
+def listeners_are_unguarded(stack: ExitStack) -> None:
+    """What a listener raises goes to who told it, and ends the worker."""
+
+    def emit(listeners: Listeners, event: Any) -> None:
+        for listener in listeners._listeners:
+            listener(event)
+
+    stack.enter_context(patch.object(Listeners, "emit", emit))
 
 
 @plant("rights")
