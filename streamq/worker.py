@@ -22,7 +22,7 @@ from streamq.broker import RedisBroker
 from streamq.client import Owner
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
-from streamq.consumer.containment import is_own_error, live_forever
+from streamq.consumer.containment import is_own_error, live_forever, single_exception
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
@@ -197,7 +197,7 @@ class Worker:
                 try:
                     await self._work(state, task_status)
                 except BaseExceptionGroup as group:
-                    failed = _single_exception(group)
+                    failed = single_exception(group)
                     if failed is group:
                         raise
         finally:
@@ -243,12 +243,7 @@ class Worker:
                     self.state = State.DRAINING
                     leases.sweeping = False
                     await self._drain(consumer, runners)
-                with anyio.move_on_after(_LEAVE_TIMEOUT):
-                    await consumer.wait_until_settled()
-                if on_exhausted:
-                    with anyio.move_on_after(_LEAVE_TIMEOUT):
-                        await on_exhausted.finish()
-                        await consumer.wait_until_settled()  # no round trip is cut off: its counters would count twice
+                await _finish(consumer, on_exhausted)
                 loops.cancel_scope.cancel()
         except BaseException as error:
             crashed = not consumer.fatal and is_own_error(error)
@@ -341,6 +336,16 @@ async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
             group.cancel_scope.cancel()
 
 
+async def _finish(consumer: Consumer, on_exhausted: OnExhausted) -> None:
+    """Wait for what runs have left to be settled. A round trip that is cut off would count its counters twice."""
+    with anyio.move_on_after(_LEAVE_TIMEOUT):
+        await consumer.wait_until_settled()
+    if on_exhausted:
+        with anyio.move_on_after(_LEAVE_TIMEOUT):
+            await on_exhausted.finish()
+            await consumer.wait_until_settled()
+
+
 def _nothing() -> None:
     """Wake an event loop."""
 
@@ -386,11 +391,3 @@ def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> 
     for tier in chosen:
         bounds.WEIGHT.check(tier.weight, f"tier {tier.name!r}: weight")
     return chosen
-
-
-def _single_exception(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception in a group of one; the group itself if there are more."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
-        found = found.exceptions[0]
-    return group if isinstance(found, BaseExceptionGroup | anyio.get_cancelled_exc_class()) else found

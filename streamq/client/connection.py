@@ -157,7 +157,7 @@ class Connector:
         replies: list[Any] = []
         connection: Connection | None = None
         try:
-            with anyio.fail_after(self.timeout):
+            with anyio.fail_after(self.timeout - self._kept_back()):
                 connection = Connection(await self._dial(), place)
                 commands = self._handshake_commands()
                 await connection.handshake(commands, replies)
@@ -183,6 +183,14 @@ class Connector:
         self._reached = True
         return connection
 
+    def _kept_back(self) -> float:
+        """Return the part of `timeout` in which `_mismatch` can ask: who waits for the connection waits no longer.
+
+        A server without TLS may wait for more of what TLS sends, so that its silence is all there is.
+        """
+        asks = self.address.scheme == "rediss" and not self._reached
+        return min(_ASK_WITHIN, self.timeout / 5) if asks else 0.0
+
     async def _mismatch(self, error: Exception, connection: Connection | None, replies: Sequence[Any]) -> str:
         """Return the remedy if the server speaks TLS and the URL does not, or the other way round; else nothing.
 
@@ -197,7 +205,7 @@ class Connector:
         ):  # fmt: skip
             return ""
         remedy = ""
-        with suppress(Exception), anyio.move_on_after(min(self.timeout, _ASK_WITHIN)):
+        with suppress(Exception), anyio.move_on_after(self._kept_back() or min(self.timeout, _ASK_WITHIN)):
             remedy = await self._dial.mismatch()
         return f"; {remedy}" if remedy else ""
 

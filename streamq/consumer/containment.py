@@ -33,3 +33,11 @@ def is_own_error(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_own_error, error.exceptions))
     return isinstance(error, Exception) and not isinstance(error, BrokerError)
+
+
+def single_exception(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception in a group of one; the group itself if there are more."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return group if isinstance(found, BaseExceptionGroup | anyio.get_cancelled_exc_class()) else found

@@ -141,7 +141,7 @@ async def test_tls(launch, tmp_path):
 
 async def test_a_server_without_tls(plain):
     """Redis waits for the end of a line that never comes; the error says what to write all the same."""
-    async with Client.from_url(f"rediss://localhost:{plain.port}", connect_timeout=0.3) as client:
+    async with Client.from_url(f"rediss://localhost:{plain.port}", connect_timeout=1.0) as client:
         with pytest.raises(
             exceptions.ConnectionError, match="does not speak TLS: write redis:// in place of rediss://"
         ):

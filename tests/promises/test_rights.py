@@ -255,6 +255,8 @@ async def test_a_worker(real_server, login):
             await broker.enqueue_many([calls.call() for _ in range(2)])
             await broker.enqueue_many([one.call() for one in (limited, alone) for _ in range(6)])
             await until(lambda: runs.get("calls", 0) >= 4 and runs.get("limited", 0) == runs.get("alone", 0) == 6, 20)
+            # It waits in a read when it is stopped: that takes a right of its own.
+            await until(lambda: b"blocked_clients:0" not in real_server.command("INFO", "clients"))
         await broker.enqueue(add.options(delay=0.1), 1)
         await Worker(broker, tasks=TASKS, burst=True).run()
         await broker.enqueue(add, 1)
