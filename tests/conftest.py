@@ -50,6 +50,7 @@ def _pair(item: pytest.Item) -> tuple[str, bool]:
     """Return the name of a test without its backend and kind of server, and whether it is one of the drawn pairs.
 
     One backend has Redis, the other Valkey; which one is drawn by the name. A test with no real server has no pairs.
+    `paired("memory")`: one of the two has the server in the process as well.
     """
     place, _, rest = item.nodeid.partition("[")
     parameters = rest.removesuffix("]").split("-")
@@ -58,8 +59,16 @@ def _pair(item: pytest.Item) -> tuple[str, bool]:
     name = f"{place}[{'-'.join(one for one in parameters if one not in (backend, kind))}]"
     if backend is None:
         return item.nodeid, True
-    real = ("redis", "valkey") if zlib.crc32(name.encode()) % 2 else ("valkey", "redis")
-    return f"{name} {backend}", kind == real[BACKENDS.index(backend)]
+    lot, place_of_backend = zlib.crc32(name.encode()), BACKENDS.index(backend)
+    real = ("redis", "valkey") if lot % 2 else ("valkey", "redis")
+    in_memory = "memory" in _paired(item).args and lot // 2 % 2 == place_of_backend
+    return f"{name} {backend}", kind == real[place_of_backend] or (kind == "memory" and in_memory)
+
+
+def _paired(item: pytest.Item) -> pytest.Mark:
+    mark = item.get_closest_marker("paired")
+    assert mark is not None
+    return mark
 
 
 def _without_backend(item: pytest.Item) -> str:

@@ -23,6 +23,8 @@ from streamq.wire.dead_letter_fields import DeadLetterBound
 from tests.at_work import STREAMS, assert_nothing_left, burst, entries, until, working
 from tests.servers import fresh_server
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @task(validate=False)
 async def send(to: str, n: int = 1) -> dict:

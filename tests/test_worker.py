@@ -25,6 +25,8 @@ from streamq.worker import State
 from tests import deferred
 from tests.at_work import assert_nothing_left, burst, dead, entries, pending, until, working
 
+pytestmark = pytest.mark.paired("memory")
+
 
 def soon(attempt, error):
     """A backoff that tests can wait for."""

@@ -30,6 +30,8 @@ from streamq.tasks.batch import Batch, TaskSettings
 from tests.at_work import assert_nothing_left, burst, dead, pending, until, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.fixture
 async def broker(server):

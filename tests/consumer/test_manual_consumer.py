@@ -12,6 +12,8 @@ from streamq import RedisBroker, task
 from streamq.errors import ConfigurationError, NotHeldError, TaskFailedError
 from tests.at_work import assert_nothing_left, dead, pending, until
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @task(validate=False)
 async def send(to: str, n: int = 1) -> None: ...

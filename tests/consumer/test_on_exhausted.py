@@ -17,6 +17,8 @@ from streamq.handlers.context import current_store
 from tests.at_work import assert_nothing_left, burst, dead, entries, until, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.fixture
 async def broker(server):

@@ -16,6 +16,8 @@ from streamq.queue.schedules import ScheduleDefinition, read_schedules, register
 from tests.at_work import assert_nothing_left, entries, until, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired("memory")
+
 SCHEDULES = ("queue:schedules", "queue:ticks", "queue:ticked")
 
 

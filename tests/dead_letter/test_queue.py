@@ -17,6 +17,8 @@ from streamq.errors import ConfigurationError, DeadLetterNotFoundError, DedupKey
 from streamq.monitoring import QueueMonitor
 from tests.at_work import burst, dead, entries, until, working
 
+pytestmark = pytest.mark.paired("memory")
+
 healthy = False
 seen: list[tuple] = []
 

@@ -11,7 +11,7 @@ from tests.at_work import burst, until, working
 from tests.doctor.examined import GROUP, STREAM, add, bad, examined, heartbeat, make_group, ms, one, take
 from tests.servers import fresh_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.paired("memory")]
 MESSAGE = '["id","a","task","send"]'
 
 

@@ -16,7 +16,7 @@ from streamq.wire.acl import acl_rules
 from streamq.wire.rights import FEATURES, ROLES, features_of
 from tests.doctor.examined import STREAM, add, bad, examined, heartbeat, make_group, one, take
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.paired("memory")]
 
 
 @pytest.fixture

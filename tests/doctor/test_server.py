@@ -18,7 +18,7 @@ from tests.at_work import until
 from tests.doctor.examined import bad, examined, one
 from tests.servers import REAL_KINDS, available, fresh_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.paired("memory")]
 KEPT = ("--appendonly", "yes")
 
 

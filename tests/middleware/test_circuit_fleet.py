@@ -18,6 +18,8 @@ from streamq.wire.keys import Keys
 from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.mark.slow
 def fleet(threshold=2, reset=60.0, **options):

@@ -15,6 +15,8 @@ from streamq.middleware.circuit_settings import CircuitSettings
 from streamq.middleware.circuit_state_machine import NEW, UNNUMBERED, Admitted, CallOutcome, Circuit
 from streamq.scripts import step
 
+pytestmark = pytest.mark.paired("memory")
+
 KEEP = 3_600_000
 _numbers = itertools.count(1)
 

@@ -23,6 +23,8 @@ from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.crew import Crew, say
 from tests.middleware.limit_by_hand import DELAYED, PERMITS, WAITING, Scripted, card
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.fixture
 def any_server(anyio_backend, shared_server):

@@ -16,6 +16,8 @@ from streamq.middleware import Idempotency, MiddlewareChain
 from tests.at_work import assert_nothing_left, burst, dead, working
 from tests.crew import Crew, say
 
+pytestmark = pytest.mark.paired("memory")
+
 SOON = Backoff(base=0.01, jitter=False)
 
 

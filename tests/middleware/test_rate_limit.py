@@ -15,6 +15,8 @@ from streamq.middleware.token_bucket import SLACK
 from streamq.wire.delivery import Delivery
 from tests.at_work import assert_nothing_left, burst
 
+pytestmark = pytest.mark.paired("memory")
+
 
 class Clock:
     """A monotonic clock that the test sets."""

@@ -25,6 +25,8 @@ from tests.at_work import assert_nothing_left, burst, until, working
 from tests.crew import Crew, say
 from tests.servers import fresh_server
 
+pytestmark = pytest.mark.paired("memory")
+
 _numbers = itertools.count(1)
 
 

@@ -14,7 +14,7 @@ from streamq import Backoff, RedisBroker, Worker, task
 from streamq.errors import BrokerError, OutcomeUnknownError
 from tests.servers import REAL_KINDS, Kind, RealServer, available, fresh_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.paired, pytest.mark.timeout(90)]
 effects: list[int] = []
 
 

@@ -14,7 +14,7 @@ from streamq.client.sockets import SocketStream
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 from tests.servers import RealServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.paired, pytest.mark.timeout(90)]
 effects: list[int] = []
 
 

@@ -16,7 +16,7 @@ from streamq.monitoring import QueueMonitor
 from streamq.wire.acl import acl_rules
 from tests.at_work import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.slow, pytest.mark.paired]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, un
 from tests.crew import Crew, say
 from tests.servers import InProcess
 
+pytestmark = pytest.mark.paired("memory")
+
 WINDOWS = {
     "seconds": {"dedup_ttl": 60},
     "until_started": {"dedup_ttl": "until_started"},

@@ -28,6 +28,8 @@ from tests.at_work import assert_nothing_left, dead, until, working
 from tests.crew import Crew, say
 from tests.servers import InProcess
 
+pytestmark = pytest.mark.paired("memory")
+
 KEY = "queue:once:k"
 LONG = 30.0  # seconds that nobody here waits for
 

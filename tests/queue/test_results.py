@@ -13,6 +13,8 @@ from streamq import RedisBroker, Reject, task
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from tests.at_work import assert_nothing_left, burst, until, working
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @task(result_ttl=60)
 async def double(n: int) -> int:

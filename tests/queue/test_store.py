@@ -13,6 +13,8 @@ from streamq.queue.delayed import next_due, promote
 from streamq.queue.lease_commands import renew, survey
 from streamq.queue.server_errors import translated
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @task(validate=False)
 async def send(to: str) -> None: ...

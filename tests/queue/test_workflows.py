@@ -42,6 +42,8 @@ from tests import workflow_app
 from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, until, working
 from tests.crew import Crew
 
+pytestmark = pytest.mark.paired("memory")
+
 WEIRD = [
     2**63 - 1,
     -(2**63),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.servers import RealServer
 
+pytestmark = pytest.mark.paired("memory")
+
 STREAM, CRASHES, DELAYED, MESSAGES, DEAD, TOTALS = "s", "s:crashes", "s:delayed", "s:messages", "dead", "totals"
 OTHER = ("o", "o:delayed", "o:messages")  # those of another tier
 TIER = (STREAM, DELAYED, MESSAGES)

@@ -15,6 +15,8 @@ from streamq.scripts import Step, step
 from streamq.wire.keys import RELEASED_CONSUMER
 from tests.servers import fresh_server
 
+pytestmark = pytest.mark.paired("memory")
+
 NAMES = sorted(
     entry.name.removesuffix(".lua")
     for entry in files("streamq.scripts").iterdir()

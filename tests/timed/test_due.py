@@ -12,6 +12,8 @@ from streamq.consumer.promoter import LOOK_EVERY as LOOK
 from streamq.testing.clock import START
 from tests.timed.stage import TICK, OnTime
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.fixture
 def noted(stage):

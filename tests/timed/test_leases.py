@@ -10,6 +10,8 @@ from streamq.consumer.events import Superseded
 from streamq.consumer.prefetch_buffer import STUCK_AFTER
 from tests.timed.stage import TICK, OnTime, chosen_name
 
+pytestmark = pytest.mark.paired("memory")
+
 
 @pytest.fixture
 def held(stage):

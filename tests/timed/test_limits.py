@@ -12,6 +12,8 @@ from streamq import task
 from streamq.middleware import CircuitBreaker, MiddlewareChain, RateLimitMiddleware
 from tests.timed.stage import OnTime
 
+pytestmark = pytest.mark.paired("memory")
+
 
 def chain(*middleware):
     """Return these as one chain."""

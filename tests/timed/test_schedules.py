@@ -18,6 +18,8 @@ from streamq.tasks.cron import ON_TIME, ticks
 from streamq.testing.clock import START, VirtualTime
 from tests.timed.stage import OnTime, Stage
 
+pytestmark = pytest.mark.paired("memory")
+
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 SCHEDULES = {"queue:schedules", "queue:ticks", "queue:ticked"}
 

@@ -8,6 +8,8 @@ import pytest
 from streamq import task
 from streamq.consumer.timeouts import Slot, Timeouts
 
+pytestmark = pytest.mark.paired("memory")
+
 SOON = 1e-6  # seconds: sums of floating point numbers
 
 
