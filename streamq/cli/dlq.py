@@ -13,8 +13,8 @@ from streamq.cli.usage_errors import CommandLineError
 
 # As in `streamq.tasks.outcome.Reason`, which is not loaded for --help.
 REASONS = (
-    "retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "refused",
-    "internal_error",
+    "retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "unknown_group",
+    "refused", "internal_error",
 )  # fmt: skip
 _ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import SignatureError
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Reason, Retry
@@ -102,6 +102,16 @@ class DeadLetters:
     def _signed(self, delivery: Delivery, fields: list[Field]) -> list[Field]:
         signer = self._store.signer
         return fields if signer is None or not self._believed(delivery) else signer.sign_dead_letter(fields)
+
+    def of_unknown_group(self, delivery: Delivery) -> DeadLetter:
+        """Return the outcome of a delivery that names a group which its stream does not have."""
+        named = repr_of((delivery.group or b"").decode(errors="backslashreplace"))
+        text = (
+            f"its field 'group' names the consumer group {named}, which {self._keys.tiers[delivery.tier].stream} does "
+            "not have: it was destroyed or renamed, or the name is mistyped; replay this dead letter "
+            f"(streamq dlq replay ID), and the task runs in the group {self._keys.group!r}"
+        )
+        return DeadLetter(Reason.UNKNOWN_GROUP, Failure("UnknownGroup", text))
 
     # --- after a refusal -----------------------------------------------------------------------
 

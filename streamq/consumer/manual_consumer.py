@@ -100,7 +100,7 @@ class ManualConsumer:
                 continue
             if delivery.group not in (None, self._group):
                 self.buffer.run_ended(delivery)
-                self.consumer.settle(delivery, Skip())
+                self.consumer.settle(delivery, Skip(), keep=_keep(delivery))
                 continue
             if delivery.isolated:
                 await self.consumer.wait_until_settled()  # see Runners

@@ -25,6 +25,7 @@ from streamq.consumer.set_aside import RefusedSettlement, SetAside, Way
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError, StreamqError
 from streamq.queue.server_errors import concerns_server
+from streamq.queue.settle_commands import NOBODY
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of
 from streamq.wire.bounds import ATTEMPT
@@ -102,8 +103,7 @@ class Settler:
                 case Ack():
                     self._ack(delivery, outcome, duration, keep)
                 case Skip():
-                    self._acks.of_tier[delivery.tier].without_result.append(delivery)
-                    self._acks.linger()
+                    self._add(delivery, outcome, duration, keep, partial(self._commands.skip, self._name, delivery))
                 case Retry() | Postpone():
                     self._add(delivery, outcome, duration, keep, self._postponement(delivery, outcome))
                 case DeadLetter():
@@ -134,9 +134,8 @@ class Settler:
             also = effects_of_end(
                 delivery, payload=result, keep=keep, done=not outcome.cancelled, now=now, group=self._store.keys.group
             )
-            acks.with_side_effects.append(
-                (delivery, self._commands.ack_side_effects(delivery.tier, delivery.entry_id, also), keep)
-            )
+            command = self._commands.ack_side_effects(delivery.tier, delivery.entry_id, also)
+            acks.with_side_effects.append((delivery, command, keep))
         elif keep:
             acks.with_result.append((delivery, self._commands.result_key(delivery), keep, result))
         else:
@@ -161,10 +160,8 @@ class Settler:
             outcome, keep = DeadLetter(Reason.UNDECODABLE, failure_of(error)), None
         command = self.dead_letters.command(delivery, outcome, self.dead_letters.side_effects(delivery, outcome, keep))
         self._add(delivery, outcome, duration, keep, partial(_prebuilt, command))
-        failure = outcome.failure
-        log.warning(
-            "task %s is dead (%s): %s: %s", _name_of(delivery), outcome.reason, failure.error_type, failure.error
-        )
+        failure, name = outcome.failure, _name_of(delivery)
+        log.warning("task %s is dead (%s): %s: %s", name, outcome.reason, failure.error_type, failure.error)
 
     def _convict(self, delivery: Delivery, error: Exception, duration: float, keep: float | None) -> None:
         """Dead-letter a delivery that cannot be settled as was decided, with the side effects that can be had."""
@@ -172,9 +169,8 @@ class Settler:
         lesser = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
         ways = [self._way(_Settlement(one.command, delivery, outcome, duration), one.left_out) for one in lesser]
         self._events.pop(delivery, None)
-        log.warning(
-            "task %s is to be a dead letter (%s): %s", _name_of(delivery), outcome.reason, outcome.failure.error
-        )
+        why, name = outcome.failure.error, _name_of(delivery)
+        log.warning("task %s is to be a dead letter (%s): %s", name, outcome.reason, why)
         self.set_aside.add_untried([RefusedSettlement(delivery, "the dead letter", ways)])
 
     def _postponement(self, delivery: Delivery, outcome: Retry | Postpone) -> Callable[[], Command]:
@@ -276,7 +272,7 @@ class Settler:
                 return True
             self._set_aside(settlement, reply)
             return False
-        if isinstance(outcome, Release):
+        if isinstance(outcome, Release) or (isinstance(outcome, Skip) and self._skipped(settlement, reply)):
             return False
         self._buffer.forget(delivery.tier, delivery.entry_id)
         if not reply:  # another consumer was first
@@ -300,6 +296,14 @@ class Settler:
         self._listeners.emit(Settled(delivery, outcome, settlement.duration))
         return False
 
+    def _skipped(self, settlement: _Settlement, reply: int) -> bool:
+        delivery = settlement.delivery
+        if reply == NOBODY:  # it is still held
+            self.settle(delivery, self.dead_letters.of_unknown_group(delivery), keep=settlement.keep)
+        elif reply:
+            self._buffer.forget(delivery.tier, delivery.entry_id)
+        return reply > 0
+
     # --- refusals ------------------------------------------------------------------------------
 
     def _set_aside(self, settlement: _Settlement, error: BrokerError) -> None:
@@ -307,7 +311,7 @@ class Settler:
         one = RefusedSettlement(delivery, _what(outcome), [self._way(settlement)])
         if isinstance(outcome, Release):
             one.held = False
-        else:
+        elif not isinstance(outcome, Skip):
             one.lesser = partial(self._lesser_ways, delivery, outcome, settlement.duration, settlement.keep)
         self.set_aside.add(one, error, settlement.sent)
 

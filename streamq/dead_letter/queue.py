@@ -17,6 +17,7 @@ import anyio
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.dead_letter.groups import with_existing_groups
 from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, order
 from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
@@ -177,7 +178,8 @@ class DeadLetterQueue:
         that match `task_name`, `reason` and `error_type`, at most `limit`, oldest first. Dead letters that cannot be
         replayed stay. A replay is a first attempt in the same tier, with the same priority, timeout,
         result TTL and headers, and holds the deduplication key of the dead task again. The header `replayed_from`
-        names the dead task. `retries` overrides the retry budget.
+        names the dead task. `retries` overrides the retry budget. It runs in the consumer group of the dead letter, or
+        in that of the broker if its stream has no such group.
 
         The new id is random: entry ids repeat among tiers, and this id is known before the step, so that
         OutcomeUnknownError can carry it (as `task_id`).
@@ -242,6 +244,7 @@ class DeadLetterQueue:
         if tier is None:
             names = ", ".join(tier.name for tier in self._broker.tiers)
             raise ConfigurationError(f"task {task_id!r} died in the tier {dead_letter.tier!r}; this broker has {names}")
+        (dead_letter,) = await with_existing_groups(store, [dead_letter], self._stream_of)
         new_id = new_task_id()
         try:
             entry, holder = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
@@ -264,7 +267,7 @@ class DeadLetterQueue:
         async with aclosing(self._pages(store, await self._newest_id(store))) as pages:
             async for page in pages:
                 commands: dict[str, Command] = {}
-                for dead_letter in page:
+                for dead_letter in await with_existing_groups(store, page, self._stream_of):
                     tier = self._tier_index(dead_letter)
                     if tier is None or not (matches is None or matches(dead_letter)):
                         continue
@@ -309,6 +312,10 @@ class DeadLetterQueue:
             if keys.stream == stream:
                 return index
         return None
+
+    def _stream_of(self, dead_letter: DeadLetterEntry) -> str | None:
+        tier = self._tier_index(dead_letter)
+        return None if tier is None else self._broker.keys.tiers[tier].stream
 
     # --- removing --------------------------------------------------------------------------------
 

@@ -95,7 +95,8 @@ def _stream_problems(tier: TierObservations, observed: Observations) -> Iterator
             yield make_finding(
                 "group_abandoned",
                 f"no worker of the group {group.name!r} of {stream} is alive: no entry leaves the stream",
-                f"if the group is not needed any more: {redis_cli_command('XGROUP', 'DESTROY', stream, group.name)}",
+                f"if the group is not needed any more: {redis_cli_command('XGROUP', 'DESTROY', stream, group.name)}; "
+                "its retries that wait then become dead letters (unknown_group), which can be replayed",
                 stream=stream, group=group.name, pending=group.pending, length=tier.length,
             )  # fmt: skip
 

@@ -21,6 +21,7 @@ from streamq.wire.signing import Signer
 
 MOST_ACKS = 1000  # entries of one `ack`: no other command runs during a script
 MOST_RESULTS = 500  # results of one `ack_results`
+NOBODY = 2  # the answer of `skip` about an entry that nobody else would run, nor dead-letter
 MOST_IDS = 500  # ids of one `release`: Lua's unpack allows some thousands
 
 
@@ -86,6 +87,16 @@ class SettleCommands:
         """Return the command that carries out the side effects of a task's start."""
         names, values = side_effect_arguments(self.keys, also, self._signer)
         return step("task_started")(names, *values)
+
+    def skip(self, consumer: str, delivery: Delivery) -> Command:
+        """Return the command that acknowledges a held delivery of another group without a run.
+
+        It answers 1 or 0, or `NOBODY`: the group does not exist, no other one needs the entry, and it is still held.
+        """
+        keys = self.keys.tiers[delivery.tier]
+        return step("skip")(
+            [keys.stream, keys.crashes], self.keys.group, consumer, delivery.entry_id, delivery.group or b""
+        )
 
     def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
         """Return the command that moves a held delivery to the delayed set, for `delay` seconds; answers 1 or 0."""

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     REJECTED = "rejected"
     UNDECODABLE = UNDECODABLE
     UNKNOWN_TASK = "unknown_task"
+    UNKNOWN_GROUP = "unknown_group"  # it names a consumer group that its stream does not have
     REFUSED = "refused"  # it ran, and the server refuses what follows
     INTERNAL_ERROR = "internal_error"  # streamq, or code of the user that it asked, failed with this delivery
 
@@ -83,7 +84,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The retry of another group: it is acknowledged here without a run, and is not counted."""
+    """The retry of another group: it is acknowledged here without a run, and is not counted.
+
+    If its stream has no such group, it becomes a dead letter in place of that.
+    """
 
 
 Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release

@@ -188,7 +188,7 @@ _TABLE: Final = (
     ("dead-letters", "o", "", "eval time client|unblock"),
     ("dead-letters", "o", "dead", "xlen xrange xrevrange xread xdel xtrim evalsha"),
     ("dead-letters", "o", "stats", "hincrby expire"),
-    ("dead-letters", "o", "stream", "xadd evalsha"),
+    ("dead-letters", "o", "stream", "xadd xinfo|groups evalsha"),
     ("dead-letters", "o", "dedup", "get set evalsha"),
     ("doctor", "pwmo", "", "info config|get command|list command|info acl|whoami scan time"),
     ("doctor", "pwmo", ANY, "type pttl xlen xrange xrevrange xpending xinfo|stream xinfo|groups xinfo|consumers"),
@@ -198,7 +198,7 @@ _TABLE: Final = (
 STEPS: Final = {
     "consume": (
         "ack ack_side_effects add_counters dead_letter mark_isolated postpone promote reclaim release "
-        "remove_consumers renew"
+        "remove_consumers renew skip"
     ),
     "delayed": "enqueue",
     "dedup": "debounce keep_last task_started free_key",

@@ -73,6 +73,7 @@ BROKEN = {
     ],
     "expired": [("task", "send", "args", '["a"]', "expires", "1")],
     "unknown_task": [("task", "nobody", "unknown_since", "1")],
+    "unknown_group": [("task", "send", "args", '["a"]', "group", "wrokers")],
 }
 
 

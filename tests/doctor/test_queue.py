@@ -112,6 +112,7 @@ class TestStreams:
         abandoned = one(report, "group_abandoned")
         assert abandoned.evidence["group"] == "audit"
         assert "redis-cli XGROUP DESTROY queue:standard audit" in abandoned.remedy
+        assert "become dead letters (unknown_group)" in abandoned.remedy
         assert "stranded" not in report.codes()
 
     async def test_group_ahead(self, server):

@@ -268,6 +268,7 @@ async def scripts(world: World) -> None:
     commands = store.settle_commands
     callers: list[Callable[[], Any]] = [
         lambda: store.attempt([commands.ack([(0, [b"5-5", b"6-6"])])]),
+        lambda: store.attempt([commands.skip("nobody", held)]),
         lambda: store.attempt([commands.postpone("nobody", held, number(), rubbish.raw(random))]),
         lambda: store.attempt([commands.dead_letter("nobody", held, ["a", rubbish.raw(random)])]),
         lambda: store.attempt(commands.release("nobody", 0, [b"5-5"], number())),

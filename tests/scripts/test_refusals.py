@@ -102,6 +102,7 @@ CASES = {
     "ack_results": Case("ack_results", (STREAM, CRASHES, "r"), ("g", 2, 5000, 1, "entry", "1")),
     "ack_side_effects": Case("ack_side_effects", (STREAM, CRASHES, *NAMES), ("g", "entry", *PARTS)),
     "finish, later": Case("ack_side_effects", (STREAM, CRASHES, *NAMES_LATER), ("g", "entry", *PARTS_LATER)),
+    "skip": Case("skip", (STREAM, CRASHES), ("g", "me", "entry", "g")),
     "dead_letter": Case(
         "dead_letter",
         (STREAM, CRASHES, DEAD, TOTALS, *NAMES),
@@ -182,7 +183,7 @@ OPTIONAL: dict[str, set[str] | None] = {
     "hset": {"cancel"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
     **{key: {"dead_letter"} for key in ("hincrby", "expire")},  # counts what was dropped
-    "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone"},
+    "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
     ),
@@ -190,7 +191,7 @@ OPTIONAL: dict[str, set[str] | None] = {
 # What takes away more than it brings is carried out by a server out of memory, too.
 SETTLES = {
     "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
-    "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "permit_acquire", "permit_check",
+    "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "permit_acquire", "permit_check",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
 # A renewal is not one change but many, each good by itself: what is refused keeps no other from being renewed.
