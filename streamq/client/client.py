@@ -22,7 +22,7 @@ from streamq.client.dial import Dial, dial_to
 from streamq.client.multiplexer import Multiplexer
 from streamq.client.owner import Owner
 from streamq.client.pipeline import Pipeline
-from streamq.client.resp_codec import Command, Encoder, apply_callback, build_command, pack
+from streamq.client.resp_codec import Command, Encoder, apply_callback, build_command, check_shareable, pack
 from streamq.client.scripts import Script, with_source
 from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.subscriber import Subscriber
@@ -186,8 +186,10 @@ class Client(AsyncCoreCommands):
     async def command(self, *command: bytes | str | float) -> Any:  # type: ignore[override]
         """Send one command and return its raw reply. Raises error replies.
 
-        Raises as `call` otherwise. (redis-py's method of this name, COMMAND, is `command_info` here.)
+        Raises DataError for a command that a shared connection cannot carry (blocking commands, subscriptions, SELECT,
+        MULTI, ...). Raises as `call` otherwise. (redis-py's method of this name, COMMAND, is `command_info` here.)
         """
+        check_shareable(command)
         (reply,) = await self.call((command,))
         if isinstance(reply, Exception):
             raise reply

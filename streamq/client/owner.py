@@ -3,24 +3,29 @@
 An event loop wakes only its own tasks, in its own thread. A caller from elsewhere would wait for ever, or would break
 the loop of the others. After a fork both processes hold one socket: each would read replies of the other. So every call
 asks first, with two C calls and no Python one. In the child of a fork each socket of the parent is closed, so that
-nothing the child does, and no way in which it ends, can reach the server or the parent's selector.
+nothing the child does, and no way in which it ends, can reach the server or the parent's selector. A child that comes
+back from the handler that forked it ends there.
 """
 
 from __future__ import annotations
 
 import os
+import select
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from threading import get_ident
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from anyio.lowlevel import current_token
 
 from streamq.errors import WrongLoopError
 
-_NOWHERE: Final = -1  # the id of no thread
+NOWHERE: Final = -1  # the id of no thread: that of an owner in the child of a fork
+_EPOLL: Final = "anon_inode:[eventpoll]"
 
 
 class ForkedSocket(Protocol):
@@ -58,7 +63,7 @@ class Owner:
     @property
     def was_forked(self) -> bool:
         """Whether this process is a child of the one that it belongs to."""
-        return self.thread == _NOWHERE
+        return self.thread == NOWHERE
 
     def check(self) -> None:
         """Raise WrongLoopError unless this is its process, its thread and its event loop."""
@@ -99,11 +104,28 @@ def close_after_fork(sock: ForkedSocket) -> None:
     _sockets.add(sock)
 
 
+def end_child() -> NoReturn:
+    """End this process, the child of a fork in a handler: what it would do next is the work of its parent."""
+    os._exit(0 if sys.exc_info()[0] is None else 1)
+
+
 def _after_fork_in_child() -> None:
+    if _owners:
+        _leave_selectors()
     for owner in list(_owners):
-        owner.thread = _NOWHERE
+        owner.thread = NOWHERE
     for sock in list(_sockets):
         sock.close_in_child()
+
+
+def _leave_selectors() -> None:
+    """Put a new epoll in the place of each one: parent and child share them, and what one registers both have."""
+    with suppress(OSError, AttributeError):  # another system than Linux
+        for link in list(Path("/proc/self/fd").iterdir()):
+            with suppress(OSError):
+                if str(link.readlink()) == _EPOLL:
+                    with select.epoll() as own:
+                        os.dup2(own.fileno(), int(link.name), inheritable=False)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

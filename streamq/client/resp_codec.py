@@ -78,31 +78,42 @@ def reply_error(text: str) -> Exception:
     return error
 
 
+_SUBSCRIBING: Final = ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE")
+_BLOCKING: Final = (
+    "BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPOPMAX", "BZPOPMIN", "BLOCKING XREAD",
+    "BLOCKING XREADGROUP", "WAIT", "WAITAOF",
+)  # fmt: skip
+_TRANSACTION: Final = ("MULTI", "EXEC", "DISCARD")
 # Commands that would break a connection shared by many callers, each with its replacement.
 _REFUSED: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
-        "client.subscriber()",
-    ),
-    **dict.fromkeys(
-        (
-            *("BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPOPMAX", "BZPOPMIN"),
-            *("BLOCKING XREAD", "BLOCKING XREADGROUP"),
-        ),
-        "client.blocking()",
-    ),
-    **dict.fromkeys(("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH"), "client.pipeline()"),
-    **dict.fromkeys(("SELECT", "AUTH"), "another Client with another Address"),
+    **dict.fromkeys(_SUBSCRIBING, "client.subscriber()"),
+    **dict.fromkeys(_BLOCKING, "client.blocking()"),
+    **dict.fromkeys((*_TRANSACTION, "WATCH", "UNWATCH"), "client.pipeline()"),
+    **dict.fromkeys(("SELECT", "AUTH", "HELLO"), "another Client with another Address"),
     **dict.fromkeys(("MONITOR", "SYNC", "PSYNC", "RESET", "QUIT", "CLIENT REPLY"), "redis-cli"),
 }
-# Names that are refused in `pack`. MULTI ... EXEC is allowed there, because one call is sent as a whole.
-# Blocking commands are refused in `build_command` alone: they delay other callers, but break nothing.
-_REFUSED_NAMES: Final = frozenset(
-    word
-    for name in _REFUSED
-    if " " not in name and name not in {"MULTI", "EXEC", "DISCARD"} and not name.startswith("B")
-    for word in (name, name.encode())
-)
+# Names that `pack` refuses, in any case. MULTI ... EXEC is allowed there, because one call is sent as a whole.
+# Blocking commands, and HELLO with a protocol, are refused in `command` and `execute_command` alone: they delay other callers, but break nothing.
+_REFUSED_NAMES: Final = frozenset(name for name in _REFUSED if name not in {*_BLOCKING, *_TRANSACTION, "HELLO"})
+
+
+@lru_cache(maxsize=1024)
+def _is_refused(word: str | bytes) -> bool:
+    return _upper(word) in _REFUSED_NAMES
+
+
+def _upper(word: object) -> str:
+    return (word.decode(errors="replace") if isinstance(word, bytes) else str(word)).upper()
+
+
+def check_shareable(command: Sequence[Any]) -> None:
+    """Raise DataError for a command that a connection of many callers cannot carry, sent by itself."""
+    words = [_upper(word) for word in command[:2]]
+    for name in (" ".join(words[:1]), " ".join(words)):
+        if name in _REFUSED and words != ["HELLO"]:  # which asks, and changes nothing
+            raise not_shareable(name)
+    if words[:1] in (["XREAD"], ["XREADGROUP"]) and "BLOCK" in [_upper(word) for word in command if len(str(word)) < 9]:
+        raise not_shareable(f"BLOCKING {words[0]}")
 
 
 def not_shareable(name: str) -> exceptions.DataError:
@@ -126,12 +137,11 @@ def pack_one(command: Command) -> bytes:
     if isinstance(command, bytes):
         return command
     try:
-        if command[0] not in _REFUSED_NAMES:
+        if not _is_refused(command[0]):
             return _pack(command if command.__class__ is tuple else tuple(command))
     except (TypeError, IndexError, ValueError, OverflowError) as error:
         raise exceptions.DataError(_why_not_packable(command, error)) from None
-    word = command[0]
-    raise not_shareable(word.decode() if isinstance(word, bytes) else str(word))
+    raise not_shareable(_upper(command[0]))
 
 
 def pack_unchecked(commands: Sequence[Command]) -> bytes:
@@ -178,8 +188,8 @@ def redis_py_command(name: str | bytes) -> tuple[tuple[str, ...], ResponseCallba
 def build_command(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], ResponseCallback | None]:
     """Return the command to send for redis-py's `execute_command(*args)`, and its response callback."""
     head, callback, may_block = redis_py_command(args[0])
-    if may_block and any(isinstance(word, str | bytes) and word in {"BLOCK", b"BLOCK"} for word in args):
-        raise not_shareable(f"BLOCKING {head[0].upper()}")
+    if may_block or len(head) == 1:
+        check_shareable(args)
     return (args if len(head) == 1 else (*head, *args[1:])), callback
 
 

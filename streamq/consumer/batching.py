@@ -7,6 +7,7 @@ lease is lost, leaves the batch without effect on the others. If all messages ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from streamq.client.owner import end_child
 from streamq.consumer.left_behind import MISNESTED, RunScope
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.thread_start import NoThreadError
@@ -196,7 +198,7 @@ class Batches:
         run = RunScope(scope)
         with run.watched():
             try:
-                returned = await self._call_handler(items)
+                returned = await self._called(items)
             except BaseException as error:
                 if run.inner or run.abandoned or isinstance(error, MISNESTED):
                     raise (await run.close(self._task.name, error)) from None
@@ -204,6 +206,14 @@ class Batches:
             if run.inner or run.abandoned:
                 await run.raise_left_open(self._task.name)
         return returned
+
+    async def _called(self, items: list[Any]) -> Any:
+        process = os.getpid()
+        try:
+            return await self._call_handler(items)
+        finally:
+            if os.getpid() != process:  # the handler forked, and this is the child
+                end_child()
 
     def _assign_results(self, members: Sequence[_BatchedMessage], returned: Any) -> None:
         """Give each message its own result."""

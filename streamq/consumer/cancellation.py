@@ -12,6 +12,10 @@ from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
 
+CANCELLED_BY_OTHERS = (
+    "the task of a runner was cancelled, and not by the worker, and is replaced: a handler has cancelled its own task, "
+    "or somebody has kept it (asyncio.current_task())"
+)
 _MOST_NAMED = 10  # runs that are cut off
 _ends_program: list[type[BaseException]] = [KeyboardInterrupt]
 

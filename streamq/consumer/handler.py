@@ -6,8 +6,6 @@ thread, or for a batch does not count.
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import anyio
 
 from streamq.consumer.batching import Batches
-from streamq.consumer.run_context import RunContext
+from streamq.consumer.process_child import call_by_name
 from streamq.consumer.thread_start import NoThreadError
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
@@ -204,15 +202,5 @@ def timeout_error(name: str, limit: float, ended: BaseException | None) -> TaskT
 async def _in_process(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
 
-    call = partial(_call_by_name, function.__module__, function.__qualname__, args, kwargs)
+    call = partial(call_by_name, function.__module__, function.__qualname__, args, kwargs)
     return await to_process.run_sync(call, cancellable=True)
-
-
-def _call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a task's function in a child process: the child looks it up by name, no code is sent."""
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    function = found.function if isinstance(found, Task) else found
-    with warnings.catch_warnings():  # the next run in this process begins as this one did
-        return RunContext().call(function, *args, **kwargs)

@@ -21,7 +21,9 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from streamq.client.owner import NOWHERE, end_child
 from streamq.consumer.cancellation import (
+    CANCELLED_BY_OTHERS,
     cancelled_and_rest,
     is_failure,
     log_cut_off,
@@ -59,12 +61,6 @@ _CANCELLED = dumps(
 )
 
 
-_CANCELLED_BY_OTHERS = (
-    "the task of a runner was cancelled, and not by the worker, and is replaced: a handler has cancelled its own task, "
-    "or somebody has kept it (asyncio.current_task())"
-)
-
-
 class Runners:
     """The pool: as many runners as may run at once.
 
@@ -87,6 +83,7 @@ class Runners:
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
         self._signer = consumer.store.signer
         self._unknown = UnknownTasks(self._handlers, unknown_wait)
+        self._owner = consumer.store.client.owner
         self._state = state
         self._random = uniform
         self._reporter = reporter
@@ -173,7 +170,7 @@ class Runners:
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() == -inf:  # the worker ends
                 raise
-            log.warning(_CANCELLED_BY_OTHERS)
+            log.warning(CANCELLED_BY_OTHERS)
         self._start_runner()
 
     async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901, PLR0912 - a call per run is dear
@@ -270,6 +267,8 @@ class Runners:
             try:
                 result = await handler.call(delivery, args, kwargs)
             finally:
+                if self._owner.thread == NOWHERE:  # the handler forked, and this is the child
+                    end_child()
                 if slot.due != inf:
                     slot.over()
                 if self._reporter.open:  # some run reports progress

@@ -9,6 +9,7 @@ up: a worker has as many threads as slots.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamq.client.owner import end_child
 from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, Raised, pause_after, returned, says_no_thread
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
@@ -64,13 +66,15 @@ class _ThreadRun:
             if self.cancellation.is_set():
                 return None
             self.begun = True
-        self.thread = threading.get_ident()
+        self.thread, process = threading.get_ident(), os.getpid()
         cancellation_var.set(self.cancellation)
         try:
             return self._call()
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
             return Raised(error)
         finally:
+            if os.getpid() != process:  # the handler forked, and this is the child
+                end_child()
             self.ended = True
 
     def tell_to_stop(self) -> bool:

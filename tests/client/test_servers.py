@@ -335,3 +335,25 @@ async def test_readonly_replica(plain):
             await client.replicaof("NO", "ONE")
         assert await client.command("CLIENT", "ID") != first
         assert await client.set("a", 1)
+
+
+SHARED = [
+    "MULTI", "exec", "Select 1", "select 1", "HELLO 3", "subscribe x", "quit", "BLPOP k 1", "blpop k 1", "WAIT 1 100",
+    "waitaof 0 0 100", "XREAD BLOCK 100 STREAMS k 0", "xread block 100 streams k 0", "CLIENT REPLY OFF",
+    "client reply off", "auth x", "reset", "monitor",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SHARED)
+async def test_a_command_that_would_disturb_other_callers_is_not_sent(plain, text):
+    """In any case, in words and in one; what others send meanwhile is answered as ever."""
+    words = text.split()
+    async with Client.from_url(plain.unix) as client:
+        ways = [lambda: client.command(*words), lambda: client.command(*map(str.encode, words)),
+                lambda: client.execute_command(*words)]  # fmt: skip
+        if len(words) == 1 or words[0].lower() in ("select", "subscribe", "auth"):
+            ways += [lambda: client.call([words, ("PING",)])] * (words[0].lower() not in ("multi", "exec"))
+        for way in ways:
+            with pytest.raises(exceptions.DataError, match="cannot be sent on a connection that many callers share"):
+                await way()
+        assert await client.command("ECHO", "here") == b"here"
