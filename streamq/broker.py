@@ -37,7 +37,7 @@ from streamq.queue.store import Store
 from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
 from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
-from streamq.tasks.task import Call, Task, TaskRef
+from streamq.tasks.task import Call, Task, TaskRef, check_calls
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
 from streamq.wire.dead_letter_fields import DeadLetterBound
@@ -190,9 +190,18 @@ class RedisBroker:
     async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
         """Send many tasks in one round trip, and return their handles in the same order.
 
-        If one of them cannot be sent, none is. Raises what `enqueue` raises.
+        If one of them cannot be sent, none is. Raises what `enqueue` raises, and ConfigurationError for what is no call
+        (`task.call(...)`).
         """
-        return await self._open_producer().send_all_through(list(calls))
+        try:
+            given = list(calls)
+        except TypeError:
+            check_calls(calls)  # raises, unless the error is that of an iterator
+            raise
+        for call in given:
+            if call.__class__ is not Call:  # a call of isinstance for each would be dear
+                check_calls(given)
+        return await self._open_producer().send_all_through(given)
 
     async def start(self, flow: Flow[R], /, *, workflow_id: str | None = None) -> Workflow[R]:
         """Start a workflow: send its first steps, all or none, in one round trip. They carry all later steps.

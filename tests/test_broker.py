@@ -84,6 +84,26 @@ async def test_the_priority_of_the_task_is_the_default(server, broker):
     assert lengths(server) == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("calls", "says"),
+    [
+        ([send], r"calls\[0\] is no call: send has no arguments yet: write send\.call\(\.\.\.\)"),
+        ([send.call("a"), TaskRef("far")], r"calls\[1\] is no call: far has no arguments yet: write far\.call"),
+        (["send"], r"calls\[0\] is no call: it is a text: write TaskRef\(name\)\.call"),
+        ([5], r"calls\[0\] is no call: it is of type int: give what task\.call\(\.\.\.\) returns"),
+        ([send.call("a").then(send.call("b"))], r"calls\[0\] .* start a workflow with broker\.start"),
+        (None, "calls is of type NoneType: give a list of calls"),
+        (send, "calls is of type AsyncTask: give a list of calls"),
+        ("send", r"calls\[0\] is no call: it is a text"),
+    ],
+)
+async def test_what_is_no_call_is_refused_with_the_remedy(server, broker, calls, says):
+    """Nothing is sent, not even the calls before it."""
+    with pytest.raises(ConfigurationError, match=says):
+        await broker.enqueue_many(calls)
+    assert lengths(server) == [0, 0, 0]
+
+
 async def test_many_are_sent_in_one_round_trip(server, broker):
     """In order, over all tiers, with a handle each; of nothing nothing."""
     assert await broker.enqueue_many([]) == []
@@ -453,7 +473,10 @@ def test_what_cannot_be_used_is_refused_when_the_broker_is_made(options):
 
 def test_a_repr_shows_no_password():
     """Nor does an error message."""
-    assert "hidden" not in repr(RedisBroker("redis://user:hidden@localhost:1/0"))
+    broker = RedisBroker("redis://user:hidden@localhost:1/0")
+    assert repr(broker) == "<RedisBroker redis://user:***@localhost:1/0 namespace=queue group=workers closed>"
+    with pytest.raises(NotOpenError, match=r"^<RedisBroker redis://user:\*\*\*@localhost:1/0 [^(]* is not open"):
+        _ = broker.store
 
 
 def test_a_broker_takes_the_bound_of_the_dead_letters():

@@ -809,7 +809,7 @@ async def test_an_unknown_task_is_given_back_and_dies_after_its_wait(server, bro
     await broker.enqueue("unheard_of", 1)
     await burst(broker, send, unknown_wait=0.2)
     (letter,) = dead(server)
-    assert (letter["reason"], letter["attempts"], letter["task"]) == ("unknown_task", "1", "unheard_of")
+    assert (letter["reason"], letter["attempts"], letter["task"]) == ("unknown_task", "0", "unheard_of")
     assert "this one knows send" in letter["error"]
     assert_nothing_left(server)
 
@@ -1033,7 +1033,8 @@ async def test_what_takes_its_workers_down_alone_is_a_crash_loop(server, broker)
     await burst(broker, deadly, visibility_timeout=1)
     assert ran == []
     (letter,) = dead(server)
-    assert (letter["reason"], letter["crashed"], letter["attempts"]) == ("crash_loop", "one two three", "1")
+    assert (letter["reason"], letter["crashed"]) == ("crash_loop", "one two three")
+    assert (letter["attempts"], letter["starts"]) == ("0", "3")
     assert_nothing_left(server)
 
 

@@ -47,7 +47,9 @@ def acl(
     if tiers and given["queue"]:
         raise CommandLineError(f"--queue {given['queue']} and --tiers: give one of them")
     if user is not None and (not user or any(char.isspace() or not char.isprintable() for char in user)):
-        raise CommandLineError(f"--user {user!r} cannot be used: give a name without white space")
+        visible = all(char.isspace() or char.isprintable() for char in user)
+        without = "white space" if visible else "control or invisible characters"
+        raise CommandLineError(f"--user {user!r} cannot be used: give a name without {without}")
     # Only the names count for the rules; tiers differ in their thresholds.
     named = [Tier(name, threshold=-place) for place, name in enumerate(tiers or ())]
     broker = ServerOptions(**given).broker(**({"tiers": named} if named else {}))

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, json_option, moment, server_options
+from streamq.cli.options import (
+    SERVER_OPTIONS,
+    ServerOptions,
+    WholeNumber,
+    duration,
+    json_option,
+    moment,
+    server_options,
+)
 from streamq.cli.usage_errors import CommandLineError
 
 # As in `streamq.tasks.outcome.Reason`, which is not loaded for --help.
@@ -16,7 +24,8 @@ REASONS = (
     "retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "unknown_group",
     "refused", "internal_error",
 )  # fmt: skip
-_ENTRY = re.compile(r"\d{13,}|\d+-\d+")  # 13 digits or more are Unix milliseconds
+_ENTRY = re.compile(r"([0-9]{13,})|([0-9]+)-([0-9]+)")  # 13 digits or more are Unix milliseconds
+_LARGEST = 2**64 - 1
 
 
 def _start(text: str) -> str | float:
@@ -24,7 +33,9 @@ def _start(text: str) -> str | float:
 
     `text` is an entry id, a duration before now, or a time.
     """
-    if _ENTRY.fullmatch(text):
+    if (matched := _ENTRY.fullmatch(text)) is not None:
+        if any(len(part) > 20 or int(part) > _LARGEST for part in matched.groups("0")):
+            raise click.BadParameter(f"{text[:80]} is out of bounds: each part of an entry id is 0 to {_LARGEST:,}")
         return text
     try:
         return float(duration(text))
@@ -51,7 +62,7 @@ def dlq() -> None:
 
 @dlq.command("ls", short_help="List the newest dead letters.")
 @server_options
-@click.option("--count", "-n", type=click.IntRange(1, 1_000_000_000), default=20, show_default=True, show_envvar=True,
+@click.option("--count", "-n", type=WholeNumber(1, 1_000_000_000), default=20, show_default=True, show_envvar=True,
               help="Number of dead letters to list.")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
@@ -96,7 +107,7 @@ def show(task_id: str, as_json: bool, **given: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="All dead letters that match --task and --reason.")
 @click.option("--task", help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), help="Only dead letters with this reason.")
-@click.option("--retries", type=click.IntRange(min=0),
+@click.option("--retries", type=WholeNumber(0, 1_000_000_000),
               help="Retry budget of the replayed task. [default: as before]")  # fmt: skip
 @json_option
 @click.pass_context

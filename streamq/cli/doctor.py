@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, names, server_options
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, WholeNumber, names, server_options
 from streamq.wire.rights import ROLES
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
               help="Check that the user of the URL has the rights of this role.")  # fmt: skip
 @click.option("--features", type=names, metavar="NAME,...", show_envvar=True,
               help="Check the rights for these features only: see streamq acl. [default: all of the role]")  # fmt: skip
-@click.option("--scan", type=click.IntRange(min=0), default=100_000, show_default=True, show_envvar=True,
+@click.option("--scan", type=WholeNumber(0, 1_000_000_000), default=100_000, show_default=True, show_envvar=True,
               help="Most keys that the server may scan in search of unknown ones; 0 turns the scan off.")  # fmt: skip
 @click.option("--strict", is_flag=True, show_envvar=True, help="Exit with 1 if there are warnings.")
 @click.option("--quiet", "-q", is_flag=True, show_envvar=True, help="Print warnings and errors only.")

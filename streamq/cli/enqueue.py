@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -9,6 +10,8 @@ import click
 from streamq.cli.options import (
     SERVER_OPTIONS,
     ServerOptions,
+    WholeNumber,
+    check_whole_numbers,
     duration,
     json_option,
     json_or_text,
@@ -18,6 +21,7 @@ from streamq.cli.options import (
 from streamq.cli.usage_errors import CommandLineError
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
+_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
 _WINDOWS = ("until_started", "until_done")
 _MODES = ("throttle", "debounce", "keep_last")
 _KWARGS_REMEDY = 'write --kwargs \'{"to": "a@b.c"}\' or -k to=a@b.c'
@@ -27,11 +31,10 @@ def _priority(text: str) -> int:
     """Return a priority as a number. `text` is a whole number or a name of `Priority`."""
     if (named := _PRIORITIES.get(text.lower())) is not None:
         return named
-    try:
+    if _WHOLE.fullmatch(text):
         return int(text)
-    except ValueError:
-        names = ", ".join(_PRIORITIES)
-        raise click.BadParameter(f"{text!r} is not a priority: write a whole number, or {names}") from None
+    names = ", ".join(_PRIORITIES)
+    raise click.BadParameter(f"{text!r} is not a priority: write a whole number, or {names}")
 
 
 @click.command(no_args_is_help=True, short_help="Enqueue a task by name.")
@@ -47,7 +50,9 @@ def _priority(text: str) -> int:
 @click.option("--at", type=moment, metavar="TIME", show_envvar=True,
               help="Start at this time: ISO 8601 (local time without a zone) or Unix seconds.")  # fmt: skip
 @click.option("--expires", type=duration, show_envvar=True, help="Do not start after this time from now.")
-@click.option("--retries", type=click.IntRange(min=0), show_envvar=True, help="Retry budget: runs after the first.")
+@click.option(
+    "--retries", type=WholeNumber(0, 1_000_000_000), show_envvar=True, help="Retry budget: runs after the first."
+)
 @click.option("--timeout", type=duration, show_envvar=True, help="Longest time for one run.")
 @click.option("--result-ttl", type=duration, show_envvar=True, help="Keep the result for this long.")
 @click.option("--task-id", show_envvar=True, help="Your own task id. It is accepted once.")
@@ -67,7 +72,8 @@ def enqueue(
     """Enqueue the task NAME with ARGS and print its task id.
 
     An argument that parses as JSON is JSON; any other is a string. 3 is a number, '"3"' a string,
-    '[1, 2]' a list, a@b.c a string. Write -- before arguments that begin with a dash.
+    '[1, 2]' a list, a@b.c a string. A number that JSON cannot carry is a string: whole ones of more
+    than 64 bits, and those like 1e999. Write -- before arguments that begin with a dash.
     """
     server = ServerOptions(**{option: given.pop(option) for option in SERVER_OPTIONS})
     options = {option: value for option, value in given.items() if value is not None}
@@ -95,6 +101,7 @@ def _kwargs(kwargs_json: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
         raise CommandLineError(f"--kwargs is not JSON ({error}); {_KWARGS_REMEDY}") from error
     if not isinstance(kwargs, dict):
         raise CommandLineError(f"--kwargs is not a JSON object; {_KWARGS_REMEDY}")
+    check_whole_numbers(kwargs_json or "{}", kwargs)
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not key or not separator:

@@ -15,7 +15,9 @@ from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, fo
 from streamq.cli.run_command import run
 from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
+from streamq.wire.bounds import ATTEMPT
 from streamq.wire.printable import json_line, printable
+from streamq.wire.stored_numbers import stored_count
 
 _LONGEST_VALUE: Final = 1 << 20  # characters of a field that `show` prints
 
@@ -165,6 +167,6 @@ def _row(entry: DeadLetterFields) -> str:
 
     died = cell("died_at")[:19].replace("T", " ")
     error = f"{cell('error_type')}: {cell('error')}".strip(": ")
-    return (
-        f"{died:<19}  {cell('task_id'):<20}  {cell('task'):<20}  {cell('reason'):<17}  {cell('attempts'):>4}  {error}"
-    )
+    known = stored_count(entry.get("attempts"), int(ATTEMPT.highest))
+    runs = "?" if known is None else str(known)
+    return f"{died:<19}  {cell('task_id'):<20}  {cell('task'):<20}  {cell('reason'):<17}  {runs:>4}  {error}"

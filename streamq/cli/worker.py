@@ -6,16 +6,16 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, duration, processes, server_options, weights
+from streamq.cli.options import SERVER_OPTIONS, ServerOptions, WholeNumber, duration, processes, server_options, weights
 from streamq.cli.usage_errors import CommandLineError
 
 
 @click.command(no_args_is_help=True, short_help="Run the tasks of modules.")
 @click.argument("modules", nargs=-1, required=True, metavar="MODULE...")
 @server_options
-@click.option("--concurrency", "-c", type=click.IntRange(1, 100_000), default=100, show_default=True, show_envvar=True,
+@click.option("--concurrency", "-c", type=WholeNumber(1, 100_000), default=100, show_default=True, show_envvar=True,
               help="Most tasks that run at the same time in one process.")  # fmt: skip
-@click.option("--prefetch-bytes", type=click.IntRange(1 << 10, 1 << 40), default=64 << 20, show_default=True,
+@click.option("--prefetch-bytes", type=WholeNumber(1 << 10, 1 << 40), default=64 << 20, show_default=True,
               show_envvar=True, help="Most bytes of messages above 4 KiB that one process holds.")  # fmt: skip
 @click.option("--tiers", "weights", type=weights, metavar="TIER=WEIGHT,...", envvar="STREAMQ_WORKER_TIERS",
               show_envvar=True, help="Tiers to serve, with weights: critical=6,standard=3,bulk=1. A name without a "

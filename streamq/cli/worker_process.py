@@ -6,7 +6,6 @@ import gc
 import importlib.util
 import logging
 import sys
-import threading
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,6 +17,7 @@ import redis.exceptions
 
 from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
+from streamq.cli.busy_threads import busy_threads, living_threads
 from streamq.cli.loading import Loaded, LoadingError, load
 from streamq.cli.options import SIGNING_OPTIONS
 from streamq.cli.run_command import run, uvloop_installed
@@ -250,9 +250,10 @@ def _freeze_garbage_collector() -> None:
 
 def _exit(code: int) -> NoReturn:
     """Exit. Do not wait for threads that still run: their tasks are released already."""
-    threads = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon and t.is_alive()]
-    if threads:
-        log.warning("exiting while %d threads still run: %s", len(threads), ", ".join(t.name for t in threads[:5]))
+    if busy := busy_threads():
+        run = "1 thread still runs" if len(busy) == 1 else f"{len(busy)} threads still run"
+        log.warning("exiting while %s: %s", run, ", ".join(t.name for t in busy[:5]))
+    if living_threads():
         logging.shutdown()
         exit_now(code)
     logging.shutdown()

@@ -84,7 +84,7 @@ class RefusedSettlement:
     def __str__(self) -> str:
         about = f"{self.why}{f'; {self.where}' * bool(self.where)}"
         left = ("left pending, " if self.held else "left, ") if self.left else ""
-        state = f"{left}refused {self.refusals} times"
+        state = f"{left}refused {_times(self.refusals)}"
         return f"{self.what} of {_name_of(self.delivery)} is {state}: {about}"
 
 
@@ -275,7 +275,7 @@ class SetAside:
         if one.lesser is not None:
             lesser, one.lesser = one.lesser, None
             try:
-                one.ways += lesser(f"{one.what} was refused {one.refusals} times: {one.why}")
+                one.ways += lesser(f"{one.what} was refused {_times(one.refusals)}: {one.why}")
             except Exception:
                 log.exception("%r has no other way to be settled", one.delivery)
         return one.place + 1 < len(one.ways)
@@ -328,3 +328,7 @@ def _name_of(delivery: Delivery) -> str:
 
 def _shown(raw: bytes) -> str:
     return raw[:200].decode(errors="backslashreplace")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -14,8 +14,10 @@ from typing import Any
 import orjson
 
 from streamq.errors import SignatureError
+from streamq.wire.bounds import ATTEMPT, STARTS, Bound
 from streamq.wire.message import entry_ms, iso
 from streamq.wire.signing import SIG, Signer
+from streamq.wire.stored_numbers import stored_count
 
 _REPLAYED_FIELDS = (
     "priority",
@@ -112,8 +114,8 @@ class _Decoder:
             error_type=self._text("error_type"),
             error=self._text("error"),
             traceback=self._text("traceback"),
-            attempts=self._count("attempts"),
-            starts=self._count("starts"),
+            attempts=self._count("attempts", ATTEMPT),
+            starts=self._count("starts", STARTS),
             enqueued_at=self._time("enqueued_at"),
             died_at=self._time("died_at") or self._died_at,
             worker=self._text("worker"),
@@ -147,9 +149,8 @@ class _Decoder:
             return default
         return decoded
 
-    def _count(self, name: str) -> int:
-        text = self._text(name)
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+    def _count(self, name: str, bound: Bound) -> int:
+        return stored_count(self._fields.get(name), int(bound.highest)) or 0
 
     def _time(self, name: str) -> datetime | None:
         try:

@@ -18,7 +18,7 @@ from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.dead_letter.groups import with_existing_groups
-from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, order
+from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, nothing_after, order
 from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
@@ -225,6 +225,8 @@ class DeadLetterQueue:
 
     async def replay_entry(self, dead_letter: DeadLetterEntry, *, retries: int | None = None) -> str:
         """Enqueue one dead letter again, and return its new task id. Raises what `replay` raises."""
+        if retries is not None:
+            bounds.RETRIES.check(retries)
         return await self._replay_letter(dead_letter, dead_letter.task_id, retries)
 
     async def _replay_one(self, task_id: str, retries: int | None) -> str:
@@ -364,7 +366,7 @@ class DeadLetterQueue:
         return str(entries[0][0], "ascii") if entries else "0-0"
 
     async def _page(self, store: Store, size: int, *, after: str | None, newest_first: bool) -> list[DeadLetterEntry]:
-        if size <= 0:
+        if size <= 0 or (after is not None and nothing_after(after, newest_first=newest_first)):
             return []
         start = None if after is None else f"({checked_entry_id(after)}"
         first, last = (start or "+", "-") if newest_first else (start or "-", "+")

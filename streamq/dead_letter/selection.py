@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Final
 
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.diagnostics.safe_text import repr_of
@@ -11,6 +13,9 @@ from streamq.queue.sending import default_dedup_ttl
 from streamq.tasks.outcome import Reason
 from streamq.wire.argument_types import check_type
 from streamq.wire.message import milliseconds
+
+_ENTRY_ID: Final = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
+_LARGEST: Final = 2**64 - 1  # of each part of an entry id
 
 
 def matcher(
@@ -47,10 +52,15 @@ def dedup_ttl(dead_letter: DeadLetterEntry) -> int:
 
 def checked_entry_id(text: str) -> str:
     """Return an entry id. Raises ConfigurationError if it is none."""
-    ms, _, sequence = check_type("after", text, str, "the entry_id of a dead letter").partition("-")
-    if not (text.isascii() and ms.isdigit() and (sequence or "0").isdigit()):
+    matched = _ENTRY_ID.fullmatch(check_type("after", text, str, "the entry_id of a dead letter"))
+    if matched is None or any(int(part or 0) > _LARGEST for part in matched.groups()):
         raise ConfigurationError(f"after={repr_of(text)} is not an entry id: give the entry_id of a dead letter")
     return text
+
+
+def nothing_after(entry_id: str, *, newest_first: bool) -> bool:
+    """Is this the last possible entry id in that order? The server refuses to read after it."""
+    return checked_entry_id(entry_id) == ("0-0" if newest_first else f"{_LARGEST}-{_LARGEST}")
 
 
 def order(entry_id: str) -> tuple[int, int]:

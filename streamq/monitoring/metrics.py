@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from streamq.wire import bounds
 from streamq.wire.counters import Counters
 
 
@@ -128,16 +129,18 @@ class QueueMetrics(Figures):
             return 0.0
         return self.depth / self.throughput_per_sec if self.throughput_per_sec else None
 
-    def wanted_workers(self, within: float = 60.0) -> int | None:
+    def wanted_workers(self, within: float | timedelta = 60.0) -> int | None:
         """Return how many workers would start all waiting tasks within `within` seconds.
 
         Assumes that each worker gets as much done as the current ones did in the window. That holds for a
-        queue with a backlog. None if nothing got done in the window, or no worker is alive.
+        queue with a backlog. None if nothing got done in the window, or no worker is alive. Raises
+        ConfigurationError for a time that cannot be used.
         """
+        seconds = float(bounds.WANTED_WITHIN.check(within))
         if not self.depth:
             return min(1, self.workers)
         each = self.throughput_per_sec / self.workers if self.workers else 0.0
-        return math.ceil(self.depth / within / each) if each else None
+        return math.ceil(self.depth / seconds / each) if each else None
 
 
 def figures(counters: Counters, covered: float) -> dict[str, Any]:

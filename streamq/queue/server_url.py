@@ -32,7 +32,7 @@ class ServerUrl:
 
     def __repr__(self) -> str:
         """Return the URL without its password."""
-        return self.url if self._scheme in _EMBEDDED else repr(self._address)
+        return self.url if self._scheme in _EMBEDDED else str(self._address)
 
     async def connect(
         self, resources: Resources, connect_timeout: float | None, reply_timeout: float | None

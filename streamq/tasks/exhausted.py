@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from streamq.wire.dead_letter_fields import Failure
+from streamq.wire.dead_letter_fields import Failure, runs_of
 from streamq.wire.delivery import Delivery
 
 _MAX_TRACEBACK = 4000  # characters of a traceback in the argument of a task: the last ones
@@ -28,5 +28,6 @@ class Exhausted:
         return {
             "task_id": delivery.task_id, "task": delivery.task, "args": delivery.args, "kwargs": delivery.kwargs,
             "headers": delivery.headers, "reason": str(self.reason), "error_type": failure.error_type,
-            "error": failure.error, "traceback": failure.traceback[-_MAX_TRACEBACK:], "attempts": delivery.attempt,
+            "error": failure.error, "traceback": failure.traceback[-_MAX_TRACEBACK:],
+            "attempts": runs_of(delivery, self.reason)[0],
         }  # fmt: skip

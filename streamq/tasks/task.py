@@ -7,16 +7,17 @@ they would check the call. `TaskRef` is a task by its name alone, `Call` a task 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, Unpack
 
-from streamq.errors import TaskNameError
+from streamq.errors import ConfigurationError, TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
 from streamq.tasks.options import NO_OPTIONS, Options, OptionValues, merge
 from streamq.tasks.retry_policy import RetryPolicy
+from streamq.wire.argument_types import check_items
 from streamq.wire.names import check_name
 from streamq.wire.workflow import Flow
 
@@ -127,3 +128,24 @@ class Call(Flow[R]):
         """Return a copy of this call with these options replaced. Options that are not named stay."""
         task: Any = self.task
         return replace(self, task=task.options(**values))
+
+
+def check_calls(calls: Iterable[Any]) -> tuple[Call[Any], ...]:
+    """Return the calls as a tuple. Raises ConfigurationError, with the remedy, for anything else."""
+    given = check_items("calls", calls, "a list of calls, made with task.call(...)")
+    for place, call in enumerate(given):
+        if not isinstance(call, Call):
+            raise ConfigurationError(f"calls[{place}] is no call: {_remedy(call)}")
+    return given
+
+
+def _remedy(call: Any) -> str:
+    match call:
+        case Task() | TaskRef():
+            return f"{call.name} has no arguments yet: write {call.name}.call(...)"
+        case str():
+            return "it is a text: write TaskRef(name).call(...) for a task of that name"
+        case Flow():
+            return f"it is a {type(call).__name__}: start a workflow with broker.start(...)"
+        case _:
+            return f"it is of type {type(call).__name__}: give what task.call(...) returns"

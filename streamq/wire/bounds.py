@@ -158,6 +158,7 @@ SCHEDULED = _count("scheduled.limit", "None yields all", 0)
 MONITOR_WINDOW = _seconds(
     "QueueMonitor.window", "counters are in buckets of 10 s, and kept for 15 minutes", 10.0, 900.0
 )
+WANTED_WITHIN = _seconds("wanted_workers.within", "a rate needs some time", 0.001)
 PROCESSES = _count("--processes", "each is a process of its own", 1, 1_024)
 
 TABLE: tuple[Bound, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Bound))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from streamq.errors import UndecodableError
 from streamq.wire import bounds
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, iso, utf8
@@ -19,6 +20,7 @@ _KEPT = (
 ERROR_KEPT = 8_000  # characters of the message of an error
 EVIDENCE_BYTES = 64 << 10  # of an entry that cannot be decoded, names of fields included
 UNDECODABLE = "undecodable"  # the reason; also that of a field that can be decoded but not be carried out
+_NOT_STARTED = frozenset({"crash_loop", "expired", "unknown_task", UNDECODABLE})  # reasons known before a run
 _NAME_KEPT = 1_000  # bytes of a name or an id that is kept for people
 
 
@@ -69,14 +71,14 @@ def dead_letter_fields(
         flat += ("args", fields.get(b"args") or "[]", "kwargs", fields.get(b"kwargs") or "{}")
     flat += ("tier", delivery.tier_name, "reason", reason, "error_type", failure.error_type)
     flat += ("error", utf8(failure.error[:ERROR_KEPT]), "traceback", utf8(failure.traceback[-TRACEBACK_TAIL:]))
+    attempts, starts = runs_of(delivery, reason)
+    flat += ("attempts", str(attempts), "starts", str(starts))
     if readable:
-        flat += ("attempts", str(delivery.attempt), "starts", str(delivery.starts))
         flat += ("enqueued_at", iso(delivery.enqueued_at))
         for name in _KEPT:
             if name in fields:
                 flat += (name, fields[name])
     else:
-        flat += ("attempts", fields.get(b"attempt", b"1")[:20], "starts", "0")
         flat += ("enqueued_at", iso(entry_ms(delivery.entry_id) / 1000))
         flat += _evidence(fields)
     if delivery.crashed_workers:
@@ -84,6 +86,19 @@ def dead_letter_fields(
     if refused:
         flat += ("refused", utf8(refused))
     return [*flat, "died_at", iso(died_at), "worker", worker, "group", group, "origin", f"{stream} {entry}"]
+
+
+def runs_of(delivery: Delivery, reason: str) -> tuple[int, int]:
+    """Return the runs of the retry budget that a dead task has had, and all its starts.
+
+    The delivery counts as a run, unless it became a dead letter before it started. Numbers that cannot be read, or are
+    beyond their bounds, are not believed.
+    """
+    not_started = reason in _NOT_STARTED
+    try:
+        return delivery.attempt - not_started, delivery.starts - not_started
+    except UndecodableError:
+        return 0, len(delivery.crashed_workers)
 
 
 def _readable(delivery: Delivery) -> bool:

@@ -211,7 +211,7 @@ class Delivery:
             raise UndecodableError(_NO_TASK)
         for key, value in fields.items():
             readable = text(value, text(key, shown(key)))
-            if key in _NAMES and value and not IS_PLAIN_ID(value):
+            if key in _NAMES and (value or key == b"dedup") and not IS_PLAIN_ID(value):
                 check_field(_NAMES[key], readable, key.decode())
         for name in ("task_id", "args", "kwargs", "headers", "starts", "priority",
                      "retries", "timeout", "result_ttl", "expires", "enqueued_at", "unknown_since",

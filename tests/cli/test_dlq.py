@@ -143,6 +143,14 @@ def here(valkey, capfd):
     return run
 
 
+@pytest.mark.parametrize(("attempts", "shown"), [("3", "3"), ("0", "0"), ("99999999999", "?"), ("many", "?")])
+def test_the_column_of_runs_believes_no_refused_number(here, valkey, attempts, shown):
+    """It is a number of runs that a message may have, or unknown. --json and `show` have what is in the entry."""
+    valkey.command("XADD", "queue:dead", "*", "task_id", "a", "task", "t", "reason", "rejected", "attempts", attempts)
+    _, (_, row), _ = here("dlq", "ls")
+    assert row.split()[-1] == shown
+
+
 @pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE.keys())
 def test_one_hostile_letter_ends_no_command_and_drives_no_terminal(here, valkey, fields):
     """P13: it is shown with escapes, or passed over; the others are listed, shown and replayed."""

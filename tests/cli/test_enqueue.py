@@ -21,14 +21,15 @@ def entry(server, stream: str) -> dict[str, str]:
 
 
 def test_arguments_are_json_where_they_parse(streamq, valkey):
-    """Numbers, lists and quoted strings are JSON. Other arguments, long integers too, are text."""
+    """Numbers, lists and quoted strings are JSON. Other arguments, long integers and 1e999 too, are text."""
     code, output = streamq(
-        "enqueue", "send", "a@b.c", "3", '"3"', "[1, null]", "123456789012345678901234", "-k", "x=true", "-k", "y=a=b",
+        "enqueue", "send", "a@b.c", "3", '"3"', "[1, null]", "123456789012345678901234", "1e999",
+        "-k", "x=true", "-k", "y=a=b",
         "--kwargs", '{"z": {"deep": 1}}', "--url", valkey.url, "--", "-5",
     )  # fmt: skip
     assert code == 0, output
     fields = entry(valkey, "queue:standard")
-    assert json.loads(fields["args"]) == ["a@b.c", 3, "3", [1, None], "123456789012345678901234", -5]
+    assert json.loads(fields["args"]) == ["a@b.c", 3, "3", [1, None], "123456789012345678901234", "1e999", -5]
     assert json.loads(fields["kwargs"]) == {"z": {"deep": 1}, "x": True, "y": "a=b"}
     assert output == fields.get("id", valkey.command("XRANGE", "queue:standard", "-", "+")[0][0].decode())
 

@@ -56,7 +56,7 @@ WRONG = {
     "demo, no server": (["demo", "--limit", "10", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),
     "scheme": (["worker", "app", "--url", "http://x:hunter2@y"], ["unknown scheme; use one of", "redis://", "embedded://"]),
     "port": (["enqueue", "send", "--url", "redis://:hunter2@y:port"], ["cannot be used", "host:port"]),
-    "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is not a tier", "critical=6,standard=3"]),
+    "weight": (["worker", "app", "--tiers", "critical=0"], ["'critical=0' is out of bounds", "1 to 10,000"]),
     "tier": (["worker", "app", "--tiers", "express=1"], ["no tier express", "critical, standard, bulk"]),
     "twice a tier": (["worker", "app", "--tiers", "bulk,bulk"], ["named twice"]),
     "queue and tiers": (["worker", "app", "--queue", "q:a", "--tiers", "bulk"], ["--queue and --tiers"]),

@@ -94,6 +94,24 @@ class TestPeek:
             with pytest.raises(ConfigurationError, match="not an entry id"):
                 await queue.peek(after="yesterday")
 
+    @pytest.mark.parametrize(
+        "after", ["9" * 30 + "-0", "1-" + "9" * 30, "18446744073709551616", "1-", "\u0661-0", "-1"]
+    )
+    async def test_after_what_is_no_entry_id(self, server, after):
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(ConfigurationError, match="is not an entry id"):
+                await DeadLetterQueue(broker=broker).peek(after=after)
+
+    async def test_after_the_last_id_of_all_there_is_nothing(self, server):
+        """The server refuses such a read, in either direction."""
+        _bury(server, 2)
+        last = f"{2**64 - 1}-{2**64 - 1}"
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            assert await queue.peek(after="0-0") == []
+            assert await queue.peek(after=last, oldest_first=True) == []
+            assert len(await queue.peek(after=last)) == len(await queue.peek(after="0-0", oldest_first=True)) == 2
+
     async def test_filters(self, server):
         """Only matching dead letters are returned, also from later pages."""
         _bury(server, 3, reason="expired", error_type="app.errors.Odd")
@@ -115,6 +133,7 @@ class TestPeek:
             ["task", "send", "attempts", "many", "starts", "-1"],
             ["task", "send", "enqueued_at", "then", "died_at", "2026-01-02T03:04:05"],
             ["task", "send", "attempts", "9" * 40],
+            ["task", "send", "attempts", "99999999999", "starts", "99999999999"],
         ],
     )
     async def test_written_by_hand(self, server, flat):
@@ -126,6 +145,7 @@ class TestPeek:
         assert letter.task_id
         assert letter.died_at.tzinfo is not None
         assert letter.args == []
+        assert (letter.attempts, letter.starts) == (0, 0)
         assert letter.replayable == (letter.task_name == "send" and b"{" not in letter.raw.values())
 
     async def test_beyond_the_calendar(self, server):
@@ -167,6 +187,18 @@ class TestReplay:
             await burst(broker, send)
         assert new_id != task_id
         assert seen[-1] == ("x", 1, 1, new_id, {"a": 1, "replayed_from": task_id}, "critical")
+
+    async def test_with_a_budget_out_of_bounds_nothing_is_replayed(self, server):
+        """Chosen by id, or one by one after a selection, as `streamq dlq replay` does."""
+        _bury(server, 1)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (letter,) = await queue.peek()
+            with pytest.raises(ConfigurationError, match=r"retries=10000000000 .* at most 1,000,000,000"):
+                await queue.replay(task_id="t0", retries=10**10)
+            with pytest.raises(ConfigurationError, match=r"retries=10000000000 .* at most 1,000,000,000"):
+                await queue.replay_entry(letter, retries=10**10)
+            assert await queue.size() == 1
 
     async def test_with_another_budget(self, server):
         """`retries` overrides the budget of the dead task."""

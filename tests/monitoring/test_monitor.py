@@ -214,6 +214,13 @@ class TestFigures:
         assert (metrics.workers, metrics.drain_seconds) == (2, 150.0)
         assert (metrics.wanted_workers(), metrics.wanted_workers(within=600)) == (5, 1)
 
+    @pytest.mark.parametrize("within", [0, -1, float("nan"), "x"])
+    @pytest.mark.parametrize("depth", [0, 600])
+    def test_wanted_workers_within_a_time_that_cannot_be_used(self, within, depth):
+        metrics = QueueMetrics(taken_at=datetime.now(UTC), covered_s=10, depth=depth, throughput_per_sec=4.0)
+        with pytest.raises(ConfigurationError, match="within"):
+            metrics.wanted_workers(within)
+
     @pytest.mark.parametrize("window", [0, 9, 901, float("nan")])
     def test_window_must_be_kept(self, window):
         with pytest.raises(ConfigurationError, match="window"):

@@ -303,8 +303,29 @@ def test_a_broken_entry_is_kept_byte_for_byte():
     assert letter[b"raw.args"] == b"\xff{"
     assert letter[b"raw.other"] == b"\x00\xfe"
     assert letter[b"raw.task"] == b"t"
-    assert letter[b"attempts"] == b"many"
+    assert (letter[b"attempts"], letter[b"raw.attempt"]) == (b"0", b"many")
     assert letter[b"task_id"] == b"1700000000000-0"
+
+
+def test_an_empty_deduplication_key_is_no_key():
+    """An empty `id` is the id of the entry; an empty `dedup` names nothing."""
+    an_entry(task="t", id="").check()
+    with pytest.raises(UndecodableError, match="field 'dedup' is ''"):
+        an_entry(task="t", dedup="").check()
+
+
+@pytest.mark.parametrize("reason", ["expired", "unknown_task", "undecodable", "crash_loop"])
+def test_what_never_started_counts_as_no_run(reason):
+    """The runs and starts before it count, and those that crashed: this delivery did not start."""
+
+    def counted(**fields):
+        flat = [part.encode() for pair in {"task": "t", **fields}.items() for part in pair]
+        letter = buried(Delivery(0, "bulk", b"1-1", flat, crashed_workers=("a", "b")), reason=reason)
+        return letter[b"attempts"], letter[b"starts"]
+
+    assert counted() == (b"0", b"2")
+    assert counted(attempt="3", starts="6") == (b"2", b"8")
+    assert counted(attempt="99999999999") == (b"0", b"2")  # a number that is refused is not believed
 
 
 def test_an_entry_of_too_many_fields_still_makes_a_dead_letter():

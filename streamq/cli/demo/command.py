@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from streamq.cli.options import WholeNumber
+
 
 @click.command(short_help="Run the queue on real input, without a server.")
 @click.option("--url", metavar="URL", envvar="STREAMQ_DEMO_URL", show_envvar=True,
@@ -15,7 +17,7 @@ import click
               show_envvar=True, help="Event loop of the worker.")  # fmt: skip
 @click.option("--kill-worker", is_flag=True, show_envvar=True,
               help="Kill the worker with SIGKILL half way, start another, and check that no task is lost.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=10), show_envvar=True, help="Most files to index.")
+@click.option("--limit", type=WholeNumber(10, 1_000_000_000), show_envvar=True, help="Most files to index.")
 @click.option("--keep", is_flag=True, show_envvar=True,
               help="Keep the demo's keys, and keep an embedded server until Ctrl-C.")  # fmt: skip
 @click.option("--live/--no-live", "live", default=None, show_envvar=True,
