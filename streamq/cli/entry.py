@@ -47,7 +47,17 @@ cli.add_command(demo)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 2 for a usage error, 130 after Ctrl-C."""
+    _open_standard_files()
     sys.exit(_run(arguments))
+
+
+def _open_standard_files() -> None:
+    """Open those that whoever started this has closed: or a socket has such a number, and uvloop aborts at its end."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
 
 
 def _run(arguments: Sequence[str] | None) -> int:

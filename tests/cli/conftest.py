@@ -51,13 +51,17 @@ class Program:
     """A running command. Its output (stdout and stderr together) is read line by line.
 
     `deaf`: it begins with SIGTERM and SIGINT ignored, as the kernel does it for the first process of a container.
+    `shell`: redirections.
     """
 
-    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, deaf: bool = False) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, deaf: bool = False, shell: str = ""
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMQ_")}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+        redirecting = ["sh", "-c", f'exec "$@" {shell}', "sh"] if shell else []
         self.process = subprocess.Popen(
-            [*_DEAF * deaf, sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment,
+            [*_DEAF * deaf, *redirecting, sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.seen: list[str] = []
@@ -119,8 +123,8 @@ def start(app: Path) -> Iterator[Callable[..., Program]]:
     """Start commands in the folder of `app`. Kill those that still run at the end."""
     programs: list[Program] = []
 
-    def started(*arguments: str, env: dict[str, str] | None = None, deaf: bool = False) -> Program:
-        programs.append(Program(*arguments, cwd=app, env=env, deaf=deaf))
+    def started(*arguments: str, env: dict[str, str] | None = None, deaf: bool = False, shell: str = "") -> Program:
+        programs.append(Program(*arguments, cwd=app, env=env, deaf=deaf, shell=shell))
         return programs[-1]
 
     yield started

@@ -208,3 +208,12 @@ def test_the_end_of_a_forked_child_is_not_the_workers(start, app, url, anyio_bac
     assert "draining" not in worker.output
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_with_standard_files_that_are_closed(start, app, url, closed):
+    """As some init systems start programs: no socket takes such a number, which uvloop would not close."""
+    worker = start("worker", "app", "--url", url, shell=closed)
+    worker.expect("concurrency") if "2>" not in closed else time.sleep(3)
+    worker.signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.output
