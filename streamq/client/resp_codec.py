@@ -93,7 +93,8 @@ _REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("MONITOR", "SYNC", "PSYNC", "RESET", "QUIT", "CLIENT REPLY"), "redis-cli"),
 }
 # Names that `pack` refuses, in any case. MULTI ... EXEC is allowed there, because one call is sent as a whole.
-# Blocking commands, and HELLO with a protocol, are refused in `command` and `execute_command` alone: they delay other callers, but break nothing.
+# Blocking commands, which only delay other callers, and HELLO with a protocol are refused in `command` and
+# `execute_command` alone.
 _REFUSED_NAMES: Final = frozenset(name for name in _REFUSED if name not in {*_BLOCKING, *_TRANSACTION, "HELLO"})
 
 

@@ -22,6 +22,7 @@ import anyio.lowlevel
 
 from streamq.consumer.consumer import Consumer
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, SignatureError
 from streamq.queue.schedules import (
     ScheduleDefinition,
@@ -34,6 +35,7 @@ from streamq.queue.schedules import (
     tick_ms,
 )
 from streamq.tasks.cron import ON_TIME, Steps, find_due_ticks
+from streamq.wire.keys import is_stream_of
 
 log = SafeLog("streamq")
 
@@ -219,6 +221,10 @@ class Scheduler:
 
     async def _command(self, one: _ActiveSchedule, now: float) -> Any:
         definition, first = one.definition, one.due / 1000
+        if not is_stream_of(self._store.keys, definition.stream):  # who wrote it has not this worker's rights
+            raise ConfigurationError(
+                f"it sends to {repr_of(definition.stream)}, which is no stream of {self._store.keys.namespace!r}"
+            )
         wanted, following = await _others_between(
             find_due_ticks(definition.cron, definition.tz, definition.missed, first, max(now, first))
         )

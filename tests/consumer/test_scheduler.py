@@ -244,6 +244,20 @@ class TestWorkers:
         assert int(server.command("ZSCORE", "queue:ticks", "x")) == 0
 
 
+@pytest.mark.parametrize("stream", ["other:orders", "queue:dead", "queue:id:victim", "queue:standard:delayed"])
+async def test_a_schedule_sends_to_tiers_of_its_namespace_alone(server, stream, caplog):
+    """Who may write definitions has not the worker's rights to other keys."""
+    async with RedisBroker(server.url) as broker:
+        now = await now_of(broker)
+        await register(broker.store, defined("stray", stream=stream), now)
+        await register(broker.store, defined("good"), now)
+        async with working(broker, TASK):
+            await until(lambda: entries(server, "queue:standard") or server.command("HGET", "queue:ticked", "good"))
+            await until(lambda: "is no stream of 'queue'" in caplog.text)
+        assert server.command("TYPE", stream) != b"stream"
+        assert "does not tick the schedule 'stray'" in caplog.text
+
+
 async def test_a_worker_that_may_not_look(real_server):
     """Rights for the queue alone: it works as before there were schedules, and is well."""
     keys = ("~queue:critical*", "~queue:standard*", "~queue:bulk*", "~queue:stats*", "~queue:result*", "~queue:dead")
