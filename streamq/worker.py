@@ -74,7 +74,7 @@ class Health:
     """The health of a worker. `trouble` is the error that keeps it from the server, or the first of `refused`.
 
     `refused` says what the server refuses while everything else goes on: the settlement of which task, the step of
-    which loop, and why. At most 10 settlements are named. None and () if there is nothing.
+    which loop, a right to announce, and why. At most 10 settlements are named. None and () if there is nothing.
 
     `running` and `waiting` count deliveries, `superseded` those that another consumer settled first, or reclaimed.
     """
@@ -259,6 +259,7 @@ class Worker:
         return Store(
             self.broker.client, keys, self.tiers, bound=lambda: self.broker.dead_letters,
             clock=self.broker.server_clock, max_payload=self.broker.max_payload, signing=self.broker.signing,
+            role="worker",
         )  # fmt: skip
 
     def _note_start_trouble(self, error: BrokerError | None) -> None:

@@ -79,8 +79,10 @@ def from_streamq_error(error: Exception) -> CommandLineError:
                 f"{text}; give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
             )
         case _ if code == "NOPERM":
-            named = "" if "streamq doctor" in text else "; streamq doctor names each missing right"
-            return CommandLineError(f"{text}{named}; or give another user in --url or STREAMQ_URL")
+            from streamq.queue.refused_command import with_remedy  # noqa: PLC0415 - keeps --help light
+
+            named = with_remedy(text, code)
+            return CommandLineError(f"{named}; or give another user in --url or STREAMQ_URL")
         case _ if code == "WRONGTYPE":
             return CommandLineError(f"{text}; another program uses a key of this name: choose another --namespace")
         case _:

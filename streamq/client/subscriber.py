@@ -118,8 +118,8 @@ class Subscriber:
         """Wait for a message, and return its channel and payload. One task may call this at a time.
 
         Returns `(b"", b"")` once after the connection was lost and is back. Raises
-        AuthenticationError if the server refuses a new connection, and ConnectionError if the
-        subscriber or its client is closed.
+        AuthenticationError if the server refuses a new connection, NoPermissionError if it refuses
+        the channels on it, and ConnectionError if the subscriber or its client is closed.
         """
         while not self._backlog:
             if self._closed:
@@ -191,17 +191,27 @@ class Subscriber:
             await connection.aclose()
 
     def _keep_error(self, error: Exception) -> None:
-        """Keep the error that ended the connection, for a `subscribe` that waits."""
+        """Keep the error that ended the connection, for a `subscribe` that waits.
+
+        A refusal that no `subscribe` waits for is about channels that were confirmed before: a right was taken away,
+        and the server ended the connection. `receive` raises it.
+        """
         if isinstance(error, exceptions.RedisError):
             self._error = error
+            if isinstance(error, exceptions.NoPermissionError) and not self._waiting:
+                self._report(error)
             self._notify()
 
     def _connect_failed(self, error: exceptions.ConnectionError) -> None:
         self._error = error
-        denied = isinstance(error, exceptions.AuthenticationError)
-        if denied and not (self._backlog and isinstance(self._backlog[-1], Exception)):
-            self._backlog.append(error)
+        if isinstance(error, exceptions.AuthenticationError):
+            self._report(error)
         self._notify()
+
+    def _report(self, error: Exception) -> None:
+        """Have `receive` raise an error, once while nobody receives."""
+        if not (self._backlog and isinstance(self._backlog[-1], Exception)):
+            self._backlog.append(error)
 
     async def _send(self, connection: Connection, command: str, channels: set[bytes]) -> None:
         """Send one command completely. If that fails, close the connection: the next one subscribes to all channels."""

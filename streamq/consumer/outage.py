@@ -8,6 +8,7 @@ named here, and everything else goes on.
 from __future__ import annotations
 
 import random
+from typing import Final
 
 import anyio
 
@@ -15,11 +16,13 @@ from streamq.clock import Clock, ServerClock
 from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
+from streamq.queue.refused_command import with_remedy
 from streamq.tasks.retry_policy import Backoff
 
 log = SafeLog("streamq")
 
 LONGEST_PAUSE = 2.0  # seconds
+_ROLE: Final = "worker"  # whose rights are missing
 _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
 
@@ -33,7 +36,7 @@ class Outage:
         self._clock = clock
         self._streaks: dict[str, int] = {}
         self._error: BrokerError | None = None
-        self._lacking: dict[str, BrokerError] = {}
+        self._lacking: dict[str, tuple[str, str]] = {}  # by loop: what is late, and why
         self._since = 0.0
         self._refused: dict[str, str] = {}
 
@@ -45,28 +48,31 @@ class Outage:
 
     @property
     def error(self) -> BrokerError | None:
-        """The latest error, else a right that is missing; None if the server can be used."""
-        return self._error if self._streaks else next(iter(self._lacking.values()), None)
+        """The latest error; None if the server can be used."""
+        return self._error if self._streaks else None
 
     def lacks(self, loop: str, error: BrokerError, what: str) -> None:
         """Note a right without which a loop works on, later: `what` says what is late. Logged once."""
+        why = with_remedy(str(error), error.code, _ROLE)
         if loop not in self._lacking:
-            log.warning("%s: %s: %s", self._name, what, error)
-            self._listeners.emit(Trouble(f"{what}: {error}"))
-        self._lacking[loop] = BrokerError(f"{what}: {error}", code=error.code)
+            log.warning("%s: %s: %s", self._name, what, why)
+            self._listeners.emit(Trouble(f"{what}: {why}"))
+        self._lacking[loop] = (what, why)
 
     def has(self, loop: str) -> None:
         """Note that a loop has all its rights."""
-        self._lacking.pop(loop, None)
+        if (lacked := self._lacking.pop(loop, None)) is not None:
+            log.warning("%s: the missing right is back; no longer so: %s", self._name, lacked[0])
 
     @property
     def refused(self) -> list[str]:
         """What is refused while everything else goes on, and why."""
-        return [f"{what}: {why}" for what, why in self._refused.items()]
+        return [f"{what}: {why}" for what, why in (*self._lacking.values(), *self._refused.items())]
 
     def note_refused(self, what: str, error: BrokerError) -> None:
         """Note that the server refuses something, which concerns nothing else."""
         why = str(error) if str(error).startswith(error.code) else f"{error.code} {error}"
+        why = with_remedy(why, error.code, _ROLE)
         if self._refused.get(what) != why:
             log.warning("%s: %s is refused: %s; everything else goes on", self._name, what, why)
         self._refused[what] = why

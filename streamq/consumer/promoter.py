@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import redis.exceptions
@@ -23,6 +24,8 @@ LOOK_EVERY = 10.0  # seconds between two looks
 _LOOK_EVERY_UNSUBSCRIBED = 5.0  # the same, while the wake channel is not subscribed
 _HELLO = "hello"  # a word that no worker acts on
 _LOOKS = 6  # looks until a refused subscription is tried again
+_CHECK_EVERY = 60.0  # seconds between two checks whether this user may publish
+_MAY_PUBLISH = "return redis.acl_check_cmd and redis.acl_check_cmd('PUBLISH', ARGV[1], 'x') and 1 or 0"
 _BATCH = 100  # messages of each tier that one step moves
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 
@@ -41,6 +44,7 @@ class Promoter:
         self._on_schedules = on_schedules
         self._wake = anyio.Event()
         self._unsubscribed = True
+        self._checked_at = self._store.clock.elapsed()
         self._refusals = consumer.tier_refusals("promoting to")
         self._more = False  # are more messages due than the last step moved?
         self.next_due: float | None = None  # seconds, as of the last look
@@ -60,6 +64,8 @@ class Promoter:
                 await self._consumer.recover("promote", error)
                 continue
             self._consumer.outage.over("promote")
+            if self._store.clock.elapsed() >= self._checked_at + _CHECK_EVERY:
+                await self._check_publishing(again=True)
             if self._more:
                 continue
             look_every = _LOOK_EVERY_UNSUBSCRIBED if self._unsubscribed else LOOK_EVERY
@@ -106,10 +112,18 @@ class Promoter:
                 else:
                     await self._consumer.recover("listen", problem)
 
-    async def _check_publishing(self) -> None:
-        """Say whether this user may not publish: inside the scripts nobody would see that."""
+    async def _check_publishing(self, *, again: bool = False) -> None:
+        """Say whether this user may not publish: inside the scripts nobody would see that.
+
+        A word tells. `again`: the server is asked, and a word is sent only if it says no, or cannot say (Redis < 7).
+        """
+        self._checked_at, wake = self._store.clock.elapsed(), self._store.keys.wake
         with suppress(BrokerError):
-            (reply,) = await self._store.attempt([("PUBLISH", self._store.keys.wake, _HELLO)])
+            reply: Any = None
+            if again:
+                (reply,) = await self._store.attempt([("EVAL", _MAY_PUBLISH, 0, wake)])
+            if reply != 1:
+                (reply,) = await self._store.attempt([("PUBLISH", wake, _HELLO)])
             if isinstance(reply, BrokerError) and reply.code == "NOPERM":
                 what = "what this worker announces is noticed late, and waiters for its results ask now and then"
                 self._consumer.outage.lacks("publish", reply, what)

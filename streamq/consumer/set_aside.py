@@ -28,7 +28,7 @@ from streamq.consumer.round_trip import RoundTrip
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
-from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
+from streamq.queue.refused_command import ask_types, keys_of, said, with_remedy, wrong_keys
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
@@ -75,6 +75,7 @@ class RefusedSettlement:
     refusals: int = 0
     place: int = 0  # of the way that is tried next
     left: bool = False
+    announced: bool = False  # did the log say that it may not be settled as it was decided?
     gone: bool = False
     why: str = ""
     code: str = ""
@@ -82,7 +83,7 @@ class RefusedSettlement:
     command: Command = field(default=(), repr=False)  # that was refused last
 
     def __str__(self) -> str:
-        about = f"{self.why}{f'; {self.where}' * bool(self.where)}"
+        about = with_remedy(f"{self.why}{f'; {self.where}' * bool(self.where)}", self.code, "worker")
         left = ("left pending, " if self.held else "left, ") if self.left else ""
         state = f"{left}refused {_times(self.refusals)}"
         return f"{self.what} of {_name_of(self.delivery)} is {state}: {about}"
@@ -238,6 +239,7 @@ class SetAside:
             return self._refused(one, reply, command)
         self._remove(one)
         one.ways[one.place].done(reply)
+        _say_settled(one)
         return False
 
     def _acks_replied(self, subject: tuple[list[RefusedSettlement], Command], reply: Any) -> bool:
@@ -246,6 +248,7 @@ class SetAside:
             return [self._refused(one, reply, command) for one in some][-1]
         for one in some:
             self._remove(one)
+            _say_settled(one)
         self._acknowledged(some[0].delivery.tier, [one.delivery for one in some], reply[0])
         return False
 
@@ -274,6 +277,7 @@ class SetAside:
     def _has_next_way(self, one: RefusedSettlement) -> bool:
         if one.lesser is not None:
             lesser, one.lesser = one.lesser, None
+            one.announced = True
             try:
                 one.ways += lesser(f"{one.what} was refused {_times(one.refusals)}: {one.why}")
             except Exception:
@@ -288,7 +292,7 @@ class SetAside:
             log.error("%s; its lease ends by itself", one)
             return
         if not one.left:
-            one.left = True
+            one.left = one.announced = True
             self._left[one] = None
             log.error("%s", one)
             if not one.plain:  # of those, too many to hold are let go: the tier can be settled, so it is read on
@@ -318,6 +322,14 @@ class SetAside:
         if full != self.full:
             self.full = full
             self.on_change()
+
+
+def _say_settled(one: RefusedSettlement) -> None:
+    """Log that the server took a settlement at last, if the log said before that it may not."""
+    if one.announced:
+        how = "a dead letter, with what could be had" if one.place else "it was decided"
+        name = _name_of(one.delivery)
+        log.warning("%s of %s is settled after %d refusals, as %s", one.what, name, one.refusals, how)
 
 
 def _name_of(delivery: Delivery) -> str:

@@ -339,7 +339,7 @@ class Settler:
         event = self._events.get(delivery)  # kept: if all are refused, the acknowledgement itself is tried again
         letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
         lesser = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
-        log.error("task %s is to be a dead letter (%s): %s", _name_of(delivery), letter.reason, why)
+        log.error("task %s may become a dead letter (%s): %s", _name_of(delivery), letter.reason, why)
         duration = event.duration if event else duration
         return [self._way(_Settlement(one.command, delivery, letter, duration), one.left_out) for one in lesser]
 

@@ -16,13 +16,14 @@ from streamq.client import Command
 from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import UNPACKABLE
+from streamq.wire.rights import ROLES, Role
 
 _LINE = re.compile(r"@?user_script:\s*(\d+)")
 _CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
 _SCRIPTS = frozenset({"EVALSHA", "EVAL"})
 _MOST_SHOWN = 5  # keys of a command that a missing right refuses
-_REMEDY = "run 'streamq doctor' as this user: it names the missing rights, and 'streamq acl' prints rules with them"
+_ASK = "run 'streamq doctor --role"  # how the remedy begins
 _MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _STRINGS, _HASHES = frozenset({"dedup", "result", "id", "progress"}), frozenset({"latest", "join", "stats"})
 
@@ -36,7 +37,22 @@ def said(error: BrokerError, command: Command) -> str:
     return f"{text} (at {refused})" if refused else text
 
 
-def explained(error: BrokerError, command: Command, namespace: str) -> BrokerError:
+def remedy(role: Role | None = None) -> str:
+    """Return what to do about a missing right of a user with this role; None if the role is not known.
+
+    The doctor checks the rights of one role: by default it would tell a producer to take those of a worker.
+    """
+    which = "" if role else f" (ROLE is {', '.join(ROLES[:-1])} or {ROLES[-1]})"
+    found = "it names the missing rights, and 'streamq acl' prints rules with them"
+    return f"{_ASK} {role or 'ROLE'}' as this user{which}: {found}"
+
+
+def with_remedy(text: str, code: str, role: Role | None = None) -> str:
+    """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once."""
+    return text if code != "NOPERM" or _ASK in text else f"{text.rstrip('.')}; {remedy(role)}"
+
+
+def explained(error: BrokerError, command: Command, namespace: str, role: Role | None = None) -> BrokerError:
     """Return the error of a missing right with the command, its keys of this namespace, and the remedy; others as is.
 
     It has no other argument of the command: these may be secret.
@@ -48,7 +64,8 @@ def explained(error: BrokerError, command: Command, namespace: str) -> BrokerErr
     keys = keys_of(command) or [text for text in map(_text, words[1:]) if text.startswith(f"{namespace}:")]
     about = f" on {', '.join(key[:100] for key in keys[:_MOST_SHOWN])}" if keys else ""
     more = f" and {len(keys) - _MOST_SHOWN} more" if len(keys) > _MOST_SHOWN else ""
-    return BrokerError(f"{said(error, command).rstrip('.')}, in {name}{about}{more}; {_REMEDY}", code=error.code)
+    text = f"{said(error, command).rstrip('.')}, in {name}{about}{more}"
+    return BrokerError(with_remedy(text, error.code, role), code=error.code)
 
 
 def _unpacked(command: bytes) -> list[bytes]:

@@ -148,13 +148,17 @@ class Waiters:
             problem = translated(error)
             if problem.code != "NOPERM":
                 raise problem from error
-            if not self._refused.is_set():
-                log.warning("results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem)
-            self._refused.set()
+            self._note_refused(problem)
             self._ask_again_at = anyio.current_time() + _ASK_AGAIN
         else:
             if self._refused.is_set():
                 self._refused = anyio.Event()
+
+    def _note_refused(self, problem: BrokerError) -> None:
+        """Note that this user may not subscribe: what is waited for is looked for instead. Logged once."""
+        if not self._refused.is_set():
+            log.warning("results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem)
+        self._refused.set()
 
     async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
         """Wait for messages of a subscribed waiter and return them, the newest last.
@@ -216,7 +220,10 @@ class Waiters:
                 try:
                     channel, payload = await subscriber.receive()
                 except redis.exceptions.RedisError as error:
-                    log.info("results cannot be received; trying again: %s", error)
+                    if (problem := translated(error)).code == "NOPERM":  # the right was taken away meanwhile
+                        self._note_refused(problem)
+                    else:
+                        log.info("results cannot be received; trying again: %s", error)
                     await anyio.sleep(0.5)
                     channel = payload = b""
                 if channel:

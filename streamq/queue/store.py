@@ -28,6 +28,7 @@ from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import MAX_PAYLOAD, milliseconds
+from streamq.wire.rights import Role
 from streamq.wire.side_effects import SideEffect, effects_of_start
 from streamq.wire.signing import Signer, SigningKeys
 from streamq.wire.tiers import Tier
@@ -43,16 +44,17 @@ class Store:
 
     `bound` returns the bound of the dead letter stream; it is called for each dead letter. `max_payload` (bytes) bounds
     the messages that the steps of a workflow send. With `signing` every message is signed, and `signer` checks those
-    that are read.
+    that are read. `role` is that of the program, if it is known: the remedy of a missing right names it.
     """
 
     def __init__(
         self, client: Client, keys: Keys, tiers: Sequence[Tier], *,
         bound: Callable[[], DeadLetterBound] = DeadLetterBound, clock: Clock | ServerClock = SYSTEM,
-        max_payload: int = MAX_PAYLOAD, signing: SigningKeys | None = None,
+        max_payload: int = MAX_PAYLOAD, signing: SigningKeys | None = None, role: Role | None = None,
     ) -> None:  # fmt: skip
         self.client = client
         self.keys = keys
+        self.role: Role | None = role
         self.tiers = tuple(tiers)
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock(clock)
         self.max_payload = max_payload
@@ -275,7 +277,7 @@ class Store:
 
     def explained(self, error: BrokerError, command: Command) -> BrokerError:
         """Return the error of a command with what was refused, and the remedy, if a right is missing."""
-        return explained(error, command, self.keys.namespace)
+        return explained(error, command, self.keys.namespace, self.role)
 
     async def _send(
         self, commands: Sequence[Command], call: Callable[[Sequence[Command]], Awaitable[list[Any]]] | None = None

@@ -143,6 +143,7 @@ def test_wrong_password_and_missing_rights(start, url, shared_server):
     assert "redis://user:password@host:6379" in wrong
     assert "xadd" in refused.lower()
     assert "streamq acl" in refused
+    assert "'streamq doctor --role ROLE' as this user (ROLE is producer, worker, monitor or operator)" in refused
 
 
 def test_a_broker_of_the_module_and_an_option_contradict(start, app, url):

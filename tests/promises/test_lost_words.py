@@ -130,3 +130,68 @@ async def test_it_is_said_once(real_server, url, caplog):
     texts = [record.getMessage() for record in caplog.records if "late" in record.getMessage()]
     assert texts
     assert len(texts) == len(set(texts))
+
+
+@pytest.fixture
+def worker_user(real_server):
+    """A user with all rights of a worker: its URL."""
+    rules = acl_rules(RedisBroker(real_server.url).keys, ["worker"]).words()
+    real_server.command("ACL", "SETUSER", "app", *(rule.replace("PASSWORD", "pw") for rule in rules))
+    yield real_server.url.replace("unix://", "unix://app:pw@")
+    real_server.command("ACL", "DELUSER", "app")
+
+
+TAKEN = {
+    "publish": (["-publish"], ["+publish"], 1),
+    "channels": (["resetchannels"], ["&*"], 2),  # to publish, and to subscribe
+}
+
+
+@pytest.mark.parametrize("what", TAKEN)
+async def test_a_right_that_is_taken_away_meanwhile_is_said(real_server, worker_user, caplog, monkeypatch, what):
+    """In the health within a minute (here: a second), once in the log; and the health is clean once it is back."""
+    monkeypatch.setattr("streamq.consumer.promoter._CHECK_EVERY", 0.5)
+    monkeypatch.setattr("streamq.consumer.promoter._LOOKS", 2)
+    taken, given, rights = TAKEN[what]
+    async with (
+        RedisBroker(real_server.url) as admin,
+        RedisBroker(worker_user) as broker,
+        working(broker, add) as worker,
+    ):
+        assert await (await admin.enqueue(add, 1)).result() == 2
+        await anyio.sleep(0.7)
+        assert (worker.health.trouble, worker.health.refused) == (None, ())
+        real_server.command("ACL", "SETUSER", "app", *taken)
+        await until(lambda: len(worker.health.refused) == rights)
+        assert worker.health.trouble == worker.health.refused[0]
+        assert all("'streamq doctor --role worker'" in line for line in worker.health.refused)
+        await anyio.sleep(1.5)  # some checks, and another try to subscribe
+        with anyio.fail_after(12):
+            assert await (await admin.enqueue(add, 2)).result() == 3
+        real_server.command("ACL", "SETUSER", "app", *given)
+        await until(lambda: worker.health.refused == ())
+        assert worker.health.trouble is None
+    texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sum("'streamq doctor --role worker'" in text for text in texts) == rights, texts
+    assert sum("the missing right is back" in text for text in texts) == rights, texts
+
+
+async def test_who_waits_while_the_channels_are_taken_away(real_server, worker_user, monkeypatch):
+    """The wait goes on by looking, as often as if the channels had been missing from the start."""
+    monkeypatch.setattr("streamq.queue.results.LOOK_EVERY", 60)
+    async with RedisBroker(worker_user) as broker, RedisBroker(real_server.url) as admin:
+        handle, ended = await broker.enqueue(add, 1), anyio.Event()
+        async with anyio.create_task_group() as group:
+
+            async def wait():
+                assert await handle.result() == 2
+                ended.set()
+
+            group.start_soon(wait)
+            await until(lambda: real_server.command("PUBSUB", "CHANNELS"))
+            real_server.command("ACL", "SETUSER", "app", "resetchannels")
+            await until(lambda: not real_server.command("PUBSUB", "CHANNELS"))
+            await anyio.sleep(1)
+            async with working(admin, add):
+                with anyio.fail_after(5):
+                    await ended.wait()

@@ -296,17 +296,24 @@ class TestRights:
         assert letter["reason"] == "refused"
         assert "the first time" in letter["error"]
 
-    async def test_acknowledgements_that_are_refused_are_kept(self, real_server, user):
-        """Every task ran once, and is acknowledged once the right is back."""
+    async def test_acknowledgements_that_are_refused_are_kept(self, real_server, user, caplog):
+        """Every task ran once, and is acknowledged once the right is back. The log says so of what it named before."""
         async with RedisBroker(user()) as broker, working(broker, *TASKS) as worker:
             user("xack")
             await broker.enqueue_many([good.call(number) for number in range(GOOD)])
             await until(lambda: len(done) == GOOD)
             await until(lambda: any("left pending" in line for line in worker.health.refused))
+            assert all("'streamq doctor --role worker'" in line for line in worker.health.refused)
             user()
             await until(lambda: pending(real_server) == 0)
         assert sorted(done) == list(range(GOOD))
         assert dead(real_server) == []
+        texts = [record.getMessage() for record in caplog.records]
+        left = sum(
+            "left pending" in text and record.levelname == "ERROR"
+            for text, record in zip(texts, caplog.records, strict=True)
+        )
+        assert left == sum("is settled after" in text and text.endswith("as it was decided") for text in texts) > 0
 
     async def test_a_deduplication_key_that_could_not_be_freed_is_freed_later(self, real_server, user):
         """The task that waits for it runs as soon as the right is back, and not when the key expires."""
@@ -328,6 +335,28 @@ class TestRights:
             await until(lambda: done == [1])
             await until(lambda: worker.health.refused == ())
         assert [letter["task"] for letter in dead(real_server)] == ["hold"]
+
+    async def test_a_dead_letter_that_was_only_threatened(self, real_server, user, caplog):
+        """The log does not claim one; and it says as what the task was settled at last."""
+        async with RedisBroker(user()) as broker, working(broker, *TASKS) as worker:
+            user("xack")
+            await broker.enqueue(echo.options(result_ttl=60), 1)
+            await until(lambda: any("left pending" in line for line in worker.health.refused))
+            user()
+            await until(lambda: pending(real_server) == 0)
+        texts = [record.getMessage() for record in caplog.records if " echo " in record.getMessage()]
+        assert any("may become a dead letter (refused)" in text for text in texts), texts
+        assert "as it was decided" in texts[-1], texts
+
+    async def test_reads_that_are_refused_name_the_remedy(self, real_server, user):
+        """As all other refusals do."""
+        async with RedisBroker(user()) as broker, working(broker, *TASKS) as worker:
+            user("xreadgroup")
+            await broker.enqueue(good, 1)
+            await until(lambda: any("reading" in line for line in worker.health.refused))
+            assert all("'streamq doctor --role worker'" in line for line in worker.health.refused)
+            user()
+            await until(lambda: done == [1])
 
     async def test_listeners_hear_of_an_acknowledgement_that_was_left(self, real_server, user):
         """Once, although dead letters were tried in its place."""
