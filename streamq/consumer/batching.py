@@ -195,10 +195,14 @@ class Batches:
 
     async def _call(self, items: list[Any], scope: anyio.CancelScope) -> Any:
         """Call the handler inside of a scope. Raises LeftOpenError if it leaves scopes open."""
-        run = RunScope(scope)
+        run, process = RunScope(scope), os.getpid()
         with run.watched():
             try:
-                returned = await self._called(items)
+                try:
+                    returned = await self._call_handler(items)
+                finally:
+                    if os.getpid() != process:  # the handler forked, and this is the child
+                        end_child()
             except BaseException as error:
                 if run.inner or run.abandoned or isinstance(error, MISNESTED):
                     raise (await run.close(self._task.name, error)) from None
@@ -206,14 +210,6 @@ class Batches:
             if run.inner or run.abandoned:
                 await run.raise_left_open(self._task.name)
         return returned
-
-    async def _called(self, items: list[Any]) -> Any:
-        process = os.getpid()
-        try:
-            return await self._call_handler(items)
-        finally:
-            if os.getpid() != process:  # the handler forked, and this is the child
-                end_child()
 
     def _assign_results(self, members: Sequence[_BatchedMessage], returned: Any) -> None:
         """Give each message its own result."""
