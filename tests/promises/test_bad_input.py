@@ -167,13 +167,19 @@ async def test_nonsense_on_the_wake_channel_is_ignored(server):
 
 
 async def test_a_retry_that_belongs_to_another_group_is_passed_over(server):
-    """SPEC 3: acknowledged here without a run, and counted by no one."""
+    """SPEC 3: acknowledged here without a run, and counted by no one. Without such a group: `test_unknown_group.py`."""
+    server.command("XGROUP", "CREATE", "queue:standard", "others", "$", "MKSTREAM")
     server.command("XADD", "queue:standard", "*", "task", "send", "group", "others")
     async with RedisBroker(server.url) as broker:
         await burst(broker, send)
-    assert ran == []
+        assert ran == []
+        assert dead(server) == []
+        assert server.command("XLEN", "queue:standard") == 1  # the other group has not had it yet
+    async with RedisBroker(server.url, group="others") as broker:
+        await burst(broker, send)
+    assert len(ran) == 1
     assert dead(server) == []
-    assert_nothing_left(server)
+    assert server.command("XLEN", "queue:standard") == 0
 
 
 @pytest.mark.slow
