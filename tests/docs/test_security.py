@@ -103,7 +103,7 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def make_certificates(folder: Path) -> None:
-    """Make an authority, and a certificate for `localhost`."""
+    """Make an authority, and a certificate for `localhost`. Python 3.13 asks for what the authority says of its key."""
     openssl = (
         "openssl",
         "req",
@@ -117,7 +117,10 @@ def make_certificates(folder: Path) -> None:
         "2",
     )
     ca, crt = ("-keyout", "ca.key", "-out", "ca.crt"), ("-keyout", "server.key", "-out", "server.crt")
-    subprocess.run([*openssl, "-subj", "/CN=authority", *ca], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [*openssl, "-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign", *ca],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
     subprocess.run(
         [*openssl, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext",
          "basicConstraints=critical,CA:FALSE", "-CA", "ca.crt", "-CAkey", "ca.key", *crt],
