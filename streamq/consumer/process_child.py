@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from streamq.client.owner import end_child
 from streamq.consumer.run_context import RunContext
 from streamq.tasks.task import Task
 
@@ -31,14 +32,10 @@ def call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mappin
     process = os.getpid()
     try:
         with warnings.catch_warnings():  # the next run in this process begins as this one did
-            returned = RunContext().call(function, *args, **kwargs)
-    except BaseException:
-        if os.getpid() != process:
-            os._exit(1)
-        raise
-    if os.getpid() != process:
-        os._exit(0)
-    return returned
+            return RunContext().call(function, *args, **kwargs)
+    finally:
+        if os.getpid() != process:  # the handler forked, and this is the child
+            end_child()
 
 
 def _move_pipes() -> None:

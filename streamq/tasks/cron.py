@@ -8,7 +8,7 @@ the extra `cron`; it is imported when the first expression is read.
 This module adds one guarantee: ticks are Unix times, and each is later than the time that it was computed from. When
 clocks go back, the hour from two to three comes twice. cronsim does not know in which of the two it is, and may return
 a time that is past. Such times are skipped here. So `next_tick` depends on the time alone and never goes back. The
-fleet's agreement on the next tick needs that, and so does `latest_tick`, which searches by bisection.
+fleet's agreement on the next tick needs that, and so does `_find_latest`, which searches by bisection.
 
 One limit of cronsim stays: where clocks change by half an hour (Lord Howe Island), an expression with a star may omit
 or shift ticks within an hour or two of the change.
@@ -151,25 +151,14 @@ def next_tick(expression: str, tz: str, after: float) -> float | None:
     return next(ticks(expression, tz, after), None)
 
 
-def latest_tick(expression: str, tz: str, first: float, until: float) -> float:
-    """Return the last tick that is not later than `until`. `first` is a tick that is not later, either."""
-    return _finished(_find_latest(expression, tz, first, until))
-
-
-def due_ticks(expression: str, tz: str, missed: Missed, first: float, now: float) -> tuple[list[float], float | None]:
-    """Return the ticks to send now, and the next tick after them.
-
-    `first` is the expected tick. No tick from `first` to `now` (Unix seconds) has been sent. Ticks that are at most
-    `ON_TIME` late are always sent. Of the missed ticks "all" sends the latest `MOST_MISSED`, "last" sends the latest
-    one if no other tick is on time, and "skip" sends none.
-    """
-    return _finished(find_due_ticks(expression, tz, missed, first, now))
-
-
 def find_due_ticks(
     expression: str, tz: str, missed: Missed, first: float, now: float
 ) -> Steps[tuple[list[float], float | None]]:
-    """Find what `due_ticks` returns, in steps of a few milliseconds. Without a missed tick it is one step.
+    """Find the ticks to send now, and the next tick after them, in steps of a few milliseconds.
+
+    `first` is the expected tick. No tick from `first` to `now` (Unix seconds) has been sent. Ticks that are at most
+    `ON_TIME` late are always sent. Of the missed ticks "all" sends the latest `MOST_MISSED`, "last" sends the latest
+    one if no other tick is on time, and "skip" sends none. Without a missed tick it is one step.
 
     A thousand missed ticks take half a second, so an event loop lets others run between the steps.
     """
@@ -185,16 +174,6 @@ def find_due_ticks(
     if missed == "all":
         return [*late, *soon], following
     return (late if missed == "last" and not soon else soon), following
-
-
-def _finished(steps: Steps[T]) -> T:
-    """Return what is found, without a pause between the steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            found: T = done.value
-            return found
 
 
 def _find_latest(expression: str, tz: str, first: float, until: float) -> Steps[float]:
