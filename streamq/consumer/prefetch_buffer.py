@@ -19,7 +19,7 @@ starts while it waits or runs, so a crash proves that it is the cause.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 
 from streamq.wire.delivery import Delivery
@@ -31,6 +31,7 @@ PREFETCH_BYTES = 64 << 20  # the default of `prefetch_bytes`
 LARGE = 4 << 10  # bytes of a delivery that is not small; the number of all bounds the small ones
 _FIRST_READ = 16  # entries of the first read, at most, unless there is room for more of
 _FIRST_EXPECTED = 4 << 20  # bytes each
+_JOINED = b"".join
 _WINDOW = 0.25  # seconds that a horizon counts; two bursts of starts within half of it keep the prefetch up
 
 
@@ -95,11 +96,12 @@ class PrefetchBuffer:
         largest = 0
         for delivery in deliveries:
             held[delivery.entry_id] = delivery
-            size = sum(map(len, delivery.flat))
+            size = len(_JOINED(delivery.flat))  # the copy costs a third of adding up the lengths
+            if size > largest:  # noqa: PLR1730 - max() is a call for each delivery
+                largest = size
             if size > LARGE:
                 self._large[delivery.entry_id] = size
                 self.held_bytes += size
-            largest = max(largest, size)
             if delivery.crashed_workers and len(delivery.crashed_workers) >= self.suspect_after:
                 if not self._suspects:
                     self._suspect_since = self._clock()
@@ -174,13 +176,13 @@ class PrefetchBuffer:
         if self._large:
             self.held_bytes -= self._large.pop(entry_id, 0)
 
-    def settled(self, tier: int, deliveries: Iterable[Delivery]) -> None:
+    def settled(self, tier: int, deliveries: Sequence[Delivery]) -> None:
         """Hold deliveries of a tier no longer: they were settled."""
         pop = self.held[tier].pop
         for delivery in deliveries:
             pop(delivery.entry_id, None)
-            if self._large:
-                self.held_bytes -= self._large.pop(delivery.entry_id, 0)
+        if self._large:
+            self.held_bytes -= sum(self._large.pop(delivery.entry_id, 0) for delivery in deliveries)
 
     def remove_unstarted(self, delivery: Delivery) -> bool:
         """Take out a delivery that has not started; False if it has."""

@@ -20,7 +20,7 @@ from streamq.wire.workflow_steps import encoded_result
 
 log = SafeLog("streamq")
 
-_DONE = Ack()
+DONE = Ack()
 _DONE_WITH_NONE = Ack(b'{"ok":null}')
 
 
@@ -40,7 +40,7 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
     """Return the outcome of a run that returned: dead if the next step of its workflow cannot take the result."""
     if delivery.only_basic_fields:
         if handler.result_ttl is None:
-            return _DONE
+            return DONE
         return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, result))
     if THEN in delivery.fields:
         try:
@@ -51,7 +51,7 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
             return DeadLetter(Reason.REJECTED, failure_of(error))
         if payload:
             return Ack(b'{"ok":' + payload + b"}")
-    return Ack(_encoded(handler, result)) if kept_for(delivery, handler) else _DONE
+    return Ack(_encoded(handler, result)) if kept_for(delivery, handler) else DONE
 
 
 def _encoded(handler: Handler, result: Any) -> bytes:

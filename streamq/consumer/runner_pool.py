@@ -36,7 +36,7 @@ from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.left_behind import MISNESTED, filters, take_requests
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
-from streamq.consumer.run_result import kept_for, success
+from streamq.consumer.run_result import DONE, kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.diagnostics.safe_log import SafeLog
@@ -241,10 +241,7 @@ class Runners:
         if (
             handler is not None
             and self._signer is None
-            and (
-                fields.keys() <= _BASIC_FIELDS
-                or (fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and _is_small(fields[b"priority"]))
-            )
+            and (fields.keys() <= _BASIC_FIELDS or _has_small_priority(fields))
             and (not (given := fields.get(b"id")) or (given.isalnum() and len(given) < 200) or IS_PLAIN_ID(given))
         ):
             delivery.only_basic_fields = True
@@ -280,6 +277,9 @@ class Runners:
                 error = await slot.close(delivery.task, error)
             outcome = self._failed(delivery, handler, slot, error, started)
         else:
+            if delivery.only_basic_fields and handler.result_ttl is None:  # most runs; the calls below are dear
+                self._settler.settle(delivery, DONE, duration=self._elapsed() - started)
+                return
             outcome = success(handler, delivery, result, self._consumer.store.max_payload)
         self._settle(delivery, outcome, handler, self._elapsed() - started)
 
@@ -392,6 +392,6 @@ class Runners:
         return kept_for(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
 
 
-def _is_small(priority: bytes) -> bool:
-    """Is this certainly a valid number? All others are checked in full."""
-    return priority.isdigit() and len(priority) < 10
+def _has_small_priority(fields: dict[bytes, bytes]) -> bool:
+    """Is there, beside basic fields, a priority that is certainly valid? All others are checked in full."""
+    return fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and (given := fields[b"priority"]).isdigit() and len(given) < 10

@@ -95,7 +95,7 @@ class Delivery:
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Return the positional and the keyword arguments."""
-        fields = self.fields
+        fields = self.fields if self._fields is None else self._fields
         args, kwargs = fields.get(b"args"), fields.get(b"kwargs")
         return load(args, "args", list) if args else [], load(kwargs, "kwargs", dict) if kwargs else {}
 
