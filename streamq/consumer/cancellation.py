@@ -16,6 +16,7 @@ CANCELLED_BY_OTHERS = (
     "the task of a runner was cancelled, and not by the worker, and is replaced: a handler has cancelled its own task, "
     "or somebody has kept it (asyncio.current_task())"
 )
+WHILE_CANCELLED = "task %s %s was cancelled, and raised %r"
 _MOST_NAMED = 10  # runs that are cut off
 _ends_program: list[type[BaseException]] = [KeyboardInterrupt]
 

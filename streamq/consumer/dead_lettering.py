@@ -16,7 +16,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import SignatureError
 from streamq.queue.store import Store
-from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Reason, Retry
+from streamq.tasks.outcome import CANCELLED, DeadLetter, Outcome, Postpone, Reason, Retry, failure_of
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps
@@ -82,15 +82,17 @@ class DeadLetters:
         return also
 
     def command(
-        self, delivery: Delivery, outcome: DeadLetter, also: Sequence[SideEffect], refused: str = ""
-    ) -> Command:
+        self, delivery: Delivery, outcome: DeadLetter, also: Sequence[SideEffect], refused: str = "", *,
+        cancellable: bool = False,
+    ) -> Command:  # fmt: skip
         """Return the command that writes a dead letter, with these side effects; see `dead_letter_fields`."""
         stream = self._keys.tiers[delivery.tier].stream
         fields = dead_letter_fields(
             delivery, reason=outcome.reason, failure=outcome.failure, worker=self._name, stream=stream,
             died_at=self._now(), group=self._keys.group, refused=refused,
         )  # fmt: skip
-        return self._commands.dead_letter(self._name, delivery, self._signed(delivery, fields), also)
+        signed = self._signed(delivery, fields)
+        return self._commands.dead_letter(self._name, delivery, signed, also, cancellable=cancellable)
 
     def _believed(self, delivery: Delivery) -> bool:
         try:
@@ -112,6 +114,14 @@ class DeadLetters:
             f"(streamq dlq replay ID), and the task runs in the group {self._keys.group!r}"
         )
         return DeadLetter(Reason.UNKNOWN_GROUP, Failure("UnknownGroup", text))
+
+    def of_cancelled(self, delivery: Delivery) -> Outcome:
+        """Return the outcome of a delivery that is to be cancelled: dead if it is not signed as it must be."""
+        try:
+            self._store.check_signature(delivery)
+        except SignatureError as error:
+            return DeadLetter(Reason.UNDECODABLE, failure_of(error))
+        return CANCELLED
 
     # --- after a refusal -----------------------------------------------------------------------
 

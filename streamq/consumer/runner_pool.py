@@ -24,6 +24,7 @@ import anyio.lowlevel
 from streamq.client.owner import NOWHERE, end_child
 from streamq.consumer.cancellation import (
     CANCELLED_BY_OTHERS,
+    WHILE_CANCELLED,
     cancelled_and_rest,
     is_failure,
     log_cut_off,
@@ -43,10 +44,9 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
-from streamq.tasks.outcome import EXPIRED, Ack, DeadLetter, Outcome, Reason, Skip, decide, failure_of
+from streamq.tasks.outcome import EXPIRED, DeadLetter, Outcome, Reason, Skip, decide, failure_of
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import is_stream_of
-from streamq.wire.message import dumps
 from streamq.wire.names import IS_PLAIN_ID
 from streamq.wire.signing import is_signed_and_basic
 
@@ -56,9 +56,6 @@ RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets other
 TURN = 0.005  # and seconds that it runs, at least
 _BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
 _BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
-_CANCELLED = dumps(
-    {"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}
-)
 
 
 class Runners:
@@ -362,6 +359,9 @@ class Runners:
         out, or it would end the worker (a trio nursery puts both into one group).
         """
         if is_failure(error):
+            if slot.reason == "cancelled":
+                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
+                return self._settler.dead_letters.of_cancelled(delivery)
             return self._decide(delivery, handler, without_cancellation(error))
         cancelled, rest = cancelled_and_rest(error)
         if cancelled is None or not (rest is None or isinstance(rest, Exception)):
@@ -371,7 +371,7 @@ class Runners:
             failure = rest or timeout_error(handler.task.name, handler.runner_timeout, cancelled)
             self._settle(delivery, self._decide(delivery, handler, failure), handler, self._elapsed() - started)
         elif rest is not None:
-            log.warning("task %s %s was cancelled, and raised %r", delivery.task, delivery.task_id, rest)
+            log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, rest)
         if slot.reason == "lost":
             self._consumer.settler.count_superseded(delivery)
         elif slot.reason == "cancelled":
@@ -379,13 +379,7 @@ class Runners:
         raise cancelled
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
-        handler = self._handlers.get(delivery.fields.get(b"task", b""))
-        outcome: Outcome = Ack(_CANCELLED, cancelled=True)
-        try:
-            self._consumer.store.check_signature(delivery)
-        except UndecodableError as error:
-            outcome = DeadLetter(Reason.UNDECODABLE, failure_of(error))
-        self._settle(delivery, outcome, handler, 0.0)
+        self._settler.settle(delivery, self._settler.dead_letters.of_cancelled(delivery), keep=self.keep(delivery))
 
     def keep(self, delivery: Delivery) -> float | None:
         """Return how long (s) the result of a delivery is kept, None for not at all."""

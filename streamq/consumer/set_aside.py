@@ -32,6 +32,7 @@ from streamq.queue.refused_command import ask_types, keys_of, said, with_remedy,
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
+from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Release, Retry
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire.delivery import Delivery
 
@@ -42,6 +43,7 @@ TRIES_WITHOUT_RIGHT = 7  # the same for a missing right, which may be given back
 LEFT_PAUSE = 30.0  # seconds between two tries of a settlement that is left
 MOST_TRIED = 1000  # settlements of one tier that are tried: beyond them the tier is not read
 MOST_LEFT = 1000  # settlements that are left: beyond them the oldest are let go
+ACK = "the acknowledgement"
 _PAUSE = Backoff(base=0.25, factor=2.0, cap=4.0)
 _MOST_PER_TRIP = 200
 _MOST_NAMED = 10  # in `Worker.health`, and of those that one round trip refused in the log
@@ -344,3 +346,18 @@ def _shown(raw: bytes) -> str:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+def what_of(outcome: Outcome) -> str:
+    """Return what settles an outcome, in words."""
+    match outcome:
+        case Retry():
+            return "the retry"
+        case Postpone():
+            return "the postponement"
+        case DeadLetter(reason):
+            return f"the dead letter ({reason})"
+        case Release():
+            return "the release"
+        case _:
+            return ACK

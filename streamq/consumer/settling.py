@@ -21,11 +21,11 @@ from streamq.consumer.dead_lettering import DeadLetters
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
-from streamq.consumer.set_aside import RefusedSettlement, SetAside, Way
+from streamq.consumer.set_aside import ACK, RefusedSettlement, SetAside, Way, what_of
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError, StreamqError
 from streamq.queue.server_errors import concerns_server
-from streamq.queue.settle_commands import NOBODY
+from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of
 from streamq.wire.bounds import ATTEMPT
@@ -35,8 +35,8 @@ from streamq.wire.side_effects import FreeKey, SideEffect, effects_of_end, has_s
 
 log = SafeLog("streamq")
 
-_ACK = "the acknowledgement"
 _KEY = "the release of the deduplication key"
+_AS_IT_IS = frozenset((Reason.UNDECODABLE, Reason.INTERNAL_ERROR))  # dead letters even if they are to be cancelled
 _AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
 
 
@@ -158,7 +158,8 @@ class Settler:
             self._store.check_signature(delivery)
         except SignatureError as error:  # nothing in it is believed: no side effects, no replay
             outcome, keep = DeadLetter(Reason.UNDECODABLE, failure_of(error)), None
-        command = self.dead_letters.command(delivery, outcome, self.dead_letters.side_effects(delivery, outcome, keep))
+        also, cancellable = self.dead_letters.side_effects(delivery, outcome, keep), outcome.reason not in _AS_IT_IS
+        command = self.dead_letters.command(delivery, outcome, also, cancellable=cancellable)
         self._add(delivery, outcome, duration, keep, partial(_prebuilt, command))
         failure, name = outcome.failure, _name_of(delivery)
         log.warning("task %s is dead (%s): %s: %s", name, outcome.reason, failure.error_type, failure.error)
@@ -272,7 +273,7 @@ class Settler:
                 return True
             self._set_aside(settlement, reply)
             return False
-        if isinstance(outcome, Release) or (isinstance(outcome, Skip) and self._skipped(settlement, reply)):
+        if isinstance(outcome, Release) or (reply and self._has_other_outcome(settlement, reply)):
             return False
         self._buffer.forget(delivery.tier, delivery.entry_id)
         if not reply:  # another consumer was first
@@ -296,19 +297,23 @@ class Settler:
         self._listeners.emit(Settled(delivery, outcome, settlement.duration))
         return False
 
-    def _skipped(self, settlement: _Settlement, reply: int) -> bool:
-        delivery = settlement.delivery
-        if reply == NOBODY:  # it is still held
-            self.settle(delivery, self.dead_letters.of_unknown_group(delivery), keep=settlement.keep)
-        elif reply:
+    def _has_other_outcome(self, settlement: _Settlement, reply: int) -> bool:
+        """Settle a delivery as the server's answer demands, if that is another outcome than was decided."""
+        delivery, skipped = settlement.delivery, isinstance(settlement.outcome, Skip)
+        if reply == (NOBODY if skipped else TO_BE_CANCELLED):  # it is still held
+            letters = self.dead_letters
+            other = letters.of_unknown_group(delivery) if skipped else letters.of_cancelled(delivery)
+            self.settle(delivery, other, duration=settlement.duration, keep=settlement.keep)
+            return True
+        if skipped:
             self._buffer.forget(delivery.tier, delivery.entry_id)
-        return reply > 0
+        return skipped
 
     # --- refusals ------------------------------------------------------------------------------
 
     def _set_aside(self, settlement: _Settlement, error: BrokerError) -> None:
         delivery, outcome = settlement.delivery, settlement.outcome
-        one = RefusedSettlement(delivery, _what(outcome), [self._way(settlement)])
+        one = RefusedSettlement(delivery, what_of(outcome), [self._way(settlement)])
         if isinstance(outcome, Release):
             one.held = False
         elif not isinstance(outcome, Skip):
@@ -317,7 +322,7 @@ class Settler:
 
     def _acks_refused(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command) -> None:
         """Set aside acknowledgements. Of several in one command, one may be to blame for all."""
-        some = [RefusedSettlement(one, _ACK, [], plain=True) for one in acks.without_result]
+        some = [RefusedSettlement(one, ACK, [], plain=True) for one in acks.without_result]
         for delivery, key, keep, result in acks.with_result:
             build = partial(self._commands.ack_results, tier, [delivery.entry_id], [key], [keep], [result])
             some.append(self._refused_ack(delivery, keep, build))
@@ -330,7 +335,7 @@ class Settler:
 
     def _refused_ack(self, delivery: Delivery, keep: float | None, build: Callable[[], Command]) -> RefusedSettlement:
         way = Way(build, lambda reply: self._acknowledged(delivery.tier, [delivery], reply))
-        return RefusedSettlement(delivery, _ACK, [way], partial(self._lesser_ways, delivery, Ack(), 0.0, keep))
+        return RefusedSettlement(delivery, ACK, [way], partial(self._lesser_ways, delivery, Ack(), 0.0, keep))
 
     def _lesser_ways(
         self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, why: str
@@ -369,20 +374,6 @@ class Settler:
         self.counting.of(delivery).superseded += count
         log.info("%d deliveries of tier %s were settled by another consumer first", count, delivery.tier_name)
         self._listeners.emit(Superseded(delivery))
-
-
-def _what(outcome: Outcome) -> str:
-    match outcome:
-        case Retry():
-            return "the retry"
-        case Postpone():
-            return "the postponement"
-        case DeadLetter(reason):
-            return f"the dead letter ({reason})"
-        case Release():
-            return "the release"
-        case _:
-            return _ACK
 
 
 def _nothing(_reply: Any) -> None:

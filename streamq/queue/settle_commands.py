@@ -21,6 +21,7 @@ from streamq.wire.signing import Signer
 
 MOST_ACKS = 1000  # entries of one `ack`: no other command runs during a script
 MOST_RESULTS = 500  # results of one `ack_results`
+TO_BE_CANCELLED = 2  # the answer of `postpone` and `dead_letter` about an entry with that mark, which is still held
 NOBODY = 2  # the answer of `skip` about an entry that nobody else would run, nor dead-letter
 MOST_IDS = 500  # ids of one `release`: Lua's unpack allows some thousands
 
@@ -99,7 +100,10 @@ class SettleCommands:
         )
 
     def postpone(self, consumer: str, delivery: Delivery, delay: float, packed: bytes) -> Command:
-        """Return the command that moves a held delivery to the delayed set, for `delay` seconds; answers 1 or 0."""
+        """Return the command that moves a held delivery to the delayed set, for `delay` seconds.
+
+        It answers 1 or 0, or `TO_BE_CANCELLED`.
+        """
         keys = self.keys.tiers[delivery.tier]
         return step("postpone")(
             [keys.stream, keys.crashes, keys.delayed, keys.messages],
@@ -108,16 +112,20 @@ class SettleCommands:
         )  # fmt: skip
 
     def dead_letter(
-        self, consumer: str, delivery: Delivery, fields: Sequence[Field], also: Sequence[SideEffect] = ()
-    ) -> Command:
-        """Return the command that moves a held delivery to the dead letters, with side effects; answers 1 or 0."""
+        self, consumer: str, delivery: Delivery, fields: Sequence[Field], also: Sequence[SideEffect] = (), *,
+        cancellable: bool = False,
+    ) -> Command:  # fmt: skip
+        """Return the command that moves a held delivery to the dead letters, with side effects.
+
+        It answers 1 or 0, or, if it is `cancellable`, `TO_BE_CANCELLED`.
+        """
         keys = self.keys.tiers[delivery.tier]
         names, values = side_effect_arguments(self.keys, also, self._signer)
         bound = self._bound()
         return step("dead_letter")(
             [keys.stream, keys.crashes, self.keys.dead, self.keys.totals, *names],
             self.keys.group, consumer, delivery.entry_id, bound.max_size, milliseconds(bound.max_age), bound.max_bytes,
-            TOTALS_KEPT, len(fields), *fields, *values,
+            TOTALS_KEPT, int(cancellable), len(fields), *fields, *values,
         )  # fmt: skip
 
     def release(self, consumer: str, tier: int, ids: Sequence[bytes], idle: float) -> list[Command]:

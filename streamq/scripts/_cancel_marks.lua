@@ -1,9 +1,15 @@
--- Prepended to scripts that call mark_cancelled or cancelled_among: entries whose runs are to be cancelled.
+-- Prepended to scripts that call mark_cancelled, marks_of or cancelled_among: entries whose runs are to be cancelled.
 -- A mark is a field of the hash of crashes: so the settlement of its entry deletes it (see clear_crashes).
 local function mark_cancelled(crashes, entry, ttl)
   local said = redis.pcall('HSET', crashes, entry .. ':cancel', '1')
   if type(said) ~= 'table' then return redis.pcall('PEXPIRE', crashes, ttl) end
   return said
+end
+
+-- Is there evidence about entries, and is this one to be cancelled? What may not be read is no mark.
+local function marks_of(crashes, entry)
+  local exists = redis.pcall('EXISTS', crashes) ~= 0
+  return exists, exists and type(redis.pcall('HGET', crashes, entry .. ':cancel')) == 'string'
 end
 
 local function cancelled_among(crashes, ids)

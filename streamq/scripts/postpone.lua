@@ -1,8 +1,10 @@
 -- postpone: a delivery that is to run again later moves to the delayed set.
 -- KEYS: stream crashes delayed messages
 -- ARGV: group consumer id delay_ms member message channel
--- Returns 1, or 0 if this consumer holds the delivery no longer.
+-- Returns 1. 2: it is to be cancelled, and is still held. 0: this consumer holds it no longer.
 if not holds(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+local evidence, cancelled = marks_of(KEYS[2], ARGV[3])
+if cancelled then return 2 end
 local gone, member, due = deletable(KEYS[1], ARGV[1], {ARGV[3]}), ARGV[5], whole(clock() + ARGV[4])
 if call('ZSCORE', KEYS[3], member) then member = member .. '|' .. ARGV[3] end -- the same id, sent twice
 ask(KEYS[3], 'ZADD')
@@ -12,6 +14,6 @@ call('HSET', KEYS[4], member, ARGV[6]) -- first: only this may still be refused
 call('ZADD', KEYS[3], due, member)
 call('XACK', KEYS[1], ARGV[1], ARGV[3])
 delete_settled(KEYS[1], gone)
-clear_crashes({KEYS[2]}, {{ARGV[3]}})
+if evidence then clear_crashes({KEYS[2]}, {{ARGV[3]}}) end
 announce(KEYS[3], ARGV[7], member)
 return 1

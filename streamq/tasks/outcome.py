@@ -48,6 +48,12 @@ class Ack:
     cancelled: bool = False
 
 
+CANCELLED = Ack(
+    dumps({"error_type": "Cancelled", "error": "cancelled while it ran", "reason": "cancelled", "traceback": ""}),
+    cancelled=True,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """The run failed. The task runs again after `delay` seconds, and has spent an attempt."""

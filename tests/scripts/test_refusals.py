@@ -106,7 +106,7 @@ CASES = {
     "dead_letter": Case(
         "dead_letter",
         (STREAM, CRASHES, DEAD, TOTALS, *NAMES),
-        ("g", "me", "entry", 100, 1000, 1, 60, 2, *FIELDS, *PARTS),
+        ("g", "me", "entry", 100, 1000, 1, 60, 1, 2, *FIELDS, *PARTS),
     ),
     "postpone": Case(
         "postpone", (STREAM, CRASHES, DELAYED, MESSAGES), ("g", "me", "entry", 10, "m", '["task","t"]', "wake")
@@ -178,7 +178,8 @@ OPTIONAL: dict[str, set[str] | None] = {
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
     "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
-    "exists": {"renew"},  # marks of cancelled entries
+    "exists": {"renew", "dead_letter", "postpone"},  # marks of cancelled entries
+    "hget": {"dead_letter", "postpone"},
     "hmget": {"renew"},
     "hset": {"cancel"},
     "memory|usage": None,  # without it, dead letters are bounded by their number

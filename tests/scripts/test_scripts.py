@@ -75,10 +75,13 @@ def postpone(server, entry, consumer="me", group="g", delay=HOUR, member="g:x", 
     )
 
 
-def bury(server, entry, consumer="me", group="g", most=100, age=0, size=0, result="", fields=("task", "t")):
+def bury(
+    server, entry, consumer="me", group="g", most=100, age=0, size=0, result="", fields=("task", "t"), cancellable=0
+):
     names = [STREAM, CRASHES, DEAD, TOTALS, *["r"] * bool(result)]
     told = ("keep_result", 1, 2, 5000, result) if result else ()
-    return run(server, "dead_letter", names, group, consumer, entry, most, age, size, 60, len(fields), *fields, *told)
+    numbers = (most, age, size, 60, cancellable, len(fields))
+    return run(server, "dead_letter", names, group, consumer, entry, *numbers, *fields, *told)
 
 
 def release(server, *ids, consumer="me", group="g", idle=30_000):
@@ -271,12 +274,26 @@ def test_what_follows_from_a_death_happens_with_it(server):
     (entry,) = sent(server)
     taken(server)
     server.command("SET", "d1", "x")
-    arguments = ("g", "me", entry, 100, 0, 0, 60, 2, "task", "t", "free_key", 1, 1, "x")
+    arguments = ("g", "me", entry, 100, 0, 0, 60, 0, 2, "task", "t", "free_key", 1, 1, "x")
     assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, TOTALS, "d1"], *arguments) == 1
     assert server.command("EXISTS", "d1") == 0
     server.command("SET", "d1", "x")
     assert run(server, "dead_letter", [STREAM, CRASHES, DEAD, TOTALS, "d1"], *arguments) == 0
     assert server.command("EXISTS", "d1") == 1
+
+
+def test_what_is_to_be_cancelled_is_not_run_again(server):
+    """Neither a retry nor a dead letter is written; the delivery stays held, so that its worker can cancel it."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    mark = entry + b":cancel"
+    server.command("HSET", CRASHES, mark, "1")
+    assert [postpone(server, entry), bury(server, entry, cancellable=1)] == [2, 2]
+    assert [length(server), length(server, DEAD), server.command("EXISTS", DELAYED, MESSAGES)] == [1, 0, 0]
+    assert server.command("HGET", CRASHES, mark) == b"1"
+    assert bury(server, entry) == 1
+    assert [length(server), length(server, DEAD), server.command("EXISTS", CRASHES)] == [0, 1, 0]
 
 
 # --- postpone, dead, release: only by who holds it ---------------------------------------------
@@ -903,7 +920,7 @@ def test_no_delivery_is_lost_to_a_key_of_somebody_else(server, broken):
     (entry,) = sent(server, 1)
     taken(server)
     names = {"dead": DEAD, "delayed": DELAYED, "messages": MESSAGES}
-    bury = ("dead_letter", [STREAM, CRASHES, DEAD, TOTALS], "g", "me", entry, 100, 0, 0, 60, 2, "task", "t")
+    bury = ("dead_letter", [STREAM, CRASHES, DEAD, TOTALS], "g", "me", entry, 100, 0, 0, 60, 0, 2, "task", "t")
     postpone = ("postpone", [STREAM, CRASHES, DELAYED, MESSAGES], "g", "me", entry, 10, "x", b'["task","t"]', WAKE)
     steps = {"dead": [bury], "delayed": [postpone], "messages": [postpone]}[broken]
     server.command("LPUSH", names[broken], "theirs")
