@@ -20,9 +20,10 @@ import anyio.abc
 
 from streamq.broker import RedisBroker
 from streamq.client import Owner
+from streamq.consumer.cancellation import by_a_stranger
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
-from streamq.consumer.containment import is_own_error, live_forever, single_exception
+from streamq.consumer.containment import CancelledByOthersError, Loops, is_own_error, live_forever, single_exception
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
@@ -223,7 +224,7 @@ class Worker:
         await register(leases)
         crashed = False
         try:
-            async with anyio.create_task_group() as loops:
+            async with Loops() as loops:
                 for loop in (
                     *consumer.loops, leases.renew_forever, leases.sweep_forever, promoter.promote_forever,
                     promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever, threads.watch_forever,
@@ -244,9 +245,9 @@ class Worker:
                     leases.sweeping = False
                     await self._drain(consumer, runners)
                 await _finish(consumer, on_exhausted)
-                loops.cancel_scope.cancel()
+                loops.end()
         except BaseException as error:
-            crashed = not consumer.fatal and is_own_error(error)
+            crashed = not consumer.fatal and (is_own_error(error) or by_a_stranger(error))
             raise
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_TIMEOUT):
@@ -329,12 +330,16 @@ class Worker:
 
 @asynccontextmanager
 async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
-    """Start a pool of runners; cancel those that still run at the end."""
+    """Start a pool of runners; cancel those that still run at the end. Raises CancelledByOthersError if others did."""
+    ended = False
     with abandoned_generators_kept():
         async with anyio.create_task_group() as group:
             runners.start(group, concurrency)
             yield
+            ended = True
             group.cancel_scope.cancel()
+    if not ended:
+        raise CancelledByOthersError("the task group of the runners")
 
 
 async def _finish(consumer: Consumer, on_exhausted: OnExhausted) -> None:

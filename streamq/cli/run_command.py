@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import redis.exceptions
 
+from streamq.cli.event_loop import loop_for_handlers
 from streamq.cli.usage_errors import from_streamq_error
 from streamq.errors import StreamqError
 from streamq.queue.server_errors import translated
@@ -29,10 +31,13 @@ def run(
     """Run an async function to its end.
 
     Ctrl-C and SIGTERM cancel the function, so that it cleans up, and then raise KeyboardInterrupt. With
-    `own_signals` the function handles signals itself. Raises CommandLineError if the server or a value
-    cannot be used.
+    `own_signals` the function handles signals itself, and nothing but its end ends the event loop. Raises
+    CommandLineError if the server or a value cannot be used.
     """
-    options = {"use_uvloop": True} if use_uvloop and backend == "asyncio" else {}
+    options: dict[str, Any] = {}
+    if backend == "asyncio":
+        in_loop = {"loop_factory": partial(loop_for_handlers, use_uvloop=use_uvloop)}
+        options = in_loop if own_signals else {"use_uvloop": use_uvloop}
     main = function if own_signals else lambda: _interruptible(function)
     try:
         return anyio.run(main, backend=backend, backend_options=options)

@@ -65,10 +65,14 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
         run(process.main, backend=settings.backend, use_uvloop=use_uvloop, own_signals=True)
     except KeyboardInterrupt:
         _exit(130)
-    except CommandLineError:
+    except (CommandLineError, SystemExit):
         raise
     except Exception:
         log.exception("the worker failed")
+        _exit(1)
+    except BaseException as error:  # noqa: BLE001 - a cancellation: signals are none
+        what = "the worker was ended by %r: has a handler cancelled a task that is not its own?"
+        log.error(what, error)  # noqa: TRY400 - its trace is our own
         _exit(1)
     _exit(0)
 
@@ -157,7 +161,7 @@ class _WorkerRun:
 
     async def main(self) -> None:
         """Run the worker until it ends."""
-        failed: Exception | None = None
+        failed, code = None, 1
         schedule = scheduler()
         try:
             with anyio.CancelScope() as self._scope:
@@ -168,9 +172,10 @@ class _WorkerRun:
                     await self._run_worker()
                 except Exception as error:  # noqa: BLE001 - raised below, when the end is watched
                     failed = error
+            code = 0 if failed is None else 1
         finally:
             ignore()
-            exit_after(_SHUTDOWN_TIMEOUT, code=0 if failed is None else 1)
+            exit_after(_SHUTDOWN_TIMEOUT, code=code)
         if failed is not None:
             raise failed
 

@@ -17,14 +17,17 @@ import anyio
 import anyio.abc
 
 from streamq.client.owner import end_child
-from streamq.consumer.left_behind import MISNESTED, RunScope
+from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.thread_start import NoThreadError
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
 from streamq.handlers.context import store_var
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.wire.delivery import Delivery
+
+log = SafeLog("streamq")
 
 _deliveries: ContextVar[tuple[Delivery, ...]] = ContextVar("streamq_batch")
 
@@ -170,6 +173,15 @@ class Batches:
             self._running -= 1
         batch.done.set()  # not if the worker is being cancelled: then all messages are
 
+    async def _take_requests(self, run: RunScope) -> None:
+        """Take a request of the handler to cancel the task of its batch: it would end the task group of all batches."""
+        try:
+            await take_requests(run)
+        except anyio.get_cancelled_exc_class():
+            if _cancelled():
+                raise
+            log.warning("the handler of the batch task %s has cancelled its own task", self._task.name)
+
     async def _run(self, batch: _Batch, members: Sequence[_BatchedMessage]) -> None:
         limit = min((member.limit for member in members if member.limit is not None), default=None)
         try:
@@ -206,9 +218,13 @@ class Batches:
             except BaseException as error:
                 if run.inner or run.abandoned or isinstance(error, MISNESTED):
                     raise (await run.close(self._task.name, error)) from None
+                if run.requests() and not _cancelled():
+                    await self._take_requests(run)
                 raise
             if run.inner or run.abandoned:
                 await run.raise_left_open(self._task.name)
+            if run.requests():
+                await self._take_requests(run)
         return returned
 
     def _assign_results(self, members: Sequence[_BatchedMessage], returned: Any) -> None:

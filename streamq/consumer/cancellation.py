@@ -26,6 +26,12 @@ def hear_signals_apart() -> None:
     _ends_program.clear()
 
 
+def by_a_stranger(error: BaseException) -> bool:
+    """Is this a cancellation that nobody may have asked for: of the task of a worker that hears signals apart?"""
+    asked_for = bool(_ends_program) or anyio.current_effective_deadline() == float("-inf")
+    return isinstance(error, anyio.get_cancelled_exc_class()) and not asked_for
+
+
 def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> None:
     """Note that a run ends the worker. Its delivery is not released: its lease ends, and a crash loop is found."""
     if delivery.entry_id not in fatal:

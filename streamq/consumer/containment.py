@@ -1,6 +1,10 @@
-"""What keeps an error from ending more than it is about: loops of middleware, and mistakes of streamq's own."""
+"""What keeps an error from ending more than it is about: loops, tasks that others cancel, mistakes of streamq's own."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
 
 import anyio
 
@@ -26,6 +30,57 @@ async def live_forever(resident: Resident, store: Store) -> None:
             pause = _AGAIN.ceiling(failures)
             log.exception("the loop of %r raised; it is started again in %g s", resident, pause, error=error)
         await anyio.sleep(pause)
+
+
+class CancelledByOthersError(RuntimeError):
+    """Raised by `Worker.run` if somebody else, such as a handler, has cancelled tasks of it. This counts as a crash."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} was cancelled, and not by the worker: has a handler cancelled asyncio.all_tasks(), or a task or "
+            "scope that is not its own? The worker ends; its leases end by themselves"
+        )
+
+
+class Loops:
+    """The loops of one worker, in a task group beside a block, which calls `end`.
+
+    Raises CancelledByOthersError if somebody else has cancelled one: the worker must not go on without it. Both
+    backends cancel the group then. (A function around each loop would know which one it was, and would be one more call
+    whenever a loop goes on.)
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._group = anyio.create_task_group()
+
+    def __repr__(self) -> str:
+        return f"<Loops {'ended' if self.ended else 'running'}>"
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        cancelled_here = await self._group.__aexit__(kind, error, trace)
+        if not self.ended and (error is None or cancelled_here):
+            raise CancelledByOthersError("a loop of the worker")
+        return cancelled_here
+
+    def start_soon(self, loop: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Start a loop."""
+        self._group.start_soon(loop, *args)
+
+    async def start(self, loop: Callable[..., Coroutine[Any, Any, None]]) -> None:
+        """Start a loop, and wait until it says that it has started."""
+        await self._group.start(loop)
+
+    def end(self) -> None:
+        """Cancel all loops: the worker has done its work."""
+        self.ended = True
+        self._group.cancel_scope.cancel()
 
 
 def is_own_error(error: BaseException) -> bool:

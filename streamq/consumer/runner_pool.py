@@ -93,6 +93,7 @@ class Runners:
         self._ended: anyio.Event | None = None  # while `wait_until_idle` waits for the last run to end
         self._start_runner: Callable[[], object]
         self._copy_decimal: Callable[[], object] | None = None
+        self._cancelled_at = -inf  # when it was last said that others have cancelled a runner
 
     def __repr__(self) -> str:
         return f"<Runners {len(self._running)} running, {len(self._idle)} idle>"
@@ -167,7 +168,9 @@ class Runners:
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() == -inf:  # the worker ends
                 raise
-            log.warning(CANCELLED_BY_OTHERS)
+            if (now := self._elapsed()) >= self._cancelled_at + 1.0:  # often all of them are
+                self._cancelled_at = now
+                log.warning(CANCELLED_BY_OTHERS)
         self._start_runner()
 
     async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901, PLR0912 - a call per run is dear

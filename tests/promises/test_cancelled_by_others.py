@@ -1,0 +1,113 @@
+"""P13: a handler that cancels what is not its own ends its worker with an error, never in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import anyio
+import pytest
+import trio
+
+from streamq import RedisBroker, Worker, batch_task, task
+from streamq.consumer.containment import CancelledByOthersError
+from tests.at_work import assert_nothing_left, dead, pending, working
+from tests.servers import fresh_server
+
+ran: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran():
+    ran.clear()
+
+
+@task(retries=0)
+async def cancels_a_loop(name: str) -> None:
+    for one in asyncio.all_tasks():
+        if one.get_name().endswith(name):
+            one.cancel()
+    await anyio.sleep_forever()
+
+
+@task(retries=0)
+async def cancels_the_nursery() -> None:
+    trio.lowlevel.current_task().parent_nursery.cancel_scope.cancel()
+
+
+LOOPS = [
+    "Consumer.round_trips",
+    "Consumer.blocking_reads",
+    "LeaseKeeper.renew_forever",
+    "Promoter.promote_forever",
+    "Scheduler.tick_forever",
+    "Batches.serve",
+]
+
+
+@batch_task(size=2, wait=0.01, retries=0)
+async def batched(items: list[str]) -> None:
+    if "cancel" in items:
+        asyncio.current_task().cancel()
+    ran.append(len(items))
+
+
+@pytest.mark.paired
+@pytest.mark.parametrize("name", LOOPS)
+async def test_a_worker_without_one_of_its_loops_ends_with_an_error(anyio_backend_name, shared_server, name):
+    """It went on without renewing, or ended as if it had been drained. The culprit is not handed back: a crash."""
+    server = shared_server("redis")
+    asyncio_only = anyio_backend_name == "asyncio"
+    if not asyncio_only and name != LOOPS[0]:
+        pytest.skip("trio has no tasks that can be cancelled")
+    async with RedisBroker(server.url) as broker:
+        await (broker.enqueue(cancels_a_loop, name) if asyncio_only else broker.enqueue(cancels_the_nursery))
+        worker = Worker(broker, tasks=[cancels_a_loop, cancels_the_nursery, batched], concurrency=3)
+        with (
+            anyio.fail_after(10),
+            pytest.raises(CancelledByOthersError, match="a loop" if asyncio_only else "the runners"),
+        ):
+            await worker.run()
+        assert pending(server) == asyncio_only  # under trio it had returned: it is acknowledged
+
+
+async def test_a_batch_that_cancels_its_own_task_ends_no_worker(anyio_backend_name, shared_server):
+    """The request came when the task of the batch had nothing more to wait for: it ended all batches."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has no tasks that can be cancelled")
+    server = shared_server("redis")
+    async with RedisBroker(server.url) as broker:
+        for what in ("cancel", "good", "good"):
+            async with working(broker, batched, concurrency=2):
+                handle = await broker.enqueue(batched.options(result_ttl=60), what)
+                await handle.result(5)
+                handle = await broker.enqueue(batched.options(result_ttl=60), "good")
+                await handle.result(5)
+        assert dead(server) == []
+    assert ran == [1] * 6
+    assert_nothing_left(server)
+
+
+def test_a_program_that_ends_beside_its_worker_is_quiet(caplog):
+    """`asyncio.run` cancels all tasks at its end, those of the worker too: that is nobody's mistake."""
+    caplog.set_level(logging.WARNING)
+    with fresh_server("redis") as server:
+
+        async def main() -> asyncio.Task[None]:
+            broker = RedisBroker(server.url)
+
+            async def work() -> None:
+                async with broker:
+                    running.set()
+                    await Worker(broker, tasks=[batched]).run()
+
+            running = asyncio.Event()
+            beside = asyncio.create_task(work())
+            await running.wait()
+            await asyncio.sleep(0.2)  # somewhere in the middle
+            return beside
+
+        beside = asyncio.run(main())
+    assert beside.cancelled()
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert sum("a runner was cancelled" in record.message for record in caplog.records) <= 1
