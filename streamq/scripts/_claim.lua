@@ -1,4 +1,11 @@
 -- Prepended to reclaim, after _consumers and _crashes.
+local function ask_to_claim(stream, alive, leases, crashes)
+  ask(stream, 'XCLAIM', 'XAUTOCLAIM', 'XACK', 'XRANGE')
+  ask(alive, 'ZMSCORE', 'ZRANGEBYSCORE')
+  ask(leases, 'HMGET')
+  ask(crashes, 'HGET', 'HSET', 'PEXPIRE')
+end
+
 -- Take one entry. Returns its fields, nil if it is not to be had.
 local function claim(stream, group, me, idle, id)
   local got = call('XCLAIM', stream, group, me, idle, id)

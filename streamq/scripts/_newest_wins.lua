@@ -7,7 +7,14 @@ for i = 1, #flat, 2 do notes[flat[i]] = flat[i + 1] end
 if notes.id ~= holder then notes = {} end
 local since = tonumber(notes.since or now) or now -- somebody else's note is no time
 if not known then -- what no change may find refused: rights, and the types of the keys
-  ask(KEYS[1], 'SET', 'DEL', 'HSET', 'PEXPIRE', 'XDEL', 'ZREM', 'HDEL')
+  ask(KEYS[1], 'SET')
+  ask(KEYS[2], 'DEL', 'HSET', 'PEXPIRE')
+  if ARGV[7] ~= '0' then ask(KEYS[3], 'SET') end
+  for k = 4, #KEYS, 3 do
+    ask(KEYS[k], 'XDEL')
+    ask(KEYS[k + 1], 'ZREM')
+    ask(KEYS[k + 2], 'HSET', 'HDEL')
+  end
   if due > now then call('ZCARD', KEYS[mine + 1]) call('HLEN', KEYS[mine + 2]) ask(KEYS[mine + 1], 'ZADD') end
 end
 

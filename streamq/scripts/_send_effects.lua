@@ -10,7 +10,8 @@ end
 function checks.delay_task(keys)
   call('ZCARD', keys[1])
   call('HLEN', keys[2])
-  ask(keys[1], 'ZADD', 'HSET', 'HEXISTS')
+  ask(keys[1], 'ZADD')
+  ask(keys[2], 'HSET', 'HEXISTS')
 end
 
 function effects.delay_task(keys, args)

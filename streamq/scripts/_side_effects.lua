@@ -17,9 +17,9 @@ end
 -- keep_last) gets the key, and may run. KEYS: dedup [latest, and for each tier: delayed]. ARGV: id [channel]
 function checks.free_key(keys)
   call('GET', keys[1])
-  if keys[2] then call('HLEN', keys[2]) end
-  for k = 3, #keys do call('ZCARD', keys[k]) end
-  ask(keys[1], 'HMGET', 'ZSCORE', 'DEL', 'SET', 'HSET', 'PEXPIRE', 'ZADD')
+  ask(keys[1], 'DEL', 'SET')
+  if keys[2] then call('HLEN', keys[2]) ask(keys[2], 'HMGET', 'DEL', 'HSET', 'PEXPIRE') end
+  for k = 3, #keys do call('ZCARD', keys[k]) ask(keys[k], 'ZSCORE', 'ZADD') end
 end
 
 function effects.free_key(keys, args)

@@ -2,7 +2,11 @@
 -- `line` is the waiting list; `called` has the waiters for whom a permit is reserved.
 -- A waiter is '<entry id> <expires, ms, or 0> <key of its delayed set> <its member there>'.
 for k = 1, #KEYS do call('ZCARD', KEYS[k]) end -- a key of another type refuses before any change
-ask(KEYS[1], 'PEXPIRE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZADD', 'ZSCORE', 'ZRANGE', 'ZRANGEBYSCORE', 'ZRANK')
+ask(KEYS[1], 'PEXPIRE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZADD', 'ZRANGE')
+ask(KEYS[2], 'PEXPIRE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZADD', 'ZRANGE', 'ZRANGEBYSCORE', 'ZSCORE')
+ask(KEYS[3], 'PEXPIRE', 'ZREM', 'ZADD', 'ZRANGE', 'ZSCORE', 'ZRANK')
+ask(KEYS[4], 'PEXPIRE', 'ZREM', 'ZADD')
+for k = 5, #KEYS do ask(KEYS[k], 'ZSCORE', 'ZADD') end
 clock()
 local foreign, woke = {}, false -- waiters whose delayed sets are not among KEYS; was a waiter woken?
 

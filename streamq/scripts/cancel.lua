@@ -16,7 +16,7 @@ end
 if found ~= 'queued' and found ~= 'delayed' then return found end
 check_side_effects(5, 5 + ARGV[4])
 call('HLEN', KEYS[3]) -- a key of another type refuses before any change
-if found == 'queued' then ask(KEYS[1], 'XDEL') else ask(KEYS[2], 'ZREM', 'HDEL') end
+if found == 'queued' then ask(KEYS[1], 'XDEL') else ask(KEYS[2], 'ZREM') ask(KEYS[3], 'HDEL') end
 begin_settling(KEYS[1])
 carry_out(5, 5 + ARGV[4])
 for _, name in ipairs(names) do

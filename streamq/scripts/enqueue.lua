@@ -12,7 +12,7 @@ end
 if call('HEXISTS', KEYS[3], id) == 1 then return {0, id, ''} end
 local now, entry = clock(), ''
 if due == 0 then due = now + ARGV[2] end
-if guards > 0 then ask(KEYS[4], 'SET') end
+for g = 1, guards do ask(KEYS[3 + g], 'SET') end
 if due > 0 then -- the guards come last: if this is refused, no task holds them
   ask(KEYS[3], 'HSET')
   delay(KEYS[2], KEYS[3], ARGV[4], due, id, ARGV[5])

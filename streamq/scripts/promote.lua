@@ -10,7 +10,8 @@ for k = 1, #KEYS, 3 do
   refused = refused or first.err and first
   if first[2] and tonumber(first[2]) <= now then
     due = call('ZRANGEBYSCORE', delayed, '-inf', whole(now), 'LIMIT', 0, ARGV[1])
-    ask(delayed, 'ZREM', 'HDEL')
+    ask(delayed, 'ZREM')
+    ask(messages, 'HDEL')
     begin_settling(stream)
   end
   for _, id in ipairs(due) do

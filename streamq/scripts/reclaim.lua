@@ -7,7 +7,7 @@ local stream, group, me, min_idle, now, room = KEYS[1], ARGV[1], ARGV[2], ARGV[4
 local taken, suspects, left, asked = {}, 0, 0, 0
 -- The command waited in a socket while the server was stopped and all leases ended: its sender has newer knowledge.
 if now > tonumber(ARGV[11]) then return {ARGV[6], taken, 0} end
-ask(stream, 'XCLAIM', 'XAUTOCLAIM', 'XACK', 'XRANGE', 'HGET', 'HSET', 'PEXPIRE', 'ZMSCORE', 'ZRANGEBYSCORE', 'HMGET')
+ask_to_claim(unpack(KEYS))
 
 local function take(id, owner, idle, died)
   local crashes, proven = evidence_of(KEYS[4], id) or '', 0

@@ -7,7 +7,8 @@ for k = 1, #KEYS, 3 do
   local stream, alive = KEYS[k], KEYS[k + 1]
   local names = {ARGV[4], ARGV[2]}
   ask(stream, 'XGROUP')
-  ask(alive, 'ZREM', 'HDEL', 'ZMSCORE', 'ZRANGEBYSCORE')
+  ask(alive, 'ZREM', 'ZMSCORE', 'ZRANGEBYSCORE')
+  ask(KEYS[k + 2], 'HDEL')
   if ARGV[4] == '' then names = gone(stream, ARGV[1], alive, tonumber(ARGV[3]), tonumber(ARGV[5])) end
   for _, name in ipairs(names) do
     if #call('XPENDING', stream, ARGV[1], '-', '+', 1, name) == 0 then

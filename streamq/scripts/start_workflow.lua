@@ -7,7 +7,7 @@ for g = 1, guards do
   if call('GET', KEYS[g]) then return {0, ARGV[1], '', now} end
 end
 check_side_effects(guards + 1, 4)
-if guards > 0 then ask(KEYS[1], 'SET') end
+for g = 1, guards do ask(KEYS[g], 'SET') end
 carry_out(guards + 1, 4)
 for g = 1, guards do call('SET', KEYS[g], ARGV[1], 'PX', whole(ARGV[3], 1)) end
 return {1, ARGV[1], '', now}

@@ -11,7 +11,9 @@ if at ~= tonumber(ARGV[3]) or now < at then return {0, at, now} end
 if not sound(wanted.fields) then return {0, -1, now} end
 
 call('HLEN', KEYS[3]) -- this and the next lines: what would be refused is refused before any change
-ask(KEYS[2], 'ZADD', 'HSET', 'SET')
+ask(KEYS[2], 'ZADD')
+ask(KEYS[3], 'HSET')
+if KEYS[5] then ask(KEYS[5], 'SET') end
 check_stream(KEYS[4])
 local last
 for t = 7, #ARGV, 4 do

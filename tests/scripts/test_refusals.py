@@ -8,6 +8,7 @@ full or read-only. What the server holds is compared byte for byte.
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -195,6 +196,8 @@ SETTLES = {
     "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "permit_acquire", "permit_check",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
+KEYLESS = {"publish", "time", "client|unblock"}
+_NAMED = re.compile(r"may not run '([^']*)' on '([^']*)'")
 # A renewal is not one change but many, each good by itself: what is refused keeps no other from being renewed.
 PIECEMEAL = {"renew"}
 
@@ -312,6 +315,20 @@ def test_a_missing_command_has_changed_nothing(real_server, name, older):
         why = refused(real_server, case, deny, "limited")
         optional = OPTIONAL.get(command, set())
         assert why or optional is None or case.step in optional, (command, "was not missed")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_command_that_is_missing_for_one_key_alone(real_server, name):
+    """It has changed nothing, and the key that is named is that one: rules may allow a command on some keys alone."""
+    case = case_of(name)
+    keys = list(dict.fromkeys(case.keys))
+    for command in commands_of(real_server, case):
+        for key in keys if command not in KEYLESS else ():
+            others = " ".join(f"~{other}" for other in keys if other != key) or "resetkeys"
+            rules = (f"-{command}", "~*", "&*", f"(+{command} {others})")
+            why = refused(real_server, case, lambda rules=rules: limited(real_server, *rules), "limited")
+            if named := _NAMED.search(why):
+                assert named.groups() == (command.partition("|")[0], key), (command, key, why)
 
 
 @pytest.mark.parametrize("name", CASES)
