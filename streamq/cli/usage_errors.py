@@ -79,7 +79,7 @@ def from_streamq_error(error: Exception) -> CommandLineError:
                 f"{text}; give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
             )
         case _ if code == "NOPERM":
-            from streamq.queue.refused_command import with_remedy  # noqa: PLC0415 - keeps --help light
+            from streamq.queue.missing_right import with_remedy  # noqa: PLC0415 - keeps --help light
 
             named = with_remedy(text, code)
             return CommandLineError(f"{named}; or give another user in --url or STREAMQ_URL")

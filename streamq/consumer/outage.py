@@ -16,7 +16,7 @@ from streamq.clock import Clock, ServerClock
 from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
-from streamq.queue.refused_command import with_remedy
+from streamq.queue.missing_right import with_remedy
 from streamq.tasks.retry_policy import Backoff
 
 log = SafeLog("streamq")

@@ -106,7 +106,7 @@ class Promoter:
                         self._on_message(payload)
             except redis.exceptions.RedisError as error:
                 self._unsubscribed = True
-                problem = translated(error)
+                problem = self._store.explained(translated(error), ("SUBSCRIBE", self._store.keys.wake))
                 if problem.code == "NOPERM":
                     await self._look_instead(problem)
                 else:
@@ -126,7 +126,7 @@ class Promoter:
                 (reply,) = await self._store.attempt([("PUBLISH", wake, _HELLO)])
             if isinstance(reply, BrokerError) and reply.code == "NOPERM":
                 what = "what this worker announces is noticed late, and waiters for its results ask now and then"
-                self._consumer.outage.lacks("publish", reply, what)
+                self._consumer.outage.lacks("publish", self._store.explained(reply, ("PUBLISH", wake)), what)
             else:
                 self._consumer.outage.has("publish")
 

@@ -85,7 +85,8 @@ class Reads:
                 self._buffer.note_read(tier, more=True)
             if concerns_server(reply):
                 return True
-            self._refused(tiers, reply)
+            command = self._store.read_commands.new_entries(self._name, tiers, count)
+            self._refused(tiers, self._store.explained(reply, command))
             return False
         self.accept(tiers, count, reply)
         return False

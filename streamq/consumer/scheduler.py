@@ -203,9 +203,9 @@ class Scheduler:
         if not commands:
             return
         trouble: BrokerError | None = None
-        for one, reply in zip(sent, await self._store.attempt(commands), strict=True):
+        for one, command, reply in zip(sent, commands, await self._store.attempt(commands), strict=True):
             if isinstance(reply, BrokerError):
-                trouble = self._failed(one, reply) or trouble
+                trouble = self._failed(one, await self._store.explain(reply, command)) or trouble
             else:
                 self._ticked(one, reply)
         if trouble is not None:

@@ -28,7 +28,8 @@ from streamq.consumer.round_trip import RoundTrip
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
-from streamq.queue.refused_command import ask_types, keys_of, said, with_remedy, wrong_keys
+from streamq.queue.missing_right import with_remedy
+from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
@@ -83,6 +84,7 @@ class RefusedSettlement:
     code: str = ""
     where: str = ""  # the key that is to blame, if it is known
     command: Command = field(default=(), repr=False)  # that was refused last
+    error: BrokerError | None = field(default=None, repr=False)  # of that
 
     def __str__(self) -> str:
         about = with_remedy(f"{self.why}{f'; {self.where}' * bool(self.where)}", self.code, "worker")
@@ -156,6 +158,8 @@ class SetAside:
             if one.code == "WRONGTYPE" and (names := keys_of(one.command)):
                 with suppress(BrokerError):
                     one.where = wrong_keys(names, await store.attempt(ask_types(names)), store.keys.namespace)
+            elif one.error is not None and one.code == "NOPERM":
+                one.where = await store.where_refused(one.error, one.command)
             kind = (one.what, one.delivery.fields.get(b"task", b"?"), one.why)
             if kind not in self._logged:
                 log.warning("%s; it is tried apart, everything else goes on", one)
@@ -261,7 +265,7 @@ class SetAside:
             self._try_at(one, now)
             return True
         one.refusals += 1
-        one.command, one.code = command, error.code
+        one.command, one.code, one.error = command, error.code, error
         if (why := said(error, command)) != one.why:
             one.why, one.where = why, ""
             self._unnamed.append(one)

@@ -149,14 +149,13 @@ class Permits:
         held = {name: sorted(runs) for name, runs in self._held.items()}
         if not held:
             return
-        replies = await self._store.attempt(
-            [self._commands.renew(name, runs, _ms(self._lease)) for name, runs in held.items()]
-        )  # fmt: skip
-        for (name, runs), reply in zip(held.items(), replies, strict=True):
+        commands = [self._commands.renew(name, runs, _ms(self._lease)) for name, runs in held.items()]
+        replies = await self._store.attempt(commands)
+        for (name, runs), command, reply in zip(held.items(), commands, replies, strict=True):
             if isinstance(reply, BrokerError):
                 if _is_foreign(reply):
                     continue
-                raise reply
+                raise await self._store.explain(reply, command)
             lost, *foreign = reply
             for run in set(runs) - self._held.get(name, set()):
                 self._release_later(name, run)  # it ended meanwhile, and may have been renewed after that

@@ -7,7 +7,9 @@ reclaim its deliveries. The scripts decide that, in the same atomic step. The lo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+from streamq.client import Command
 from streamq.errors import BrokerError
 from streamq.queue.store import Store
 from streamq.scripts import step
@@ -48,8 +50,17 @@ async def renew(
 
 async def count_pending(store: Store) -> list[int | BrokerError]:
     """Return how many entries are pending in each tier, or why the server refuses that."""
-    replies = await store.attempt([("XPENDING", keys.stream, store.keys.group) for keys in store.keys.tiers])
+    commands: list[Command] = [("XPENDING", keys.stream, store.keys.group) for keys in store.keys.tiers]
+    replies = _explained(store, commands, await store.attempt(commands))
     return [row if isinstance(row, BrokerError) else row[0] for row in replies]
+
+
+def _explained(store: Store, commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
+    """Return the replies; the error of a missing right says what was refused."""
+    return [
+        store.explained(reply, command) if isinstance(reply, BrokerError) else reply
+        for command, reply in zip(commands, replies, strict=True)
+    ]
 
 
 async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int | BrokerError], bool]:
@@ -62,10 +73,11 @@ async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tu
     `forgotten` seconds.
     """
     group, asked = store.keys.group, store.keys.tiers[tier]
-    *pending, alive, consumers = await store.attempt([
+    commands: list[Command] = [
         *(("XPENDING", keys.stream, group) for keys in store.keys.tiers),
         ("ZRANGE", asked.alive, 0, -1, "WITHSCORES"), ("XINFO", "CONSUMERS", asked.stream, group),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    *pending, alive, consumers = _explained(store, commands, await store.attempt(commands))
     numbers = [row if isinstance(row, BrokerError) else row[0] for row in pending]
     if isinstance(alive, BrokerError) and alive.code == "WRONGTYPE":
         alive = []  # somebody else's key knows nobody

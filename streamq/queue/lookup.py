@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from streamq.client import Command
-from streamq.errors import UndecodableError
+from streamq.errors import BrokerError, UndecodableError
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
@@ -64,13 +64,13 @@ class Lookup:
         commands += self._entry(self._tiers[0], self._entry_id)
         replies = await self._store.attempt(commands)
         asked, found = replies[: len(more)], replies[len(more) :]
-        for tier, messages in zip(self._tiers, found, strict=False):
-            if isinstance(messages, Exception):
-                raise messages
+        for tier, command, messages in zip(self._tiers, commands[len(more) :], found, strict=False):
+            if isinstance(messages, BrokerError):
+                raise self._store.explained(messages, command)
             for member, message in zip(members, messages, strict=True):
                 if message is not None:
                     return Location(self._delayed(tier, message), member), asked
-        return self._place(self._tiers[0], found[len(self._tiers) :]), asked
+        return self._place(self._tiers[0], self._entry_id, found[len(self._tiers) :]), asked
 
     async def search_everywhere(self, *, thorough: bool = False) -> Location | None:
         """Scan the streams, again as long as the task moves meanwhile.
@@ -99,7 +99,8 @@ class Lookup:
             )
             self._from[tier] = begin.decode()
             if entry:
-                place = self._place(tier, await self._store.attempt(self._entry(tier, entry.decode())))
+                replies = await self._store.attempt(self._entry(tier, entry.decode()))
+                place = self._place(tier, entry.decode(), replies)
                 if place is not None:
                     return place
                 self._from[tier], more = f"({entry.decode()}", 1  # it left the stream just now
@@ -126,8 +127,14 @@ class Lookup:
         stream, group = self._store.keys.tiers[tier].stream, self._store.keys.group
         return [("XRANGE", stream, entry_id, entry_id), ("XPENDING", stream, group, entry_id, entry_id, 1)]
 
-    def _place(self, tier: int, replies: Sequence[Any]) -> Location | None:
-        """Return the location by the replies of XRANGE and XPENDING. Without a group no worker can run it."""
+    def _place(self, tier: int, entry_id: str, replies: Sequence[Any]) -> Location | None:
+        """Return the location by the replies of XRANGE and XPENDING. Without a group no worker can run it.
+
+        Raises BrokerError if this user may not ask.
+        """
+        for command, reply in zip(self._entry(tier, entry_id), replies, strict=True):
+            if isinstance(reply, BrokerError) and reply.code == "NOPERM":
+                raise self._store.explained(reply, command)
         if not replies or not isinstance(replies[0], list) or not replies[0]:
             return None
         ((entry, flat),) = replies[0]

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import cast
-
-import hiredis
 
 from streamq.client import Command
 from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import UNPACKABLE
-from streamq.wire.rights import ROLES, Role
 
 _LINE = re.compile(r"@?user_script:\s*(\d+)")
-_CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
+CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
-_SCRIPTS = frozenset({"EVALSHA", "EVAL"})
-_MOST_SHOWN = 5  # keys of a command that a missing right refuses
-_ASK = "run 'streamq doctor --role"  # how the remedy begins
+SCRIPTS = frozenset({"EVALSHA", "EVAL"})
 _MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _STRINGS, _HASHES = frozenset({"dedup", "result", "id", "progress"}), frozenset({"latest", "join", "stats"})
 
@@ -37,43 +31,6 @@ def said(error: BrokerError, command: Command) -> str:
     return f"{text} (at {refused})" if refused else text
 
 
-def remedy(role: Role | None = None) -> str:
-    """Return what to do about a missing right of a user with this role; None if the role is not known.
-
-    The doctor checks the rights of one role: by default it would tell a producer to take those of a worker.
-    """
-    which = "" if role else f" (ROLE is {', '.join(ROLES[:-1])} or {ROLES[-1]})"
-    found = "it names the missing rights, and 'streamq acl' prints rules with them"
-    return f"{_ASK} {role or 'ROLE'}' as this user{which}: {found}"
-
-
-def with_remedy(text: str, code: str, role: Role | None = None) -> str:
-    """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once."""
-    return text if code != "NOPERM" or _ASK in text else f"{text.rstrip('.')}; {remedy(role)}"
-
-
-def explained(error: BrokerError, command: Command, namespace: str, role: Role | None = None) -> BrokerError:
-    """Return the error of a missing right with the command, its keys of this namespace, and the remedy; others as is.
-
-    It has no other argument of the command: these may be secret.
-    """
-    if error.code != "NOPERM":
-        return error
-    words: Sequence[object] = _unpacked(command) if isinstance(command, bytes) else command
-    name = "a script" if words[0] in _SCRIPTS else _text(words[0])
-    keys = keys_of(command) or [text for text in map(_text, words[1:]) if text.startswith(f"{namespace}:")]
-    about = f" on {', '.join(key[:100] for key in keys[:_MOST_SHOWN])}" if keys else ""
-    more = f" and {len(keys) - _MOST_SHOWN} more" if len(keys) > _MOST_SHOWN else ""
-    text = f"{said(error, command).rstrip('.')}, in {name}{about}{more}"
-    return BrokerError(with_remedy(text, error.code, role), code=error.code)
-
-
-def _unpacked(command: bytes) -> list[bytes]:
-    reader = hiredis.Reader()
-    reader.feed(command)
-    return cast("list[bytes]", reader.gets())
-
-
 def refused_command(error: BrokerError, command: Command) -> str:
     """Return the name of the command in a script that was refused; empty if that is not known."""
     line = _LINE.search(str(error))
@@ -82,16 +39,16 @@ def refused_command(error: BrokerError, command: Command) -> str:
         return ""
     lines = source[1].splitlines()
     number = int(line[1])
-    found = _CALLED.findall(lines[number - 1]) if 0 < number <= len(lines) else []
+    found = CALLED.findall(lines[number - 1]) if 0 < number <= len(lines) else []
     return " or ".join(dict.fromkeys(" ".join(filter(None, words)) for words in found))
 
 
 def keys_of(command: Command) -> list[str]:
     """Return the keys of a command that runs a script."""
-    if isinstance(command, bytes) or len(command) < 3 or command[0] not in _SCRIPTS:
+    if isinstance(command, bytes) or len(command) < 3 or command[0] not in SCRIPTS:
         return []
     names = command[3 : 3 + int(command[2])]
-    return [_text(name) for name in dict.fromkeys(names)][:_MOST_KEYS]
+    return [as_text(name) for name in dict.fromkeys(names)][:_MOST_KEYS]
 
 
 def ask_types(names: Sequence[str]) -> list[Command]:
@@ -104,7 +61,7 @@ def wrong_keys(names: Sequence[str], types: Sequence[object], namespace: str) ->
     found = []
     for name, kind in zip(names, types, strict=True):
         if isinstance(kind, bytes | str):
-            wanted, has = _wanted_type(name, namespace), _text(kind)
+            wanted, has = _wanted_type(name, namespace), as_text(kind)
             if has not in {"none", wanted} and not name.startswith(f"{namespace}:result:"):
                 found.append(f"the key {name[:200]!r} is a {has}, no {wanted}")
     return "; ".join(found[: _MOST_KEYS // 10])
@@ -120,5 +77,6 @@ def _wanted_type(name: str, namespace: str) -> str:
     return "zset" if name.endswith(":delayed") or ":alive:" in name else "stream"
 
 
-def _text(name: object) -> str:
+def as_text(name: object) -> str:
+    """Return a word of a command as text."""
     return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)

@@ -145,7 +145,7 @@ class Waiters:
             subscriber = await self._subscribed()
             await subscriber.subscribe(*waiter.keys)
         except redis.exceptions.RedisError as error:
-            problem = translated(error)
+            problem = self._store.explained(translated(error), ("SUBSCRIBE", *waiter.keys))
             if problem.code != "NOPERM":
                 raise problem from error
             self._note_refused(problem)
@@ -220,7 +220,8 @@ class Waiters:
                 try:
                     channel, payload = await subscriber.receive()
                 except redis.exceptions.RedisError as error:
-                    if (problem := translated(error)).code == "NOPERM":  # the right was taken away meanwhile
+                    problem = self._store.explained(translated(error), ("SUBSCRIBE", *self._waiting))
+                    if problem.code == "NOPERM":  # the right was taken away meanwhile
                         self._note_refused(problem)
                     else:
                         log.info("results cannot be received; trying again: %s", error)
@@ -351,7 +352,7 @@ class Handle(Generic[R_co]):
         search = self._search()
         asked = ("GET", self._store.keys.result(self.task_id))
         place, (result,) = await search.check_known_places(asked)
-        if place is None and result is None:
+        if place is None and (result is None or getattr(result, "code", "") == "NOPERM"):
             place = await search.search_everywhere()
             if place is None:
                 result = await self._store.one(asked)

@@ -19,8 +19,8 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
+from streamq.queue.missing_right import Suspect, ask_which, explained, named_by, suspects, where_refused
 from streamq.queue.read_commands import ReadCommands
-from streamq.queue.refused_command import explained
 from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
 from streamq.tasks.options import Durable
@@ -77,7 +77,7 @@ class Store:
         sent, OutcomeUnknownError if the commands may have been sent, BrokerError if the server refused one (those
         before it were accepted).
         """
-        return self._all_accepted(commands, await self._send(commands))
+        return await self._all_accepted(commands, await self._send(commands))
 
     async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> Iterator[EnqueueReply]:
         """Do as `enqueue`, and wait until the tasks are on a replica, in the append-only file, or both.
@@ -91,11 +91,11 @@ class Store:
         waits = {name: (*_WAITS[name], limit) for name in _WAITS if name in wanted}
         written = ("SET", self.keys.durable, "1", "PX", 1000)
         replies = await self._send([*commands, written, *waits.values()], self.client.call_on_second_connection)
-        accepted = self._all_accepted(commands, replies[: len(commands)])
+        accepted = await self._all_accepted(commands, replies[: len(commands)])
         for name, reply in zip(waits, replies[len(commands) + 1 :], strict=True):
             confirmed = reply[0] if isinstance(reply, list) else reply
             if isinstance(confirmed, Exception):
-                raise NotDurableError(name, str(confirmed))
+                raise NotDurableError(name, str(self.explained(translated(confirmed), waits[name])))
             if not confirmed:
                 raise NotDurableError(name, f"no {name} confirmed it within {limit / 1000:g} s")
         return accepted
@@ -227,7 +227,7 @@ class Store:
         replies = await self.attempt(commands)
         for reply, command in zip(replies, commands, strict=True):
             if isinstance(reply, BrokerError):
-                raise self.explained(reply, command)
+                raise await self.explain(reply, command)
         return replies
 
     async def one(self, command: Command) -> Any:
@@ -272,12 +272,29 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
         if isinstance(reply, Exception):
-            raise self.explained(translated(reply), command)
+            raise await self.explain(translated(reply), command)
         return reply
 
     def explained(self, error: BrokerError, command: Command) -> BrokerError:
         """Return the error of a command with what was refused, and the remedy, if a right is missing."""
-        return explained(error, command, self.keys.namespace, self.role)
+        return explained(error, command, self.keys, self.role)
+
+    async def explain(self, error: BrokerError, command: Command) -> BrokerError:
+        """Do as `explained`, and ask the server which key was refused, if the error does not tell."""
+        refused = await self._ask_which(error, command)
+        return explained(error, command, self.keys, self.role, refused)
+
+    async def where_refused(self, error: BrokerError, command: Command) -> str:
+        """Return what a missing right has refused, as a part of a sentence."""
+        return where_refused(error, command, self.keys, await self._ask_which(error, command))
+
+    async def _ask_which(self, error: BrokerError, command: Command) -> list[Suspect]:
+        if len(some := suspects(error, command, self.keys)) < 2:
+            return some
+        with suppress(BrokerError):
+            (reply,) = await self.attempt([ask_which(some)])
+            return named_by(reply, some)
+        return []
 
     async def _send(
         self, commands: Sequence[Command], call: Callable[[Sequence[Command]], Awaitable[list[Any]]] | None = None
@@ -287,12 +304,12 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-    def _all_accepted(self, commands: Sequence[Command], replies: list[Any]) -> Iterator[EnqueueReply]:
+    async def _all_accepted(self, commands: Sequence[Command], replies: list[Any]) -> Iterator[EnqueueReply]:
         """Return an iterator over the answers to an enqueue. Raises the first error of any, as BrokerError."""
         errors = [place for place, reply in enumerate(replies) if isinstance(reply, Exception)]
         if not errors:
             return map(parse_enqueue_reply, replies)
-        first = self.explained(translated(replies[errors[0]]), commands[errors[0]])
+        first = await self.explain(translated(replies[errors[0]]), commands[errors[0]])
         if len(errors) < len(replies) and isinstance(first, BrokerUnavailableError):
             raise OutcomeUnknownError(f"some of these tasks were accepted, others not sent: {first}")
         raise first

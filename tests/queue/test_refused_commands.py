@@ -39,7 +39,7 @@ async def test_a_command_that_cannot_be_packed_takes_no_other_with_it(server):
 LACKING = {
     "a command": (["-xadd"], ["XADD on queue:standard"], lambda broker: broker.enqueue("send", "s3cret")),
     "a command in a script": (
-        ["-set"], ["'set'", "a script on ", "queue:id:mine"],
+        ["-set"], ["'set' on 'queue:id:mine', in a script;"],
         lambda broker: broker.enqueue(TaskRef("send").options(task_id="mine"), "s3cret"),
     ),
     "a key": (["resetkeys", "~queue:bulk"], ["queue:standard"], lambda broker: broker.enqueue("send", "s3cret")),

@@ -1,0 +1,166 @@
+"""What the error of a missing right says: the command and the key that were refused, and the remedy.
+
+The server seldom names the key, and a Redis not even the command of a script. Both are asked for: whether this user may
+run a command on a key is known to the server alone. Where it does not tell (before Redis 7, or a user that may not
+EVAL), all that may be meant are named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, cast
+
+import hiredis
+import orjson
+
+from streamq.client import Command
+from streamq.client.scripts import with_source
+from streamq.errors import BrokerError
+from streamq.queue.refused_command import CALLED, SCRIPTS, as_text, keys_of, refused_command, said
+from streamq.wire.acl import patterns_of, rule_for_key
+from streamq.wire.keys import Keys
+from streamq.wire.rights import ROLES, Role, rights_of
+
+_MOST_SHOWN: Final = 8  # keys in a text
+_MOST_ASKED: Final = 200  # pairs of a command and a key in one question
+_ASK: Final = "run 'streamq doctor --role"  # how the remedy begins
+_MAY_NOT: Final = """local refused = {}
+for i, words in ipairs(cjson.decode(ARGV[1])) do
+  if not redis.acl_check_cmd(unpack(words)) then refused[#refused + 1] = i end
+end
+return refused"""
+_NAMES_ITSELF: Final = "this user may not run "  # see `ask` in _shared.lua
+_OF_KEY: Final = re.compile(r"access (?:a|(?:at least )?one of the) key")
+_INSIDE: Final = re.compile(r"executing the script|in script")
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A command on a key that may have been refused. `words` are such a command, as the server is asked about it."""
+
+    command: str
+    key: str
+    words: tuple[str, ...]
+
+
+def remedy(role: Role | None = None) -> str:
+    """Return what to do about a missing right of a user with this role; None if the role is not known.
+
+    The doctor checks the rights of one role: by default it would tell a producer to take those of a worker.
+    """
+    which = "" if role else f" (ROLE is {', '.join(ROLES[:-1])} or {ROLES[-1]})"
+    found = "it names the missing rights, and 'streamq acl' prints rules with them"
+    return f"{_ASK} {role or 'ROLE'}' as this user{which}: {found}"
+
+
+def with_remedy(text: str, code: str, role: Role | None = None) -> str:
+    """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once."""
+    return text if code != "NOPERM" or _ASK in text else f"{text.rstrip('.')}; {remedy(role)}"
+
+
+def explained(
+    error: BrokerError, command: Command, keys: Keys, role: Role | None = None, refused: Sequence[Suspect] = ()
+) -> BrokerError:
+    """Return the error of a missing right with the command, the key that was refused, and the remedy; others as is.
+
+    `refused` is what the server said of the suspects. The text has no other argument of the command: these may be
+    secret.
+    """
+    if error.code != "NOPERM" or _ASK in str(error):
+        return error
+    text = f"{said(error, command).rstrip('.')}, {where_refused(error, command, keys, refused)}"
+    return BrokerError(with_remedy(text, error.code, role), code=error.code)
+
+
+def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Sequence[Suspect] = ()) -> str:
+    """Return what was refused, as a part of a sentence: "in a script on queue:standard"."""
+    name = "a script" if _is_script(command) else as_text(_words(command)[0])
+    among = suspects(error, command, keys)
+    chosen = list(refused) or among
+    if chosen:
+        inside = _INSIDE.search(str(error)) is not None
+        inner = refused_command(error, command)
+        known = not inside or (inner and " or " not in inner)
+        names = list(dict.fromkeys(one.key for one in chosen))
+        what = "" if known else f", {' or '.join(dict.fromkeys(one.command for one in chosen))}"
+        doubt = "one of " if len(names) > 1 and (inside or not refused) else ""
+        return f"in {name}{what} on {doubt}{_listed(names)}"
+    names = [] if _NAMES_ITSELF in str(error) else _keys_in(command, keys)
+    return f"in {name} on {_listed(names)}" if names else f"in {name}"
+
+
+def suspects(error: BrokerError, command: Command, keys: Keys) -> list[Suspect]:
+    """Return what may have been refused, if the error does not tell: of a script, or of a command for many keys."""
+    if error.code != "NOPERM" or isinstance(command, bytes) or _NAMES_ITSELF in str(error):
+        return []
+    if _INSIDE.search(str(error)):
+        inner = refused_command(error, command)
+        return _inside(inner.split(" or ") if inner else _called_in(command), keys_of(command), keys)
+    names = _keys_in(command, keys)
+    if len(names) < 2 or not _OF_KEY.search(str(error)):
+        return []
+    return [Suspect(as_text(command[0]), name, _about(command, name)) for name in names]
+
+
+def ask_which(some: Sequence[Suspect]) -> Command:
+    """Return the command that asks which of these are refused; the reply has their places, from 1 on."""
+    return ("EVAL", _MAY_NOT, 0, orjson.dumps([one.words for one in some[:_MOST_ASKED]]))
+
+
+def named_by(reply: Any, some: Sequence[Suspect]) -> list[Suspect]:
+    """Return those that are refused by the reply of the server; none if it does not know."""
+    return [some[place - 1] for place in reply] if isinstance(reply, list) else []
+
+
+def _inside(commands: Iterable[str], names: Sequence[str], keys: Keys) -> list[Suspect]:
+    """Return each of the commands with each of the keys that streamq uses it on; with all keys, if there is none."""
+    found, every = [], rights_of(ROLES)
+    for command in commands:
+        right = command.lower().replace(" ", "|")
+        kinds = {one.subject for one in every if right in one.commands and one.subject[:1].isalpha()}
+        patterns = {pattern for kind in kinds for pattern in patterns_of(keys, kind)}
+        found += [(command, name) for name in names if rule_for_key(keys, name) in patterns]
+    pairs = found or [(command, name) for command in commands for name in names]
+    return [Suspect(command, name, (*command.split(), name)) for command, name in pairs]
+
+
+def _called_in(command: Command) -> list[str]:
+    """Return the commands that the script of a command calls."""
+    source = None if isinstance(command, bytes) else with_source(command)
+    found = CALLED.findall(source[1]) if source is not None else []
+    return list(dict.fromkeys(" ".join(filter(None, words)) for words in found))
+
+
+def _about(command: Sequence[object], key: str) -> tuple[str, ...]:
+    """Return this command for one of its keys alone."""
+    if _is_script(command):
+        return ("EVALSHA", "-", "1", key)
+    if command[0] == "XREADGROUP":
+        return ("XREADGROUP", "GROUP", "-", "-", "STREAMS", key, ">")
+    return (as_text(command[0]), key)
+
+
+def _is_script(command: Command | Sequence[object]) -> bool:
+    return not isinstance(command, bytes) and command[0] in SCRIPTS
+
+
+def _keys_in(command: Command, keys: Keys) -> list[str]:
+    """Return the keys of a command: those of a script, and what is named as a key of this namespace or its tiers."""
+    own = {name for tier in keys.tiers for name in asdict(tier).values()}
+    names = [name for name in map(as_text, _words(command)[1:]) if name in own or name.startswith(f"{keys.namespace}:")]
+    return keys_of(command) or list(dict.fromkeys(names))
+
+
+def _words(command: Command) -> Sequence[object]:
+    if not isinstance(command, bytes):
+        return command
+    reader = hiredis.Reader()
+    reader.feed(command)
+    return cast("list[bytes]", reader.gets())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_SHOWN
+    return ", ".join(name[:100] for name in names[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")

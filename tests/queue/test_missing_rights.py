@@ -1,0 +1,170 @@
+"""P11: the error of a missing right names the command, the key that was refused, and the remedy: whoever gets it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+
+from streamq import Backoff, RedisBroker, TaskRef, group, task
+from streamq.consumer import set_aside, tier_refusals
+from streamq.errors import BrokerError, NotDurableError
+from tests.at_work import until, working
+
+pytestmark = [pytest.mark.paired, pytest.mark.slow]
+
+REMEDY = ["NOPERM", "'streamq doctor --role ROLE'", "'streamq acl'"]
+SEND = TaskRef("send").options(task_id="mine", delay=60)
+
+
+@asynccontextmanager
+async def broker_without(server, *rules, **options):
+    """Yield a broker of a user with all rights but those that the rules take."""
+    server.command("ACL", "SETUSER", "bob", "reset", "on", ">pa55word", "~*", "&*", "+@all", *rules)
+    try:
+        async with RedisBroker(server.url.replace("unix://", "unix://bob:pa55word@"), **options) as broker:
+            yield broker
+    finally:
+        server.command("ACL", "DELUSER", "bob")
+
+
+async def refused(use, broker):
+    with pytest.raises(BrokerError) as caught:
+        await use(broker)
+    return str(caught.value)
+
+
+# --- which key -------------------------------------------------------------------------------------
+
+KEYS = ("queue:standard", "queue:standard:delayed", "queue:standard:messages", "queue:id:mine")
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_of_many_keys_the_refused_one_is_named(real_server, anyio_backend, key):
+    """The server does not say which: it is asked."""
+    others = [f"~{one}" for one in KEYS if one != key]
+    async with broker_without(real_server, "resetkeys", *others) as broker:
+        text = await refused(lambda broker: broker.enqueue(SEND), broker)
+    assert f"in a script on {key}; run" in text
+    assert all(one in text for one in REMEDY)
+
+
+async def test_a_server_that_may_not_be_asked_leaves_doubt(real_server, anyio_backend):
+    """Without the right to EVAL all keys of the step are named, as possible ones."""
+    async with RedisBroker(real_server.url) as admin:  # the server knows the script from now on
+        await admin.enqueue(SEND)
+    async with broker_without(real_server, "-eval", "resetkeys", *[f"~{one}" for one in KEYS[:3]]) as broker:
+        text = await refused(lambda broker: broker.enqueue(SEND), broker)
+    assert f"in a script on one of {', '.join(KEYS)}; run" in text
+
+
+INSIDE = {  # a command that the script calls, and what of its keys that concerns
+    "get": ("in a script on queue:id:mine; run", lambda broker: broker.enqueue(SEND)),
+    "set": ("may not run 'set' on 'queue:id:mine', in a script; run", lambda broker: broker.enqueue(SEND)),
+    "hset": ("may not run 'hset' on 'queue:standard:messages', in a script; run", lambda broker: broker.enqueue(SEND)),
+    "zadd": ("in a script on queue:standard:delayed; run", lambda broker: broker.enqueue(SEND)),
+}
+
+
+@pytest.mark.parametrize("command", INSIDE)
+async def test_a_command_in_a_script_is_named_with_its_key(real_server, anyio_backend, command):
+    """Of the keys of a step, the one that the command is for."""
+    named, use = INSIDE[command]
+    async with broker_without(real_server, f"-{command}") as broker:
+        text = await refused(use, broker)
+    assert named in text
+    assert command in text.lower()
+
+
+async def test_a_step_that_swallows_the_line_still_names_its_command(real_server, anyio_backend):
+    """`promote` returns the error of a pcall: Redis names neither the command nor its line."""
+    real_server.command("ZADD", "queue:standard:delayed", 1, "due")
+    real_server.command("HSET", "queue:standard:messages", "due", '["task","send"]')
+    async with broker_without(real_server, "-xadd") as broker, working(broker, send) as worker:
+        await until(lambda: any("promoting to queue:standard" in line for line in worker.health.refused))
+        (text,) = [line for line in worker.health.refused if "promoting to queue:standard" in line]
+    assert "XADD" in text.upper()
+    assert "on queue:standard; run" in text
+
+
+# --- whoever asks ----------------------------------------------------------------------------------
+
+
+@task(result_ttl=60)
+async def send() -> None: ...
+
+
+async def sent(broker):
+    return await broker.enqueue(send.options(dedup_key="k"))
+
+
+async def with_handle(broker, what):
+    return await getattr(broker.handle("other"), what)()
+
+
+async def watched(broker):
+    return [one async for one in broker.handle("other").watch(timeout=1)]
+
+
+async def listed(broker):
+    return [one async for one in broker.scheduled()]
+
+
+ASKED = {
+    "status, hmget": ("-hmget", "HMGET on queue:", lambda broker: with_handle(broker, "status")),
+    "status, get": ("-get", "GET on queue:result:other", lambda broker: with_handle(broker, "status")),
+    "status, xrange": ("-xrange", "XRANGE), in a script on queue:", lambda broker: with_handle(broker, "status")),
+    "cancel": ("-hmget", "HMGET on queue:", lambda broker: with_handle(broker, "cancel")),
+    "cancel, hscan": ("-hscan", "HSCAN on queue:", lambda broker: with_handle(broker, "cancel")),
+    "broker.cancel": ("-hmget", "HMGET on queue:", lambda broker: broker.cancel("other")),
+    "progress": ("-get", "GET on queue:progress:other", lambda broker: with_handle(broker, "progress")),
+    "result": ("-mget", "MGET on queue:result:other", lambda broker: with_handle(broker, "result")),
+    "watch": ("-mget", "MGET on queue:", watched),
+    "scheduled": ("-zrangebyscore", "ZRANGEBYSCORE on queue:", listed),
+    "schedules": ("-hgetall", "HGETALL on queue:schedules", lambda broker: broker.schedules()),
+    "schedule": ("-hset", "HSET), in a script on queue:schedules", lambda b: b.schedule("n", "* * * * *", "send")),
+    "unschedule": ("-hexists", "in a script, HEXISTS on queue:schedules", lambda broker: broker.unschedule("n")),
+    "is_duplicate": ("-set", "SET on queue:seen:x", lambda broker: broker.is_duplicate("x")),
+    "start": ("-xadd", "'xadd' on 'queue:standard'", lambda broker: broker.start(group(send.call()).then("send"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ASKED)
+async def test_each_call_of_a_producer_names_what_it_lacks(real_server, anyio_backend, what):
+    """Command, key and remedy, with the code of the server. No password."""
+    rule, named, use = ASKED[what]
+    async with broker_without(real_server, rule) as broker:
+        text = await refused(use, broker)
+    assert named in text
+    assert all(one in text for one in REMEDY)
+    assert "pa55word" not in text
+
+
+@pytest.mark.parametrize("what", ["status", "cancel"])
+async def test_what_cannot_be_asked_is_not_made_up(real_server, anyio_backend, what):
+    """A task that may run is not said to wait: without XPENDING nobody knows."""
+    async with broker_without(real_server, "-xpending") as broker:
+        handle = await sent(broker)
+        text = await refused(lambda _: getattr(handle, what)(), broker)
+    assert "XPENDING on queue:standard" in text
+
+
+async def test_an_unconfirmed_enqueue_names_the_right_to_wait(real_server, anyio_backend):
+    """The task was accepted; what is missing is named all the same."""
+    async with broker_without(real_server, "-wait") as broker:
+        with pytest.raises(NotDurableError, match="in WAIT; run 'streamq doctor --role"):
+            await broker.enqueue(send.options(durable="replica"))
+
+
+async def test_a_refused_settlement_names_its_key(real_server, anyio_backend, monkeypatch):
+    """In the health of the worker."""
+    monkeypatch.setattr(set_aside, "_PAUSE", Backoff(base=0.02, cap=0.1))
+    monkeypatch.setattr(tier_refusals, "_PAUSE", Backoff(base=0.02, cap=0.1))
+    keys = ("queue:standard*", "queue:critical*", "queue:bulk*", "queue:stats:*", "queue:schedules", "queue:tick*")
+    allowed = [f"~{key}" for key in keys]
+    async with broker_without(real_server, "resetkeys", *allowed) as broker, working(broker, send) as worker:
+        handle = await broker.enqueue(send)
+        key = f"in a script on queue:result:{handle.task_id}; run"
+        await until(lambda: any(key in line for line in worker.health.refused))
+        real_server.command("ACL", "SETUSER", "bob", "~*")
+        await handle.result(timeout=10)
