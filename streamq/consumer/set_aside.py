@@ -154,12 +154,14 @@ class SetAside:
     async def name_refused(self, store: Store) -> None:
         """Log what was refused since the last call, with the key that is to blame. Each kind of refusal once."""
         unnamed, self._unnamed = self._unnamed[:_MOST_NAMED], []
+        lacking = [(one, (one.error, one.command)) for one in unnamed if one.error and one.code == "NOPERM"]
+        places = await store.where_refused([what for _, what in lacking])
+        for (one, _), where in zip(lacking, places, strict=True):
+            one.where = where
         for one in unnamed:
             if one.code == "WRONGTYPE" and (names := keys_of(one.command)):
                 with suppress(BrokerError):
                     one.where = wrong_keys(names, await store.attempt(ask_types(names)), store.keys.namespace)
-            elif one.error is not None and one.code == "NOPERM":
-                one.where = await store.where_refused(one.error, one.command)
             kind = (one.what, one.delivery.fields.get(b"task", b"?"), one.why)
             if kind not in self._logged:
                 log.warning("%s; it is tried apart, everything else goes on", one)

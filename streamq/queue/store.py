@@ -281,20 +281,24 @@ class Store:
 
     async def explain(self, error: BrokerError, command: Command) -> BrokerError:
         """Do as `explained`, and ask the server which key was refused, if the error does not tell."""
-        refused = await self._ask_which(error, command)
+        (refused,) = await self._ask_which([(error, command)])
         return explained(error, command, self.keys, self.role, refused)
 
-    async def where_refused(self, error: BrokerError, command: Command) -> str:
-        """Return what a missing right has refused, as a part of a sentence."""
-        return where_refused(error, command, self.keys, await self._ask_which(error, command))
+    async def where_refused(self, some: Sequence[tuple[BrokerError, Command]]) -> list[str]:
+        """Return what missing rights have refused, each as a part of a sentence. At most one round trip."""
+        asked = zip(some, await self._ask_which(some), strict=True)
+        return [where_refused(error, command, self.keys, refused) for (error, command), refused in asked]
 
-    async def _ask_which(self, error: BrokerError, command: Command) -> list[Suspect]:
-        if len(some := suspects(error, command, self.keys)) < 2:
-            return some
-        with suppress(BrokerError):
-            (reply,) = await self.attempt([ask_which(some)])
-            return named_by(reply, some)
-        return []
+    async def _ask_which(self, some: Sequence[tuple[BrokerError, Command]]) -> list[list[Suspect]]:
+        found = [suspects(error, command, self.keys) for error, command in some]
+        doubtful = [place for place, among in enumerate(found) if len(among) > 1]
+        replies: list[Any] = [None] * len(doubtful)
+        if doubtful:
+            with suppress(BrokerError):
+                replies = await self.attempt([ask_which(found[place]) for place in doubtful])
+        for place, reply in zip(doubtful, replies, strict=True):
+            found[place] = named_by(reply, found[place])
+        return found
 
     async def _send(
         self, commands: Sequence[Command], call: Callable[[Sequence[Command]], Awaitable[list[Any]]] | None = None
