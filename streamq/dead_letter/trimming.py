@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamq.queue.store import Store
-from streamq.wire.counters import DROPPED
+from streamq.scripts import step
 from streamq.wire.keys import TOTALS_KEPT
 
 _TRIM_STEP = 10_000  # entries of one XTRIM
@@ -20,5 +20,4 @@ async def trim(store: Store, size: int) -> None:
 async def count_dropped(store: Store, dropped: int) -> None:
     """Count dead letters that a bound has removed. If the server refuses that, nothing else is harmed."""
     if dropped:
-        totals = store.keys.totals
-        await store.attempt([("HINCRBY", totals, DROPPED, dropped), ("EXPIRE", totals, TOTALS_KEPT)])
+        await store.attempt([step("count_dropped")([store.keys.totals], dropped, TOTALS_KEPT)])

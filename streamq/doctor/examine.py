@@ -75,7 +75,7 @@ async def observe(
     )  # fmt: skip
     names = dict.fromkeys(
         [(kind, getattr(tier.keys, kind)) for tier in observed.tiers for kind in ("leases", "crashes", "alive")]
-        + [("stats", keys.stats(now))]
+        + [("stats", keys.stats(now)), ("totals", keys.totals)]
         + [(kind, name) for kind, some in (observed.scan.by_kind if observed.scan else {}).items() for name in some]
     )
     foreign = await read_foreign_values(queries, names, now)

@@ -22,7 +22,7 @@ from streamq.doctor.observations import (
 )
 from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
 from streamq.errors import ConfigurationError
-from streamq.wire.counters import DROPPED
+from streamq.wire.counters import DROPPED, stored_dropped
 from streamq.wire.keys import RELEASED_CONSUMER, Keys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import stored_count
@@ -256,6 +256,6 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
         recent=dict(reasons),
         more=more,
         cut=cut,
-        dropped=stored_count(pairs(totals).get(DROPPED)) or 0,
+        dropped=stored_dropped(pairs(totals).get(DROPPED)) or 0,
         last_id=last_id,
     )

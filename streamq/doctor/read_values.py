@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
-from streamq.wire.counters import is_counter
+from streamq.wire.counters import DROPPED, is_counter, stored_dropped
 from streamq.wire.stored_numbers import stored_count, stored_time
 
 LONGEST_LEASE: Final = 31 * 86_400.0  # seconds: scripts ignore leases beyond it (`_consumers.lua`)
@@ -17,7 +17,7 @@ _FARTHEST: Final = 1e8  # seconds ahead: scripts ignore times beyond it (`_time_
 _MOST_EVIDENCE: Final = 65_536  # bytes (`_crashes.lua`)
 _SHOWN: Final = 80  # characters of a value
 
-HASHES: Final = ("leases", "crashes", "stats", "circuit", "rate", "once")
+HASHES: Final = ("leases", "crashes", "stats", "totals", "circuit", "rate", "once")
 SORTED_SETS: Final = ("alive", "permits", "called")
 _COUNTS: Final = frozenset({"period", "failures", "token"})
 _PAST: Final = frozenset({"since", "closed", "failed_at"})
@@ -66,6 +66,8 @@ def _is_sound(kind: str, field: str, value: Any, now: float) -> bool:
             return len(value) < _MOST_EVIDENCE and _is_utf8(value)
         case "stats":
             return is_counter(field) and stored_count(value) is not None
+        case "totals":
+            return field == DROPPED and stored_dropped(value) is not None
         case _ if kind in SORTED_SETS:
             return 0 <= float(value) <= (now + LONGEST_LEASE) * 1000
         case _:

@@ -28,7 +28,7 @@ from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMet
 from streamq.queue.server_errors import translated
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
-from streamq.wire.counters import DROPPED, Counters, unpack
+from streamq.wire.counters import DROPPED, Counters, stored_dropped, unpack
 from streamq.wire.keys import RELEASED_CONSUMER, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import LAST_MS, stored_count, stored_time
@@ -218,7 +218,7 @@ class QueueMonitor:
             for key, counters in unpack(zip(flat[::2], flat[1::2], strict=True)).items():
                 counted.setdefault(key, Counters()).add(counters)
         first_used = next((start for start, flat in zip(starts, windows, strict=True) if flat), last * STATS_WINDOW)
-        dropped = stored_count(dict(zip(totals[::2], totals[1::2], strict=True)).get(DROPPED.encode())) or 0
+        dropped = stored_dropped(dict(zip(totals[::2], totals[1::2], strict=True)).get(DROPPED.encode())) or 0
         return counted, max(_MIN_COVERED, now - first_used), circuits, dropped
 
     def _set_oldest(self, tier: _TierState, now: float, waiting: Any, parked: Any) -> None:

@@ -32,6 +32,7 @@ _MORE = {  # files to prepend, by a function that the script calls
     "holders(": "_consumers.lua _claim.lua",
     "gone(": "_consumers.lua _gone.lua",
     "hold_key(": "_delay.lua _newest_wins.lua _hold_key.lua",
+    "count_dropped(": "_dropped.lua",
     "time_in(": "_time_in.lua",
     "read_bucket(": "_time_in.lua _bucket.lua",
     "reserve_permits(": "_wake.lua _permits.lua _sweep.lua",

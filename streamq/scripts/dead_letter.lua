@@ -27,8 +27,5 @@ delete_settled(stream, gone)
 if evidence then clear_crashes({KEYS[2]}, {{id}}) end
 for _, entry in ipairs(old) do call('XDEL', KEYS[3], entry[1]) end
 local dropped = before + 1 - call('XLEN', KEYS[3])
-if dropped > 0 then
-  redis.pcall('HINCRBY', KEYS[4], 'dead_dropped', dropped)
-  redis.pcall('EXPIRE', KEYS[4], ARGV[7])
-end
+if dropped > 0 then count_dropped(KEYS[4], dropped, ARGV[7]) end
 return 1

@@ -65,6 +65,7 @@ class Counters:
 
 
 DROPPED = "dead_dropped"  # the field of the totals of a group: dead letters that a bound has removed
+MOST_DROPPED = 10**15 - 1  # a larger number is somebody else's (`_dropped.lua`)
 COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "latency_us", "run_us")
 
 
@@ -84,11 +85,12 @@ def pack(counters: Mapping[tuple[str, bytes], Counters]) -> Counter[str]:
 def is_counter(field: str) -> bool:
     """Whether a field of a window is one that workers write."""
     what = field.rpartition("|")[2]
-    return (
-        what in COUNTS
-        or field == DROPPED
-        or (what[:1] == "l" and stored_count(what[1:], most=_LAST_BUCKET) is not None)
-    )
+    return what in COUNTS or (what[:1] == "l" and stored_count(what[1:], most=_LAST_BUCKET) is not None)
+
+
+def stored_dropped(value: object) -> int | None:
+    """Return how many dead letters a bound has removed; None if the value is somebody else's."""
+    return stored_count(value, most=MOST_DROPPED)
 
 
 def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Counters]:

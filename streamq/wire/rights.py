@@ -93,7 +93,7 @@ _TABLE: Final = (
     ("consume", "w", "leases", "hset hdel hmget expire evalsha"),
     ("consume", "w", "crashes", "hget hset hdel hmget exists pexpire evalsha"),
     ("consume", "w", "dead", "xadd xdel xlen xrange xinfo|groups memory|usage evalsha"),
-    ("consume", "w", "stats", "hincrby expire evalsha"),
+    ("consume", "w", "stats", "hincrby hset expire evalsha"),
     ("consume", "w", "&wake", "publish subscribe"),
     ("delayed", "pw", "", "eval time"),
     ("delayed", "pw", "stream", "xadd evalsha"),
@@ -187,7 +187,7 @@ _TABLE: Final = (
     ("monitoring", "m", "circuit", "hgetall"),
     ("dead-letters", "o", "", "eval time client|unblock"),
     ("dead-letters", "o", "dead", "xlen xrange xrevrange xread xdel xtrim evalsha"),
-    ("dead-letters", "o", "stats", "hincrby expire"),
+    ("dead-letters", "o", "stats", "hincrby hset expire evalsha"),
     ("dead-letters", "o", "stream", "xadd xinfo|groups evalsha"),
     ("dead-letters", "o", "dedup", "get set evalsha"),
     ("doctor", "pwmo", "", "info config|get command|list command|info acl|whoami scan time"),
@@ -214,7 +214,7 @@ STEPS: Final = {
     ),
     "circuits": "circuit_enter circuit_leave circuit_postpone circuit_report",
     "idempotency": "once_begin once_end once_renew",
-    "dead-letters": "replay",
+    "dead-letters": "replay count_dropped",
 }
 """The scripts of each feature, or of two together, and the side effects in them. A test compares them."""
 

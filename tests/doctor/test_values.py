@@ -16,6 +16,7 @@ PLANTED = {
     "queue:circuit:c": ("HSET", "state", "ajar"),
     "queue:once:k": ("HSET", "token", "abc"),
     "queue:permits:work": ("ZADD", 9e15, "x"),
+    "queue:stats:workers:totals": ("HSET", "dead_dropped", -5),
 }
 
 
@@ -26,6 +27,15 @@ async def test_a_foreign_value_is_named(server, key):
     server.command(command, key, *rest)
     finding = one(await examined(server.url), "foreign_values")
     assert list(finding.evidence["values"]) == [key]
+
+
+@pytest.mark.parametrize("value", ["abc", "-5", "1.5", 10**15, 2**63 - 1, "007" * 9])
+async def test_a_foreign_count_of_dropped_dead_letters_is_named_and_does_not_count(server, value):
+    """It is no number of dead letters."""
+    server.command("HSET", "queue:stats:workers:totals", "dead_dropped", value)
+    report = await examined(server.url)
+    assert f"dead_dropped: {value}" in str(one(report, "foreign_values").evidence)
+    assert "dead_letters_dropped" not in report.codes()
 
 
 @pytest.mark.parametrize("key", ["queue:standard", "queue:dead"])

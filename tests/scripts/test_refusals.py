@@ -138,6 +138,7 @@ CASES = {
     "renew": Case("renew", (STREAM, ALIVE, LEASES, CRASHES), ("g", "me", 9000, 1, 1, "entry")),
     "remove_consumers": Case("remove_consumers", (STREAM, ALIVE, LEASES), ("g", "parked", 10, "", 1)),
     "mark_isolated": Case("mark_isolated", (STREAM, CRASHES), ("g", "me", "entry", 9000)),
+    "count_dropped": Case("count_dropped", (TOTALS,), (3, 60)),
     "add_counters": Case("add_counters", ("stats",), (60, "a", 1, "b", 2)),
     "progress": Case("progress", ("p1", "p2"), (9000, "1", 9000, "2")),
     "register": Case("register", ("schedules", "ticks"), ("m", SCHEDULE, 5, "wake")),
@@ -184,7 +185,7 @@ OPTIONAL: dict[str, set[str] | None] = {
     "hmget": {"renew"},
     "hset": {"cancel"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
-    **{key: {"dead_letter"} for key in ("hincrby", "expire")},  # counts what was dropped
+    **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}

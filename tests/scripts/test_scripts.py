@@ -391,6 +391,22 @@ def test_the_dead_letters_are_trimmed_exactly(server):
     assert server.command("HGETALL", TOTALS) == [b"dead_dropped", b"3"]
 
 
+@pytest.mark.parametrize("value", ["abc", "-5", "1.5", "", 10**15, 2**63 - 1])
+def test_a_foreign_count_of_dropped_dead_letters_counts_as_missing(server, value):
+    """P13: it neither stops the count nor falsifies it, for a worker and for an operator."""
+    prepare(server)
+    server.command("HSET", TOTALS, "dead_dropped", value)
+    for entry in sent(server, 3):
+        taken(server)
+        assert bury(server, entry, most=1) == 1
+    assert server.command("HGET", TOTALS, "dead_dropped") == b"2"
+    server.command("HSET", TOTALS, "dead_dropped", value)
+    run(server, "count_dropped", [TOTALS], 4, 60)
+    run(server, "count_dropped", [TOTALS], 3, 60)
+    assert server.command("HGETALL", TOTALS) == [b"dead_dropped", b"7"]
+    assert 0 < server.command("TTL", TOTALS) <= 60
+
+
 def test_the_dead_letters_are_bounded_by_bytes(real_server):
     """P10: the oldest are dropped, at most 100 in one step, and counted; never the one that is written."""
     server = real_server
