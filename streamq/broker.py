@@ -311,7 +311,7 @@ class RedisBroker:
         self._consumers.add(consumer)
         try:
             while True:
-                yield await consumer.next()
+                yield (await consumer.next()).copy()
         finally:
             self._consumers.discard(consumer)
             consumer.stop()

@@ -33,12 +33,12 @@ _deliveries: ContextVar[tuple[Delivery, ...]] = ContextVar("streamq_batch")
 
 
 def current_batch() -> tuple[Delivery, ...]:
-    """Return the deliveries of the batch that is handled here, in the order of its items.
+    """Return copies of the deliveries of the batch that is handled here, in the order of its items.
 
     Raises LookupError outside the handler of a batch task. Works in threads, too.
     """
     try:
-        return _deliveries.get()
+        return tuple(one.copy() for one in _deliveries.get())
     except LookupError:
         raise LookupError("no batch is being handled here: call this inside the handler of a batch task") from None
 

@@ -6,7 +6,7 @@ Events are values. A listener changes nothing and must not wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.tasks.outcome import Outcome
@@ -77,9 +77,16 @@ class Listeners:
         return f"<Listeners {len(self._listeners)}>"
 
     def emit(self, event: Event) -> None:
-        """Call each listener with an event. Whatever it raises is logged with the listener, and swallowed."""
+        """Call each listener with an event. Whatever it raises is logged with the listener, and swallowed.
+
+        Each gets a copy of the delivery: what it does to that reaches neither the worker nor the others.
+        """
         for listener in self._listeners:
             try:
-                listener(event)
+                listener(event if isinstance(event, Trouble | Recovered) else _with_copy(event))
             except BaseException as error:
                 log.exception("listener %r raised", listener, error=error)
+
+
+def _with_copy(event: Started | Reclaimed | Settled | Superseded) -> Event:
+    return replace(event, delivery=event.delivery.copy())

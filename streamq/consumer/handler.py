@@ -142,7 +142,7 @@ class Handler:
         whole = chain.around(innermost)
 
         def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            return whole(Context(task, delivery, args, kwargs, store))
+            return whole(Context(task, delivery.copy(), args, kwargs, store))
 
         return call
 

@@ -96,7 +96,7 @@ class OnExhausted:
         if len(self._waiting) >= MOST_WAITING or self._ended.is_set():
             log.error("on_exhausted of %r is not called: %d calls wait already", delivery, len(self._waiting))
             return
-        self._waiting.append((target, Exhausted(delivery, outcome.reason, outcome.failure)))
+        self._waiting.append((target, Exhausted(delivery.copy(), outcome.reason, outcome.failure)))
         self._wake.set()
 
     def _target(self, delivery: Delivery, outcome: DeadLetter) -> Any:

@@ -48,16 +48,21 @@ class Cancellation:
 cancellation_var: ContextVar[Cancellation] = ContextVar("streamq_cancellation")
 
 
+def running_delivery() -> Delivery:
+    """Return the delivery that the worker holds, for streamq alone. Raises LookupError outside a handler."""
+    if (delivery := delivery_var.get()) is None:
+        raise LookupError("no delivery is being handled here: call this inside a task's handler")
+    return delivery
+
+
 def current_delivery() -> Delivery:
-    """Return the delivery of the handler that calls this.
+    """Return a copy of the delivery of the handler that calls this.
 
     For async handlers and handlers in threads. A handler in a process of its own has no delivery.
 
     Raises LookupError outside a handler.
     """
-    if (delivery := delivery_var.get()) is None:
-        raise LookupError("no delivery is being handled here: call this inside a task's handler")
-    return delivery
+    return running_delivery().copy()
 
 
 def current_store() -> Any:

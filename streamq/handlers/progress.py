@@ -16,7 +16,7 @@ import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import BrokerError, ConfigurationError
-from streamq.handlers.context import cancel_requested, current_delivery, reporter_var
+from streamq.handlers.context import cancel_requested, reporter_var, running_delivery
 from streamq.wire import bounds
 from streamq.wire.message import dumps
 
@@ -101,7 +101,7 @@ async def report_progress(done: float, total: float | None = None, note: str = "
     Raises LookupError outside a worker's handler, ConfigurationError for a value that cannot be reported.
     """
     reports = _reporter()
-    if reports.note(current_delivery(), done, total, note, data):
+    if reports.note(running_delivery(), done, total, note, data):
         reports.wake()
     if reports.due():  # a handler that only reports must let other tasks run, too
         await anyio.lowlevel.checkpoint()
@@ -112,7 +112,7 @@ def report_progress_sync(done: float, total: float | None = None, note: str = ""
 
     Reports of a run that was asked to stop are ignored.
     """
-    reports, delivery = _reporter(), current_delivery()
+    reports, delivery = _reporter(), running_delivery()
     if cancel_requested():
         return
     must_wake = reports.note(delivery, done, total, note, data)

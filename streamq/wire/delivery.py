@@ -70,6 +70,16 @@ class Delivery:
         name = self.fields.get(b"task", b"?").decode(errors="backslashreplace")
         return f"<Delivery {name} tier={self.tier_name} entry={entry}{' redelivered' * self.redelivered}>"
 
+    def copy(self) -> Delivery:
+        """Return a copy for code of the user's: what that does to it does not reach the worker."""
+        other = Delivery(
+            self.tier, self.tier_name, self.entry_id, [*self.flat],
+            redelivered=self.redelivered, crashed_workers=self.crashed_workers,
+        )  # fmt: skip
+        other.isolated, other.crash_proven, other.owner_died = self.isolated, self.crash_proven, self.owner_died
+        other.verified, other.only_basic_fields, other.state = self.verified, self.only_basic_fields, self.state
+        return other
+
     @property
     def fields(self) -> dict[bytes, bytes]:
         """The fields of the entry, not decoded."""

@@ -1,0 +1,141 @@
+"""P13: what a handler does to the objects that it is given harms its own run at most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamq import (
+    Event,
+    RedisBroker,
+    RetryLater,
+    batch_task,
+    current_batch,
+    current_delivery,
+    report_progress_sync,
+    task,
+)
+from streamq.middleware import Context, MiddlewareChain
+from streamq.wire.delivery import Delivery
+from tests.at_work import assert_nothing_left, burst, dead
+from tests.servers import TestServer
+
+pytestmark = pytest.mark.paired
+
+ran: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran():
+    ran.clear()
+
+
+def spoil(delivery: Delivery) -> None:
+    """Write to all of a delivery that can be written to."""
+    delivery.fields.clear()
+    delivery.fields[b"task"] = b"good"
+    delivery.fields["no bytes"] = object()  # type: ignore[index, assignment]
+    delivery.flat.clear()
+    delivery.args.append("more")
+    for name in Delivery.__slots__:
+        setattr(delivery, name, None)
+
+
+ENDS = ["returns", "fails", "asks for later"]
+
+
+def end(how: str, items: list[Any]) -> None:
+    ran.append(list(items))
+    if how == "fails":
+        raise ValueError(how)
+    if how == "asks for later" and len(ran) == 1:
+        raise RetryLater("later", after=0)
+    items.append("more")
+
+
+@task(retries=1, backoff=lambda attempt, error: 0.01, result_ttl=60)
+async def in_loop(how: str, items: list[int]) -> str:
+    spoil(current_delivery())
+    end(how, items)
+    return "done"
+
+
+@task(retries=1, backoff=lambda attempt, error: 0.01, result_ttl=60)
+def in_thread(how: str, items: list[int]) -> str:
+    report_progress_sync(1)
+    spoil(current_delivery())
+    report_progress_sync(2)
+    end(how, items)
+    return "done"
+
+
+@batch_task(size=1, wait=0.01, retries=1, backoff=lambda attempt, error: 0.01, result_ttl=60)
+async def in_batch(batch: list[tuple[str, list[int]]]) -> list[str]:
+    for one in current_batch():
+        spoil(one)
+    end(*batch[0])
+    return ["done"]
+
+
+@task(retries=1, backoff=lambda attempt, error: 0.01, result_ttl=60)
+async def in_middleware(how: str, items: list[int]) -> str:
+    end(how, items)
+    return "done"
+
+
+@task
+async def good(n: int) -> None:
+    ran.append(n)
+
+
+async def vandal(context: Context, call_next: Any) -> Any:
+    try:
+        return await call_next(context)
+    finally:
+        if context.task is not good:
+            spoil(context.delivery)
+
+
+def listener(event: Event) -> None:
+    if (delivery := getattr(event, "delivery", None)) is not None and delivery.fields.get(b"task") != b"good":
+        spoil(delivery)
+
+
+async def settled_as_decided(server: TestServer, culprit: Any, how: str, **options: Any) -> None:
+    given = (how, [1, 2])
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(culprit, *([given] if culprit is in_batch else given))
+        await burst(broker, culprit, good, visibility_timeout=1.0, **options)
+        assert ran == [[1, 2]] * (1 if how == "returns" else 2)
+        if how == "fails":
+            (letter,) = dead(server)
+            assert (letter["task"], letter["reason"], letter["attempts"]) == (culprit.name, "retries_exhausted", "2")
+            assert letter["task_id"] == handle.task_id
+            assert "[1,2]" in letter["args"]
+        else:
+            assert dead(server) == []
+            assert await handle.result(1) == "done"
+        await broker.enqueue(good, 7)
+        await burst(broker, culprit, good, visibility_timeout=1.0)
+        assert ran[-1] == 7
+    assert_nothing_left(server)
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("culprit", [in_loop, in_thread, in_batch], ids=lambda one: one.name)
+async def test_a_handler_that_writes_to_its_delivery_is_settled_as_decided(anyio_backend, shared_server, culprit, how):
+    """`current_delivery()` and `current_batch()` are copies; so are the arguments."""
+    await settled_as_decided(shared_server("redis"), culprit, how)
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_middleware_that_writes_to_a_delivery_is_settled_as_decided(anyio_backend, shared_server, how):
+    """The context has a copy of it."""
+    await settled_as_decided(shared_server("redis"), in_middleware, how, middleware=MiddlewareChain(vandal))
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_a_listener_that_writes_to_a_delivery_harms_no_task(anyio_backend, shared_server, how):
+    """An event has a copy of it."""
+    await settled_as_decided(shared_server("redis"), in_middleware, how, listeners=[listener])
