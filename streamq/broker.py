@@ -109,6 +109,7 @@ class RedisBroker:
         self._producer: Producer | None = None
         self._group: anyio.abc.TaskGroup | None = None
         self._resources: Resources | None = None
+        self._opened_by = 0  # the id of a task
         self._consumers: set[ManualConsumer] = set()  # those of the loops over `consume` that go on
 
     def __repr__(self) -> str:
@@ -121,6 +122,7 @@ class RedisBroker:
         if self._resources is not None:
             raise ConfigurationError(f"{self!r} is open already: open a broker once")
         resources = self._resources = Resources()
+        self._opened_by = anyio.get_current_task().id
         try:
             client, self._group = await self._server.connect(resources, *self._timeouts)
         except BaseException as error:
@@ -138,10 +140,9 @@ class RedisBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        store = self._store
-        if store is not None and not store.client.owner.is_here and not store.client.owner.was_forked:
+        if (wrong := self._left_elsewhere()) is not None:
             if error is None:
-                raise store.client.owner.error()
+                raise wrong
             return  # the error of the block counts; the broker is left where it was opened
         resources, self._resources = self._resources, None
         if self._waiters is not None:
@@ -149,6 +150,17 @@ class RedisBroker:
         self._store = self._waiters = self._producer = self._group = None
         if resources is not None:
             await resources.close(error)
+
+    def _left_elsewhere(self) -> Exception | None:
+        """Return the error of leaving this where it was not opened: its task group belongs to that task."""
+        owner = None if self._store is None else self._store.client.owner
+        if owner is None or owner.was_forked:
+            return None
+        if not owner.is_here:
+            return owner.error()
+        if anyio.get_current_task().id == self._opened_by:
+            return None
+        return ConfigurationError(f"{self!r} was opened by another task, and stays open: leave it there (`async with`)")
 
     @property
     def store(self) -> Store:

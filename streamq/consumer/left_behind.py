@@ -303,7 +303,7 @@ def abandoned_generators_kept() -> Iterator[None]:
         yield
     finally:
         _hooks.wanted -= 1
-        if not _hooks.wanted and sys.get_asyncgen_hooks().finalizer is _finalize:
+        if not _hooks.wanted:  # also if a handler has left others
             sys.set_asyncgen_hooks(firstiter=_hooks.begin_before, finalizer=_hooks.before)
 
 
@@ -325,6 +325,18 @@ def _finalize(generator: _Generator) -> None:
     run = _begun_in.pop(id(generator), None)
     if (run is None or not run.keep(generator)) and _hooks.before is not None:
         _hooks.before(generator)
+
+
+HOOKS = (_begin, _finalize)  # what `sys.get_asyncgen_hooks` returns while a worker runs
+
+
+def restore_hooks() -> None:
+    """Put our hooks back after a run, or the event loop as it began anew, has replaced them."""
+    if _hooks.wanted:
+        log.warning(
+            "the hooks of async generators (sys.set_asyncgen_hooks) were changed by a handler, and are put back"
+        )
+        sys.set_asyncgen_hooks(*HOOKS)
 
 
 # --- filters of warnings ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ A runner whose context a run has changed, or in which it left a scope open, ends
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
@@ -34,7 +35,7 @@ from streamq.consumer.cancellation import (
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
-from streamq.consumer.left_behind import MISNESTED, filters, take_requests
+from streamq.consumer.left_behind import HOOKS, MISNESTED, filters, restore_hooks, take_requests
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import DONE, kept_for, success
@@ -219,11 +220,15 @@ class Runners:
                 self._consumer.wake_up()
                 await anyio.lowlevel.checkpoint()
             elif runs >= RUNS_PER_TURN and buffer.last_start >= since + TURN:
+                if sys.get_asyncgen_hooks() != HOOKS:
+                    restore_hooks()
                 await (self._wait_for_work() if self._woken else anyio.lowlevel.checkpoint())
                 runs, since = 0, self._elapsed()
 
     async def _wait_for_work(self) -> None:
         """Wait to be woken."""
+        if sys.get_asyncgen_hooks() != HOOKS:
+            restore_hooks()
         event = anyio.Event()
         self._idle.append(event)
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from streamq import RedisBroker, Reject, Worker, task
 from streamq.dead_letter import DeadLetterQueue
-from streamq.errors import BrokerError, NotOpenError, ResultTimeoutError
+from streamq.errors import BrokerError, ConfigurationError, NotOpenError, ResultTimeoutError, TaskFailedError
 from tests.cancelling import ENDS_WITHIN, cancelled_everywhere, nothing_more_open, open_now, stepped
 from tests.servers import RealServer, fresh_server
 
@@ -406,6 +406,45 @@ async def test_a_cancellation_of_asyncio_itself_leaves_the_block():
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(started, ENDS_WITHIN)
         await nothing_more_open(before, at)
+
+
+@pytest.mark.parametrize("own_error", [False, True])
+async def test_another_task_cannot_leave_a_broker(server, own_error):
+    """Its scopes belong to the task that opened it: under trio that was the end of the event loop."""
+    before = open_now()
+
+    async def leave(broker: RedisBroker) -> None:
+        if own_error:
+            error = OwnError()
+            assert await broker.__aexit__(OwnError, error, None) is None
+            return
+        with pytest.raises(ConfigurationError, match="opened by another task, and stays open"):
+            await broker.__aexit__(None, None, None)
+
+    async with RedisBroker(server.url) as broker:
+        async with anyio.create_task_group() as group:
+            group.start_soon(leave, broker)
+        await broker.client.ping()
+    await nothing_more_open(before, 0)
+
+
+async def test_a_handler_cannot_leave_the_broker_of_its_worker(server):
+    """Its attempt fails, and the worker goes on."""
+    brokers: list[RedisBroker] = []
+
+    @task(retries=0, result_ttl=60)
+    async def leaves() -> None:
+        await brokers[0].__aexit__(None, None, None)
+
+    async with RedisBroker(server.url) as broker:
+        brokers.append(broker)
+        left = await broker.enqueue(leaves)
+        await broker.enqueue(answer, 1)
+        with anyio.fail_after(ENDS_WITHIN):
+            await Worker(broker, [answer, leaves], burst=True).run()
+        with pytest.raises(TaskFailedError, match="opened by another task"):
+            await left.result(1)
+    assert runs == [1]
 
 
 async def test_the_counting_of_awaits_counts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from streamq import (
     report_progress_sync,
     task,
 )
+from streamq.consumer.left_behind import HOOKS
 from streamq.middleware import Context, MiddlewareChain
 from streamq.wire.delivery import Delivery
-from tests.at_work import assert_nothing_left, burst, dead
+from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.servers import TestServer
 
 pytestmark = pytest.mark.paired
@@ -139,3 +142,38 @@ async def test_middleware_that_writes_to_a_delivery_is_settled_as_decided(anyio_
 async def test_a_listener_that_writes_to_a_delivery_harms_no_task(anyio_backend, shared_server, how):
     """An event has a copy of it."""
     await settled_as_decided(shared_server("redis"), in_middleware, how, listeners=[listener])
+
+
+# --- the hooks of async generators ---------------------------------------------------------------------------
+
+
+@task(retries=0)
+async def changes_hooks(how: str) -> None:
+    if how == "none":
+        sys.set_asyncgen_hooks(None, None)
+    elif how == "the first alone":
+        sys.set_asyncgen_hooks(firstiter=None)
+    else:
+        sys.set_asyncgen_hooks(firstiter=ran.append, finalizer=ran.append)
+
+
+@task(retries=0)
+async def looks(_: int) -> None:
+    time.sleep(0.0005)  # noqa: ASYNC251 - runs in a row, without a wait
+    ran.append(tuple(sys.get_asyncgen_hooks()))
+
+
+@pytest.mark.parametrize("how", ["none", "the first alone", "its own"])
+@pytest.mark.parametrize("busy", [False, True], ids=["then idle", "then busy"])
+async def test_hooks_of_generators_that_a_handler_leaves_are_put_back(anyio_backend, how, busy, caplog):
+    """When a runner waits, and every few runs if none does: without ours, what a later run abandons is closed late."""
+    async with RedisBroker("memory://") as broker:
+        if busy:
+            await broker.enqueue_many([changes_hooks.call(how), *(looks.call(n) for n in range(100))])
+        async with working(broker, changes_hooks, looks, concurrency=1 if busy else 3):
+            if not busy:
+                await (await broker.enqueue(changes_hooks.options(result_ttl=60), how)).result(5)
+                await broker.enqueue(looks, 1)
+            await until(lambda: len(ran) >= (100 if busy else 1))
+    assert ran[-1] == HOOKS
+    assert "hooks of async generators" in caplog.text
