@@ -13,6 +13,7 @@ from math import inf, isnan
 from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
 from streamq.tasks.retry_policy import RetryPolicy
 
+_STOPPED = ("coroutine raised StopIteration",)  # the arguments of Python's RuntimeError (PEP 479)
 _REQUESTS = (RetryLater, Reject, ArgumentsError, UndecodableError)
 
 
@@ -46,8 +47,18 @@ def deciding(error: BaseException, policy: RetryPolicy) -> BaseException:
     The first one where two are equal.
     """
     if not isinstance(error, BaseExceptionGroup):
+        return _as_raised(error, policy)
+    found = (_as_raised(one, policy) for one in leaves(error, policy.named))
+    return min(found, key=lambda one: _strictness(one, policy))
+
+
+def _as_raised(error: BaseException, policy: RetryPolicy) -> BaseException:
+    """Return the StopIteration that a handler raised, if its policy names that. Python makes a RuntimeError of it."""
+    if type(error) is not RuntimeError or error.args != _STOPPED or not isinstance(error.__cause__, StopIteration):
         return error
-    return min(leaves(error, policy.named), key=lambda one: _strictness(one, policy))
+    cause = error.__cause__
+    named = any(isinstance(cause, kind) and not isinstance(error, kind) for kind in policy.named)
+    return cause if named else error
 
 
 def _strictness(error: BaseException, policy: RetryPolicy) -> tuple[int, float]:

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import anyio
 import pytest
 
 from streamq import (
@@ -177,3 +178,57 @@ async def test_hooks_of_generators_that_a_handler_leaves_are_put_back(anyio_back
             await until(lambda: len(ran) >= (100 if busy else 1))
     assert ran[-1] == HOOKS
     assert "hooks of async generators" in caplog.text
+
+
+# --- StopIteration -------------------------------------------------------------------------------------------
+
+GIVES_UP = {"retries": 5, "backoff": 0.0, "give_up_on": (StopIteration, StopAsyncIteration)}
+STOPS = {"StopIteration": StopIteration, "StopAsyncIteration": StopAsyncIteration}
+
+
+@task(**GIVES_UP)
+async def stops(kind: str) -> None:
+    raise STOPS[kind]("empty")
+
+
+@task(**GIVES_UP)
+def stops_in_thread(kind: str) -> None:
+    raise STOPS[kind]("empty")
+
+
+@task(**GIVES_UP)
+async def stops_in_a_group(kind: str) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(stops.function, kind)
+
+
+@batch_task(size=1, wait=0.01, **GIVES_UP)
+async def stops_in_a_batch(kinds: list[str]) -> list[BaseException]:
+    return [STOPS[kind]("empty") for kind in kinds]
+
+
+@task(retries=0, give_up_on=RuntimeError)
+async def stops_and_names_what_python_makes_of_it() -> None:
+    raise StopIteration
+
+
+@pytest.mark.parametrize("kind", STOPS)
+@pytest.mark.parametrize("one", [stops, stops_in_thread, stops_in_a_group, stops_in_a_batch], ids=lambda one: one.name)
+async def test_a_policy_that_names_stop_iteration_finds_it(anyio_backend, shared_server, one, kind):
+    """A coroutine cannot raise it: Python makes a RuntimeError of it, which was retried."""
+    server = shared_server("redis")
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(one, kind)
+        await burst(broker, one)
+    (letter,) = dead(server)
+    assert (letter["reason"], letter["attempts"], letter["error_type"]) == ("rejected", "1", kind)
+
+
+async def test_who_names_runtime_errors_gets_them(anyio_backend, shared_server):
+    """As before: the StopIteration is only looked for where it is named."""
+    server = shared_server("redis")
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(stops_and_names_what_python_makes_of_it)
+        await burst(broker, stops_and_names_what_python_makes_of_it)
+    (letter,) = dead(server)
+    assert (letter["reason"], letter["error_type"]) == ("rejected", "RuntimeError")
