@@ -48,7 +48,10 @@ cli.add_command(demo)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 2 for a usage error, 130 after Ctrl-C."""
     _open_standard_files()
-    sys.exit(_run(arguments))
+    try:
+        sys.exit(_run(arguments))
+    finally:
+        _give_up_output()
 
 
 def _open_standard_files() -> None:
@@ -58,6 +61,16 @@ def _open_standard_files() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+
+
+def _give_up_output() -> None:
+    """Drop what cannot be written: Python tries it once more at its end, and would exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -1,10 +1,13 @@
 """The one door from the command line to the terminal. What goes through it is escaped (see `wire/printable.py`).
 
 Results go to stdout, all else to stderr. No other module of the command line prints (tests/cli/test_output.py).
+A result that cannot be written is an error. What goes to stderr is not: a full disk, or a reader that has gone, must
+not change what a command does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from typing import IO, Any
@@ -22,12 +25,21 @@ def result(text: str, *, cut: bool = False, limit: int = LONGEST) -> None:
 
 def note(text: str, *, file: IO[Any] | None = None) -> None:
     """Print one line about a result, or about an error, to stderr."""
-    click.echo(printable(text), file=file, err=file is None)
+    _say(printable(text), file)
 
 
 def block(text: str, *, err: bool = False, limit: int = LONGEST) -> None:
     """Print a text of several lines that are ours, or a traceback."""
-    click.echo(printable_lines(text, limit=limit), err=err)
+    whole = printable_lines(text, limit=limit)
+    if err:
+        _say(whole)
+    else:
+        click.echo(whole)
+
+
+def _say(text: str, file: IO[Any] | None = None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the file is closed
+        click.echo(text, file=file, err=file is None)
 
 
 def result_json(value: Any) -> None:

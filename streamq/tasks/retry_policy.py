@@ -27,6 +27,7 @@ log = SafeLog("streamq")
 
 DEFAULT_RETRIES = 3
 LONGEST = 86_400.0  # seconds: no delay is longer, unless `max_backoff` says so
+MOST_TOLD = 10_000  # attempts: a message may have any number, and a backoff may count up to it, or raise 2 to it
 
 
 class Uniform(Protocol):
@@ -66,7 +67,8 @@ class Backoff:
 
     def __post_init__(self) -> None:
         _check_seconds(self, "base", "cap")
-        bounds.BACKOFF_FACTOR.check(self.factor, "Backoff.factor")
+        # A float: a power of whole numbers has no end, and a message may say that it is the billionth attempt.
+        object.__setattr__(self, "factor", float(bounds.BACKOFF_FACTOR.check(self.factor, "Backoff.factor")))
 
     @property
     def longest(self) -> float:
@@ -78,7 +80,7 @@ class Backoff:
         try:
             return min(self.cap, self.base * self.factor ** (attempt - 1))
         except OverflowError:
-            return self.cap
+            return self.cap if self.base else 0.0
 
     def delay(self, attempt: int, random: Uniform) -> float:
         """Return the delay (s) after this attempt failed, counted from 1."""
@@ -216,17 +218,21 @@ class RetryPolicy:
     def delay(self, attempt: int, error: BaseException, random: Uniform) -> float:
         """Return the delay (s) after this attempt failed with this error.
 
-        A backoff that raises, or returns what is no delay within its bound (`docs/bounds.md`), is logged and replaced
-        by the default.
+        One of the user's is told of `MOST_TOLD` attempts at most. A backoff that raises, or returns what is no delay
+        within its bound (`docs/bounds.md`), is logged and replaced by the default.
         """
         rule = next(rule for kind, rule in self._rules if isinstance(error, kind))
         try:
-            returned = rule.delay(attempt, random) if isinstance(rule, BackoffStrategy) else rule(attempt, error)
+            told = attempt if type(rule) in _OURS else min(attempt, MOST_TOLD)
+            returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
             delay = max(0.0, float(bounds.AFTER.check(returned, "the delay of a backoff")))
         except BaseException as broken:
             log.exception("backoff %r cannot be used, the default is used in its place", rule, error=broken)
             delay = Backoff().delay(attempt, random)
         return min(delay, self.max_backoff)
+
+
+_OURS = (Backoff, Linear, Fixed, Delays)  # these take any number of attempts
 
 
 def _with_jitter(ceiling: float, random: Uniform, *, jitter: bool) -> float:

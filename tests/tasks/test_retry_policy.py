@@ -285,3 +285,33 @@ def test_a_task_takes_all_of_it():
     assert fetch.policy.max_retries(OSError()) == 7
     assert fetch.policy.delay(9, OSError(), random.Random()) == 2
     assert fetch.policy.max_backoff == 5
+
+
+HUGE = 1 << 32  # what a message may say at most (docs/bounds.md)
+
+
+@pytest.mark.parametrize("backoff", [Backoff(factor=2, jitter=False), Backoff(base=5, factor=1_000_000, jitter=False)])
+def test_a_huge_attempt_is_the_cap_at_once(backoff):
+    """P13: no power of whole numbers, which would take the memory and the time of the worker."""
+    assert backoff.ceiling(HUGE) == backoff.cap
+    assert RetryPolicy(backoff=backoff).delay(HUGE, ValueError(), Most()) == backoff.cap
+
+
+@pytest.mark.parametrize(
+    ("backoff", "delay"),
+    [
+        (Linear(0.001, cap=30), 30.0), (Linear(1, cap=30), 30.0), (Fixed(7), 7.0), (Delays([1, 2]), 2.0),
+        (Backoff(factor=1, jitter=False), 1.0), (Backoff(base=0, jitter=False), 0.0),
+    ],
+)  # fmt: skip
+def test_every_backoff_of_ours_takes_a_huge_attempt(backoff, delay):
+    assert RetryPolicy(backoff=backoff).delay(HUGE, ValueError(), Most()) == delay
+
+
+def test_a_function_is_told_of_a_bounded_number_of_attempts():
+    """P13: a message may say that it is the billionth attempt; `2**n` of that would end the worker."""
+    told = []
+    policy = RetryPolicy(backoff=lambda n, error: told.append(n) or 2**n, max_backoff=60)
+    assert policy.delay(HUGE, ValueError(), Most()) <= 60
+    assert policy.delay(9_999, ValueError(), Most()) <= 60
+    assert told == [10_000, 9_999]
