@@ -32,6 +32,23 @@ def leaves(error: BaseException, named: Iterable[type[BaseException]] = ()) -> I
             yield one
 
 
+def is_of_message(error: BaseException) -> bool:
+    """Did streamq raise this about the message of the run? Not if code of the user raised it, or called what did.
+
+    The call of a handler may go through middleware of the user's, but ends in `streamq.consumer`: an error about the
+    message has a frame of that inside of all frames of the user.
+    """
+    ours, traceback = True, error.__traceback__
+    while traceback is not None:
+        name = str(traceback.tb_frame.f_globals.get("__name__"))
+        if not name.startswith("streamq."):
+            ours = False
+        elif name.startswith("streamq.consumer."):
+            ours = True
+        traceback = traceback.tb_next
+    return ours
+
+
 def only_leaf(error: BaseException) -> BaseException:
     """Return the exception in a group of one, nested too; anything else as it is."""
     found = leaves(error)
@@ -66,7 +83,9 @@ def _strictness(error: BaseException, policy: RetryPolicy) -> tuple[int, float]:
     match error:
         case RetryLater():
             return 3, -_seconds(error)
-        case Reject() | ArgumentsError() | UndecodableError():
+        case Reject():
+            return 0, 0.0
+        case ArgumentsError() | UndecodableError() if is_of_message(error):
             return 0, 0.0
         case _ if not policy.retryable(error):
             return 1, 0.0

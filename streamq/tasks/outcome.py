@@ -14,7 +14,7 @@ from typing import Any
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, traceback_of, type_name
 from streamq.errors import ArgumentsError, ConfigurationError, Reject, RetryLater, UndecodableError
-from streamq.tasks.exception_groups import deciding
+from streamq.tasks.exception_groups import deciding, is_of_message
 from streamq.tasks.retry_policy import RetryPolicy, Uniform
 from streamq.wire import bounds
 from streamq.wire.dead_letter_fields import ERROR_KEPT, UNDECODABLE, Failure
@@ -137,13 +137,15 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
             log.warning("a run asked to run again, and has failed: %s: %s", type_name(unusable), str_of(unusable))
             raised = error = unusable
     match error:
-        case Reject() | ArgumentsError():
-            return DeadLetter(Reason.REJECTED, failure_of(error, raised))
-        case UndecodableError():
+        case UndecodableError() if is_of_message(error):
             return DeadLetter(Reason.UNDECODABLE, failure_of(error, raised))
-        case _ if not policy.retryable(error):
+        case _ if _rejects(error) or not policy.retryable(error):
             return DeadLetter(Reason.REJECTED, failure_of(error, raised))
         case _ if attempt > (policy.max_retries(error) if retries is None else retries):
             return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised))
         case _:
             return Retry(policy.delay(attempt, error, random), failure_of(error, raised))
+
+
+def _rejects(error: BaseException) -> bool:
+    return isinstance(error, Reject) or (isinstance(error, ArgumentsError) and is_of_message(error))
