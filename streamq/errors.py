@@ -205,7 +205,8 @@ class LeftOpenError(StreamqError, RuntimeError):
 
     def __init__(self, task: str, where: str = "") -> None:
         self.task = task
-        super().__init__(f"task {task!r} ended and left a cancel scope or a task group open{where}")
+        hint = where or ": leave it before the handler ends; if an async generator opens it, use contextlib.aclosing"
+        super().__init__(f"task {task!r} ended and left a cancel scope or a task group open{hint}")
 
 
 class BatchResultError(StreamqError, TypeError):

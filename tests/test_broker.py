@@ -225,6 +225,15 @@ async def test_status_follows_a_task(server, broker):
     assert await handle.status() is Status.UNKNOWN
 
 
+async def test_the_beginning_of_1970_is_a_time_that_is_over(server, broker):
+    """`at=0` is within its bound: the task runs at once."""
+    for number, at in enumerate((0, 0.0, datetime.fromtimestamp(0, UTC))):
+        handle = await broker.enqueue(TaskRef("later").options(at=at, task_id=f"t{number}"))
+        assert 0 < float(server.command("ZSCORE", "queue:standard:delayed", handle.task_id)) <= 1
+    with pytest.raises(ConfigurationError):
+        await broker.enqueue(TaskRef("later").options(at=-1))
+
+
 async def test_a_queued_and_a_delayed_task_can_be_withdrawn(server, broker):
     """They never run, and waiters for their results get the error."""
     from streamq.errors import TaskFailedError

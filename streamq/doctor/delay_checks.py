@@ -85,7 +85,8 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "dead_letters_dropped",
             f"the bound of {observed.dead_key} has removed {counted(dead.dropped, 'dead letter', 'dead letters')}",
-            "replay or purge dead letters sooner, or give RedisBroker(dead_letters=DeadLetterBound(...)) another bound",
+            "replay or purge dead letters sooner, or give RedisBroker(dead_letters=DeadLetterBound(...)) another bound"
+            f"; forget those that were dropped with: {redis_cli_command('DEL', dead.totals)}",
             key=observed.dead_key, dropped=dead.dropped, bound=dead.bound,
         )  # fmt: skip
     if not dead.size:

@@ -156,6 +156,7 @@ class DeadLetters:
     more: bool = False
     cut: int = 0
     dropped: int = 0
+    totals: str = ""  # the key that has this count
     last_id: str = "0-0"
 
 

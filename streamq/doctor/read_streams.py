@@ -257,5 +257,6 @@ async def read_dead_letters(queries: Queries, bound: int, now: float) -> DeadLet
         more=more,
         cut=cut,
         dropped=stored_dropped(pairs(totals).get(DROPPED)) or 0,
+        totals=queries.store.keys.totals,
         last_id=last_id,
     )

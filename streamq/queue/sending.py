@@ -257,8 +257,10 @@ def _delay_and_due(options: Options) -> tuple[float, float | None]:
     """Return the delay (s), and the due time (Unix s) if `at` was given."""
     delay = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay or 0.0
     due = None if options.at is None else _unix_seconds(options.at)
-    if due is not None and due <= 0:
+    if due is not None and due < 0:
         raise ConfigurationError(f"at={repr_of(options.at)} is before 1970")
+    if due == 0:
+        due = 0.001  # 1970 itself is long over; 0 says `by delay` (enqueue.lua)
     return delay, due
 
 

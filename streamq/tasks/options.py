@@ -151,8 +151,8 @@ class Options:
                     object.__setattr__(self, name, seconds)
         if isinstance(self.at, datetime):
             bounds.AT.check(min(self.at.timestamp(), bounds.LAST_MOMENT), f"at of {self.at}: Unix seconds")
-        if isinstance(self.at, int | float) and not bounds.AT.check(self.at) > 0:
-            raise ConfigurationError(f"at={repr_of(self.at)} cannot be used: give Unix seconds or an aware datetime")
+        if isinstance(self.at, int | float):
+            bounds.AT.check(self.at)
 
 
 _BOUNDS = (

@@ -21,7 +21,6 @@ from streamq.wire.bounds import (
     UNIX_FIELD,
     Bound,
     seconds_field,
-    shown,
     whole_number,
 )  # fmt: skip
 from streamq.wire.message import MOST_FIELDS, entry_ms, load, text
@@ -220,7 +219,7 @@ class Delivery:
         if not fields.get(b"task"):
             raise UndecodableError(_NO_TASK)
         for key, value in fields.items():
-            readable = text(value, text(key, shown(key)))
+            readable = text(value, text(key, key[:80].decode(errors="backslashreplace")))
             if key in _NAMES and (value or key == b"dedup") and not IS_PLAIN_ID(value):
                 check_field(_NAMES[key], readable, key.decode())
         for name in ("task_id", "args", "kwargs", "headers", "starts", "priority",

@@ -296,6 +296,7 @@ class TestDeadLetters:
         server.command("HSET", "queue:stats:workers:totals", "dead_dropped", 7)
         report = await examined(server.url)
         assert "removed 7 dead letters" in one(report, "dead_letters_dropped").message
+        assert "redis-cli DEL queue:stats:workers:totals" in one(report, "dead_letters_dropped").remedy
         assert "dead_letters_none" in report.codes()
 
     async def test_near_the_bound(self, server):

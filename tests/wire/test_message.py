@@ -341,3 +341,13 @@ def test_times_beyond_the_calendar_do_no_harm(entry, field):
     letter = buried(an_entry(entry, task="t", **{field: str(2**63 - 1)}))
     assert letter[b"task"] == b"t"
     assert iso(1e300) == "9999-12-31T23:59:59.000+00:00"
+
+
+def test_the_name_of_a_field_is_quoted_once():
+    """Also one that is no UTF-8 itself."""
+    for name in (b"note", b"\xff"):
+        delivery = Delivery(0, "standard", b"1-1", [b"task", b"t", name, b"\xfe"])
+        with pytest.raises(UndecodableError) as caught:
+            delivery.check()
+        shown = name.decode(errors="backslashreplace")
+        assert str(caught.value).startswith(f"field {shown!r} is ")
