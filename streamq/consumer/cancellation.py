@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib import import_module
 from itertools import islice
 
 import anyio
@@ -29,7 +30,18 @@ def hear_signals_apart() -> None:
 def by_a_stranger(error: BaseException) -> bool:
     """Is this a cancellation that nobody may have asked for: of the task of a worker that hears signals apart?"""
     asked_for = bool(_ends_program) or anyio.current_effective_deadline() == float("-inf")
-    return isinstance(error, anyio.get_cancelled_exc_class()) and not asked_for
+    return isinstance(error, anyio.get_cancelled_exc_class()) and (not asked_for or trio_ends())
+
+
+def trio_ends() -> bool:
+    """Does trio end its main task because a callback or a system task raised?
+
+    A handler can leave such a one behind (`run_sync_soon`, `spawn_system_task`).
+    """
+    if not anyio.get_cancelled_exc_class().__module__.startswith("trio"):
+        return False
+    root = import_module("trio").lowlevel.current_root_task()  # by name: streamq depends on no backend
+    return any(nursery.cancel_scope.cancel_called for nursery in root.child_nurseries)
 
 
 def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> None:

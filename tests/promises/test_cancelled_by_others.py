@@ -111,3 +111,45 @@ def test_a_program_that_ends_beside_its_worker_is_quiet(caplog):
     assert beside.cancelled()
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert sum("a runner was cancelled" in record.message for record in caplog.records) <= 1
+
+
+@task(retries=5)
+async def breaks_the_loop(how: str) -> None:
+    """Leave behind what raises in trio's own tasks."""
+
+    def broken() -> None:
+        raise ValueError("left behind")
+
+    async def broken_task() -> None:
+        raise ValueError("left behind")
+
+    if how == "a callback":
+        trio.lowlevel.current_trio_token().run_sync_soon(broken)
+    else:
+        trio.lowlevel.spawn_system_task(broken_task)
+    ran.append(1)
+    await anyio.sleep(30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["a callback", "a system task"])
+def test_a_run_that_breaks_trio_is_a_crash_of_its_worker(shared_server, how):
+    """It was handed back by each worker that it ended, so it ended one after the other."""
+    server = shared_server("redis")
+
+    async def send() -> None:
+        async with RedisBroker(server.url) as broker:
+            await broker.enqueue(breaks_the_loop, how)
+
+    async def work() -> None:
+        async with RedisBroker(server.url) as broker:
+            with anyio.fail_after(10):
+                await Worker(broker, tasks=[breaks_the_loop], visibility_timeout=0.5, burst=True).run()
+
+    anyio.run(send, backend="trio")
+    for _ in range(3):
+        with pytest.raises(trio.TrioInternalError):
+            anyio.run(work, backend="trio")
+    anyio.run(work, backend="trio")
+    assert [one["reason"] for one in dead(server)] == ["crash_loop"]
+    assert len(ran) == 3
