@@ -30,7 +30,7 @@ from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
-from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
+from streamq.queue.server_errors import CLOSED, UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Release, Retry
@@ -41,6 +41,7 @@ log = SafeLog("streamq")
 
 TRIES = 5  # refusals of a settlement as it was decided: about 3 s
 TRIES_WITHOUT_RIGHT = 7  # the same for a missing right, which may be given back: about 10 s
+_ALLOWED = {UNPACKABLE: 1, CLOSED: 2, "NOPERM": TRIES_WITHOUT_RIGHT}  # by code: each closing disturbs all others
 LEFT_PAUSE = 30.0  # seconds between two tries of a settlement that is left
 MOST_TRIED = 1000  # settlements of one tier that are tried: beyond them the tier is not read
 MOST_LEFT = 1000  # settlements that are left: beyond them the oldest are let go
@@ -272,7 +273,7 @@ class SetAside:
             one.why, one.where = why, ""
             self._unnamed.append(one)
         final = is_final(error)
-        allowed = 1 if error.code == UNPACKABLE else TRIES_WITHOUT_RIGHT if error.code == "NOPERM" else TRIES
+        allowed = _ALLOWED.get(error.code, TRIES)
         if not final or (not one.left and not one.place and one.refusals < allowed):
             self._try_at(one, now + _PAUSE.ceiling(one.refusals) * self._random.uniform(0.75, 1.0))
         elif self._has_next_way(one):

@@ -55,6 +55,7 @@ def _code(error: redis.exceptions.ResponseError) -> str:
     return "NOGROUP" if code == "UNBLOCKED" else code
 
 
+CLOSED = "CLOSED"  # the code of a command on which the server closes the connection (see `lost_commands`)
 UNPACKABLE = "UNPACKABLE"  # the code of a command that cannot be packed, so it was not sent
 
 _OTHERS: dict[type[Exception], str] = {

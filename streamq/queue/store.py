@@ -19,6 +19,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError, OutcomeUnknownError
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
+from streamq.queue.lost_commands import LostCommands
 from streamq.queue.missing_right import Suspect, ask_which, explained, named_by, suspects, where_refused
 from streamq.queue.read_commands import ReadCommands
 from streamq.queue.server_errors import UNPACKABLE, translated
@@ -58,6 +59,7 @@ class Store:
         self.tiers = tuple(tiers)
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock(clock)
         self.max_payload = max_payload
+        self._lost = LostCommands()
         self.signer = None if signing is None else Signer(signing, namespace=keys.namespace, group=keys.group)
         self.enqueue_commands = (
             EnqueueCommands(keys) if self.signer is None else SignedEnqueueCommands(keys, self.signer)
@@ -241,10 +243,16 @@ class Store:
         """
         try:
             replies = await self._send(commands)
+        except OutcomeUnknownError as error:
+            if errors := self._lost.note_lost(commands, error):
+                return list(errors)
+            raise
         except BrokerError as error:
             if error.code != UNPACKABLE:
                 raise
             replies = await self._send_packable(commands)
+        if self._lost.losses:
+            self._lost.note_answered(commands)
         return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     async def _send_packable(self, commands: Sequence[Command]) -> list[Any]:
