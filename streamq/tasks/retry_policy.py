@@ -223,7 +223,7 @@ class RetryPolicy:
         """
         rule = next(rule for kind, rule in self._rules if isinstance(error, kind))
         try:
-            told = attempt if type(rule) in _OURS else min(attempt, MOST_TOLD)
+            told = attempt if attempt <= MOST_TOLD or rule.__class__ in _OURS else MOST_TOLD
             returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
             delay = max(0.0, float(bounds.AFTER.check(returned, "the delay of a backoff")))
         except BaseException as broken:
