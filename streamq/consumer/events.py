@@ -5,6 +5,7 @@ Events are values. A listener changes nothing and must not wait.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -60,6 +61,8 @@ class Recovered:
     after: float
 
 
+_MOST_KINDS = 100  # of failures of listeners that are counted apart
+
 Event = Started | Reclaimed | Settled | Superseded | Trouble | Recovered
 Listener = Callable[[Event], None]
 
@@ -69,6 +72,7 @@ class Listeners:
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self._listeners = tuple(listeners)
+        self._failures: Counter[tuple[int, type[BaseException]]] = Counter()  # by the listener's place
 
     def __bool__(self) -> bool:
         return bool(self._listeners)
@@ -77,15 +81,25 @@ class Listeners:
         return f"<Listeners {len(self._listeners)}>"
 
     def emit(self, event: Event) -> None:
-        """Call each listener with an event. Whatever it raises is logged with the listener, and swallowed.
+        """Call each listener with an event. Whatever it raises is swallowed, and logged with the listener.
+
+        A traceback costs as much as some tasks, so it is logged the first time, the second, the fourth, and so on.
 
         Each gets a copy of the delivery: what it does to that reaches neither the worker nor the others.
         """
-        for listener in self._listeners:
+        for place, listener in enumerate(self._listeners):
             try:
                 listener(event if isinstance(event, Trouble | Recovered) else _with_copy(event))
             except BaseException as error:
-                log.exception("listener %r raised", listener, error=error)
+                if (times := self._failed(place, error)).bit_count() == 1:  # a power of two
+                    log.exception("listener %r raised, %d times so far", listener, times, error=error)
+
+    def _failed(self, place: int, error: BaseException) -> int:
+        kind = (place, type(error))
+        if kind not in self._failures and len(self._failures) >= _MOST_KINDS:
+            kind = (place, BaseException)
+        self._failures[kind] += 1
+        return self._failures[kind]
 
 
 def _with_copy(event: Started | Reclaimed | Settled | Superseded) -> Event:
