@@ -334,7 +334,8 @@ def restore_hooks() -> None:
     """Put our hooks back after a run, or the event loop as it began anew, has replaced them."""
     if _hooks.wanted:
         log.warning(
-            "the hooks of async generators (sys.set_asyncgen_hooks) were changed by a handler, and are put back"
+            "the hooks of async generators (sys.set_asyncgen_hooks) were changed, by a handler or as the event loop "
+            "began anew, and are put back"
         )
         sys.set_asyncgen_hooks(*HOOKS)
 
