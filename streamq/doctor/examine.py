@@ -66,12 +66,13 @@ async def observe(
     # memory:// has no users and no permissions.
     allowed = Rights(role=role) if server.in_process else await read_rights(queries, keys, role, features)
     tiers = [await read_tier(queries, broker.tiers, index, now) for index in range(len(broker.tiers))]
+    scanned = await read_keys(queries, broker.tiers, scan) if scan else None
     observed = Observations(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
         late_schedules=await read_late_schedules(queries, now),
-        signatures=await read_signatures(queries, broker.tiers),
-        scan=await read_keys(queries, broker.tiers, scan) if scan else None,
+        signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
+        scan=scanned,
     )  # fmt: skip
     names = dict.fromkeys(
         [(kind, getattr(tier.keys, kind)) for tier in observed.tiers for kind in ("leases", "crashes", "alive")]

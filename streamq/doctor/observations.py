@@ -172,6 +172,7 @@ class KeyObservations:
     without_ttl: tuple[str, ...] = ()  # keys without the TTL that they should have
     wrong: Mapping[str, str] = field(default_factory=dict)  # known names with a wrong type -> type
     by_kind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of keys that have one for each subject
+    joins: tuple[str, ...] = ()  # all that were met, no sample: results of members of workflow groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

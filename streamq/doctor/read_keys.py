@@ -111,6 +111,7 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
         scanned=scanned, met=len(names), complete=complete, unknown=dict(sorted(unknown.items())[:SAMPLE]),
         streams=tuple(sorted(streams)[:SAMPLE]), without_ttl=tuple(sorted(without_ttl)[:SAMPLE]), wrong=wrong,
         by_kind={kind: tuple(some) for kind, some in by_kind.items()},
+        joins=tuple(name for name in names if types[name] == "hash" and catalogue.kind_of(name) == "join"),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Reads whether the messages that wait are signed, and with keys what would be refused, wherever it lies.
 
-The oldest entries of each stream are a sample. Delayed messages, dead letters and schedules are read up to `_MOST`.
+The oldest entries of each stream are a sample. Delayed messages, dead letters and schedules are read up to `_MOST`,
+and so are the results that wait in workflow groups, in the keys that the scan has met.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from streamq.doctor.queries import Queries, pairs, rows, text
 from streamq.errors import SignatureError
 from streamq.queue.schedules import ScheduleDefinition
 from streamq.wire.delivery import Delivery
-from streamq.wire.signing import SIG
+from streamq.wire.signing import SIG, signature_of_result
 from streamq.wire.tiers import Tier
+from streamq.wire.workflow_steps import NOT_TAKEN
 
 _SAMPLE: Final = 10  # entries of each stream; an entry may be large
 _MOST: Final = 10_000  # delayed messages of each tier, and dead letters
 _PAGE: Final = 100
 
 
-async def read_signatures(queries: Queries, tiers: Sequence[Tier]) -> Signatures:
-    """Count signed and unsigned messages among the oldest entries. With keys, check them as a worker would."""
+async def read_signatures(queries: Queries, tiers: Sequence[Tier], joins: Sequence[str] = ()) -> Signatures:
+    """Count signed and unsigned messages among the oldest entries. With keys, check them as a worker would.
+
+    `joins` are the hashes of workflow groups of which not all members are done.
+    """
     store = queries.store
     signed = unsigned = 0
     refused: dict[str, str] = {}
@@ -43,6 +48,7 @@ async def read_signatures(queries: Queries, tiers: Sequence[Tier]) -> Signatures
             await _check_delayed(queries, index, tier.name, refused)
         await _check_dead_letters(queries, refused)
         await _check_schedules(queries, refused)
+        await _check_results(queries, joins, refused)
     return Signatures(signed=signed, unsigned=unsigned, checked=store.signer is not None, refused=refused)
 
 
@@ -112,6 +118,29 @@ async def _check_schedules(queries: Queries, refused: dict[str, str]) -> None:
             definition.check_signature(queries.store.signer)
         except SignatureError:
             refused[f"{key} {name}"] = _cause(queries, definition.sig.encode() or None)
+
+
+async def _check_results(queries: Queries, joins: Sequence[str], refused: dict[str, str]) -> None:
+    """Check which keys signed the results that wait for the other members of their group, up to `_MOST`.
+
+    Their digests cannot be checked: they cover the number of members, which only the messages know.
+    """
+    seen = 0
+    for key in joins:
+        async with aclosing(_scan(queries, key)) as found:
+            async for index, packed in found:
+                seen += 1
+                if packed != NOT_TAKEN and not _is_accepted(queries, signature := signature_of_result(packed)):
+                    refused[f"{key} {index}"] = _cause(queries, signature)
+        if seen >= _MOST:
+            return
+
+
+def _is_accepted(queries: Queries, signature: bytes | None) -> bool:
+    signer = queries.store.signer
+    if signer is None or signature is None:
+        return signer is None or signer.accepts_unsigned
+    return text(signature).split(":")[1] in signer.key_ids
 
 
 def _cause(queries: Queries, signature: bytes | None) -> str:

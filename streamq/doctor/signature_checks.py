@@ -15,7 +15,7 @@ def signatures(observed: Observations) -> Iterator[Finding]:
     found = observed.signatures
     if found.refused:
         first = next(iter(found.refused))
-        causes = Counter((place.split(" ", 1)[0], why) for place, why in found.refused.items())
+        causes = Counter((_counted_key(place, observed), why) for place, why in found.refused.items())
         listed = ", ".join(f"{number} in {key} {why}" for (key, why), number in causes.items())
         message = f"{counted(len(found.refused), 'message', 'messages')} will be refused: {listed}"
         remedy = f"look at one: {_look(first, observed)}; {_remedy(found.refused.values())}"
@@ -30,6 +30,13 @@ def signatures(observed: Observations) -> Iterator[Finding]:
     elif found.signed and not found.checked:
         message = "messages are signed; without keys this check cannot say whether their signatures are right"
         yield make_finding("signatures_unchecked", message, "give --signing-keys FILE", signed=found.signed)
+
+
+def _counted_key(place: str, observed: Observations) -> str:
+    """Return the key under which this place is counted: one for the hashes of all groups of workflows."""
+    key = place.partition(" ")[0]
+    joins = observed.dead_key.removesuffix("dead") + "join:"
+    return f"{joins}*" if key.startswith(joins) else key
 
 
 def _look(place: str, observed: Observations) -> str:

@@ -11,6 +11,7 @@ Workers have the keys as well. They sign what they change (a retry) and what the
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -34,6 +35,8 @@ _FORMS = frozenset((_WHOLE, _LATEST, _JOINED))
 _BASIC = frozenset((b"task", b"args", b"kwargs", b"id", b"priority", SIG))
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SIGNATURE = re.compile(rb"(v1(?:-latest|-joined)?):([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
+_SIGNED_RESULT = re.compile(rb'"(v1:[A-Za-z0-9._-]{1,64}:[0-9a-f]{64}) ')  # its beginning
+_JSON = json.JSONDecoder(parse_int=str, parse_float=str)  # says where a value ends; orjson does not
 
 
 class SigningKeys:
@@ -152,6 +155,11 @@ class Signer:
     def key_ids(self) -> tuple[str, ...]:
         """The ids of the keys that are accepted."""
         return self._keys.ids
+
+    @property
+    def accepts_unsigned(self) -> bool:
+        """Is accepted what has no signature?"""
+        return self._keys.accept_unsigned
 
     # --- signing ---------------------------------------------------------------------------------
 
@@ -272,24 +280,23 @@ class Signer:
 
     def _joined_arguments(self, delivery: Delivery) -> tuple[bytes, int, bytes]:
         """Check the results of a group. Return the arguments with them, how many they are, and the JSON after them."""
-        args = delivery.fields.get(b"args", b"")
         callback_id = delivery.fields.get(b"id", b"")
-        try:
-            found = orjson.loads(args)[0]
-            texts = [text.partition(" ") for text in found]
-            listed = b"[" + orjson.dumps(found)
-        except (orjson.JSONDecodeError, TypeError, AttributeError, IndexError, KeyError):
-            texts, listed = [], b"-"
-        if not texts or not args.startswith(listed):
-            raise SignatureError(f"the results of the group, {shown(args)}, are not signed")
-        rest = args[len(listed) :]
-        results = []
-        for index, (signature, _, text) in enumerate(texts, 1):
-            result = text.encode()
-            content = self._result(callback_id, index, len(texts), result)
-            self._check(f"result {index} of the group", signature.encode(), content)
-            results.append(result)
+        texts, rest = _results_and_rest(delivery.fields.get(b"args", b""))
+        results = [
+            self._checked_result(callback_id, index, len(texts), packed) for index, packed in enumerate(texts, 1)
+        ]
         return b"[[" + b",".join(results) + b"]" + rest, len(results), rest
+
+    def _checked_result(self, callback_id: bytes, index: int, size: int, packed: bytes) -> bytes:
+        """Return the result of a member, a JSON text with its signature or without. Raises SignatureError."""
+        what = f"the result of member {index} of {size} of the group"
+        signature = signature_of_result(packed)
+        if signature is None:
+            self._refuse_unsigned(what)
+            return packed
+        result: bytes = orjson.loads(packed).encode()[len(signature) + 1 :]
+        self._check(what, signature, self._result(callback_id, index, size, result))
+        return result
 
     # --- what is signed --------------------------------------------------------------------------
 
@@ -319,6 +326,29 @@ def is_signed_and_basic(fields: Mapping[bytes, bytes]) -> bool:
         return False
     priority, given = fields.get(b"priority", b"0"), fields.get(b"id")
     return priority.isdigit() and len(priority) < 10 and (not given or IS_PLAIN_ID(given) is not None)
+
+
+def signature_of_result(packed: bytes) -> bytes | None:
+    """Return the signature of a group member's result, as a join hash holds it. None if it is not signed."""
+    found = _SIGNED_RESULT.match(packed)
+    return None if found is None else found[1]
+
+
+def _results_and_rest(args: bytes) -> tuple[list[bytes], bytes]:
+    """Return the JSON texts in the list that is the first argument, byte for byte, and the JSON after that list."""
+    results: list[bytes] = []
+    try:
+        text = args.decode()
+        at = 2 if text.startswith("[[") else -1
+        while at > 0:
+            _, end = _JSON.raw_decode(text, at)
+            results.append(text[at:end].encode())
+            if text[end : end + 1] == "]":
+                return results, text[end + 1 :].encode()
+            at = end + 1 if text[end : end + 1] == "," else -1
+    except (ValueError, RecursionError):
+        pass
+    raise SignatureError("field 'args' does not begin with a list of the results of a group")
 
 
 def _encode(parts: Iterable[bytes]) -> bytes:

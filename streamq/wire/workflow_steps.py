@@ -24,6 +24,7 @@ from streamq.wire.names import check_field
 from streamq.wire.workflow import GROUP_KEPT
 
 _NOTHING = b"null"
+NOT_TAKEN = b""  # for the result of a member, where the step after the group does not take the results
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ def _message(
     message = NextMessage(step.stream, step.task_id, flat, delay)
     if isinstance(stage, NextStep):
         return message
-    kept = result if step.takes_result else _NOTHING
+    kept = result if step.takes_result else NOT_TAKEN
     return JoinMessage(stage.index, stage.size, stage.keep, kept, message, more + b"]" if joined else b"")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from streamq import RedisBroker, SigningKeys, TaskRef
+from streamq import RedisBroker, SigningKeys, TaskRef, group, task
 from streamq.doctor import examine
+from tests.at_work import until, working
 from tests.doctor.examined import STREAM, examined, one
 
 pytestmark = pytest.mark.anyio
@@ -65,3 +66,39 @@ async def test_what_dies_when_a_key_is_taken_away(server):
         finding = one(await examine(broker), "signatures_refused")
     assert finding.evidence["refused"] == 2
     server.command("XDEL", "queue:dead", letter)
+
+
+async def test_results_that_wait_in_workflow_groups(server, anyio_backend):
+    """A key is taken away, or accept_unsigned dropped, while a result waits for the other members of its group."""
+
+    @task
+    async def give() -> None: ...
+
+    @task(backoff=lambda attempt, error: 60.0, retries=9)
+    async def late() -> None:
+        raise ValueError
+
+    old = SigningKeys({"a": b"a" * 32, "b": b"b" * 32}, sign_with="a")
+    both = SigningKeys({"a": b"a" * 32, "b": b"b" * 32}, sign_with="b")
+    new = SigningKeys({"b": b"b" * 32})
+    members = give.call(), give.call()
+    for name, keys in {"unsigned": None, "old": old, "new": both}.items():
+        async with RedisBroker(server.url, signing=keys) as broker:
+            await broker.start(group(*members, late.call()).then(TaskRef("takes")), workflow_id=name)
+            await broker.start(
+                group(*members, late.call()).then(TaskRef("takes_none").call()), workflow_id=f"{name}-free"
+            )
+            async with working(broker, give, late):
+                await until(lambda name=name: server.command("HLEN", f"queue:join:workers:{name}.4") == 2)
+                await until(lambda name=name: server.command("HLEN", f"queue:join:workers:{name}-free.4") == 2)
+                await until(lambda: server.command("XLEN", STREAM) == 0)
+    server.command("DEL", f"{STREAM}:messages", f"{STREAM}:delayed")  # what the results wait for is elsewhere
+    finding = one(await examined(server.url, signing=new), "signatures_refused")
+    for part in ("4 messages", "2 in queue:join:* not signed", "2 in queue:join:* signed with the unknown key 'a'"):
+        assert part in finding.message
+    assert "redis-cli HGET queue:join:workers:" in finding.remedy
+    for accepted, count in ((SigningKeys({"b": b"b" * 32}, accept_unsigned=True), 2), (both, 2)):
+        finding = one(await examined(server.url, signing=accepted), "signatures_refused")
+        assert finding.evidence["refused"] == count
+    open_for_all = SigningKeys({"a": b"a" * 32, "b": b"b" * 32}, sign_with="b", accept_unsigned=True)
+    assert await codes(server, signing=open_for_all) == set()

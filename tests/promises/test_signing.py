@@ -379,7 +379,7 @@ async def test_the_results_of_a_group_cannot_be_changed(server, broker):
         gate.set()
         await until(lambda: dead(server))
     assert ran == []
-    assert "results of the group" in refused_ones(server)[0]["error"]
+    assert "the result of member 1 of 2 of the group is not signed" in refused_ones(server)[0]["error"]
 
 
 async def test_a_crash_loop_that_nobody_signed_calls_no_on_exhausted(server, broker):

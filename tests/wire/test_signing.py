@@ -168,6 +168,33 @@ class TestGroups:
             refused(self.joined((b"1", b"2"), texts=texts))
         refused(self.joined((b"1",), texts=[one, two]))
 
+    def test_the_error_names_the_member_and_shows_no_result(self):
+        """Not signed, signed with an unknown key, changed."""
+        one = signer().sign_result("w.3", 1, 2, b'"secret"')
+        by_other = signer(keys={"x": OLD}, sign_with="x").sign_result("w.3", 2, 2, b'"secret"')
+        changed = signer().sign_result("w.3", 2, 2, b'"secreT"').replace(b"secreT", b"secret")
+        for packed, why in (
+            (b'"secret"', "is not signed"), (b'{"secret": 1e3}', "is not signed"),
+            (b"12345678901234567890123", "is not signed"),
+            (by_other, "is signed with the unknown key 'x'"), (changed, "the signature (key 'new') is not that of"),
+        ):  # fmt: skip
+            error = refused(self.joined((b"1", b"2"), texts=[one, packed]))
+            assert why in error
+            assert "the result of member 2 of 2 of the group" in error
+            assert "secret" not in error
+        assert "secret" not in refused([*self.joined()[:-1], b'["secret"]'])
+
+    def test_unsigned_results_where_they_are_accepted(self):
+        """While signing is introduced: byte for byte, beside signed ones. A wrong signature never."""
+        open_for_all = signer(accept_unsigned=True)
+        one = signer().sign_result("w.3", 1, 2, b'"a"')
+        for packed in (b"1.50", b"12345678901234567890123", b'{ "b": [1, 2] }', b'"v1:new:text"', b"null"):
+            delivery = delivered(self.joined((b'"a"', packed), texts=[one, packed]))
+            open_for_all.check(STREAM, delivery)
+            assert delivery.fields[b"args"] == b'[["a",' + packed + b'],"x"]'
+        by_other = signer(keys={"x": OLD}, sign_with="x").sign_result("w.3", 2, 2, b"2")
+        refused(self.joined((b"1", b"2"), texts=[one, by_other]), by=open_for_all)
+
     def test_the_arguments_after_the_results_are_signed(self):
         """And nothing that is no list of texts is taken for one."""
         fine = self.joined()
