@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import SignatureError
+from streamq.errors import SignatureError, StreamqError
 from streamq.queue.store import Store
 from streamq.tasks.outcome import CANCELLED, DeadLetter, Outcome, Postpone, Reason, Retry, failure_of
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
@@ -121,6 +121,7 @@ class DeadLetters:
             self._store.check_signature(delivery)
         except SignatureError as error:
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
+        log.info("task %s is cancelled on request", name_of(delivery))
         return CANCELLED
 
     # --- after a refusal -----------------------------------------------------------------------
@@ -179,3 +180,11 @@ class DeadLetters:
         flat += ("error", failure.error, "worker", self._name, "group", self._keys.group)
         flat += ("origin", f"{stream} {delivery.entry_id.decode(errors='backslashreplace')}")
         return self._commands.dead_letter(self._name, delivery, self._signed(delivery, flat))
+
+
+def name_of(delivery: Delivery) -> str:
+    """Return the name and the id of a task, for a line of the log."""
+    try:
+        return f"{delivery.task} {delivery.task_id}"
+    except StreamqError:
+        return repr(delivery)

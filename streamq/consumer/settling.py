@@ -17,13 +17,13 @@ from typing import Any, assert_never
 from streamq.client import Command
 from streamq.consumer.acknowledgements import LINGER, Acknowledgements, AcksOfTier
 from streamq.consumer.counting import Counting
-from streamq.consumer.dead_lettering import DeadLetters
+from streamq.consumer.dead_lettering import DeadLetters, name_of
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.set_aside import ACK, RefusedSettlement, SetAside, Way, what_of
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, SignatureError, StreamqError
+from streamq.errors import BrokerError, SignatureError
 from streamq.queue.server_errors import concerns_server
 from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
@@ -161,7 +161,7 @@ class Settler:
         also, cancellable = self.dead_letters.side_effects(delivery, outcome, keep), outcome.reason not in _AS_IT_IS
         command = self.dead_letters.command(delivery, outcome, also, cancellable=cancellable)
         self._add(delivery, outcome, duration, keep, partial(_prebuilt, command))
-        failure, name = outcome.failure, _name_of(delivery)
+        failure, name = outcome.failure, name_of(delivery)
         log.warning("task %s is dead (%s): %s: %s", name, outcome.reason, failure.error_type, failure.error)
 
     def _convict(self, delivery: Delivery, error: Exception, duration: float, keep: float | None) -> None:
@@ -170,7 +170,7 @@ class Settler:
         lesser = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
         ways = [self._way(_Settlement(one.command, delivery, outcome, duration), one.left_out) for one in lesser]
         self._events.pop(delivery, None)
-        why, name = outcome.failure.error, _name_of(delivery)
+        why, name = outcome.failure.error, name_of(delivery)
         log.warning("task %s is to be a dead letter (%s): %s", name, outcome.reason, why)
         self.set_aside.add_untried([RefusedSettlement(delivery, "the dead letter", ways)])
 
@@ -344,7 +344,7 @@ class Settler:
         event = self._events.get(delivery)  # kept: if all are refused, the acknowledgement itself is tried again
         letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
         lesser = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
-        log.error("task %s may become a dead letter (%s): %s", _name_of(delivery), letter.reason, why)
+        log.error("task %s may become a dead letter (%s): %s", name_of(delivery), letter.reason, why)
         duration = event.duration if event else duration
         return [self._way(_Settlement(one.command, delivery, letter, duration), one.left_out) for one in lesser]
 
@@ -382,10 +382,3 @@ def _nothing(_reply: Any) -> None:
 
 def _prebuilt(command: Command) -> Command:
     return command
-
-
-def _name_of(delivery: Delivery) -> str:
-    try:
-        return f"{delivery.task} {delivery.task_id}"
-    except StreamqError:
-        return repr(delivery)

@@ -45,13 +45,25 @@ class Tier:
     """One priority tier: a stream of its own, and a share of the starts by its `weight`.
 
     `threshold` is the smallest priority of this tier. None: it takes all priorities that no other tier takes. `stream`
-    is the key of the stream; by default `<namespace>:<name>`.
+    is the key of the stream; by default `<namespace>:<name>`. Raises ConfigurationError if a name cannot be used, or if
+    the weight is not an integer from 1 to 10,000.
     """
 
     name: str
     weight: int = 1
     threshold: int | None = None
     stream: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name("tier", self.name)
+        if self.stream is not None:
+            check_name("stream", self.stream)
+        if self.threshold is not None:
+            bounds.PRIORITY.check(self.threshold, f"tier {self.name!r}: threshold")
+        if type(self.weight) is not int or self.weight not in bounds.WEIGHT:
+            raise ConfigurationError(
+                f"tier {self.name!r} has weight {repr_of(self.weight)}: give an integer from {bounds.WEIGHT.range}"
+            )
 
 
 DEFAULT_TIERS = (
@@ -64,24 +76,14 @@ DEFAULT_TIERS = (
 def check_tiers(tiers: Iterable[Tier]) -> tuple[Tier, ...]:
     """Return the tiers, highest threshold first.
 
-    Raises ConfigurationError if there is none, if two have the same name or threshold, if a name cannot be used, or if
-    a weight is not an integer from 1 to 10,000. `Keys.of` refuses the names that are reserved.
+    Raises ConfigurationError if there is none, or if two have the same name or threshold. `Keys.of` refuses the names
+    that are reserved.
     """
     given = check_items("tiers", tiers, "a list of Tier(name, weight)")
     if strangers := [type(tier).__name__ for tier in given if not isinstance(tier, Tier)]:
         raise ConfigurationError(f"tiers has a {strangers[0]}: give Tier(name, weight)")
     if not given:
         raise ConfigurationError("tiers is empty: give at least one Tier(name, weight)")
-    for tier in given:
-        check_name("tier", tier.name)
-        if tier.stream is not None:
-            check_name("stream", tier.stream)
-        if tier.threshold is not None:
-            bounds.PRIORITY.check(tier.threshold, f"tier {tier.name!r}: threshold")
-        if type(tier.weight) is not int or tier.weight not in bounds.WEIGHT:
-            raise ConfigurationError(
-                f"tier {tier.name!r} has weight {repr_of(tier.weight)}: give an integer from {bounds.WEIGHT.range}"
-            )
     for what in ("name", "threshold"):
         values = [getattr(tier, what) for tier in given]
         if len(set(values)) < len(values):

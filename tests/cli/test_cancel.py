@@ -35,6 +35,7 @@ def test_a_running_task_is_asked_to_stop(streamq, start, app, valkey, anyio_back
     worker.expect("start x")
     code, output = streamq("cancel", task_id, "--json", *url)
     assert (code, json.loads(output)) == (0, {"task_id": task_id, "was": "running", "found": True})
+    worker.expect(f"task held {task_id} is cancelled on request")
     _, again = streamq("enqueue", "send", "a@b.c", *url)
     worker.expect("sent a@b.c")
     assert again

@@ -223,18 +223,30 @@ def test_the_last_tier_takes_what_no_threshold_admits():
         ([Tier("a"), Tier("a", threshold=1)], "the same name"),
         ([Tier("a", threshold=1), Tier("b", threshold=1)], "the same threshold"),
         ([Tier("a"), Tier("b")], "the same threshold"),
-        ([Tier("a", weight=0)], "weight 0"),
-        ([Tier("a", weight=10_001)], "10,000"),
-        ([Tier("a", weight=1.5)], "weight 1.5"),
-        ([Tier("a", weight=True)], "weight True"),
-        ([Tier("a b")], "'a b'"),
-        ([Tier("")], "''"),
-        ([Tier("a|b")], "'a|b'"),
-        ([Tier("a:b", stream="mine")], "'a:b'"),
-        ([Tier("a", stream="mi ne")], "stream='mi ne'"),
     ],
 )
 def test_tiers_that_cannot_be_used_are_refused_by_name(tiers, says):
     """Each mistake is a ConfigurationError that names it."""
     with pytest.raises(ConfigurationError, match=says):
         check_tiers(tiers)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"weight": 0}, "weight 0"),
+        ({"weight": 10_001}, "10,000"),
+        ({"weight": 1.5}, "weight 1.5"),
+        ({"weight": True}, "weight True"),
+        ({"threshold": 1 << 80}, "threshold"),
+        ({"name": "a b"}, "'a b'"),
+        ({"name": ""}, "''"),
+        ({"name": "a|b"}, r"'a\|b'"),
+        ({"name": "a:b", "stream": "mine"}, "'a:b'"),
+        ({"stream": "mi ne"}, "stream='mi ne'"),
+    ],
+)
+def test_a_tier_is_checked_where_it_is_made(given, says):
+    """bounds.md: a value is checked where it enters."""
+    with pytest.raises(ConfigurationError, match=says):
+        Tier(**{"name": "a", **given})
