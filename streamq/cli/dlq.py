@@ -1,4 +1,4 @@
-"""`streamq dlq`: list, follow, replay and purge dead letters."""
+"""`streamq dlq`: list, follow, replay and remove dead letters."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _server_options(given: dict[str, Any]) -> ServerOptions:
     return ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
 
 
-@click.group(short_help="List, replay and purge dead letters.")
+@click.group(short_help="List, replay and remove dead letters.")
 def dlq() -> None:
-    """List, show, replay and purge dead letters.
+    """List, show, replay and remove dead letters.
 
     You can also read the dead letter stream without streamq: redis-cli XRANGE queue:dead - +
     """
@@ -118,6 +118,9 @@ def replay(
     """Enqueue the tasks of dead letters again, and print each new task id at once.
 
     What cannot be replayed is passed over and named on stderr; it stays. Then the exit code is 1.
+
+    --all and --task replay those with the reason crash_loop, too. Each may crash max_crashes more workers, which can be
+    all that you have: replay them apart (--reason crash_loop), once their cause is mended.
     """
     filtered = everything or task is not None or reason is not None
     if not task_ids and not filtered:
@@ -130,6 +133,21 @@ def replay(
     ctx.exit(run_dlq.replay(
         _server_options(given), task_ids, DeadLetterFilter(task, reason), retries=retries, as_json=as_json
     ))  # fmt: skip
+
+
+@dlq.command(no_args_is_help=True, short_help="Remove some dead letters.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@server_options
+@json_option
+@click.pass_context
+def rm(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Remove the dead letters with these IDs, for good. An ID is a task id or an entry id.
+
+    If a task has several dead letters, its task id means the newest. Exits with 1 if one was not found.
+    """
+    from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
+
+    ctx.exit(run_dlq.rm(_server_options(given), ids, as_json=as_json))
 
 
 @dlq.command(short_help="Remove all dead letters.")

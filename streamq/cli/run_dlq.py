@@ -1,6 +1,6 @@
 """Runs `streamq dlq`: prints the entries of the dead letter stream, with every field, known or not.
 
-Replaying and purging go through `DeadLetterQueue`.
+Replaying and removing go through `DeadLetterQueue`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, fo
 from streamq.cli.run_command import run
 from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
+from streamq.tasks.outcome import Reason
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.printable import json_line, printable
 from streamq.wire.stored_numbers import stored_count
@@ -103,10 +104,10 @@ def replay(
     from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
 
     broker = server.lasting_broker()
-    replayed = passed_over = 0
+    replayed = passed_over = crashed = 0
 
     async def main() -> None:
-        nonlocal replayed, passed_over
+        nonlocal replayed, passed_over, crashed
         async with broker:
             queue = DeadLetterQueue(broker=broker)
             chosen = queue.select(ids) if ids else queue.select(task_name=filter_.task, reason=filter_.reason)
@@ -122,6 +123,7 @@ def replay(
                     output.note(f"streamq: {error}")
                     continue
                 replayed += 1
+                crashed += dead_letter.reason == Reason.CRASH_LOOP and not ids and filter_.reason is None
                 pair = {"task_id": dead_letter.task_id, "new_task_id": new_id}
                 output.result_json(pair) if as_json else output.result(new_id)
                 output.flush()
@@ -129,7 +131,37 @@ def replay(
     run(main)
     if not as_json:
         output.note(f"{replayed} replayed")
+    if crashed:
+        output.note(
+            f"streamq: {crashed} of them had crashed their workers (crash_loop), and may crash max_crashes more each; "
+            "to leave such letters where they are, choose with --reason, such as --reason retries_exhausted"
+        )
     return output.passed_over(passed_over, "passed over")
+
+
+def rm(server: ServerOptions, ids: Sequence[str], *, as_json: bool) -> int:
+    """Remove the newest dead letter of each id, and print which were there. Return the exit code."""
+    from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
+
+    broker = server.lasting_broker()
+
+    async def main() -> bool:
+        every = True
+        async with broker:
+            found = [one async for one in DeadLetterQueue(broker=broker).select(ids)]
+            for id_, letter in zip(dict.fromkeys(ids), found, strict=True):
+                removed = not isinstance(letter, str) and bool(
+                    await broker.store.one(("XDEL", broker.keys.dead, letter.entry_id))
+                )
+                every &= removed
+                pair = {"id": id_, "removed": removed}
+                output.result_json(pair) if as_json else output.result(
+                    f"{id_}: {'removed' if removed else 'not found'}"
+                )
+                output.flush()
+        return every
+
+    return int(not run(main))
 
 
 def purge(server: ServerOptions, *, as_json: bool) -> None:

@@ -75,9 +75,10 @@ def from_streamq_error(error: Exception) -> CommandLineError:
             remedy = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
             return CommandLineError(f"{text}; {remedy}")
         case _ if code in ("NOAUTH", "WRONGPASS"):
-            return CommandLineError(
-                f"{text}; give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
-            )
+            remedy = "give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
+            if "; write user and password into the URL" in text:
+                remedy = "give it with --url or STREAMQ_URL"
+            return CommandLineError(f"{text}; {remedy}")
         case _ if code == "NOPERM":
             from streamq.queue.missing_right import with_remedy  # noqa: PLC0415 - keeps --help light
 

@@ -35,6 +35,11 @@ _CLOSE_WITHIN: Final = 2.0  # seconds
 _ASK_WITHIN: Final = 1.0  # seconds, whether a server that cannot be reached speaks TLS
 _FAILURES_COUNTED: Final = 64  # redis-py's backoff raises 2 to this power, which must stay a float
 
+_LOG_IN: Final = (
+    "write user and password into the URL, redis://user:password@host:6379, or redis://:password@host:6379 if the "
+    "server has a password for all (requirepass)"
+)
+
 # After an error with one of these codes the connection is of no more use: the server became a
 # replica, or it has forgotten our login.
 _RECONNECT_CODES: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
@@ -239,9 +244,7 @@ class Connector:
                 who = f"user {self.address.username!r}" if self.address.username else "the password"
                 raise exceptions.AuthenticationError(f"{place} refuses {who}: {reply}")
             if isinstance(reply, exceptions.AuthenticationError):
-                raise exceptions.AuthenticationError(
-                    f"{place} requires a password: {reply}; write it into the URL, redis://:password@host"
-                )
+                raise exceptions.AuthenticationError(f"{place} requires a login: {str(reply).rstrip('.')}; {_LOG_IN}")
             # MISCONF: the server cannot write to its disk. It refuses PING like a write, but still serves reads.
             harmless = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
             refused = name == "PING" and not harmless

@@ -93,7 +93,8 @@ def _server_unusable(error: BrokerError, address: str) -> Finding:
     """Return the finding for a server that answers no command."""
     if error.code in _LOGIN_CODES:
         remedy = "give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
-        return make_finding("login_refused", str(error), remedy, error=error.code)
+        found = str(error).partition("; write user and password")[0]  # the remedy of the client
+        return make_finding("login_refused", found, remedy, error=error.code)
     if error.code in NOT_READY or " is not ready: " in str(error):
         return make_finding(
             "not_ready", str(error), "wait until it has loaded its data, and run the check again", error=error.code

@@ -187,6 +187,42 @@ def test_replay_passes_over_what_it_cannot_replay_and_says_why(here, valkey):
     assert (valkey.command("XLEN", "queue:dead"), valkey.command("XLEN", "queue:standard")) == (3, 2)
 
 
+def test_replay_says_that_it_replays_what_crashed_workers(here, valkey):
+    """A filter takes them as well, with a new crash budget. Who chose them by reason or by id knows."""
+    for name in ("a", "b"):
+        die(valkey, name, reason="crash_loop")
+    die(valkey, "c")
+    code, out, err = here("dlq", "replay", "--all")
+    assert (code, len(out), err[0]) == (0, 3, "3 replayed")
+    assert err[1].startswith("streamq: 2 of them had crashed their workers (crash_loop)")
+    assert "--reason retries_exhausted" in err[1]
+    for chosen in (("--all", "--reason", "rejected"), ("--reason", "crash_loop"), ("d",)):
+        die(valkey, "d", reason="crash_loop")
+        die(valkey, "e")
+        code, _, err = here("dlq", "replay", *chosen)
+        assert (code, len(err)) == (0, 1), err
+        valkey.command("DEL", "queue:dead")
+    die(valkey, "f", reason="crash_loop")
+    code, out, err = here("dlq", "replay", "--task", "send", "--json")
+    assert (code, len(out), len(err)) == (0, 1, 1)
+
+
+def test_rm_removes_one(here, valkey):
+    """By task id, the newest of several, or by entry id. Unknown ones are named, and stop no other."""
+    for name in ("twice", "other", "twice", "stays"):
+        die(valkey, name)
+    first, other, second, stays = (entry.decode() for entry, _ in valkey.command("XRANGE", "queue:dead", "-", "+"))
+    code, out, err = here("dlq", "rm", "twice", "nobody", other, "twice")
+    assert (code, err) == (1, [])
+    assert out == ["twice: removed", "nobody: not found", f"{other}: removed"]
+    left = [entry.decode() for entry, _ in valkey.command("XRANGE", "queue:dead", "-", "+")]
+    assert left == [first, stays]
+    assert second not in left
+    code, out, _ = here("dlq", "rm", "--json", first)
+    assert (code, [json.loads(line) for line in out]) == (0, [{"id": first, "removed": True}])
+    assert here("dlq", "rm", "a b", "\x1b[2J")[0] == 1
+
+
 def test_replay_is_linear(here, valkey):
     """2,000 letters take two reads of the stream, not one for each."""
     for number in range(0, 2000, 100):

@@ -9,6 +9,7 @@ import pytest
 
 from streamq.cli.usage_errors import from_streamq_error
 from streamq.errors import BrokerUnavailableError
+from tests.servers import fresh_server
 
 
 @pytest.fixture
@@ -140,10 +141,25 @@ def test_wrong_password_and_missing_rights(start, url, shared_server):
     finally:
         server.command("ACL", "DELUSER", "bob")
     assert "password" in wrong
+    assert ".;" not in wrong
     assert "redis://user:password@host:6379" in wrong
     assert "xadd" in refused.lower()
     assert "streamq acl" in refused
     assert "'streamq doctor --role ROLE' as this user (ROLE is producer, worker, monitor or operator)" in refused
+
+
+def test_no_user_where_the_user_default_is_off(streamq):
+    """One remedy, which works: a password alone would be that of the user who is off."""
+    with fresh_server("valkey") as server:
+        server.command("ACL", "SETUSER", "default", "off")
+        code, line = streamq("enqueue", "send", "--url", server.url)
+        found = streamq("doctor", "--url", server.url)[1]
+    assert code == 2
+    assert line.count("redis://user:password@host:6379") == 1
+    assert "requires a login: Authentication required; write user and password into the URL" in line
+    assert line.endswith("--url or STREAMQ_URL")
+    assert "requires a login" in found
+    assert found.count("redis://") == 1
 
 
 def test_a_broker_of_the_module_and_an_option_contradict(start, app, url):

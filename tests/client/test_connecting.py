@@ -130,7 +130,7 @@ async def test_loading_for_too_long():
         (
             answering(CLIENT=b"-NOAUTH Authentication required.\r\n"),
             exceptions.AuthenticationError,
-            "requires a password",
+            r"requires a login: Authentication required; write user and password into the URL, redis://user:",
         ),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),

@@ -69,7 +69,7 @@ async def test_passwords(launch, kind):
                 await client.ping()
             assert "wrong" not in str(caught.value).lower().replace("wrongpass", "")
     async with Client.from_url(f"redis://{place}") as client:
-        with pytest.raises(exceptions.AuthenticationError, match="requires a password"):
+        with pytest.raises(exceptions.AuthenticationError, match="requires a login"):
             await client.ping()
 
 

@@ -64,6 +64,23 @@ def test_the_steps(kind: Kind) -> None:
     assert password not in output + done.stderr
 
 
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli on PATH")
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_the_administrator(kind: Kind) -> None:
+    """The fourth step: the administrator logs in, and nobody else by default."""
+    made = next(block.code for block in OURS if "SETUSER default off" in block.code)
+    with fresh_server(kind) as server:
+        path = server.url.partition("://")[2].partition("?")[0]
+        script = "\n".join((
+            f'redis-cli() {{ command redis-cli -s {shlex.quote(path)} "$@"; }}', made,
+            "redis-cli --user admin ACL WHOAMI", "unset REDISCLI_AUTH", "redis-cli ACL WHOAMI 2>&1",
+        ))  # fmt: skip
+        done = subprocess.run(["bash", "-e", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    said = done.stdout.split("\n")
+    assert said[:4] == ["OK", "admin", "OK", "admin"], done
+    assert said[4].startswith("NOAUTH"), done
+
+
 def test_the_tables() -> None:
     """The tables have every role and every feature, as the rules do."""
     rows = [row for row in table_under(PAGE, "### Roles and features") if len(row) == 3]  # of the first table
