@@ -72,7 +72,7 @@ class Consumer:
         self.settler.set_aside.on_change = self._full_tiers_changed
         self._on_ready = on_ready
         self._on_lost = on_lost
-        self._keep = keep
+        self.keep = keep
         self._woken = anyio.Event()
         self._round_trip_ended = anyio.Event()
         self._in_flight = False
@@ -104,7 +104,7 @@ class Consumer:
         keep = None
         try:
             with suppress(Exception):  # the mistake may lie there
-                keep = self._keep(delivery)
+                keep = self.keep(delivery)
             self.settle(delivery, DeadLetter(Reason.INTERNAL_ERROR, failure_of(error)), keep=keep)
         except Exception as second:
             log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery, error=second)
@@ -127,7 +127,7 @@ class Consumer:
                 workers = ", ".join(delivery.crashed_workers)
                 failure = Failure("CrashLoop", f"it took down {len(delivery.crashed_workers)} workers: {workers}")
                 try:
-                    self.settle(delivery, DeadLetter(Reason.CRASH_LOOP, failure), keep=self._keep(delivery))
+                    self.settle(delivery, DeadLetter(Reason.CRASH_LOOP, failure), keep=self.keep(delivery))
                 except Exception as error:  # noqa: BLE001 - a mistake of ours belongs to this delivery
                     self.convict(delivery, error)
                 continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, cycle
+from itertools import cycle
 
 import anyio
 
@@ -35,11 +35,11 @@ _NEVER = 365 * 24 * 3600.0  # seconds: no entry is idle for that long
 class LeaseKeeper:
     """The two loops, renew and sweep, of one consumer.
 
-    `on_cancel` is called, at each renewal, with the entries whose runs are to be cancelled.
+    `on_cancel` is called, at each renewal, with the tier and the id of each entry whose run is to be cancelled.
     """
 
     def __init__(
-        self, consumer: Consumer, *, on_cancel: Callable[[bytes], None] = lambda _: None,
+        self, consumer: Consumer, *, on_cancel: Callable[[int, bytes], None] = lambda *_: None,
         uniform: random.Random | None = None,
     ) -> None:  # fmt: skip
         self._consumer = consumer
@@ -105,8 +105,9 @@ class LeaseKeeper:
         for tier, ids in zip(tiers, lost, strict=True):
             for entry_id in ids:
                 consumer.lease_lost(tier, entry_id)
-        for entry_id in chain.from_iterable(cancelled):
-            self._on_cancel(entry_id)
+        for tier, ids in zip(tiers, cancelled, strict=True):
+            for entry_id in ids:
+                self._on_cancel(tier, entry_id)
 
     def _note_in_full(self, tiers: list[int]) -> None:
         """Set when these tiers are renewed in full again: not all of them at the same time."""
@@ -197,7 +198,7 @@ class LeaseKeeper:
         died = False
         while (room := self._room()) > 0:
             count = min(SWEEP_STEP, room)
-            cursor, found, more_suspects = await reclaim(
+            cursor, found, more_suspects, cancelled = await reclaim(
                 self.store,
                 consumer.name,
                 tier,
@@ -210,11 +211,13 @@ class LeaseKeeper:
                 deadline=consumer.now() + self.interval,
             )
             self._cursors[tier] = cursor
-            died = died or any(delivery.owner_died for delivery in found)
+            died = died or any(delivery.owner_died for delivery in (*found, *cancelled))
             consumer.accept_reclaimed(found)
+            for one in cancelled:
+                consumer.settle(one, consumer.settler.dead_letters.of_cancelled(one), keep=consumer.keep(one))
             if more_suspects:
                 return False, died
-            if cursor == _START and len(found) < count:
+            if cursor == _START and len(found) + len(cancelled) < count:
                 return True, died
         return False, died
 

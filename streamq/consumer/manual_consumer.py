@@ -58,7 +58,7 @@ class ManualConsumer:
         """Read, renew and sweep until stopped; then release what is not acknowledged."""
         consumer = self.consumer
         leases = LeaseKeeper(consumer)
-        promoter = Promoter(consumer, on_released=leases.sweep_soon, on_cancel=lambda _: None)
+        promoter = Promoter(consumer, on_released=leases.sweep_soon, on_cancel=lambda *_: None)
         await create_groups(self._store, lambda _: None)
         await register(leases)
         try:

@@ -34,13 +34,14 @@ class Promoter:
     """The loop that promotes, and the loop that listens to the wake channel."""
 
     def __init__(
-        self, consumer: Consumer, *, on_released: Callable[[], None], on_cancel: Callable[[bytes], None],
+        self, consumer: Consumer, *, on_released: Callable[[], None], on_cancel: Callable[[int, bytes], None],
         on_schedules: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._consumer = consumer
         self._store = consumer.store
         self._on_released = on_released
         self._on_cancel = on_cancel
+        self._tiers = {keys.stream.encode(): tier for tier, keys in enumerate(self._store.keys.tiers)}
         self._on_schedules = on_schedules
         self._wake = anyio.Event()
         self._unsubscribed = True
@@ -142,7 +143,9 @@ class Promoter:
     def _on_message(self, payload: bytes) -> None:
         kind, _, rest = payload.partition(b" ")
         if kind == b"cancel":
-            self._on_cancel(rest)
+            entry_id, _, stream = rest.partition(b" ")
+            if (tier := self._tiers.get(stream)) is not None:
+                self._on_cancel(tier, entry_id)
         if kind in (b"due", b""):  # empty: the connection was lost, and any message may have been missed
             self._wake.set()
         if kind in (b"released", b""):

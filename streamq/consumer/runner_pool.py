@@ -132,16 +132,14 @@ class Runners:
         if slot is not None:
             slot.end_run(reason)
 
-    def cancel(self, entry_id: bytes) -> None:
+    def cancel(self, tier: int, entry_id: bytes) -> None:
         """Cancel the delivery with this entry id, if it is here; its run ends."""
-        for by_id in self._buffer.held:
-            delivery = by_id.get(entry_id)
-            if delivery is None:
-                continue
-            if self._buffer.remove_unstarted(delivery):
-                self._settle_cancelled(delivery)
-            else:
-                self.end_run(delivery, "cancelled")
+        if (delivery := self._buffer.held[tier].get(entry_id)) is None:
+            return
+        if self._buffer.remove_unstarted(delivery):
+            self._settle_cancelled(delivery)
+        else:
+            self.end_run(delivery, "cancelled")
 
     # --- the loop ----------------------------------------------------------------------------
 

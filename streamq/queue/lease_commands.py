@@ -104,27 +104,29 @@ async def reclaim(
     max_crashes: int,
     suspect_after: int,
     deadline: float,
-) -> tuple[bytes, list[Delivery], bool]:
+) -> tuple[bytes, list[Delivery], bool, list[Delivery]]:
     """Reclaim entries of one tier that no living consumer holds, at most one suspect among them.
 
     Entries of dead consumers are reclaimed once they are idle for `idle` seconds. Entries of others are reclaimed once
     they are idle for `margin` seconds longer than the longest lease of any living consumer. Nothing is reclaimed after
-    `deadline` (Unix seconds, the server's). Returns the next cursor, the deliveries, and whether suspects were left.
+    `deadline` (Unix seconds, the server's). Returns the next cursor, the deliveries, whether suspects were left, and
+    the deliveries that are to be cancelled: their worker ended before it could.
     """
     keys = store.keys.tiers[tier]
-    cursor, rows, left = await store.one(step("reclaim")(
+    cursor, rows, left, marked = await store.one(step("reclaim")(
         [keys.stream, keys.alive, keys.leases, keys.crashes],
         store.keys.group, consumer, RELEASED_CONSUMER, _ms(idle), _ms(margin), cursor, count, _ms(CRASHES_KEPT),
         max_crashes, suspect_after, _ms(deadline),
     ))  # fmt: skip
     label = store.tiers[tier].name
-    found = []
+    found: list[Delivery] = []
+    cancelled: list[Delivery] = []
     for entry, flat, crashed, isolated, died in rows:
         workers = tuple(name.decode(errors="backslashreplace") for name in crashed.split()[-_MOST_NAMES:])
         delivery = Delivery(tier, label, entry, flat, redelivered=True, crashed_workers=workers)
         delivery.crash_proven, delivery.owner_died = isolated == 1, died == 1
-        found.append(delivery)
-    return cursor, found, left > 0
+        (cancelled if entry in marked else found).append(delivery)
+    return cursor, found, left > 0, cancelled
 
 
 async def mark_isolated(store: Store, consumer: str, delivery: Delivery) -> bool:

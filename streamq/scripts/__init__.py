@@ -24,6 +24,7 @@ _MORE = {  # files to prepend, by a function that the script calls
     "crash_count(": "_crashes.lua",
     "cancelled_among(": "_cancel_marks.lua",
     "mark_cancelled(": "_cancel_marks.lua",
+    "cancelled_of(": "_cancel_marks.lua",
     "marks_of(": "_cancel_marks.lua",
     "announce(": "_delay.lua",
     "delay(": "_delay.lua",

@@ -1,8 +1,8 @@
--- Prepended to scripts that call mark_cancelled, marks_of or cancelled_among: entries whose runs are to be cancelled.
+-- Prepended to scripts that call mark_cancelled, marks_of, cancelled_among or cancelled_of: entries whose runs are to be cancelled.
 -- A mark is a field of the hash of crashes: so the settlement of its entry deletes it (see clear_crashes).
 local function mark_cancelled(crashes, entry, ttl)
   local said = redis.pcall('HSET', crashes, entry .. ':cancel', '1')
-  if type(said) ~= 'table' then return redis.pcall('PEXPIRE', crashes, ttl) end
+  if type(said) ~= 'table' then redis.pcall('PEXPIRE', crashes, ttl) end
   return said
 end
 
@@ -23,4 +23,10 @@ local function cancelled_among(crashes, ids)
     end
   end
   return found
+end
+
+local function cancelled_of(crashes, taken) -- deliveries, each with its id first
+  local ids = {}
+  for i, one in ipairs(taken) do ids[i] = one[1] end
+  return cancelled_among(crashes, ids)
 end

@@ -21,7 +21,7 @@ end
 
 -- A word that is lost costs time: a channel that this user may not use refuses no step.
 local function publish(channel, message)
-  redis.pcall('PUBLISH', channel, message)
+  return redis.pcall('PUBLISH', channel, message)
 end
 
 -- Milliseconds as text, within what the server takes: a time, or a TTL that is at least 1.

@@ -11,7 +11,8 @@ if found == 'running' then -- the renewal of its lease finds the mark, if the wo
   begin_settling(KEYS[1])
   local said = mark_cancelled(KEYS[4], entry, ARGV[3])
   if type(said) == 'table' and string.find(said.err, 'READONLY', 1, true) then return said end
-  publish(ARGV[2], 'cancel ' .. entry)
+  local heard = publish(ARGV[2], 'cancel ' .. entry .. ' ' .. KEYS[1]) -- entries of two streams may have one id
+  if type(said) == 'table' and (type(heard) == 'table' or heard == 0) then return said end -- nobody knows of it
 end
 if found ~= 'queued' and found ~= 'delayed' then return found end
 check_side_effects(5, 5 + ARGV[4])

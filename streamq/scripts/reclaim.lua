@@ -2,11 +2,11 @@
 -- At most one suspect: suspects run in isolation, so the others are for other workers, or for the next sweep.
 -- KEYS: stream alive leases crashes
 -- ARGV: group consumer released min_idle_ms margin_ms cursor count crashes_ttl_ms max_crashes suspect_after deadline_ms
--- Returns {next cursor, deliveries, suspects left}. A delivery: {id, fields, crashed workers, 1 if the crash is proven, 1 if its owner died}.
+-- Returns {next cursor, deliveries, suspects left, ids of those to be cancelled}. A delivery: {id, fields, crashed workers, 1 if the crash is proven, 1 if its owner died}.
 local stream, group, me, min_idle, now, room = KEYS[1], ARGV[1], ARGV[2], ARGV[4], clock(), tonumber(ARGV[7])
 local taken, suspects, left, asked = {}, 0, 0, 0
 -- The command waited in a socket while the server was stopped and all leases ended: its sender has newer knowledge.
-if now > tonumber(ARGV[11]) then return {ARGV[6], taken, 0} end
+if now > tonumber(ARGV[11]) then return {ARGV[6], taken, 0, taken} end
 ask_to_claim(unpack(KEYS))
 
 local function take(id, owner, idle, died)
@@ -37,4 +37,4 @@ if #taken < room and left == 0 then -- XAUTOCLAIM would take the suspects that a
   local longest = math.max(longest_lease(KEYS[2], KEYS[3], now), tonumber(min_idle))
   cursor = claim_stray(stream, group, me, whole(longest + ARGV[5]), cursor, room, taken)
 end
-return {cursor, taken, left}
+return {cursor, taken, left, cancelled_of(KEYS[4], taken)}

@@ -118,7 +118,7 @@ async def test_takeover_and_removal_work_in_pieces(real_server):
         now = float(real_server.command("TIME")[0])
         assert await survey(store, tier, now=now, forgotten=60.0) == ([0, count, 0], False)
         for _ in range(3):
-            cursor, found, _ = await reclaim(
+            cursor, found, *_ = await reclaim(
                 store, "me", tier, idle=0.0, margin=10.0, cursor=b"0-0", count=100, max_crashes=3, suspect_after=2,
                 deadline=now + 3600,
             )  # fmt: skip

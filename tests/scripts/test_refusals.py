@@ -180,10 +180,9 @@ OPTIONAL: dict[str, set[str] | None] = {
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
     "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
-    "exists": {"renew", "dead_letter", "postpone"},  # marks of cancelled entries
+    "exists": {"renew", "reclaim", "dead_letter", "postpone"},  # marks of cancelled entries
     "hget": {"dead_letter", "postpone"},
-    "hmget": {"renew"},
-    "hset": {"cancel"},
+    "hmget": {"renew", "reclaim"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
     **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},

@@ -101,7 +101,7 @@ def reclaim(
 ):
     names = [STREAM, ALIVE, LEASES, CRASHES]
     wanted = (RELEASED_CONSUMER, idle, margin, cursor, number, HOUR, 3, suspect_after, deadline)
-    cursor, rows, _ = run(server, "reclaim", names, group, consumer, *wanted)
+    cursor, rows, *_ = run(server, "reclaim", names, group, consumer, *wanted)
     return cursor, [(row[0], row[2].decode(), row[3]) for row in rows]
 
 

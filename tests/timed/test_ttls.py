@@ -141,7 +141,7 @@ class TestEvidence:
                 await renew(store, "keeper", 30, [[], [], []])  # while somebody lives it is known who died
                 await anyio.sleep(pause / 2)
                 await renew(store, f"w{number}", 30, [[], [], []])
-                _, (delivery,), _ = await reclaim(
+                _, (delivery,), *_ = await reclaim(
                     store,
                     f"w{number}",
                     1,
