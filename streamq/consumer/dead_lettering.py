@@ -26,7 +26,7 @@ log = SafeLog("streamq")
 
 _TRACEBACK_FOR_WAITERS = 4000  # characters
 _MOST_LEFT_OUT = 4  # side effects of which each is left out in turn; of more, all are left out at once
-_SHORT = 300  # characters of a text in a dead letter without evidence
+_SHORT = 1000  # characters of a text in a dead letter without evidence
 
 
 class DeadLetterEffects(Protocol):

@@ -28,7 +28,7 @@ from streamq.consumer.round_trip import RoundTrip
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
-from streamq.queue.missing_right import with_remedy
+from streamq.queue.missing_right import where_refused, with_remedy
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
 from streamq.queue.server_errors import CLOSED, UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
@@ -87,11 +87,18 @@ class RefusedSettlement:
     command: Command = field(default=(), repr=False)  # that was refused last
     error: BrokerError | None = field(default=None, repr=False)  # of that
 
+    @property
+    def about(self) -> str:
+        """Why it was refused, with the key that is to blame, and the remedy for a missing right."""
+        text = self.why
+        if self.where:
+            text = f"{text.rstrip('.')}, {self.where}" if self.code == "NOPERM" else f"{text}; {self.where}"
+        return with_remedy(text, self.code, "worker")
+
     def __str__(self) -> str:
-        about = with_remedy(f"{self.why}{f'; {self.where}' * bool(self.where)}", self.code, "worker")
         left = ("left pending, " if self.held else "left, ") if self.left else ""
         state = f"{left}refused {_times(self.refusals)}"
-        return f"{self.what} of {_name_of(self.delivery)} is {state}: {about}"
+        return f"{self.what} of {_name_of(self.delivery)} is {state}: {self.about}"
 
 
 class SetAside:
@@ -154,12 +161,12 @@ class SetAside:
 
     async def name_refused(self, store: Store) -> None:
         """Log what was refused since the last call, with the key that is to blame. Each kind of refusal once."""
-        unnamed, self._unnamed = self._unnamed[:_MOST_NAMED], []
+        unnamed, self._unnamed = self._unnamed[:_MOST_PER_TRIP], []
         lacking = [(one, (one.error, one.command)) for one in unnamed if one.error and one.code == "NOPERM"]
         places = await store.where_refused([what for _, what in lacking])
         for (one, _), where in zip(lacking, places, strict=True):
             one.where = where
-        for one in unnamed:
+        for one in unnamed[:_MOST_NAMED]:
             if one.code == "WRONGTYPE" and (names := keys_of(one.command)):
                 with suppress(BrokerError):
                     one.where = wrong_keys(names, await store.attempt(ask_types(names)), store.keys.namespace)
@@ -271,6 +278,8 @@ class SetAside:
         one.command, one.code, one.error = command, error.code, error
         if (why := said(error, command)) != one.why:
             one.why, one.where = why, ""
+            if error.code == "NOPERM":  # for now without asking the server, so that no text lacks the key
+                one.where = where_refused(error, command, self._commands.keys)
             self._unnamed.append(one)
         final = is_final(error)
         allowed = _ALLOWED.get(error.code, TRIES)
@@ -288,7 +297,7 @@ class SetAside:
             lesser, one.lesser = one.lesser, None
             one.announced = True
             try:
-                one.ways += lesser(f"{one.what} was refused {_times(one.refusals)}: {one.why}")
+                one.ways += lesser(f"{one.what} was refused {_times(one.refusals)}: {one.about}")
             except Exception:
                 log.exception("%r has no other way to be settled", one.delivery)
         return one.place + 1 < len(one.ways)

@@ -75,8 +75,14 @@ def explained(
 
 
 def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Sequence[Suspect] = ()) -> str:
-    """Return what was refused, as a part of a sentence: "in a script on queue:standard"."""
-    name = "a script" if _is_script(command) else as_text(_words(command)[0])
+    """Return what was refused, as a part of a sentence: "in a script (EVALSHA) on queue:standard".
+
+    The command in brackets is the one that was refused. Where one inside the script was, that is named instead.
+    """
+    name = as_text(_words(command)[0])
+    if _is_script(command):
+        whole = _OF_KEY.search(str(error)) and not _INSIDE.search(str(error))
+        name = f"a script ({name})" if whole else "a script"
     among = suspects(error, command, keys)
     chosen = list(refused) or among
     if chosen:

@@ -167,7 +167,8 @@ class Store:
         for (name, error), rows in zip(refused, replies, strict=True):
             if isinstance(rows, BrokerError) or not any(row[1] == group for row in rows):
                 raise self.explained(error, ("XGROUP CREATE", name))
-        return refused[0][1]
+        name, error = refused[0]
+        return self.explained(error, ("XGROUP CREATE", name))
 
     async def started(self, delivery: Delivery) -> None:
         """Carry out the side effects of a task's start, if it has any."""

@@ -157,6 +157,17 @@ async def test_what_waiting_does_not_help_is_raised(server, code):
         assert caught.value.code == code
 
 
+async def test_a_right_that_is_not_needed_is_named_with_key_and_remedy(server, caplog):
+    """The groups exist, so the worker starts. What it says is what every missing right says."""
+    async with with_groups(server, 0):
+        server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all", "-xgroup")
+        async with RedisBroker(server.url.replace("unix://", "unix://bob:right@")) as broker:
+            await Worker(broker, [note], burst=True).run()
+    (line,) = [line for line in caplog.messages if "refuses writes" in line]
+    assert "XGROUP CREATE on queue:critical; run 'streamq doctor --role worker' as this user" in line
+    assert line.endswith("; the consumer groups exist, so this starts")
+
+
 async def test_a_loop_over_deliveries_starts_on_a_full_server(server):
     """As a worker does."""
     async with with_groups(server, 2) as broker:

@@ -15,6 +15,7 @@ from streamq.consumer import set_aside, tier_refusals
 from streamq.consumer.events import Settled
 from streamq.errors import BrokerError, TaskFailedError
 from streamq.tasks.outcome import Postpone, Retry
+from streamq.wire.acl import acl_rules
 from streamq.wire.dead_letter_fields import Failure
 from tests.at_work import dead, pending, until, working
 
@@ -121,6 +122,7 @@ class TestOfOneTask:
         (letter,) = dead(server)
         assert (letter["task_id"], letter["reason"], letter["then"]) == ("poison", "refused", next_step("queue:next"))
         assert "WRONGTYPE" in letter["error"]
+        assert "'queue:next' is a string" in letter["error"]
         assert "the run succeeded" in letter["error"]
         assert any("echo poison" in line and "'queue:next' is a string" in line for line in said), said
         assert runs == ["echo"]
@@ -283,6 +285,33 @@ class TestRights:
             user()
             await until(lambda: runs == ["flaky", "flaky"])
         assert dead(real_server) == []
+
+    @pytest.mark.parametrize("minus", ["~queue:result:*", "-set"])
+    async def test_the_dead_letter_names_command_key_and_remedy(self, real_server, caplog, minus):
+        """As all errors of a missing right do: the fields `error` and `refused`, the log, and the health at once."""
+        rules = acl_rules(RedisBroker(real_server.url).keys, ["worker"]).line("app").replace("PASSWORD", "pw")
+        real_server.command(*rules.split())
+        health: set[str] = set()
+        try:
+            async with (
+                RedisBroker(real_server.url.replace("://", "://app:pw@")) as broker,
+                working(broker, *TASKS) as worker,
+            ):
+                real_server.command(*rules.replace(f" {minus}", "").split(), *([minus] if minus == "-set" else []))
+                poison(real_server, "echo", result_ttl="60")
+                await until(lambda: health.update(worker.health.refused) or dead(real_server))
+        finally:
+            real_server.command("ACL", "DELUSER", "app")
+        (letter,) = dead(real_server)
+        (said,) = [line for line in caplog.messages if "may become a dead letter" in line]
+        first = [line for line in caplog.messages if "is tried apart" in line]
+        assert letter["reason"] == "refused"
+        for text in (letter["error"], letter["refused"], said, *first, *health):
+            assert ("EVALSHA" if minus != "-set" else "'set'") in text
+            assert "queue:result:poison" in text
+            assert "run 'streamq doctor --role worker' as this user" in text
+        for text in (letter["error"], letter["refused"], said):  # until the server was asked, all that may be meant
+            assert "queue:standard" not in text.partition("NOPERM")[2]
 
     async def test_a_right_that_stays_missing(self, real_server, user):
         """The task ends as a dead letter with its failure."""

@@ -45,7 +45,7 @@ async def test_of_many_keys_the_refused_one_is_named(real_server, anyio_backend,
     others = [f"~{one}" for one in KEYS if one != key]
     async with broker_without(real_server, "resetkeys", *others) as broker:
         text = await refused(lambda broker: broker.enqueue(SEND), broker)
-    assert f"in a script on {key}; run" in text
+    assert f"in a script (EVALSHA) on {key}; run" in text
     assert all(one in text for one in REMEDY)
 
 
@@ -55,7 +55,7 @@ async def test_a_server_that_may_not_be_asked_leaves_doubt(real_server, anyio_ba
         await admin.enqueue(SEND)
     async with broker_without(real_server, "-eval", "resetkeys", *[f"~{one}" for one in KEYS[:3]]) as broker:
         text = await refused(lambda broker: broker.enqueue(SEND), broker)
-    assert f"in a script on one of {', '.join(KEYS)}; run" in text
+    assert f"in a script (EVALSHA) on one of {', '.join(KEYS)}; run" in text
 
 
 INSIDE = {  # a command that the script calls, and what of its keys that concerns
@@ -164,7 +164,7 @@ async def test_a_refused_settlement_names_its_key(real_server, anyio_backend, mo
     allowed = [f"~{key}" for key in keys]
     async with broker_without(real_server, "resetkeys", *allowed) as broker, working(broker, send) as worker:
         handle = await broker.enqueue(send)
-        key = f"in a script on queue:result:{handle.task_id}; run"
+        key = f"in a script (EVALSHA) on queue:result:{handle.task_id}; run"
         await until(lambda: any(key in line for line in worker.health.refused))
         real_server.command("ACL", "SETUSER", "bob", "~*")
         await handle.result(timeout=10)
