@@ -365,8 +365,17 @@ class WarningFilters:
         self.list = warnings.filters
         self.known = list(self.list)
 
+    def put_back(self) -> None:
+        """Put the list back if a run has left none: Python itself could not warn, and no run could be looked after."""
+        if not isinstance(getattr(warnings, "filters", None), list):
+            log.warning("warnings.filters was no list of filters any more, after a run, and is put back")
+            warnings.filters = self.list
+            self.list[:] = self.known
+
     def restore(self, name: str) -> None:
         """Undo what a run has changed; `name` is the task that has just ended."""
+        if not isinstance(warnings.filters, list):
+            self.put_back()
         if self.replaced:
             return
         log.warning(

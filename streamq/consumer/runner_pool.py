@@ -200,18 +200,16 @@ class Runners:
                 buffer.run_ended(delivery)
                 if self._ended is not None and not buffer.running:
                     self._ended.set()
-            if warnings.filters != filters.known:
-                filters.restore(delivery.task)
             try:
-                if (
-                    slot.spent
-                    or slot.left_open
-                    or slot.requests()
-                    or (slot.context is not None and copy_context() != slot.context)
-                ):
+                if warnings.filters != filters.known:
+                    filters.restore(delivery.task)
+                if slot.spent or slot.left_open or slot.requests():
+                    return
+                if slot.context is not None and copy_context() != slot.context:
                     return
                 slot.context = None
             except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one
+                filters.put_back()
                 return
             runs += 1
             if buffer.read_due:  # let the loop of round trips read more while the rest runs

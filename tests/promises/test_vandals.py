@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
 import anyio
@@ -232,3 +233,36 @@ async def test_who_names_runtime_errors_gets_them(anyio_backend, shared_server):
         await burst(broker, stops_and_names_what_python_makes_of_it)
     (letter,) = dead(server)
     assert (letter["reason"], letter["error_type"]) == ("rejected", "RuntimeError")
+
+
+# --- the filters of warnings -----------------------------------------------------------------------------------
+
+
+@task(retries=0)
+async def breaks_warnings(how: str) -> None:
+    if how == "deleted":
+        del warnings.filters
+    else:
+        warnings.filters = {"None": None, "a tuple": (), "a dict": {}}[how]
+
+
+@task(result_ttl=60)
+async def warns() -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("heard", stacklevel=1)
+    return bool(caught)
+
+
+@pytest.mark.parametrize("how", ["None", "deleted", "a tuple", "a dict"])
+async def test_no_filters_of_warnings_end_no_worker(real_server, how, caplog):
+    """A run of them ended the worker: their comparison raised, outside of all containment."""
+    before, filters = warnings.filters, list(warnings.filters)
+    async with RedisBroker(real_server.url) as broker, working(broker, breaks_warnings, warns, concurrency=1):
+        await broker.enqueue(breaks_warnings, how)
+        handle = await broker.enqueue(warns)
+        with anyio.fail_after(5):
+            assert await handle.result()
+        assert warnings.filters is before
+        assert warnings.filters == filters
+    assert "put back" in caplog.text
