@@ -63,6 +63,11 @@ def log_cut_off(deliveries: Collection[Delivery]) -> None:
     )  # fmt: skip
 
 
+def belongs_to_delivery(error: BaseException) -> bool:
+    """Is this, when it comes out of a run although no handler raised it, a mistake with that delivery alone?"""
+    return isinstance(error, Exception | SystemExit) or (isinstance(error, KeyboardInterrupt) and not _ends_program)
+
+
 def is_failure(error: BaseException) -> bool:
     """Did the handler raise this itself, and not because the run or the program ends?"""
     if isinstance(error, Exception):

@@ -26,6 +26,7 @@ from streamq.client.owner import NOWHERE, end_child
 from streamq.consumer.cancellation import (
     CANCELLED_BY_OTHERS,
     WHILE_CANCELLED,
+    belongs_to_delivery,
     cancelled_and_rest,
     is_failure,
     log_cut_off,
@@ -293,7 +294,7 @@ class Runners:
         Raises what ends the run, or the worker, from outside. If that is no cancellation, the delivery is not released:
         its lease ends, and a crash loop is found.
         """
-        if isinstance(error, Exception | SystemExit):
+        if belongs_to_delivery(error):
             self._consumer.convict(delivery, error)
             return
         if cancelled_and_rest(error)[0] is None:

@@ -266,3 +266,31 @@ async def test_no_filters_of_warnings_end_no_worker(real_server, how, caplog):
         assert warnings.filters is before
         assert warnings.filters == filters
     assert "put back" in caplog.text
+
+
+# --- errors that raise when they are looked at -------------------------------------------------------------------
+
+
+class Interrupts(Exception):  # noqa: N818 - it is no usual one
+    """`isinstance` asks for the class, and gets Ctrl-C."""
+
+    @property
+    def __class__(self) -> type:
+        raise KeyboardInterrupt
+
+
+@task(retries=0)
+async def raises_what_interrupts() -> None:
+    raise Interrupts
+
+
+async def test_an_error_that_interrupts_when_it_is_looked_at_ends_no_worker(real_server, monkeypatch):
+    """Where signals are heard apart, as by `streamq worker`, a KeyboardInterrupt is an error like any other."""
+    monkeypatch.setattr("streamq.consumer.cancellation._ends_program", [])
+    async with RedisBroker(real_server.url) as broker, working(broker, raises_what_interrupts, warns):
+        await broker.enqueue(raises_what_interrupts)
+        handle = await broker.enqueue(warns)
+        with anyio.fail_after(5):
+            assert await handle.result()
+        await until(lambda: dead(real_server))
+    assert [one["reason"] for one in dead(real_server)] == ["internal_error"]
