@@ -1,4 +1,4 @@
-"""P2: a result for which the server closes the connection holds up nothing else, and ends where operators see it."""
+"""P2, P14: a result on which the server closes the connection stops nothing else, and ends where operators see it."""
 
 from __future__ import annotations
 
