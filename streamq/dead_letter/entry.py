@@ -67,7 +67,7 @@ class DeadLetterEntry:
 
     @property
     def replayable(self) -> bool:
-        """Can this dead letter be replayed?"""
+        """Is this a task that was accepted once? Of all others, those refused for their signature may be replayed."""
         return bool(self.task_name) and not self.raw
 
     def check_signature(self, signer: Signer | None) -> None:
@@ -87,6 +87,11 @@ class DeadLetterEntry:
     def of(cls, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterEntry:
         """Decode one entry of the dead letter stream. Never raises: fields that cannot be decoded are in `raw`."""
         return _Decoder(entry_id, flat).decode()
+
+
+def replayed_options(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return the fields of a message that a replay keeps. All fields can be decoded."""
+    return {name: fields[name.encode()].decode() for name in _REPLAYED_FIELDS if name.encode() in fields}
 
 
 class _Decoder:

@@ -15,10 +15,10 @@ from typing import Any, overload
 import anyio
 
 from streamq.broker import RedisBroker
-from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.dead_letter.groups import with_existing_groups
-from streamq.dead_letter.selection import checked_entry_id, dedup_ttl, matcher, nothing_after, order
+from streamq.dead_letter.replaying import Replay, checked_replay
+from streamq.dead_letter.selection import checked_entry_id, matcher, nothing_after, order
 from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import (
@@ -30,20 +30,14 @@ from streamq.errors import (
     SignatureError,
     UndecodableError,
 )
-from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
-from streamq.scripts import step
-from streamq.tasks.outcome import Reason
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
-from streamq.wire.message import Field, Message
-from streamq.wire.signing import Signer
 
 log = SafeLog("streamq")
 
 PAGE = 100  # entries of one round trip
-REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task
 _BLOCK_SECONDS = 5.0  # seconds of one blocking read
 _OUTAGE_BACKOFF = Backoff(base=0.1, factor=2.0, cap=2.0)
 _TRANSIENT_CODES = frozenset(
@@ -234,31 +228,19 @@ class DeadLetterQueue:
 
     async def _replay_letter(self, dead_letter: DeadLetterEntry, task_id: str, retries: int | None) -> str:
         store = await self._trimmed_store()
-        if not dead_letter.replayable:
-            names = f"unreadable: {', '.join(dead_letter.raw) or 'it names no task'}"
-            why = dead_letter.error if dead_letter.reason == Reason.UNDECODABLE and dead_letter.error else names
-            raise UndecodableError(
-                f"dead letter {dead_letter.entry_id} (task {dead_letter.task_id!r}) is not a message and cannot be "
-                f"replayed; {why}; enqueue a corrected task"
-            )
-        dead_letter.check_signature(store.signer)
-        tier = self._tier_index(dead_letter)
-        if tier is None:
-            names = ", ".join(tier.name for tier in self._broker.tiers)
-            raise ConfigurationError(f"task {task_id!r} died in the tier {dead_letter.tier!r}; this broker has {names}")
         (dead_letter,) = await with_existing_groups(store, [dead_letter], self._stream_of)
-        new_id = new_task_id()
+        one = checked_replay(store, dead_letter, self._tier_index(dead_letter), self._broker.tiers)
         try:
-            entry, holder = await store.one(self._replay_command(dead_letter, tier, new_id, retries))
+            entry, holder = await store.one(one.command(store, retries))
         except OutcomeUnknownError as error:
-            error.task_id = new_id
+            error.task_id = one.task_id
             raise
         if holder:
-            key = dead_letter.options["dedup"]
+            key = one.letter.options["dedup"]
             raise DedupKeyHeldError(dead_letter.task_id, key, holder.decode(errors="backslashreplace"))
         if not entry:
             raise DeadLetterNotFoundError(task_id)
-        return new_id
+        return one.task_id
 
     async def _replay_all(
         self, matches: Callable[[DeadLetterEntry], bool] | None, limit: int | None, retries: int | None
@@ -268,41 +250,30 @@ class DeadLetterQueue:
         # A task that dies again during the replay is newer than this entry, so it is not replayed twice.
         async with aclosing(self._pages(store, await self._newest_id(store))) as pages:
             async for page in pages:
-                commands: dict[str, Command] = {}
+                chosen: list[Replay] = []
                 for dead_letter in await with_existing_groups(store, page, self._stream_of):
-                    tier = self._tier_index(dead_letter)
-                    if tier is None or not (matches is None or matches(dead_letter)):
+                    if not (matches is None or matches(dead_letter)) or (one := self._replay(dead_letter)) is None:
                         continue
-                    if not _may_be_replayed(dead_letter, store.signer):
-                        continue
-                    if limit is not None and len(replayed) + len(commands) >= limit:
+                    if limit is not None and len(replayed) + len(chosen) >= limit:
                         break
-                    new_id = new_task_id()
-                    commands[new_id] = self._replay_command(dead_letter, tier, new_id, retries)
-                entries = await store.call(list(commands.values()))
-                replayed += [new_id for new_id, (entry, _) in zip(commands, entries, strict=True) if entry]
+                    chosen.append(one)
+                entries = await store.call([one.command(store, retries) for one in chosen])
+                replayed += [one.task_id for one, (entry, _) in zip(chosen, entries, strict=True) if entry]
                 if limit is not None and len(replayed) >= limit:
                     break
         return replayed
 
-    def _replay_command(self, dead_letter: DeadLetterEntry, tier: int, new_id: str, retries: int | None) -> Command:
-        fields: list[Field] = Message(
-            task=dead_letter.task_name,
-            task_id=new_id,
-            args=dead_letter.args,
-            kwargs=dead_letter.kwargs,
-            headers={**dead_letter.headers, REPLAYED_FROM: dead_letter.task_id},
-        ).fields(limit=1 << 62)  # it was accepted once: the new header must not exceed the size limit
-        options = dict(dead_letter.options) if retries is None else {**dead_letter.options, "retries": str(retries)}
-        for pair in options.items():
-            fields += pair
-        stream, ttl = self._broker.keys.tiers[tier].stream, dedup_ttl(dead_letter)
-        keys = [self._key, stream]
-        if ttl:
-            keys.append(self._broker.keys.dedup(dead_letter.options["dedup"]))
-        if (signer := self._broker.store.signer) is not None:
-            fields = signer.sign(stream, fields)
-        return step("replay")(keys, dead_letter.entry_id, new_id, ttl, *fields)
+    def _replay(self, dead_letter: DeadLetterEntry) -> Replay | None:
+        """Return the replay of a dead letter, None if it cannot be replayed."""
+        if (tier := self._tier_index(dead_letter)) is None:
+            return None
+        try:
+            return checked_replay(self._broker.store, dead_letter, tier, self._broker.tiers)
+        except SignatureError as error:
+            log.warning("not replayed: %s", error)
+        except UndecodableError:
+            pass
+        return None
 
     def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
         """Return the index of the tier of a dead letter: by the tier's name, or else by its stream."""
@@ -382,15 +353,6 @@ class DeadLetterQueue:
             if len(page) < PAGE or order(page[-1].entry_id) >= order(last):
                 return
             after = page[-1].entry_id
-
-
-def _may_be_replayed(dead_letter: DeadLetterEntry, signer: Signer | None) -> bool:
-    try:
-        dead_letter.check_signature(signer)
-    except SignatureError as error:
-        log.warning("not replayed: %s", error)
-        return False
-    return dead_letter.replayable
 
 
 def _ignore_late_reply(_: Any) -> None:

@@ -58,6 +58,12 @@ def checked_entry_id(text: str) -> str:
     return text
 
 
+def is_full_entry_id(text: str) -> bool:
+    """Is this the id of an entry, with both of its parts?"""
+    matched = _ENTRY_ID.fullmatch(text)
+    return matched is not None and all(part and int(part) <= _LARGEST for part in matched.groups())
+
+
 def nothing_after(entry_id: str, *, newest_first: bool) -> bool:
     """Is this the last possible entry id in that order? The server refuses to read after it."""
     return checked_entry_id(entry_id) == ("0-0" if newest_first else f"{_LARGEST}-{_LARGEST}")

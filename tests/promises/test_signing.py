@@ -16,7 +16,6 @@ from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import ConfigurationError, SignatureError
 from streamq.queue.schedules import ScheduleDefinition, read_schedules, register
 from tests.at_work import assert_nothing_left, burst, dead, entries, until, working
-from tests.docs.pages import BLOCKS
 
 pytestmark = pytest.mark.paired
 
@@ -431,7 +430,7 @@ async def test_a_replay_believes_signed_dead_letters_alone(server, broker):
 
 
 async def test_a_refused_message_cannot_be_replayed(server, broker):
-    """Or an operator would sign what a stranger sent."""
+    """Or an operator would sign what a stranger sent. With the keys that it needs, see dead_letter/test_refused.py."""
     server.command("XADD", STANDARD, "*", "task", "note", "id", "x")
     await burst(broker, Ran().task())
     (letter,) = await DeadLetterQueue(broker=broker).peek()
@@ -489,27 +488,6 @@ async def test_rotation_while_tasks_wait(server):
     assert "unknown key 'old'; accepted here: 'new'" in texts[0] + texts[1]
     assert "another key of this id" in texts[0] + texts[1]
     assert len(ran) == 4
-
-
-async def test_what_a_missing_key_refused_is_put_back(server):
-    """By the function of docs/signing.md: byte for byte, and checked once more. What nobody signed is refused again."""
-    ran = Ran()
-    note = ran.task(retries=2)
-    (code,) = [one.code for one in BLOCKS if one.page.name == "signing.md" and "def put_back" in one.code]
-    space = {}
-    exec(code, space)
-    async with opened(server, SigningKeys({"old": OLD})) as sender:
-        await sender.enqueue(note, 1)
-        await sender.enqueue(note.options(delay=0.01, task_id="\u00e9"), 2)
-    server.command("XADD", STANDARD, "*", "task", "note", "id", "stranger", "args", "[3]")
-    async with opened(server, SigningKeys({"new": NEW})) as without:
-        await burst(without, note)
-        assert len(refused_ones(server)) == 3
-    async with opened(server) as both:
-        assert await space["put_back"](both) == 3
-        await burst(both, note)
-    assert sorted(args[0] for args, _ in ran) == [1, 2]
-    assert [one["task_id"] for one in refused_ones(server)] == ["stranger"]
 
 
 async def test_signing_is_introduced_without_losing_a_task(server):

@@ -1,0 +1,132 @@
+"""What a replay sends, and which dead letters can be replayed. Sends nothing itself.
+
+A dead letter whose message a worker had accepted becomes a new task. One whose message was refused for its signature
+has the whole message as `raw.<field>`. Nothing in it was believed: it is checked as a worker checks it, with the keys
+that are known by now. Then it goes on as the task that it is, with its id, so a workflow goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from streamq.client import Command
+from streamq.dead_letter.entry import DeadLetterEntry, replayed_options
+from streamq.dead_letter.selection import dedup_ttl, is_full_entry_id
+from streamq.errors import ConfigurationError, SignatureError, UndecodableError
+from streamq.queue.sending import new_task_id
+from streamq.queue.store import Store
+from streamq.scripts import step
+from streamq.tasks.outcome import Reason
+from streamq.wire.delivery import Delivery
+from streamq.wire.message import Field, Message
+from streamq.wire.tiers import Tier
+
+REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task
+_RAW = b"raw."
+_REFUSED = f"{SignatureError.__module__}.{SignatureError.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One dead letter that is replayed as the task `task_id`. `refused`: its message, that was refused before."""
+
+    letter: DeadLetterEntry
+    tier: int
+    task_id: str
+    refused: Delivery | None
+
+    def command(self, store: Store, retries: int | None) -> Command:
+        """Return the atomic step. `retries` overrides the retry budget."""
+        letter, ttl, stream = self.letter, dedup_ttl(self.letter), store.keys.tiers[self.tier].stream
+        fields = _fields_of(letter, self.task_id, retries) if self.refused is None else (
+            _fields_of_refused(letter, self.refused, store.keys.group, retries)
+        )  # fmt: skip
+        keys = [store.keys.dead, stream, *([store.keys.dedup(letter.options["dedup"])] if ttl else ())]
+        if store.signer is not None:
+            fields = store.signer.sign(stream, fields)
+        return step("replay")(keys, letter.entry_id, self.task_id, ttl, *fields)
+
+
+def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier]) -> Replay:
+    """Return the replay of a dead letter to this tier of the broker.
+
+    Raises UndecodableError if it is not a message, SignatureError if it is not signed as it must be, ConfigurationError
+    if the broker does not have its tier.
+    """
+    flat = None if letter.replayable else _refused_message(letter)
+    if not letter.replayable and flat is None:
+        raise UndecodableError(f"{_named(letter)} is not a message and cannot be replayed; {_why(letter)}")
+    if tier is None:
+        names = ", ".join(one.name for one in tiers)
+        raise ConfigurationError(f"task {letter.task_id!r} died in the tier {letter.tier!r}; this broker has {names}")
+    if flat is not None:
+        return _replay_of_refused(store, letter, tier, Delivery(tier, tiers[tier].name, _origin_id(letter), flat))
+    letter.check_signature(store.signer)
+    return Replay(letter, tier, new_task_id(), None)
+
+
+def _replay_of_refused(store: Store, letter: DeadLetterEntry, tier: int, delivery: Delivery) -> Replay:
+    if store.signer is None:
+        raise SignatureError(
+            f"{_named(letter)} was refused for its signature and this broker has no keys: give --signing-keys FILE "
+            "(signing=SigningKeys(...))"
+        )
+    try:
+        store.check_signature(delivery)
+        delivery.check()
+    except SignatureError as error:
+        raise SignatureError(f"{_named(letter)} cannot be replayed: {error}") from None
+    except UndecodableError as error:
+        raise UndecodableError(f"{_named(letter)} cannot be replayed: {error}; enqueue a corrected task") from None
+    options = replayed_options(delivery.fields)
+    group = options.get("group") or letter.options.get("group")
+    options |= {"group": group} if group else {}
+    return Replay(replace(letter, options=options), tier, delivery.task_id, delivery)
+
+
+def _refused_message(letter: DeadLetterEntry) -> list[bytes] | None:
+    """Return the flat fields of a message that was refused for its signature, None if this is none, or is not whole."""
+    pairs = list(zip(letter.flat[::2], letter.flat[1::2], strict=False))
+    if (letter.reason, letter.error_type) != (Reason.UNDECODABLE, _REFUSED) or any(name == b"cut" for name, _ in pairs):
+        return None
+    if not is_full_entry_id(_origin_id(letter).decode()):
+        return None
+    flat = [part for name, value in pairs if name.startswith(_RAW) for part in (name[len(_RAW) :], value)]
+    return flat or None
+
+
+def _origin_id(letter: DeadLetterEntry) -> bytes:
+    return letter.origin.rpartition(" ")[2].encode()
+
+
+def _fields_of(letter: DeadLetterEntry, task_id: str, retries: int | None) -> list[Field]:
+    fields: list[Field] = Message(
+        task=letter.task_name,
+        task_id=task_id,
+        args=letter.args,
+        kwargs=letter.kwargs,
+        headers={**letter.headers, REPLAYED_FROM: letter.task_id},
+    ).fields(limit=1 << 62)  # it was accepted once: the new header must not exceed the size limit
+    options = dict(letter.options) if retries is None else {**letter.options, "retries": str(retries)}
+    for pair in options.items():
+        fields += pair
+    return fields
+
+
+def _fields_of_refused(letter: DeadLetterEntry, refused: Delivery, group: str, retries: int | None) -> list[Field]:
+    """Return the fields as they were, for the group of the worker that refused them. They have no signature."""
+    changes = {} if retries is None else {"retries": str(retries)}
+    return [*refused.resend_fields(letter.options.get("group", group), **changes)]
+
+
+def _named(letter: DeadLetterEntry) -> str:
+    return f"dead letter {letter.entry_id} (task {letter.task_id!r})"
+
+
+def _why(letter: DeadLetterEntry) -> str:
+    names = f"unreadable: {', '.join(letter.raw) or 'it names no task'}"
+    why = letter.error if letter.reason == Reason.UNDECODABLE and letter.error else names
+    if letter.error_type == _REFUSED:
+        return f"it was not kept whole; it was refused for this: {why}; enqueue the task again"
+    return f"{why}; enqueue a corrected task"
