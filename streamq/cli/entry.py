@@ -66,6 +66,8 @@ def _open_standard_files() -> None:
 def _give_up_output() -> None:
     """Drop what cannot be written: Python tries it once more at its end, and would exit with 120."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # it was closed when Python began
+            continue
         try:
             stream.flush()
         except (OSError, ValueError):

@@ -346,6 +346,15 @@ COLLECTED = [
 CASES = [(way, source) for way in WAYS for source in SOURCES] + COLLECTED + [(by_exit_stack, None), (by_hand, None)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def collector_sees_these_tests_alone():
+    """The collector is called often here, and takes half a second for what earlier tests have left in the process."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def quiet():
     """What an event loop says about generators that somebody keeps is not under test."""

@@ -306,6 +306,7 @@ class TestAtWork:
             limit = Counting(10.0, scope="fleet")
             async with working(broker, storm, middleware=MiddlewareChain(limit), concurrency=200):
                 await until(lambda: len(postponed) + len(begun) >= count, 90)
+                await until(lambda: any_server.command("XLEN", "queue:standard") < 20, 60)  # all are settled
                 await anyio.sleep(0.5)
                 before, started, at = scripts(), len(begun), time.monotonic()
                 await anyio.sleep(1.5)
