@@ -89,8 +89,8 @@ def sweep_from_the_start(stack: ExitStack) -> None:
 
     async def forgetful(store: Any, *args: Any, **rest: Any) -> Any:
         rest |= {"cursor": b"0-0"}
-        _, found, left = await reclaim(store, *args, **rest)
-        return b"0-0", found, left
+        _, *others = await reclaim(store, *args, **rest)
+        return b"0-0", *others
 
     stack.enter_context(patch.object(leases, "reclaim", forgetful))
     _rewritten(

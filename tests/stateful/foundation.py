@@ -198,7 +198,7 @@ class Foundation(RuleBasedStateMachine):
         deadline = self.model.now + (0 if self.server.exact else NUDGE)
         if late:
             deadline = self.model.now - (1 if self.server.exact else NUDGE)
-        found_cursor, found, found_left = self.server.run(self._reclaim, member, at, count, cursor, deadline)
+        found_cursor, found, found_left, _ = self.server.run(self._reclaim, member, at, count, cursor, deadline)
         cursor, taken, left = self.model.reclaim(
             at, member.group, member.name, idle=member.lease, margin=SLOT, cursor=cursor, count=count,
             max_crashes=MAX_CRASHES, suspect_after=SUSPECT_AFTER, deadline=deadline,
