@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import SignatureError, StreamqError
+from streamq.errors import SignatureError, StreamqError, UndecodableError
 from streamq.queue.store import Store
 from streamq.tasks.outcome import CANCELLED, DeadLetter, Outcome, Postpone, Reason, Retry, failure_of
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
@@ -119,7 +119,7 @@ class DeadLetters:
         """Return the outcome of a delivery that is to be cancelled: dead if it is not signed as it must be."""
         try:
             self._store.check_signature(delivery)
-        except SignatureError as error:
+        except UndecodableError as error:
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
         log.info("task %s is cancelled on request", name_of(delivery))
         return CANCELLED

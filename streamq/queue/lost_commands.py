@@ -33,7 +33,7 @@ class LostCommands:
 
     def note_answered(self, commands: Sequence[Command]) -> None:
         """Note that commands were answered, whatever was said."""
-        if max(map(largest_part, commands)) >= self._smallest:
+        if max(map(largest_part, commands), default=0) >= self._smallest:
             self.losses, self._smallest = 0, inf
 
     def note_lost(self, commands: Sequence[Command], error: BrokerError) -> list[BrokerError]:
@@ -52,7 +52,9 @@ class LostCommands:
 
 
 def largest_part(command: Command) -> int:
-    """Return the bytes, about, of the largest argument of a command."""
+    """Return the bytes, about, of the largest argument of a command; of one that is packed already, all its bytes."""
+    if isinstance(command, bytes):
+        return len(command)
     return max((len(part) for part in command if isinstance(part, str | bytes)), default=0)
 
 

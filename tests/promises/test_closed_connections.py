@@ -78,3 +78,11 @@ def test_an_answer_to_a_large_one_ends_the_suspicion():
     assert codes(lost.note_lost([BIG, BIGGER], LOST)) == ["UNKNOWN", "CLOSED"]
     lost.note_answered([BIGGER])
     assert lost.note_lost([BIGGER], LOST) == []
+
+
+def test_a_packed_command_has_the_size_of_its_bytes_and_nothing_is_an_answer_to_nothing():
+    lost = LostCommands()
+    for _ in range(LOSSES - 1):
+        lost.note_lost([b"x" * 200_000], LOST)
+    lost.note_answered([])
+    assert codes(lost.note_lost([b"x" * 200_000], LOST)) == ["CLOSED"]
