@@ -198,14 +198,20 @@ class Foundation(RuleBasedStateMachine):
         deadline = self.model.now + (0 if self.server.exact else NUDGE)
         if late:
             deadline = self.model.now - (1 if self.server.exact else NUDGE)
-        found_cursor, found, found_left, _ = self.server.run(self._reclaim, member, at, count, cursor, deadline)
+        found_cursor, found, found_left, cancelled = self.server.run(self._reclaim, member, at, count, cursor, deadline)
         cursor, taken, left = self.model.reclaim(
             at, member.group, member.name, idle=member.lease, margin=SLOT, cursor=cursor, count=count,
             max_crashes=MAX_CRASHES, suspect_after=SUSPECT_AFTER, deadline=deadline,
         )  # fmt: skip
         assert (found_cursor.decode(), found_left) == (spelt(cursor), left)
-        facts = [(entry_of(one), one.crashed_workers, one.crash_proven, one.owner_died) for one in found]
-        assert facts == [(one.entry, one.crashes, one.convicted, one.orphaned) for one in taken]
+        marked = self.model.tiers[at].groups[member.group].cancelled
+        for deliveries, wanted in (
+            (found, [one for one in taken if one.entry not in marked]),
+            (cancelled, [one for one in taken if one.entry in marked]),
+        ):
+            facts = [(entry_of(one), one.crashed_workers, one.crash_proven, one.owner_died) for one in deliveries]
+            assert facts == [(one.entry, one.crashes, one.convicted, one.orphaned) for one in wanted]
+        found += cancelled
         member.cursors[at] = cursor
         known = {(one.tier, one.entry_id) for one in found}
         member.hands = [one for one in member.hands if (one.tier, one.entry_id) not in known] + found

@@ -14,6 +14,7 @@ from hypothesis.stateful import precondition, rule
 
 from streamq.queue.delayed import next_due, promote
 from streamq.queue.lease_commands import mark_isolated, remove_consumers, survey
+from streamq.queue.settle_commands import TO_BE_CANCELLED
 from streamq.scripts import step
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
 from streamq.wire.delivery import Delivery
@@ -81,14 +82,14 @@ class QueueMachine(Foundation):
             member.name, one, delay * SLOT / 1000, pack_flat(flat)
         )
         task = f"{member.group}|{one.task_id}"
-        self._held_by_us(self._one(command), self.model.postpone(
+        answer = self._held_by_us(self._one(command), self.model.postpone(
             one.tier, member.group, member.name, entry_of(one), delay * SLOT, task, flat
         ))  # fmt: skip
-        self._done(member, one, keep)
+        self._done(member, one, keep or answer == TO_BE_CANCELLED)
 
     @precondition(lambda self: any(member.hands for member in self.members))
-    @rule(who=picks, pick=picks, result=st.booleans(), keep=st.booleans())
-    def dead_letter(self, who: int, pick: int, result: bool, keep: bool) -> None:
+    @rule(who=picks, pick=picks, result=st.booleans(), keep=st.booleans(), cancellable=st.booleans())
+    def dead_letter(self, who: int, pick: int, result: bool, keep: bool, cancellable: bool = True) -> None:
         member = self._busy(who)
         one, store = self._held(member, pick), self.stores[member.group]
         if self._foreign(member, one):
@@ -100,18 +101,20 @@ class QueueMachine(Foundation):
         )  # fmt: skip
         told = b'{"error_type":"ValueError"}'
         command = store.settle_commands.dead_letter(
-            member.name, one, letter, [KeepResult(one.task_id, 2 * SLOT / 1000, told)] if result else []
-        )
+            member.name, one, letter, [KeepResult(one.task_id, 2 * SLOT / 1000, told)] if result else [],
+            cancellable=cancellable,
+        )  # fmt: skip
         kept = (store.keys.result(one.task_id), told.decode(), 2 * SLOT) if result else None
         texts = [part.decode() if isinstance(part, bytes) else part for part in letter]
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
         before = set(self.model.dead)
-        answer = self._one(command)
-        self._held_by_us(answer, self.model.bury(one.tier, member.group, member.name, entry_of(one), fields, kept))
+        answer = self._held_by_us(self._one(command), self.model.bury(
+            one.tier, member.group, member.name, entry_of(one), fields, kept, cancellable=cancellable
+        ))  # fmt: skip
         if dropped := before - set(self.model.dead):
             self.model.count(store.keys.totals, {"dead_dropped": len(dropped)}, TOTALS_KEPT * 1000)
         self.ledger.trimmed(dropped)
-        self._done(member, one, keep)
+        self._done(member, one, keep or answer == TO_BE_CANCELLED)
 
     @precondition(lambda self: any(member.hands for member in self.members))
     @rule(who=picks, which=st.lists(picks, min_size=1, max_size=3))
@@ -142,7 +145,7 @@ class QueueMachine(Foundation):
         return delivery.group not in (None, member.group.encode())
 
     @staticmethod
-    def _held_by_us(answer: Any, wanted: bool) -> bool:
+    def _held_by_us(answer: Any, wanted: int) -> int:
         """Check the answer of a step that acts only for who holds the delivery."""
         assert answer == int(wanted)
         return wanted

@@ -170,23 +170,27 @@ class Model:
 
     def postpone(
         self, at: int, name: str, consumer: str, entry: EntryId, delay: int, member: str, flat: list[str]
-    ) -> bool:
-        """Run again later, if it is still held."""
+    ) -> int:
+        """Run again later, if it is still held, and is not to be cancelled (then the answer is 2)."""
         if not self.holds(at, name, consumer, entry):
-            return False
+            return 0
+        if entry in self.tiers[at].groups[name].cancelled:
+            return 2
         self._settle(at, name, entry)
         if member in self.tiers[at].delayed:
             member = f"{member}|{spelt_id(entry)}"
         self.tiers[at].delayed[member] = (self.now + delay, flat)
-        return True
+        return 1
 
     def bury(
         self, at: int, name: str, consumer: str, entry: EntryId, letter: dict[str, str],
-        result: tuple[str, str, int] | None,
-    ) -> bool:  # fmt: skip
-        """A dead letter, if it is still held; the oldest make room for it."""
+        result: tuple[str, str, int] | None, *, cancellable: bool,
+    ) -> int:  # fmt: skip
+        """A dead letter, if it is still held; the oldest make room for it. 2: it is to be cancelled instead."""
         if not self.holds(at, name, consumer, entry):
-            return False
+            return 0
+        if cancellable and entry in self.tiers[at].groups[name].cancelled:
+            return 2
         self._settle(at, name, entry)
         self.dead[self.bind(None, letter)] = letter
         self.anybody_died = True
@@ -194,7 +198,7 @@ class Model:
             del self.dead[min(self.dead)]
         if result is not None:
             self._keep(*result)
-        return True
+        return 1
 
     def release(self, at: int, name: str, consumer: str, entries: Iterable[EntryId], idle: int) -> int:
         """Hand back what is still held."""
