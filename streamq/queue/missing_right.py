@@ -34,6 +34,9 @@ return refused"""
 _NAMES_ITSELF: Final = "this user may not run "  # see `ask` in _shared.lua
 _OF_KEY: Final = re.compile(r"access (?:a|(?:at least )?one of the) key")
 _INSIDE: Final = re.compile(r"executing the script|in script")
+_UNKNOWN: Final = re.compile(
+    r"(?i)unknown (?:redis )?command called from script|invalid command passed|^unknown command '"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,25 @@ def suspects(error: BrokerError, command: Command, keys: Keys) -> list[Suspect]:
 def ask_which(some: Sequence[Suspect]) -> Command:
     """Return the command that asks which of these are refused; the reply has their places, from 1 on."""
     return ("EVAL", _MAY_NOT, 0, orjson.dumps([one.words for one in some[:_MOST_ASKED]]))
+
+
+def commands_to_ask_for(error: BrokerError, command: Command) -> list[str]:
+    """Return the commands of which one is not there, if that is what the server says; else none."""
+    found = _UNKNOWN.search(str(error))
+    if not found:
+        return []
+    if found[0].endswith("'"):
+        return [as_text(_words(command)[0])]
+    named = refused_command(error, command)
+    return list(dict.fromkeys(name.partition(" ")[0] for name in ([named] if named else _called_in(command))))
+
+
+def not_there(error: BrokerError, named: Sequence[str], reply: Any) -> BrokerError:
+    """Return the error of a command that the server does not have; `reply` is that of COMMAND INFO on those `named`."""
+    known = isinstance(reply, list) and len(reply) == len(named)
+    absent = [name for name, found in zip(named, reply, strict=True) if not found] if known else []
+    names = ", ".join(absent) or "/".join(named[:_MOST_SHOWN])
+    return BrokerError(f"this server has no command {names}: it was renamed or disabled there", code=error.code)
 
 
 def named_by(reply: Any, some: Sequence[Suspect]) -> list[Suspect]:

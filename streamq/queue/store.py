@@ -20,7 +20,16 @@ from streamq.errors import BrokerError, BrokerUnavailableError, NotDurableError,
 from streamq.queue.enqueue_commands import EnqueueCommands, SignedEnqueueCommands
 from streamq.queue.enqueue_requests import EnqueueReply, parse_enqueue_reply
 from streamq.queue.lost_commands import LostCommands
-from streamq.queue.missing_right import Suspect, ask_which, explained, named_by, suspects, where_refused
+from streamq.queue.missing_right import (
+    Suspect,
+    ask_which,
+    commands_to_ask_for,
+    explained,
+    named_by,
+    not_there,
+    suspects,
+    where_refused,
+)
 from streamq.queue.read_commands import ReadCommands
 from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
@@ -289,7 +298,12 @@ class Store:
         return explained(error, command, self.keys, self.role)
 
     async def explain(self, error: BrokerError, command: Command) -> BrokerError:
-        """Do as `explained`, and ask the server which key was refused, if the error does not tell."""
+        """Do as `explained`, and ask the server which key, or what command, was refused, if the error does not tell."""
+        if named := commands_to_ask_for(error, command):
+            reply: Any = None
+            with suppress(BrokerError):
+                (reply,) = await self.attempt([("COMMAND", "INFO", *named)])
+            return not_there(error, named, reply)
         (refused,) = await self._ask_which([(error, command)])
         return explained(error, command, self.keys, self.role, refused)
 

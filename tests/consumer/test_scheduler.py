@@ -173,11 +173,11 @@ class TestWorkers:
             pipeline.zadd("queue:ticks", {"none": await now_of(broker) - 3_600_500})  # the time of no tick
             await pipeline.execute()
             async with working(broker, TASK):
-                with anyio.fail_after(15):
+                with anyio.fail_after(40):
                     for number in range(5):
                         handle = await broker.enqueue(TASK.options(result_ttl=60, priority=100), number)
                         await handle.result()
-                await until(lambda: float(real_server.command("ZSCORE", "queue:ticks", "none")) > 1.8e12, 10)
+                await until(lambda: float(real_server.command("ZSCORE", "queue:ticks", "none")) > 1.8e12, 40)
             assert int(real_server.command("HLEN", "queue:ticked")) > 0
             await broker.client.flushall()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from streamq import RedisBroker, TaskRef
@@ -11,6 +13,7 @@ from streamq.monitoring import QueueMonitor
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.scripts import step
+from tests.servers import REAL_KINDS, RealServer
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,21 @@ async def test_a_missing_right_names_what_was_refused_and_the_remedy(real_server
     assert caught.value.code == "NOPERM"
     assert all(one in text for one in [*named, "'streamq doctor --role ROLE'", ANY_ROLE, "'streamq acl'"]), text
     assert not any(secret in text for secret in ("s3cret", "pa55word", "unix:", "user_script")), text
+
+
+@pytest.mark.parametrize("kind", REAL_KINDS)
+@pytest.mark.parametrize("command", ["TIME", "XADD", "ZADD", "HSET", "EVALSHA"])
+async def test_a_command_that_the_server_does_not_have_is_named(kind, command):
+    """Its operator renamed it. The server's own text names none of a script, and all arguments of a command."""
+
+    async def send(broker: RedisBroker) -> None:
+        await broker.enqueue(TaskRef("send").options(delay=60, task_id="mine"), "s3cret")
+        await broker.enqueue(TaskRef("send"), "s3cret")
+
+    with contextlib.closing(RealServer(kind, "--rename-command", command, "")) as server:
+        async with RedisBroker(server.url) as broker:
+            with pytest.raises(BrokerError, match=f"^this server has no command {command}: it was renamed or disabled"):
+                await send(broker)
 
 
 async def test_the_command_and_the_key_are_named(server):
