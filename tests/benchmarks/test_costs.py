@@ -44,7 +44,7 @@ UPDATE = f"the page says otherwise; if this is meant: STREAMQ_WRITE_COSTS=1 pyte
 @pytest.fixture
 def virtual() -> VirtualTime:
     """The time that a test goes by. A leap of it takes real time, in which what blocks may be answered."""
-    return VirtualTime(patience=0.02)
+    return VirtualTime(patience=0.2)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
