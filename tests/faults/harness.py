@@ -94,7 +94,10 @@ class Scene:
     def start(self, *, wait: bool = True, environment: dict[str, str] | None = None, **setting: Any) -> Process:
         """Start one worker, and wait until it reads unless told not to. `setting` are fields of `Setting`."""
         chosen = replace(self._setting, **{"url": self.url, "lease": self.lease, **setting})
-        return self._started(["-m", "tests.faults.member", chosen.to_json()], environment or {}, wait=wait)
+        command = ["-m", "tests.faults.member", chosen.to_json()]
+        return self._started(
+            command, environment or {}, wait=wait, forked=not chosen.clock
+        )  # a clock is set before imports
 
     def start_many(self, count: int, **setting: Any) -> list[Process]:
         """Start several workers at once, and wait until all of them read."""
@@ -110,9 +113,9 @@ class Scene:
         command += ["--lease", f"{self.lease}s", "--name", who, "--log-level", "warning", *arguments]
         return self._started(command, {}, wait=wait)
 
-    def _started(self, command: list[str], environment: dict[str, str], *, wait: bool) -> Process:
+    def _started(self, command: list[str], environment: dict[str, str], *, wait: bool, forked: bool = False) -> Process:
         who = f"w{len(self.workers) + 1}"
-        worker = Process(command, who, log=self.log, recorder=self.recorder, environment=environment)
+        worker = Process(command, who, log=self.log, recorder=self.recorder, environment=environment, forked=forked)
         self.workers.append(worker)
         if wait:
             self.until_up(worker)
@@ -215,7 +218,7 @@ class Scene:
         """Start a process that sends a load while the scenario goes on."""
         who = f"p{len(self.producers) + 1}"
         command = ["-m", "tests.faults.producer", url or self.url, self.backend, load.to_json()]
-        process = Process(command, who, log=self.log)
+        process = Process(command, who, log=self.log, forked=True)
         self.producers.append(process)
         return process
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streamq.testing.recorder import Recorder
+from tests.faults.fork_server import ROOT, Forked, fork_server
 
-ROOT = Path(__file__).parents[2]
 LOG, WHO = "STREAMQ_FAULTS_LOG", "STREAMQ_FAULTS_WHO"
 
 
@@ -23,12 +23,13 @@ class Process:
     Its standard input is a pipe of which we hold the other end: it ends itself when that is closed, however
     we end (see `vigil.leashed`).
 
+    It is started anew, or `forked` from a process that has imported everything (see `fork_server`).
     What becomes of it is written down if there is a `recorder`: the checker asks that of workers only.
     """
 
     def __init__(
         self, command: Sequence[str], who: str, *, log: Path, recorder: Recorder | None = None,
-        environment: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None, forked: bool = False,
     ) -> None:  # fmt: skip
         self.who = who
         self.recorder = recorder
@@ -36,11 +37,16 @@ class Process:
         self.told = False
         self.code: int | None = None
         self.output = log.parent / f"{who}.err"
+        settings = {**os.environ, **(environment or {}), LOG: str(log), WHO: who}
+        self._process: Forked | subprocess.Popen[bytes]
         with self.output.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output,
-                env={**os.environ, **(environment or {}), LOG: str(log), WHO: who},
-            )  # fmt: skip
+            if forked:
+                self._process = fork_server().start(command, settings, output.fileno())
+            else:
+                self._process = subprocess.Popen(
+                    [sys.executable, *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output,
+                    env=settings,
+                )  # fmt: skip
         self.pid = self._process.pid
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name=f"watch {who}", daemon=True).start()
