@@ -27,10 +27,9 @@ settings.load_profile("streamq")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the pairs that are not drawn. Mark the quick half: what is not slow, each test under one backend.
+    """Leave out the pairs that are not drawn. Mark the quick tests: what is not slow, each in one variant.
 
-    So a new test is in it unless it says otherwise. Which backend is drawn by the name of the test: half of them, under
-    each kind of server, run under asyncio, and the others under trio.
+    So a new test is among them unless it says otherwise. The backend and the kind of server are drawn by its name.
     """
     if not os.environ.get("STREAMQ_TEST_EVERY_PAIR"):
         paired = [(item, *_pair(item)) for item in items if item.get_closest_marker("paired")]
@@ -41,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     variants: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
-            variants.setdefault(_without_backend(item), []).append(item)
+            variants.setdefault(_without_variant(item), []).append(item)
     for name, alike in variants.items():
         alike[zlib.crc32(name.encode()) % len(alike)].add_marker(pytest.mark.quick)  # the same in every process
 
@@ -71,12 +70,13 @@ def _paired(item: pytest.Item) -> pytest.Mark:
     return mark
 
 
-def _without_backend(item: pytest.Item) -> str:
-    """Return the id of a test without the backend that it is run under, if it is given one."""
-    place, bracket, rest = item.nodeid.partition("[")
+def _without_variant(item: pytest.Item) -> str:
+    """Return the id of a test without the backend and the kind of server that it is run with."""
+    place, _, rest = item.nodeid.partition("[")
     parameters = rest.removesuffix("]").split("-")
-    if bracket and (backend := next((one for one in parameters if one in BACKENDS), None)) is not None:
-        parameters.remove(backend)
+    for names in (BACKENDS, KINDS):
+        if found := next((one for one in parameters if one in names), None):
+            parameters.remove(found)
     return f"{place}[{'-'.join(parameters)}]"
 
 

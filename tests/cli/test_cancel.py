@@ -26,6 +26,7 @@ def test_waiting_tasks_are_withdrawn_and_each_is_reported(streamq, valkey):
     assert valkey.command("XLEN", "queue:bulk") == 0
 
 
+@pytest.mark.slow
 def test_a_running_task_is_asked_to_stop(streamq, start, app, valkey, anyio_backend):
     """Only the id is given. The output is JSON."""
     url = ("--url", valkey.url)
@@ -42,6 +43,7 @@ def test_a_running_task_is_asked_to_stop(streamq, start, app, valkey, anyio_back
     assert "end x" not in worker.output
 
 
+@pytest.mark.slow
 def test_modes_of_deduplication(streamq, valkey):
     """The newest task replaces the older one in these modes, and the command reports it."""
     url = ("--url", valkey.url)

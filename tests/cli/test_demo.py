@@ -57,6 +57,7 @@ def test_an_interrupted_demo_leaves_nothing(start, shared_server):
     assert "Traceback" not in program.output
 
 
+@pytest.mark.slow
 def test_summary_for_people(streamq):
     """Plain text if the output is not a terminal. Also on memory://."""
     code, output = streamq("demo", "--limit", "40", "--url", "memory://", env={"COLUMNS": "120"})

@@ -36,6 +36,7 @@ def test_every_reason_can_be_chosen_and_is_on_both_pages():
     assert [reason for reason in Reason if f"`{reason}`" not in row] == []
 
 
+@pytest.mark.slow
 def test_a_dead_letter_is_listed_with_its_error(start, streamq, valkey):
     """Dead letters of a worker are listed: newest first, filtered, and as JSON."""
     assert streamq("enqueue", "broken", "--url", valkey.url)[0] == 0

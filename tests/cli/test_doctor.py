@@ -23,6 +23,7 @@ def test_a_healthy_server(streamq):
         assert server.keys() == []
 
 
+@pytest.mark.slow
 def test_warnings_and_errors(streamq):
     """Warnings count with --strict, errors always. The remedy has its own line."""
     with fresh_server("valkey", "--appendonly", "yes", "--timeout", "60") as server:
@@ -65,6 +66,7 @@ def test_unreachable(streamq):
         assert "hunter2" not in output
 
 
+@pytest.mark.slow
 def test_few_rights(streamq, shared_server):
     """The command works, reports the checks that it could not make, and shows no password."""
     server = shared_server("valkey")
@@ -94,6 +96,7 @@ def test_names_cannot_control_the_terminal(streamq, shared_server):
     assert "\\x1b[31mred\\nline" in output
 
 
+@pytest.mark.slow
 def test_embedded(streamq, tmp_path):
     """memory:// and a server process."""
     assert "in_process" in streamq("doctor", "--url", "memory://")[1]

@@ -99,6 +99,7 @@ def one_line(program) -> str:
     return program.seen[0]
 
 
+@pytest.mark.slow
 def test_each_is_one_line_with_the_remedy(start, modules):
     """Each mistake is reported in one line. They run together, because starting Python is slow."""
     for names in (list(WRONG)[at : at + 6] for at in range(0, len(WRONG), 6)):
@@ -109,6 +110,7 @@ def test_each_is_one_line_with_the_remedy(start, modules):
                 assert part in line, f"{name}: {line}"
 
 
+@pytest.mark.slow
 def test_an_empty_variable_of_the_url_is_no_localhost(start):
     """A URL that failed to be set, in a unit file say, must not send tasks to another server."""
     for arguments in (["enqueue", "send"], ["dlq", "ls"], ["doctor"], ["worker", "app"]):
@@ -182,6 +184,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_malformed_url_shows_its_password_in_no_command(streamq, tmp_path):
     """P13: also if a module that is imported would raise an error that quotes it."""
     (tmp_path / "quoting.py").write_text(

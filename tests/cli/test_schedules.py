@@ -19,6 +19,7 @@ def put(server, name, due, **changes):
     server.command("ZADD", "queue:ticks", due, name)
 
 
+@pytest.mark.slow
 def test_listed_and_removed(streamq, valkey):
     """The next tick first, overdue ones too, also as JSON. `rm` exits with 1 if a name is unknown."""
     put(valkey, "far", 4_000_000_000_000)

@@ -8,6 +8,8 @@ import pytest
 
 from streamq import SigningKeys
 
+pytestmark = pytest.mark.slow
+
 KEY, OTHER = bytes(range(32)).hex(), "77" * 32
 
 

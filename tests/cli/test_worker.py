@@ -203,6 +203,7 @@ def pids(worker, valkey, app, count: int) -> list[int]:
     return [int(worker.expect("start t").split()[2]) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_replaced_and_none_is_orphaned(start, valkey, app):
     """--processes: a killed child is replaced and no task is lost. SIGTERM ends all children."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1", "--lease", "1s", "--grace", "5s")
@@ -233,6 +234,7 @@ def test_children_drain_when_their_supervisor_is_killed(start, valkey, app):
     assert pending(valkey) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_all_and_counts_once(start, valkey, app):
     """A signal to the process group, as from a terminal or systemd, drains. It does not count twice."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1")
@@ -247,6 +249,7 @@ def test_ctrl_c_reaches_all_and_counts_once(start, valkey, app):
     assert sum(line.startswith("end t") for line in worker.seen) == 2
 
 
+@pytest.mark.slow
 def test_reload_restarts_on_a_changed_source(start, valkey, app):
     """--reload: a changed file restarts the worker. After a broken change it waits for the next one."""
     (app / "reloaded.py").write_text("from streamq import task\n@task\nasync def hi(): print('old', flush=True)\n")

@@ -13,7 +13,7 @@ from streamq import RedisBroker, Worker, task
 from streamq.errors import BrokerError
 from tests.servers import REAL_KINDS, available, fresh_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, pytest.mark.slow]
 
 runs: list[int] = []
 

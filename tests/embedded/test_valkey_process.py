@@ -216,6 +216,7 @@ def test_processes_share_a_directory(tmp_path: Path) -> None:
     late.stop()
 
 
+@pytest.mark.slow
 def test_many_start_at_once_and_one_wins(tmp_path: Path) -> None:
     """Processes that begin together agree on one server."""
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from streamq.errors import BrokerError, TaskFailedError
 from streamq.wire.acl import acl_rules
 from tests.at_work import until, working
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, pytest.mark.slow]
 
 ERRORS = {
     "an error": lambda: ValueError("while it cleans up"),

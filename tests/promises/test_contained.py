@@ -398,6 +398,7 @@ async def test_an_error_of_our_own_about_a_delivery_convicts_it(anyio_backend, s
     )
 
 
+@pytest.mark.slow
 async def test_an_error_of_our_own_that_ends_workers_is_a_crash_of_what_they_held(
     anyio_backend, shared_server, monkeypatch
 ):

@@ -14,7 +14,7 @@ from streamq.middleware import CircuitBreaker, ConcurrencyLimit, MiddlewareChain
 from streamq.monitoring import QueueMonitor
 from streamq.queue.lease_commands import reclaim, remove_consumers, survey
 
-pytestmark = pytest.mark.paired
+pytestmark = [pytest.mark.paired, pytest.mark.slow]
 
 if TYPE_CHECKING:
     from collections.abc import Callable

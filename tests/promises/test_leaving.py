@@ -239,6 +239,7 @@ async def test_the_run_of_a_worker_can_be_cancelled_at_its_own_awaits(server):
     assert await cancelled_everywhere(program, check) > 1
 
 
+@pytest.mark.slow
 async def test_a_replay_leaves_a_dead_letter_or_a_task_wherever_it_is_cancelled(server):
     """Never both, never neither."""
 
@@ -358,6 +359,7 @@ async def test_others_that_use_a_broker_while_it_is_left_get_an_error_of_the_bro
                 await anyio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["killed", "silent"])
 async def test_a_broker_is_left_in_bounded_time_after_the_end_of_its_server(fate):
     """While it has a subscription, a blocked read and commands under way; the error of the block comes out."""

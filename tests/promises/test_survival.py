@@ -12,7 +12,7 @@ from streamq import Priority, RedisBroker, TaskRef
 from tests.promises.fleet import fleet, leftovers
 from tests.servers import RealServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.paired]
 
 TASKS = int(os.environ.get("STREAMQ_TASKS", "100000"))
 PRIORITIES = (Priority.CRITICAL, Priority.NORMAL, Priority.LOW)

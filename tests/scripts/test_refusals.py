@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.servers import RealServer
 
-pytestmark = pytest.mark.paired("memory")
+pytestmark = [pytest.mark.paired("memory"), pytest.mark.slow]
 
 STREAM, CRASHES, DELAYED, MESSAGES, DEAD, TOTALS = "s", "s:crashes", "s:delayed", "s:messages", "dead", "totals"
 OTHER = ("o", "o:delayed", "o:messages")  # those of another tier
