@@ -18,13 +18,14 @@ import anyio.lowlevel
 import orjson
 
 from streamq.client import Command
-from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import ConfigurationError, UndecodableError
+from streamq.diagnostics.safe_text import repr_of, str_of
+from streamq.errors import ConfigurationError, EncodingError, UndecodableError
 from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require_parser
 from streamq.tasks.task import Call, Task
+from streamq.wire import bounds
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps, milliseconds
 from streamq.wire.names import check_name, is_name, qualified
@@ -32,7 +33,6 @@ from streamq.wire.signing import Signer
 
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
 NEVER: Final = 253_402_300_799_000  # ms: the end of the year 9999
-_LONGEST: Final = 1e10  # seconds after a tick that a message may expire at most
 _STEP: Final = 100  # definitions that are read at a stretch
 
 
@@ -133,7 +133,7 @@ class ScheduleDefinition:
             and is_name("task", self.task)
             and self.missed in MISSED
             and isinstance(self.headers, dict)
-            and (self.expires is None or 0 <= self.expires < _LONGEST)
+            and (self.expires is None or self.expires in bounds.EXPIRES)
         )
 
 
@@ -161,11 +161,16 @@ def definition_of(
     """Return the definition of a schedule. Raises ConfigurationError, and what `enqueue` raises for its call."""
     check_name("schedule", name, what="name of a schedule")
     message = builder.scheduled_message(call, None if cron.overlap else overlap_key(name))
-    return ScheduleDefinition(
+    definition = ScheduleDefinition(
         name=name, cron=cron.expression, tz=cron.tz, missed=cron.missed, overlap=cron.overlap, declared=declared,
         task=call.task.name, stream=message.stream, fields=message.fields, headers=message.headers,
         expires=message.expires,
     )  # fmt: skip
+    try:
+        definition.packed()
+    except TypeError as error:  # all else is text by now
+        raise EncodingError(call.task.name, "headers", str_of(error)) from error
+    return definition
 
 
 def stored_definition(

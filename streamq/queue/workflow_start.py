@@ -25,7 +25,7 @@ from streamq.wire import bounds
 from streamq.wire.message import as_text
 from streamq.wire.names import check_name
 from streamq.wire.side_effects import SideEffect, effects_of_sending
-from streamq.wire.workflow import Chain, Flow, Group, Step
+from streamq.wire.workflow import Chain, Flow, Group, Step, check_nesting
 from streamq.wire.workflow_bounds import workflow_bytes
 from streamq.wire.workflow_steps import NextGroup, NextStep, Stage
 
@@ -76,7 +76,7 @@ class WorkflowSteps:
             raise ConfigurationError(
                 f"{repr_of(flow)} cannot be started: give a call (task.call(...)), a chain or a group"
             )
-        self._places = self._number(flow, first=True)
+        self._places = self._number(flow, 0, first=True)
         if len(self.calls) not in bounds.MEMBERS:
             raise ConfigurationError(f"a workflow of {len(self.calls)} steps: {bounds.MEMBERS.highest:,} is the most")
 
@@ -128,15 +128,19 @@ class WorkflowSteps:
             store.enqueue_commands.start_workflow(workflow_id, effects, guards, accepted=ACCEPTED_KEPT), steps, durable
         )
 
-    def _number(self, flow: Flow[Any], *, first: bool) -> tuple[_StepPlace | _GroupPlaces, ...]:
+    def _number(self, flow: Flow[Any], depth: int, *, first: bool) -> tuple[_StepPlace | _GroupPlaces, ...]:
         match flow:
             case Chain(parts):
                 found: list[_StepPlace | _GroupPlaces] = []
                 for part in parts:
-                    found += self._number(part, first=first and not found)
+                    found += self._number(part, depth, first=first and not found)
                 return tuple(found)
             case Group(members, keep):
-                return (_GroupPlaces(tuple(self._number(member, first=first) for member in members), keep),)
+                check_nesting(
+                    depth + 1, remedy=": start the inner ones as a workflow of their own, in a step's handler"
+                )
+                numbered = tuple(self._number(member, depth + 1, first=first) for member in members)
+                return (_GroupPlaces(numbered, keep),)
             case Step(target, args, kwargs):
                 call = self._make_call(target, args, kwargs)
                 if first:

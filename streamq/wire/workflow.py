@@ -123,6 +123,12 @@ def group(*members: Flow[S], keep: float = GROUP_KEPT) -> Group[list[S]]:
     return Group(members, keep)
 
 
+def check_nesting(depth: int, error: type[Exception] = ConfigurationError, remedy: str = "") -> None:
+    """Raise `error` if so many groups must not be in each other. `remedy` is what to do about it."""
+    if depth not in bounds.DEPTH:
+        raise error(f"more than {bounds.DEPTH.highest} groups in each other{remedy}")
+
+
 def _part(following: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow[Any]:
     if not isinstance(following, Flow):
         return Step(following, args, kwargs)

@@ -21,7 +21,7 @@ from streamq.wire import bounds
 from streamq.wire.bounds import shown
 from streamq.wire.message import Default, Field, dumps, milliseconds
 from streamq.wire.names import check_field
-from streamq.wire.workflow import GROUP_KEPT
+from streamq.wire.workflow import GROUP_KEPT, check_nesting
 
 _NOTHING = b"null"
 NOT_TAKEN = b""  # for the result of a member, where the step after the group does not take the results
@@ -238,8 +238,7 @@ def _plain(stage: Stage) -> dict[str, Any]:
 def _stages(found: Any, depth: int) -> list[Stage]:
     if not isinstance(found, list) or not found:
         raise ValueError("it must be a list of at least one stage")
-    if depth not in bounds.DEPTH:
-        raise ValueError(f"more than {bounds.DEPTH.highest} groups in each other")
+    check_nesting(depth, ValueError)
     stages = [_stage(one, depth) for one in found]
     for stage, after in zip(stages, [*stages[1:], None], strict=True):
         if isinstance(stage, GroupMemberEnd) and after is None:

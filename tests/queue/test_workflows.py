@@ -630,6 +630,27 @@ async def test_what_cannot_be_started_says_so_and_sends_nothing(server, broker):
     assert sum(server.command("XLEN", stream) for stream in STREAMS) == 1
 
 
+def nested(depth, *, first=False):
+    """A workflow with so many groups in each other, at its beginning or after a step."""
+    flow = number.call(1)
+    for _ in range(depth):
+        inner = group(flow, number.call(2))
+        flow = inner.then(together) if first else number.call(0).then(inner).then(together)
+    return flow
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_groups_in_each_other_have_a_bound_at_the_start(server, broker, first):
+    """What the worker could not read is not accepted; what is accepted runs to its end."""
+    for depth in (33, 40, 5000):
+        with pytest.raises(ConfigurationError, match="more than 32 groups in each other: start the inner"):
+            await broker.start(nested(depth, first=first))
+    assert_nothing_left(server)
+    await broker.start(nested(32, first=first))
+    await burst(broker, number, together)
+    assert dead(server) == []
+
+
 @task
 async def Silent(value: int) -> None: ...  # noqa: N802
 
