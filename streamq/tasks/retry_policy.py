@@ -225,7 +225,7 @@ class RetryPolicy:
         try:
             told = attempt if attempt <= MOST_TOLD or rule.__class__ in _OURS else MOST_TOLD
             returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
-            delay = max(0.0, float(bounds.AFTER.check(returned, "the delay of a backoff")))
+            delay = float(bounds.BACKOFF.check(returned, "the delay of a backoff"))
         except BaseException as broken:
             log.exception("backoff %r cannot be used, the default is used in its place", rule, error=broken)
             delay = Backoff().delay(attempt, random)
