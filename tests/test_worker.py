@@ -386,7 +386,7 @@ async def test_a_process_that_hangs_or_dies_is_a_failure_of_its_task_alone(broke
         handle = await broker.enqueue(deferred.power.options(result_ttl=30), 3)
         assert await handle.result(timeout=10) == 9
     errors = sorted(letter["error_type"].rpartition(".")[2] for letter in dead(server))
-    assert errors == ["BrokenWorkerProcess", "TaskTimeoutError"]
+    assert errors == ["ProcessDiedError", "TaskTimeoutError"]
 
 
 async def test_handlers_that_do_not_wait_need_few_runners(broker):

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from streamq.consumer.batching import Batches
-from streamq.consumer.process_child import call_by_name
+from streamq.consumer.process_run import run_in_process
 from streamq.consumer.thread_start import NoThreadError
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
@@ -119,13 +119,13 @@ class Handler:
 
     def _batch_function(self) -> Callable[[list[Any]], Awaitable[Any]]:
         """Return the function that runs the handler of a batch with its items."""
-        function, threads = self.task.function, self._threads
+        function, threads, name = self.task.function, self._threads, self.task.name
 
         async def in_thread(items: list[Any]) -> Any:
             return await threads.run(partial(function, items))
 
         async def in_process(items: list[Any]) -> Any:
-            return await _in_process(function, (items,), {})
+            return await run_in_process(name, function, (items,), {})
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process
@@ -173,7 +173,7 @@ class Handler:
 
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)
-            return await _in_process(function, args, kwargs)
+            return await run_in_process(task.name, function, args, kwargs)
 
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
 
@@ -197,10 +197,3 @@ def timeout_error(name: str, limit: float, ended: BaseException | None) -> TaskT
     error = TaskTimeoutError(name, limit)
     error.__cause__ = ended
     return error
-
-
-async def _in_process(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
-
-    call = partial(call_by_name, function.__module__, function.__qualname__, args, kwargs)
-    return await to_process.run_sync(call, cancellable=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from streamq import RedisBroker, task
+from streamq import RedisBroker, batch_task, task
+from streamq.errors import ProcessDiedError
 from tests.at_work import burst, dead
 
 pytestmark = [pytest.mark.slow, pytest.mark.paired]
@@ -59,6 +60,48 @@ def forks(how: str) -> str:
 @task(run_in="process", result_ttl=60, retries=0, timeout=TIMEOUT)
 def doubles(n: int) -> int:
     return 2 * n
+
+
+@task(run_in="process", retries=1, backoff=0.0, timeout=TIMEOUT)
+def dies(how: str, number: int) -> None:
+    if how == "exit":
+        os._exit(number)
+    os.kill(os.getpid(), number)
+
+
+@batch_task(run_in="process", size=1, retries=0, timeout=TIMEOUT)
+def batch_dies(items: list[int]) -> None:
+    os._exit(items[0])
+
+
+async def test_the_error_of_a_process_that_ended_says_how(real_server):
+    """It names the task, and the signal or the exit code. It spends attempts, and is no crash of the worker."""
+    async with RedisBroker(real_server.url) as broker:
+        await broker.enqueue(dies, "exit", 3)
+        await broker.enqueue(dies, "signal", 9)
+        await broker.enqueue(dies, "signal", 11)
+        await broker.enqueue(batch_dies, 4)
+        await burst(broker, dies, batch_dies, concurrency=1)
+    letters = dead(real_server)
+    assert {letter["error"] for letter in letters} == {
+        "the process of task 'dies' ended with exit code 3",
+        "the process of task 'dies' ended with signal 9 (SIGKILL: out of memory?)",
+        "the process of task 'dies' ended with signal 11 (SIGSEGV)",
+        "the process of task 'batch_dies' ended with exit code 4",
+    }
+    assert {(one["reason"], one["error_type"]) for one in letters} == {
+        ("retries_exhausted", "streamq.errors.ProcessDiedError")
+    }
+    assert {(one["task"], one["attempts"]) for one in letters} == {("dies", "2"), ("batch_dies", "1")}
+
+
+def test_the_error_crosses_processes_with_its_data():
+    """And where it is not known how the process ended, it says why it is thought to be gone."""
+    error = ProcessDiedError("t", -9)
+    assert (error.signal, error.exit_code, ProcessDiedError("t", 0).exit_code) == (9, None, 0)
+    assert pickle.loads(pickle.dumps(error)).signal == 9
+    assert str(ProcessDiedError("t", -99)) == "the process of task 't' ended with signal 99 (of no name)"
+    assert str(ProcessDiedError("t", None, "odd")) == "the process of task 't' ended before its run did: odd"
 
 
 async def test_what_a_process_handler_starts_is_no_reply(real_server, tmp_path):

@@ -6,35 +6,29 @@ errors of the server stay `redis.exceptions`; `queue/server_errors.py` translate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from streamq.diagnostics.safe_text import repr_of
+from streamq.errors.base import StreamqError
+from streamq.errors.requests import (
+    CircuitOpenError,
+    EffectInProgressError,
+    EffectLostError,
+    Reject,
+    RetryLater,
+    UnrecordableError,
+)
 
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
     "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
-    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "Reject", "ResultNotKeptError", "ResultTimeoutError",
-    "RetryLater", "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError",
-    "UndecodableError", "UnrecordableError", "WrongLoopError",
+    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "Reject", "ResultNotKeptError",
+    "ResultTimeoutError", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError",
+    "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
-
-
-class StreamqError(Exception):
-    """The base class of every error of streamq. It can be pickled and copied, so it crosses processes."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are made again from `args` by default, which is the message here and not what __init__ takes.
-        return _restored, (type(self), self.args, self.__dict__)
-
-
-def _restored(kind: type[StreamqError], args: tuple[Any, ...], state: dict[str, Any]) -> StreamqError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
 
 
 class ConfigurationError(StreamqError, ValueError):
@@ -200,6 +194,32 @@ class TaskTimeoutError(StreamqError, TimeoutError):
         super().__init__(f"task {task!r} ran longer than its timeout of {timeout:g} s")
 
 
+class ProcessDiedError(StreamqError, RuntimeError):
+    """Raised for a run with `run_in="process"` whose process ended before it. It is retried like any other error.
+
+    `exit_code` is that of the process, `signal` the number of the signal that ended it; each is None if it is the
+    other, or is not known.
+    """
+
+    def __init__(self, task: str, return_code: int | None, reason: str = "") -> None:
+        self.task = task
+        ended_by_signal = return_code is not None and return_code < 0
+        self.exit_code = None if ended_by_signal else return_code
+        self.signal = -return_code if return_code is not None and ended_by_signal else None
+        how = "ended before its run did" if return_code is None else f"ended with exit code {return_code}"
+        if self.signal is not None:
+            how = f"ended with signal {self.signal} ({_signal_name(self.signal)})"
+        super().__init__(f"the process of task {task!r} {how}{': ' * bool(reason)}{reason}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "of no name"
+    return f"{name}: out of memory?" if name == "SIGKILL" else name
+
+
 class LeftOpenError(StreamqError, RuntimeError):
     """Raised for a run that ended with cancel scopes or task groups open. It is retried like any other error."""
 
@@ -309,91 +329,14 @@ class TaskFailedError(StreamqError):
             self.add_note("In the worker:\n" + traceback.rstrip("\n"))
 
 
-# --- raised by handlers, to choose the outcome of their run -----------------------------------------
-
-
-class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a failure
-    """Raise this in a handler to run the task again after `after` (seconds or a timedelta). It spends no attempt.
-
-    It is made for `Retry-After`. The run fails if `after` is no time within its bound (`docs/bounds.md`). `headers` are
-    merged into those of the message. With `drain` the innermost rate limit around the handler starts no task of the
-    same key for these seconds (see RateLimitMiddleware).
-    """
-
-    def __init__(
-        self,
-        reason: str = "",
-        *,
-        after: float | timedelta,
-        headers: Mapping[str, Any] | None = None,
-        drain: bool = False,
-    ) -> None:
-        self.reason = reason
-        # A float, unless it is no time at all: then the run fails when it is decided.
-        self.after: float = after.total_seconds() if isinstance(after, timedelta) else after
-        self.headers = headers
-        self.drain = drain
-        super().__init__(reason or (f"again in {self.after:g} s" if _is_short(self.after) else "again later"))
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e15
-
-
-class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a failure
-    """Raise this in a handler to dead-letter the task at once, without further attempts."""
-
-    def __init__(self, reason: str = "rejected by its handler") -> None:
-        self.reason = reason
-        super().__init__(reason)
-
-
-class EffectInProgressError(RetryLater):
-    """Raised by `once` if another run has the effect. `after` is the rest of its lease (s).
-
-    A handler that lets it pass is run again after that time, and spends no attempt.
-    """
-
-    def __init__(self, key: str, *, after: float) -> None:
-        self.key = key
-        super().__init__(f"the effect {key!r} is in progress elsewhere", after=after)
-
-
-class EffectLostError(RetryLater):
-    """Raised by `once` if this run could not renew its lease in time, so its result was not recorded.
-
-    Another run may have taken the effect over. `key` is that of the effect, `token` the fencing token of this run,
-    which is no longer valid. `after` is the length of a lease (s). A handler that lets it pass is run again after that
-    time, spends no attempt, and gets what the other run recorded.
-    """
-
-    def __init__(self, key: str, token: int, *, after: float) -> None:
-        self.key = key
-        self.token = token
-        super().__init__(f"the effect {key!r} was lost: its lease was over, and nothing was recorded", after=after)
-
-
-class UnrecordableError(Reject):
-    """Raised if the result of an effect cannot be recorded. The effect itself is recorded, so it is not repeated.
-
-    It is raised by `effect.record`, and later by every run that reads the result. A handler that lets it pass has its
-    task dead-lettered: another attempt cannot help.
-    """
-
-    def __init__(self, key: str, why: str) -> None:
-        self.key = key
-        self.why = why
-        super().__init__(f"the result of the effect {key!r} cannot be recorded: {why}")
-
-
-class CircuitOpenError(RetryLater):
-    """Raised if a circuit breaker does not let a call through. `after` is the time (s) until the next try.
-
-    A handler that lets it pass is run again after that time, and spends no attempt.
-    """
-
-    def __init__(self, circuit: str, *, after: float, last_failure: BaseException | None = None) -> None:
-        self.circuit = circuit
-        self.last_failure = last_failure
-        cause = "" if last_failure is None else f"; it failed with {repr_of(last_failure)}"
-        super().__init__(f"the circuit {circuit!r} is open for another {after:.3g} s{cause}", after=after)
+for _one in (
+    StreamqError,
+    RetryLater,
+    Reject,
+    EffectInProgressError,
+    EffectLostError,
+    UnrecordableError,
+    CircuitOpenError,
+):
+    _one.__module__ = __name__  # a dead letter names the class by it
+del _one
