@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import anyio
 
+from streamq.consumer.left_behind import RunScope
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware import Resident
@@ -22,14 +23,44 @@ _AGAIN = Backoff(base=0.1, factor=2.0, cap=30.0)  # seconds until the loop of a 
 async def live_forever(resident: Resident, store: Store) -> None:
     """Run the loop of a middleware. What it raises is logged, and it is started again: it ends no worker."""
     failures = 0
+    ends = _EndOfTask()
     while True:
         try:
             return await resident.live(store)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if ends.is_told_by(error):
+                raise
             failures += 1
             pause = _AGAIN.ceiling(failures)
             log.exception("the loop of %r raised; it is started again in %g s", resident, pause, error=error)
         await anyio.sleep(pause)
+
+
+class _EndOfTask:
+    """Tells the end of the task that this is made in from what a function called there raises by itself."""
+
+    def __init__(self) -> None:
+        self._task = anyio.get_current_task().id
+        with anyio.CancelScope() as scope:  # noqa: ASYNC100 - it is entered to see its task
+            self._requests = RunScope(scope).requests
+        self._before = self._requests()
+
+    def __repr__(self) -> str:
+        return f"<_EndOfTask {self._task}>"
+
+    def is_told_by(self, error: BaseException) -> bool:
+        """Is this the cancellation of this task or of a scope around it, or is its coroutine being closed?
+
+        A cancellation of something that the function awaits is its own error.
+        """
+        if isinstance(error, GeneratorExit):
+            try:
+                return anyio.get_current_task().id != self._task
+            except RuntimeError:  # no event loop runs any more
+                return True
+        if not isinstance(error, anyio.get_cancelled_exc_class()):
+            return False
+        return self._requests() > self._before or anyio.current_effective_deadline() == float("-inf")
 
 
 class CancelledByOthersError(RuntimeError):

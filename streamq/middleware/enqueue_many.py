@@ -2,7 +2,7 @@
 
 Every chain runs as a task of its own until it asks for its call to be sent. When all have asked, or have ended without
 asking, the calls go together. So `enqueue_many` costs one round trip with middleware as well, and nothing is sent if
-one chain refuses its call.
+one chain refuses its call: whatever it raises, a cancellation that is not the caller's included.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import anyio
 
+from streamq.diagnostics.safe_text import repr_of
+from streamq.errors import ConfigurationError
 from streamq.queue.results import Handle
 from streamq.tasks.task import Call
 
@@ -47,14 +49,19 @@ class CombinedEnqueue:
 
     async def run(self, chains: Sequence[Callable[[], Awaitable[Handle[Any]]]]) -> list[Handle[Any]]:
         """Run every chain and return their handles in order. Raises the first error of any chain."""
-        results: list[Handle[Any] | None] = [None] * len(chains)
-        errors: list[Exception] = []
+        results: list[Any] = [None] * len(chains)
+        errors: list[BaseException] = []
 
         async def run_chain(index: int) -> None:
             try:
                 results[index] = await chains[index]()
-            except Exception as error:  # noqa: BLE001 - raised below, and not as one of a group
-                errors.append(error)
+                if index not in self._asked:  # nothing is sent for it: it must have a handle from elsewhere
+                    check_handle(results[index])
+            except BaseException as error:
+                # Not of an error: a task group swallows a cancellation, and SystemExit in a task ends the loop.
+                if not isinstance(error, Exception) and _cancelled():
+                    raise
+                errors.append(error)  # raised below, and not as one of a group
                 if not self._all_asked.is_set():
                     group.cancel_scope.cancel()
             finally:
@@ -66,17 +73,51 @@ class CombinedEnqueue:
             for index in range(len(chains)):
                 group.start_soon(run_chain, index)
             await self._all_asked.wait()
-            try:
-                order = sorted(self._asked)  # calls are sent in the order in which they were given
-                handles = await self._send_all([self._asked[index] for index in order])
-                self._handles = dict(zip(order, handles, strict=True))
-            except Exception as error:  # noqa: BLE001 - every chain raises it, and so does `run`
-                self._failed = error
-            self._sent.set()
+            if errors:
+                group.cancel_scope.cancel()
+            else:
+                await self._send_asked()
+                self._sent.set()
         if errors:
             raise errors[0]
-        return [handle for handle in results if handle is not None]
+        if not self._sent.is_set():
+            raise RuntimeError(
+                "enqueue_many was cancelled, and not by its caller: does a middleware around enqueues cancel a task or "
+                "a scope that is not its own?"
+            )
+        return [self._handle(index, returned) for index, returned in enumerate(results)]
+
+    async def _send_asked(self) -> None:
+        order = sorted(self._asked)  # calls are sent in the order in which they were given
+        try:
+            handles = await self._send_all([self._asked[index] for index in order])
+            self._handles = dict(zip(order, handles, strict=True))
+        except Exception as error:  # noqa: BLE001 - every chain raises it, and so does `run`
+            self._failed = error
+
+    def _handle(self, index: int, returned: Any) -> Handle[Any]:
+        """Return the handle of a call that was sent, whatever its chain has returned."""
+        if isinstance(returned, Handle):
+            return returned
+        if self._failed is not None:  # the chain has swallowed it
+            raise self._failed
+        return self._handles[index]
 
     def _check_all_asked(self) -> None:
         if len(self._asked) + self._ended >= self._count:
             self._all_asked.set()
+
+
+def check_handle(returned: Any) -> Handle[Any]:
+    """Return what a middleware around enqueues has returned. Raises ConfigurationError if it is no handle."""
+    if not isinstance(returned, Handle):
+        raise ConfigurationError(
+            f"a middleware around enqueues returned {repr_of(returned)} and no handle: its 'enqueue' must return what "
+            "send_next(call) returned, or raise to refuse the call (a call that it gave to send_next was sent)"
+        )
+    return returned
+
+
+def _cancelled() -> bool:
+    """Was a scope around us cancelled?"""
+    return anyio.current_effective_deadline() == float("-inf")

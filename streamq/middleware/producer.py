@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from streamq.client import Command
 from streamq.errors import OutcomeUnknownError
 from streamq.middleware.chain import MiddlewareChain, SendNext
-from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll
+from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll, check_handle
 from streamq.queue.enqueue_requests import EnqueueReply
 from streamq.queue.results import Handle, Waiters
 from streamq.queue.sending import MessageBuilder, PreparedMessage, new_task_id
@@ -83,8 +83,11 @@ class Producer:
     # --- through middleware --------------------------------------------------------------------
 
     async def send_through(self, call: Call[Any]) -> Handle[Any]:
-        """Send one call through the middleware of the broker and of its task."""
-        return await self._chain(call)[2](call)
+        """Send one call through the middleware of the broker and of its task.
+
+        Raises ConfigurationError if that returns no handle.
+        """
+        return check_handle(await self._chain(call)[2](call))
 
     async def send_all_through(self, calls: Sequence[Call[Any]], send_all: SendAll | None = None) -> list[Handle[Any]]:
         """Send calls together, each through its own middleware. `send_all` sends them, in one round trip."""

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, assert_never, cast
 
-import anyio
-
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, PayloadTooLargeError, ResultTimeoutError
+from streamq.queue.gather import gather
 from streamq.queue.results import Handle
 from streamq.queue.sending import ACCEPTED_KEPT, MessageBuilder
 from streamq.queue.store import Store
@@ -178,25 +177,10 @@ class Workflow(Generic[R_co]):
         """
         if isinstance(self._last, int):
             return cast("R_co", await self.steps[self._last].result(timeout))
-        found: dict[int, Any] = {}
-        failed: list[Exception] = []
-
-        async def wait_for(index: int) -> None:
-            try:
-                found[index] = await self.steps[index].result()
-            except Exception as error:  # noqa: BLE001 - raised below, and not inside an exception group
-                failed.append(error)
-                group.cancel_scope.cancel()
-
-        with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
-            async with anyio.create_task_group() as group:
-                for index in self._last:
-                    group.start_soon(wait_for, index)
-        if failed:
-            raise failed[0]
-        if len(found) < len(self._last):
-            raise ResultTimeoutError(self.workflow_id, timeout or 0.0)
-        return cast("R_co", [found[index] for index in self._last])
+        try:
+            return cast("R_co", await gather(*[self.steps[index] for index in self._last], timeout=timeout))
+        except ResultTimeoutError as error:
+            raise ResultTimeoutError(self.workflow_id, error.timeout) from None
 
     async def cancel(self) -> bool:
         """Withdraw the steps that wait, and ask the steps that run to stop. The steps after them are not sent.

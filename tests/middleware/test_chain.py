@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import anyio
 import pytest
 
-from streamq import RedisBroker, Worker, task
-from streamq.errors import ConfigurationError
+from streamq import RedisBroker, Worker, group, task
+from streamq.errors import ConfigurationError, PayloadTooLargeError
 from streamq.middleware import MiddlewareChain
 from tests.at_work import burst
 
@@ -137,11 +140,109 @@ async def test_one_that_refuses_its_call_keeps_all_from_being_sent(server):
         assert server.command("XLEN", "queue:standard") == 1
 
 
+class Odd:
+    """One that does something odd with the call whose argument is 5."""
+
+    def __init__(self, what):
+        self.what = what
+
+    async def enqueue(self, call, send_next):
+        if [*call.args] == [5]:
+            return await self.what(call, send_next)
+        return await send_next(call)
+
+
+async def awaits_what_others_cancelled(*_):
+    try:
+        token = asyncio.get_running_loop().create_future()
+    except RuntimeError:
+        raise CancelledToken from None
+    token.cancel()
+    await token
+
+
+class CancelledToken(BaseException):
+    """What stands for it under trio, where nothing raises a cancellation that is another's."""
+
+
+async def exits(*_):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [(awaits_what_others_cancelled, (CancelledToken, asyncio.CancelledError)), (exits, SystemExit)],
+)
+async def test_whatever_one_raises_the_caller_gets(server, what, kinds):
+    """`enqueue_many` returned no handle, and `start` a workflow without steps: nothing was sent, without an error."""
+    _, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(what))) as broker:
+        for sending in (
+            lambda: broker.enqueue(plain, 5),
+            lambda: broker.enqueue_many([plain.call(n) for n in range(10)]),
+            lambda: broker.start(group(plain.call(1), plain.call(5)).then(plain)),
+        ):
+            with pytest.raises(kinds):
+                await sending()
+        assert server.command("XLEN", "queue:standard") == 0
+        assert (await broker.enqueue(plain, 1)).fresh  # the broker lives
+
+
+async def test_a_cancelled_caller_stays_cancelled(server):
+    """A real cancellation passes, and nothing is sent."""
+    _, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(lambda *_: anyio.sleep_forever()))) as broker:
+        with anyio.move_on_after(0.05) as scope:
+            await broker.enqueue_many([plain.call(n) for n in range(10)])
+        assert scope.cancelled_caught
+        assert server.command("XLEN", "queue:standard") == 0
+
+
+async def test_there_are_as_many_handles_as_calls(server):
+    """One that forgets to return the handle of what it has sent does not take it; without any, nothing is sent."""
+    _, plain = tasks()
+
+    async def forgets(call, send_next):
+        await send_next(call)
+
+    async def drops(*_):
+        return None
+
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(forgets))) as broker:
+        handles = await broker.enqueue_many([plain.call(n) for n in range(10)])
+        assert len({handle.task_id for handle in handles}) == 10
+        with pytest.raises(ConfigurationError, match=r"returned None and no handle.*was sent"):
+            await broker.enqueue(plain, 5)
+        assert server.command("XLEN", "queue:standard") == 11
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(drops)), namespace="drops") as broker:
+        for sending in (
+            lambda: broker.enqueue(plain, 5),
+            lambda: broker.enqueue_many([plain.call(n) for n in range(10)]),
+            lambda: broker.start(group(plain.call(1), plain.call(5)).then(plain)),
+        ):
+            with pytest.raises(ConfigurationError, match="returned None and no handle"):
+                await sending()
+        assert server.command("XLEN", "drops:standard") == 0
+
+
+async def test_one_that_swallows_the_error_of_the_server_has_no_handle(server):
+    """The caller gets the error: there is no handle for the call."""
+    _, plain = tasks()
+
+    async def swallows(call, send_next):
+        with contextlib.suppress(PayloadTooLargeError):
+            await send_next(call.options(headers={"large": "x" * 300}))
+
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(swallows)), max_payload=200) as broker:
+        with pytest.raises(PayloadTooLargeError):
+            await broker.enqueue_many([plain.call(5)])
+
+
 async def test_one_may_answer_by_itself_or_send_twice(server):
     """A link that calls next never, or more than once, does not keep the others waiting."""
     _, plain = tasks()
 
-    class Odd:
+    class Returns:
         first = None
 
         async def enqueue(self, call, send_next):
@@ -153,7 +254,7 @@ async def test_one_may_answer_by_itself_or_send_twice(server):
             await send_next(call)
             return await send_next(call)
 
-    odd = Odd()
+    odd = Returns()
     async with RedisBroker(server.url, middleware=MiddlewareChain(odd)) as broker:
         one = await broker.enqueue(plain, 1)
         handles = await broker.enqueue_many([plain.call(2), plain.call(3)])
