@@ -20,13 +20,20 @@ from typing import Any, Final
 from streamq.client import Command
 from streamq.clock import SYSTEM
 from streamq.middleware.circuit_settings import CircuitSettings
-from streamq.middleware.circuit_state_machine import BUCKETS, UNNUMBERED, Admitted, CallOutcome, Postponed, State
-from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView, RemoteFailureError, failure_fields
+from streamq.middleware.circuit_state_machine import (
+    BUCKETS,
+    KEEP_UNUSED,
+    UNNUMBERED,
+    Admitted,
+    CallOutcome,
+    Postponed,
+    State,
+)
+from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView, RemoteFailureError, failure_fields, remembered
 from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.wire.stored_numbers import stored_count, stored_time
 
-KEEP_UNUSED: Final = 3600.0  # seconds that Redis keeps an unused circuit beyond its timeouts
 _STATES: Final = frozenset(state.encode() for state in State)
 _FIELDS: Final = ("state", "period", "failures", "since", "error_type", "error", "failed_at")
 
@@ -54,6 +61,7 @@ class FleetCircuit:
         self._view = CircuitView()
         self._elapsed: Callable[[], float] = SYSTEM.elapsed
         self._half_open_at = math.inf  # when an open circuit lets a probe through, on that clock
+        self._used = -math.inf  # when a call last entered or left, on that clock
         self._running = 0
         self._unsent_successes = 0
         self._sent_at = -math.inf  # when successes were last sent, on that clock
@@ -63,9 +71,16 @@ class FleetCircuit:
 
     @property
     def idle(self) -> bool:
-        """Whether a new object would do the same."""
+        """Whether a new object would do the same, or Redis has forgotten the circuit."""
+        if not self._running and self._elapsed() > self._used + self._keep_ms / 1000:
+            return True
         quiet = self._view.state is State.CLOSED and not self._view.failures
         return quiet and not self._running and not self._unsent_successes
+
+    @property
+    def used(self) -> float:
+        """When a call last entered or left, on the clock of the store."""
+        return self._used
 
     def view(self) -> CircuitView:
         """Return the last known state. An open circuit is half-open once its time is over."""
@@ -76,6 +91,8 @@ class FleetCircuit:
 
     async def enter(self, store: Store, number: SequenceNumber) -> Admitted | Postponed:
         """Ask the server to let a call through. Raises BrokerError if the server cannot be used."""
+        self._elapsed = store.clock.elapsed
+        self._used = self._elapsed()
         keys = [store.keys.circuit(self.name), store.keys.circuits]
         settings = self._settings
         commands = [step("circuit_enter")(
@@ -103,6 +120,7 @@ class FleetCircuit:
     ) -> None:  # fmt: skip
         """Send how a call ended, if that changes the circuit. Raises BrokerError if the server cannot be used."""
         self._running -= 1
+        self._used = self._elapsed()
         if admitted.period != self._period:
             return
         if admitted.probe is None and not self._changes_circuit(store, outcome):
@@ -163,9 +181,12 @@ class FleetCircuit:
         last = self._view.last_failure
         stamp = str(stored_count(failed_at) or "")
         if stamp != self._failed_at:
-            own = error is not None and stamp == str(now)
             at = stored_time(stamp) or datetime.fromtimestamp(0, UTC)
-            last = error if own else RemoteFailureError(_text(error_type), _text(text), at) if stamp else None
+            last = None
+            if error is not None and stamp == str(now):
+                last = remembered(error, at)
+            elif stamp:
+                last = RemoteFailureError(_text(error_type), _text(text), at)
         self._period, self._failed_at = period, stamp
         began = stored_count(since, most=now) or 0  # somebody else's value is read around, as the scripts do it
         known = State(state.decode()) if state in _STATES else State.CLOSED

@@ -19,13 +19,14 @@ from streamq.middleware.circuit_fleet import FleetCircuit, SequenceNumber
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
 from streamq.middleware.circuit_state_machine import NEW, Admitted, CallOutcome, Circuit, Postponed
-from streamq.middleware.circuit_view import CircuitView, circuit_name
+from streamq.middleware.circuit_view import CircuitView, circuit_name, remembered
 from streamq.middleware.per_key import PerKey
 from streamq.queue.store import Store
 
 log = SafeLog("streamq")
 
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds without a question to a server that could not be used
+_MOST: Final = 10_000  # circuits of one breaker in a process: keys may come from messages
 _LEAVE_WITHIN: Final = 2.0  # seconds that a call that has ended may wait for the server's answer
 
 
@@ -65,7 +66,10 @@ class LocalCircuits:
         self._clock = clock
         self._incarnation = incarnation
         self._reporter = reporter
-        self._circuits = PerKey(lambda _: Circuit(settings), lambda circuit: circuit.idle(clock()))
+        self._circuits = PerKey(
+            lambda _: Circuit(settings), lambda circuit: circuit.idle(clock()), most=_MOST,
+            used_at=lambda circuit: circuit.used,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<LocalCircuits {len(self._circuits)}>"
@@ -87,7 +91,7 @@ class LocalCircuits:
         """Count how a call ended."""
         circuit = call.circuit
         period = circuit.period
-        circuit.leave(self._clock(), call.admitted, outcome, error)
+        circuit.leave(self._clock(), call.admitted, outcome, error and remembered(error))
         if outcome is CallOutcome.FAILED:
             self._circuits.restore(call.key, circuit)  # it may have been forgotten while the call ran
         if circuit.period != period:
@@ -96,7 +100,7 @@ class LocalCircuits:
     def count(self, key: str, outcome: CallOutcome, error: BaseException | None) -> None:
         """Count how a call ended that another circuit let through."""
         circuit = self._circuits.get(key)
-        circuit.leave(self._clock(), Admitted(circuit.period), outcome, error)
+        circuit.leave(self._clock(), Admitted(circuit.period), outcome, error and remembered(error))
 
     async def refresh(self, key: str, store: Store | None) -> None:
         """Do nothing: what this process knows is all there is."""
@@ -122,7 +126,9 @@ class FleetCircuits:
         self._clock = clock
         self._local = local
         self._ask_server_at = -math.inf  # after a server that could not be used, on that clock
-        self._circuits = PerKey(self._create, lambda circuit: circuit.idle)
+        self._circuits = PerKey(
+            self._create, lambda circuit: circuit.idle, most=_MOST, used_at=lambda circuit: circuit.used
+        )
 
     def __repr__(self) -> str:
         return f"<FleetCircuits {self._breaker} {len(self._circuits)}>"

@@ -43,6 +43,7 @@ SLACK: Final = 10  # intervals that late calls with numbers may catch up at once
 EARLY: Final = 0.1  # of an interval that a number may come before its time: clocks count in whole milliseconds
 STEPS: Final = 10  # of the ramp: the rate doubles so often in one reset timeout
 BUCKETS: Final = 10  # parts of the window
+KEEP_UNUSED: Final = 3600.0  # seconds that an unused circuit is kept beyond its timeouts
 
 
 class State(StrEnum):
@@ -86,7 +87,7 @@ class Circuit:
 
     __slots__ = (
         "_closed", "_head", "_issued", "_last_due", "_next_in_order", "_next_late", "_next_unnumbered", "_origin",
-        "_probes", "_settings", "_since", "_state", "_window", "failures", "last_failure", "period",
+        "_probes", "_settings", "_since", "_state", "_window", "failures", "last_failure", "period", "used",
     )  # fmt: skip
 
     def __init__(self, settings: CircuitSettings) -> None:
@@ -105,6 +106,7 @@ class Circuit:
         self._next_late = -math.inf  # for numbers behind the head
         self._next_unnumbered = -math.inf  # for calls without a number
         self.period = 0
+        self.used = -math.inf  # when a call last entered or left
         self.failures = 0  # in a row
         self.last_failure: BaseException | None = None
 
@@ -113,9 +115,12 @@ class Circuit:
         return f"<Circuit {self._state} failures={self.failures} probes={len(self._probes)} waiting={waiting}>"
 
     def idle(self, now: float) -> bool:
-        """Return whether a new circuit would do the same."""
-        window = bool(self._window) and now < (self._window[-1][0] + BUCKETS) * self._settings.window / BUCKETS
-        expected = now <= max(self._last_due, self._closed + self._settings.reset_timeout)
+        """Return whether a new circuit would do the same, or this one is not used any more."""
+        settings = self._settings
+        if now > self.used + 2 * settings.reset_timeout + settings.window + KEEP_UNUSED:
+            return True
+        window = bool(self._window) and now < (self._window[-1][0] + BUCKETS) * settings.window / BUCKETS
+        expected = now <= max(self._last_due, self._closed + settings.reset_timeout)
         return self._state is State.CLOSED and not self.failures and not window and not expected
 
     def state(self, now: float) -> State:
@@ -131,6 +136,7 @@ class Circuit:
 
         `number` is the one of a former `Postponed`, NEW for a call that will come back with one.
         """
+        self.used = now
         if number >= self._issued:
             number = NEW
         match self.state(now):
@@ -215,6 +221,7 @@ class Circuit:
 
     def leave(self, now: float, admitted: Admitted, outcome: CallOutcome, error: BaseException | None = None) -> None:
         """Count how an admitted call ended."""
+        self.used = now
         if admitted.period != self.period:
             return
         if admitted.probe in self._probes:

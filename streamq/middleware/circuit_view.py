@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
+from streamq.clock import SYSTEM
 from streamq.errors import StreamqError
 from streamq.middleware.circuit_state_machine import State
 from streamq.tasks.outcome import failure_of
@@ -32,9 +35,9 @@ class RemoteFailureError(StreamqError):
 class CircuitView:
     """One circuit, as this process knows it.
 
-    `failures` counts failures in a row. `last_failure` is the exception itself if this process raised it, else a
-    RemoteFailureError. `since` is the time of the last change of state. It is None if the state never changed, and
-    for circuits of this process.
+    `failures` counts failures in a row. `last_failure` is a copy of the exception, without its traceback and causes, if
+    this process raised it, else a RemoteFailureError. `since` is the time of the last change of state. It is None if
+    the state never changed, and for circuits of this process.
     """
 
     state: State = State.CLOSED
@@ -59,6 +62,21 @@ def process_circuit_name(circuit: str, worker: str) -> str:
 def shown_name(circuit: str) -> str:
     """Return the name of a circuit as people read it."""
     return ":".join(filter(None, circuit.split(SEPARATOR, 1))) or "breaker"
+
+
+def remembered(error: BaseException, at: datetime | None = None) -> BaseException:
+    """Return a copy of an exception that was raised `at` this time (now), without its frames and causes.
+
+    A RemoteFailureError if it cannot be copied, or is a group: its members have frames.
+    """
+    copied: BaseException = error
+    if not isinstance(error, BaseExceptionGroup):
+        with suppress(BaseException):  # the class of the error is a stranger's
+            copied = copy.copy(error)
+    if type(copied) is type(error) and copied is not error:
+        copied.__traceback__ = copied.__cause__ = copied.__context__ = None
+        return copied
+    return RemoteFailureError(*failure_fields(error), at or datetime.fromtimestamp(SYSTEM.now(), UTC))
 
 
 def failure_fields(error: BaseException) -> tuple[str, str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
+import weakref
 
 import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.errors import CircuitOpenError, ConfigurationError
-from streamq.middleware import CircuitBreaker, Context, MiddlewareChain
+from streamq.middleware import CircuitBreaker, Context, MiddlewareChain, RemoteFailureError
+from streamq.middleware.circuit_registry import LocalCircuits
+from streamq.middleware.circuit_settings import CircuitSettings
+from streamq.middleware.circuit_state_machine import CallOutcome
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
 from tests.at_work import assert_nothing_left, burst
@@ -278,3 +283,52 @@ class TestAtWork:
             await burst(broker, call, concurrency=1)
             assert await broker.client.xlen("queue:dead") == 1
         assert len(runs) == 3
+
+
+class Response:
+    """What a handler has in its hands when it fails."""
+
+
+class OwnError(Exception):
+    """Cannot be made anew from its arguments."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
+@pytest.mark.parametrize("scope", ["process", "fleet"])
+@pytest.mark.parametrize("error", [ConnectionError("down"), OwnError(5, "down"), ExceptionGroup("down", [OSError()])])
+async def test_a_circuit_keeps_no_frames_of_what_failed(real_server, scope, error):
+    """One for each host that failed held a response each, until the worker had no memory left."""
+    alive = []
+    async with RedisBroker(real_server.url) as broker:
+        options = {"scope": "fleet", "broker": broker, "name": "b"} if scope == "fleet" else {}
+        guard = CircuitBreaker(5, 10.0, **options)
+
+        async def fetch():
+            response = Response()
+            alive.append(weakref.ref(response))
+            raise error
+
+        with pytest.raises(type(error)):
+            async with guard:
+                await fetch()
+        error.__traceback__ = None
+        gc.collect()
+        assert alive[0]() is None
+        assert "down" in str(guard.last_failure)
+        assert guard.last_failure.__traceback__ is None
+        assert isinstance(guard.last_failure, ConnectionError if type(error) is ConnectionError else RemoteFailureError)
+
+
+def test_a_circuit_that_nobody_uses_is_forgotten():
+    """Also one that has failed, or is open: its key may never come again."""
+    clock = Clock()
+    circuits = LocalCircuits(CircuitSettings(failure_threshold=1, reset_timeout=10.0), clock, "here", None)
+    for at in range(50):
+        circuits.count(f"old {at}", CallOutcome.FAILED, OSError())
+    clock.now += 2 * 10.0 + 60 + 3601
+    for at in range(50):
+        circuits.count(f"new {at}", CallOutcome.FAILED, OSError())
+    assert not any(key.startswith("old") for key in circuits.views())

@@ -49,3 +49,13 @@ def test_a_forgotten_object_can_be_restored():
     assert some.get("a") is old
     some.restore("a", Thing("a"))
     assert dict(some.items()) == {"a": old}
+
+
+def test_there_are_never_too_many():
+    """Those used longest ago go, idle or not."""
+    some = PerKey(Thing, lambda _: False, most=1000, used_at=lambda thing: int(thing.key))
+    for at in range(5000):
+        some.get(str(at))
+        assert len(some) <= 1000
+    assert [some.get(str(at)).key for at in range(4990, 5000)] == [str(at) for at in range(4990, 5000)]
+    assert not any(int(key) < 4000 for key, _ in some.items())
