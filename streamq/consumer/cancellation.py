@@ -9,6 +9,7 @@ from itertools import islice
 import anyio
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.errors import Reject, RetryLater
 from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
@@ -80,6 +81,18 @@ def is_failure(error: BaseException) -> bool:
         return True
     # If no scope around this run is cancelled, the handler raised the cancellation itself.
     return anyio.current_effective_deadline() != float("-inf")
+
+
+def was_cut_off(error: BaseException) -> bool:
+    """Did the handler raise this because the worker ends? Then it spends no attempt; what asks for something counts.
+
+    Database clients, say, raise an error of their own if they cannot clean up after they were cancelled.
+    """
+    return (
+        anyio.current_effective_deadline() == float("-inf")
+        and not isinstance(error, RetryLater | Reject)
+        and is_failure(error)
+    )
 
 
 def cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

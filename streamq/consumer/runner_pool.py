@@ -31,6 +31,7 @@ from streamq.consumer.cancellation import (
     is_failure,
     log_cut_off,
     note_fatal,
+    was_cut_off,
     without_cancellation,
 )
 from streamq.consumer.consumer import Consumer
@@ -42,12 +43,13 @@ from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import DONE, kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
+from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
 from streamq.tasks.outcome import EXPIRED, DeadLetter, Outcome, Reason, Skip, decide, failure_of
-from streamq.wire.delivery import Delivery
+from streamq.wire.delivery import BASIC_FIELDS, Delivery, has_small_priority
 from streamq.wire.keys import is_stream_of
 from streamq.wire.names import IS_PLAIN_ID
 from streamq.wire.signing import is_signed_and_basic
@@ -56,8 +58,6 @@ log = SafeLog("streamq")
 
 RUNS_PER_TURN = 16  # runs that one runner makes, at least, before it lets others run:
 TURN = 0.005  # and seconds that it runs, at least
-_BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
-_BASIC_FIELDS_AND_PRIORITY = _BASIC_FIELDS | {b"priority"}
 
 
 class Runners:
@@ -243,7 +243,7 @@ class Runners:
         if (
             handler is not None
             and self._signer is None
-            and (fields.keys() <= _BASIC_FIELDS or _has_small_priority(fields))
+            and (fields.keys() <= BASIC_FIELDS or has_small_priority(fields))
             and (not (given := fields.get(b"id")) or (given.isalnum() and len(given) < 200) or IS_PLAIN_ID(given))
         ):
             delivery.only_basic_fields = True
@@ -265,6 +265,8 @@ class Runners:
                 self.timeouts.begin(slot, started + handler.runner_timeout)
             try:
                 result = await handler.call(delivery, args, kwargs)
+                if type(result) not in PLAIN:
+                    refuse_unrun(delivery.task, result)
             finally:
                 if self._owner.thread == NOWHERE:  # the handler forked, and this is the child
                     end_child()
@@ -277,7 +279,7 @@ class Runners:
         except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
             if slot.inner or slot.abandoned or isinstance(error, MISNESTED):
                 error = await slot.close(delivery.task, error)
-            outcome = self._failed(delivery, handler, slot, error, started)
+            outcome = await self._failed(delivery, handler, slot, error, started)
         else:
             if delivery.only_basic_fields and handler.result_ttl is None:  # most runs; the calls below are dear
                 self._settler.settle(delivery, DONE, duration=self._elapsed() - started)
@@ -355,7 +357,7 @@ class Runners:
         log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
         return outcome
 
-    def _failed(
+    async def _failed(
         self, delivery: Delivery, handler: Handler, slot: Slot, error: BaseException, started: float
     ) -> Outcome:
         """Return the outcome of a run that raised.
@@ -363,6 +365,9 @@ class Runners:
         Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
         out, or it would end the worker (a trio nursery puts both into one group).
         """
+        if not slot.spent and was_cut_off(error):
+            log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
+            await anyio.lowlevel.checkpoint()  # raises the cancellation: the worker ends, and releases the delivery
         if is_failure(error):
             if slot.reason == "cancelled":
                 log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
@@ -389,8 +394,3 @@ class Runners:
     def keep(self, delivery: Delivery) -> float | None:
         """Return how long (s) the result of a delivery is kept, None for not at all."""
         return kept_for(delivery, self._handlers.get(delivery.fields.get(b"task", b"")))
-
-
-def _has_small_priority(fields: dict[bytes, bytes]) -> bool:
-    """Is there, beside basic fields, a priority that is certainly valid? All others are checked in full."""
-    return fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and (given := fields[b"priority"]).isdigit() and len(given) < 10

@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from streamq.client.owner import end_child
 from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, Raised, pause_after, returned, says_no_thread
+from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
@@ -69,13 +70,16 @@ class _ThreadRun:
         self.thread, process = threading.get_ident(), os.getpid()
         cancellation_var.set(self.cancellation)
         try:
-            return self._call()
+            result = self._call()
+            if type(result) not in PLAIN:
+                refuse_unrun(self.delivery.task if self.delivery is not None else "", result)
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
             return Raised(error)
         finally:
             if os.getpid() != process:  # the handler forked, and this is the child
                 end_child()
             self.ended = True
+        return result
 
     def tell_to_stop(self) -> bool:
         """Tell the thread to stop; return whether the handler still runs in it."""

@@ -30,6 +30,8 @@ from streamq.wire.workflow_steps import Stage, decode
 
 _NAMES = {b"task": "task", b"id": "task_id", b"dedup": "key"}  # fields that are names, and of what
 _NO_TASK = "the entry has no field 'task'"
+BASIC_FIELDS = frozenset((b"task", b"args", b"kwargs", b"id"))  # fields that are checked as they are used
+_BASIC_FIELDS_AND_PRIORITY = BASIC_FIELDS | {b"priority"}
 
 
 class Delivery:
@@ -262,6 +264,11 @@ class Delivery:
     def _seconds(self, name: bytes, bound: Bound) -> float | None:
         raw = self.fields.get(name)
         return None if raw is None else seconds_field(name.decode(), raw, bound)
+
+
+def has_small_priority(fields: dict[bytes, bytes]) -> bool:
+    """Is there, beside basic fields, a priority that is certainly valid? All others are checked in full."""
+    return fields.keys() <= _BASIC_FIELDS_AND_PRIORITY and (given := fields[b"priority"]).isdigit() and len(given) < 10
 
 
 def _anywhere(_: str) -> bool:

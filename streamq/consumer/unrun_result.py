@@ -1,0 +1,32 @@
+"""A handler that returned something which has not run: a coroutine that nobody awaited, a generator that nobody asked.
+
+Its task would be acknowledged although nothing of it ran. A sync decorator around an async function does this, and so
+does an async one that forgets to await.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import suppress
+from typing import Any, Final
+
+# What most handlers return; their classes need no look.
+PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
+
+
+def refuse_unrun(task: str, returned: Any) -> None:
+    """Raise TypeError if what a handler returned is a coroutine, another awaitable, or a generator.
+
+    A coroutine or a generator of which nothing has run is closed.
+    """
+    kind = type(returned)
+    if inspect.iscoroutine(returned) or inspect.isgenerator(returned):
+        with suppress(BaseException):  # what has begun runs code of the user
+            returned.close()
+    elif not (inspect.isasyncgen(returned) or hasattr(kind, "__await__")):
+        return
+    whose = f"task {task!r}" if task else "a task"
+    raise TypeError(
+        f"{whose} returned a {kind.__name__}, which is not run: if a decorator wraps an async function, make its "
+        "wrapper async, and await the call; a generator has to be a list"
+    )
