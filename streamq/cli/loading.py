@@ -18,6 +18,7 @@ from typing import Any
 from streamq.broker import RedisBroker
 from streamq.cli.source_watch import relative_name
 from streamq.cli.usage_errors import CommandLineError
+from streamq.diagnostics.safe_text import frames_of, str_of, type_name
 from streamq.middleware import MiddlewareChain
 from streamq.tasks.task import Task
 from streamq.worker import Lifespan
@@ -80,19 +81,36 @@ class _LoadedModule:
     def of(cls, spec: str) -> _LoadedModule:
         place, _, attribute = spec.partition(":")
         module = _import(place)
-        tasks = _tasks_at(spec, module, attribute) if attribute else _tasks_in(vars(module).values())
-        return cls(spec, module, tuple(tasks), _extras(module))
+        try:
+            tasks = _tasks_at(spec, module, attribute) if attribute else _tasks_in(vars(module).values())
+            return cls(spec, module, tuple(tasks), _extras(module))
+        except (LoadingError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # its objects run code of the user when they are asked for anything
+            raise LoadingError(
+                f"{spec} cannot be looked through for tasks: an object in it raised {type_name(error)}: "
+                f"{str_of(error)}; name the tasks by themselves, as in app.tasks:send",
+                [frame.filename for frame in _user_frames(error)],
+            ) from error
 
 
 def _tasks_in(values: Iterable[Any]) -> list[Task[Any, Any]]:
-    return [value for value in values if isinstance(value, Task)]
+    return [value for value in values if _is(value, Task)]
+
+
+def _is(value: object, kind: type[Any]) -> bool:
+    """Is this such an object? A lazy proxy may raise when it is asked: it is not."""
+    try:
+        return isinstance(value, kind)
+    except Exception:  # noqa: BLE001 - its `__class__` runs code of the user
+        return False
 
 
 def _tasks_at(spec: str, module: ModuleType, attribute: str) -> list[Task[Any, Any]]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            has = ", ".join(sorted(name for name, value in vars(module).items() if isinstance(value, Task)))
+            has = ", ".join(sorted(name for name, value in vars(module).items() if _is(value, Task)))
             raise LoadingError(f"{spec}: {module.__name__} has no {attribute!r}; its tasks are {has or 'none'}")
         found = getattr(found, part)
     if isinstance(found, Task):
@@ -109,9 +127,9 @@ def _extras(module: ModuleType) -> dict[str, Any]:
     """Return `broker`, `middleware` and `lifespan` if the module defines them with the right type."""
     extras: dict[str, Any] = {}
     values = vars(module)
-    if isinstance(values.get("broker"), RedisBroker):
+    if _is(values.get("broker"), RedisBroker):
         extras["broker"] = values["broker"]
-    if isinstance(values.get("middleware"), MiddlewareChain):
+    if _is(values.get("middleware"), MiddlewareChain):
         extras["middleware"] = values["middleware"]
     lifespan = values.get("lifespan")
     if inspect.isasyncgenfunction(lifespan):
@@ -205,10 +223,13 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Return the frames of an error in user code, innermost last."""
     return [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in traceback.extract_tb(frames_of(error))
         if not frame.filename.startswith(("<frozen", _CLI_FOLDER)) and frame.filename != importlib.__file__
     ]
 
 
 def _files_of(module: ModuleType) -> list[str]:
-    return [module.__file__] if module.__file__ else []
+    try:
+        return [module.__file__] if module.__file__ else []
+    except Exception:  # noqa: BLE001 - it may have put an object of its own in its place
+        return []

@@ -21,6 +21,7 @@ from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.thread_start import NoThreadError
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
 from streamq.handlers.context import store_var
 from streamq.queue.store import Store
@@ -60,13 +61,13 @@ class _BatchedMessage:
         """Return the result of this message, or raise what it failed with."""
         if self.error is not None:
             # Several messages may share one error: each raises it with its original traceback.
-            raise self.error.with_traceback(self.traceback)
+            raise BaseException.with_traceback(self.error, self.traceback)
         return self.result
 
     def fail(self, error: BaseException) -> None:
         """Note that this message failed."""
         self.error = error
-        self.traceback = error.__traceback__
+        self.traceback = frames_of(error)
 
 
 class _Batch:
@@ -200,7 +201,7 @@ class Batches:
         except BaseException as error:
             # A cancellation from outside is raised again. A cancellation that the handler raised itself is its
             # failure. An exception that ends the program is raised in the run of each message.
-            if not isinstance(error, Exception | SystemExit) and (_cancelled() or not batch.members):
+            if not issubclass(type(error), Exception | SystemExit) and (_cancelled() or not batch.members):
                 raise
             for member in members:
                 member.fail(error)
@@ -234,7 +235,7 @@ class Batches:
         if not isinstance(returned, list | tuple) or len(returned) != len(members):
             raise BatchResultError(self._task.name, len(members), returned)
         for member, result in zip(members, returned, strict=True):
-            if isinstance(result, BaseException):
+            if issubclass(type(result), BaseException):  # `isinstance` asks the object, which may raise
                 member.fail(result)
             else:
                 member.result = result

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 SHOWN = 1_000  # characters of a value in a text
+_frames_of = BaseException.__dict__["__traceback__"].__get__
 _CUT = "... ({} more characters)"
 
 
@@ -46,10 +48,14 @@ def traceback_of(error: BaseException, limit: int) -> str:
     return _utf8(text[-limit:])
 
 
+def frames_of(error: BaseException) -> TracebackType | None:
+    """Return the `__traceback__` of an exception, whatever its class makes of attributes."""
+    return _frames_of(error)
+
+
 def _frames(error: BaseException) -> str:
-    trace = BaseException.__dict__["__traceback__"].__get__(error)  # a class may hide it behind a property
     try:
-        return "".join(traceback.format_tb(trace))
+        return "".join(traceback.format_tb(frames_of(error)))
     except BaseException:  # noqa: BLE001 - the loader of a frame's source may raise anything
         return ""
 

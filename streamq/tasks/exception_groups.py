@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf, isnan
 
+from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
 from streamq.tasks.retry_policy import RetryPolicy
 
@@ -38,7 +39,7 @@ def is_of_message(error: BaseException) -> bool:
     The call of a handler may go through middleware of the user's, but ends in `streamq.consumer`: an error about the
     message has a frame of that inside of all frames of the user.
     """
-    ours, traceback = True, error.__traceback__
+    ours, traceback = True, frames_of(error)
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__"))
         if not name.startswith("streamq."):

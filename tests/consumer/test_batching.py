@@ -21,6 +21,7 @@ from streamq import (
     batch_task,
     current_batch,
     current_delivery,
+    gather,
     task,
 )
 from streamq.errors import ArgumentsError, ConfigurationError, TaskFailedError
@@ -209,6 +210,41 @@ async def test_each_message_ends_as_the_handler_says_of_its_item(server, broker)
         ('["wrong"]', "rejected", "wrong"),
     ]
     assert_nothing_left(server)
+
+
+class MuteError(Exception):
+    """An exception, every attribute of which raises."""
+
+    def __getattribute__(self, name):
+        raise LookupError(name)
+
+
+class MuteExit(BaseException):
+    __getattribute__ = MuteError.__getattribute__
+
+
+class Mute:
+    __getattribute__ = MuteError.__getattribute__
+
+
+@pytest.mark.parametrize("kind", [MuteError, MuteExit, Mute])
+async def test_an_item_whose_attributes_raise_fails_none_but_itself(memory, kind):
+    """Its traceback was read, and all neighbours failed; the exceptions that are raised harm no worker either."""
+
+    @batch_task(size=3, wait=0.2, retries=0, result_ttl=60)
+    async def insert(rows: list[str]) -> list[object]:
+        if "raises" in rows:
+            raise kind
+        return [kind() if row == "bad" else row for row in rows]
+
+    handles = await memory.enqueue_many([insert.call(name) for name in ("one", "bad", "two")])
+    async with working(memory, insert):
+        assert await gather(handles[0], handles[2], timeout=5) == ["one", "two"]
+        with pytest.raises(TaskFailedError):
+            await handles[1].result(timeout=5)
+        with pytest.raises(TaskFailedError):
+            await (await memory.enqueue(insert, "raises")).result(timeout=5)
+        assert await (await memory.enqueue(insert, "three")).result(timeout=5) == "three"
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Modules with objects that raise when they are looked at."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamq.cli.loading import LoadingError, load
+
+PROXY = '''
+from streamq import task
+
+
+@task
+async def hello(): ...
+
+
+class LocalProxy:
+    """As those of web frameworks: it asks its context for everything."""
+
+    def _raise(self, *_):
+        raise RuntimeError("Working outside of application context.")
+
+    __class__ = property(_raise)
+    __getattr__ = __eq__ = __hash__ = __repr__ = __iter__ = _raise
+
+
+current_app = broker = middleware = LocalProxy()
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The name of a module with a lazy proxy."""
+    (tmp_path / "has_a_proxy.py").write_text(PROXY)
+    (tmp_path / "is_a_proxy.py").write_text(PROXY + "\nimport sys\nsys.modules[__name__] = current_app\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "has_a_proxy"
+    for name in ("has_a_proxy", "is_a_proxy"):
+        sys.modules.pop(name, None)
+
+
+def test_a_lazy_proxy_is_passed_over(module):
+    """Its `__class__` raised, and so did `streamq worker`."""
+    loaded = load([module])
+    assert [task.name for task in loaded.tasks] == ["hello"]
+    assert loaded.broker is None
+    assert not list(loaded.middleware)
+    assert load([f"{module}:hello"]).tasks == loaded.tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("has_a_proxy:current_app", "cannot be looked through for tasks.*RuntimeError: Working outside"),
+        ("has_a_proxy:current_app.task", "cannot be looked through for tasks.*RuntimeError: Working outside"),
+        ("is_a_proxy", "has no tasks"),
+    ],
+)
+def test_one_that_is_asked_for_tasks_is_one_line(module, name, says):
+    """With what it raised."""
+    with pytest.raises(LoadingError, match=f"{name} {says}"):
+        load([name])
