@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 SHOWN = 1_000  # characters of a value in a text
-_frames_of = BaseException.__dict__["__traceback__"].__get__
+_frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 _CUT = "... ({} more characters)"
 
 
