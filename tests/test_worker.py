@@ -824,7 +824,7 @@ async def test_a_worker_that_knows_it_takes_it(server, broker):
         delivery = current_delivery()
         seen.append((delivery.attempt, delivery.starts))
 
-    async with working(broker, send, name="old", unknown_wait=1):
+    async with working(broker, send, name="old", unknown_wait=10):
         await broker.enqueue(fresh)
         await until(lambda: server.command("ZCARD", "queue:standard:delayed") or seen)
         async with working(broker, fresh, name="new"):

@@ -309,7 +309,7 @@ class TestAtWork:
         other.acquire(99)
         async with RedisBroker(any_server.url) as broker:
             first = await broker.enqueue(t, 1)
-            await broker.enqueue(t.options(expires=0.5), 2)
+            await broker.enqueue(t.options(expires=1.5), 2)
             await broker.enqueue(t, 3)
             async with working(broker, t, middleware=MiddlewareChain(ConcurrencyLimit(1))):
                 await until(lambda: card(any_server, DELAYED) == 3)
