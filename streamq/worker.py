@@ -75,7 +75,8 @@ class Health:
     """The health of a worker. `trouble` is the error that keeps it from the server, or the first of `refused`.
 
     `refused` says what the server refuses while everything else goes on: the settlement of which task, the step of
-    which loop, a right to announce, and why. At most 10 settlements are named. None and () if there is nothing.
+    which loop, what a limit asks for, a right to announce, and why. At most 10 settlements are named. None and () if
+    there is nothing.
 
     `running` and `waiting` count deliveries, `superseded` those that another consumer settled first, or reclaimed.
     """
@@ -155,7 +156,8 @@ class Worker:
         if consumer is None or threads is None:
             return Health(self.state, self._start_trouble, 0, 0, 0)
         error, buffer = consumer.outage.error, consumer.buffer
-        refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused)
+        asked_in_vain = consumer.store.refusals.named()
+        refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused, *asked_in_vain)
         trouble = str(error) if error is not None else refused[0] if refused else threads.trouble
         return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
 

@@ -1,8 +1,9 @@
 """Outages: while the server cannot be used, the loops of a worker log that once, wait with backoff, and go on.
 
 Failures are counted for each loop. So if one loop fails while the others succeed, it does not spin, and its failure is
-not hidden. A step that is refused for one tier alone (a key of another type, a missing right) is no outage: it is
-named here, and everything else goes on.
+not hidden. A step that is refused for a reason of its own (a key of another type, a missing right) is no outage: it is
+named here, and everything else goes on. An outage whose cause changes (the connection is lost, then the login is
+refused) is logged again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from streamq.consumer.events import Listeners, Recovered, Trouble
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
+from streamq.queue.refusals import Refusals, SaidBefore, shape
+from streamq.queue.server_errors import is_final
 from streamq.tasks.retry_policy import Backoff
 
 log = SafeLog("streamq")
@@ -35,10 +38,13 @@ class Outage:
         self._random = uniform
         self._clock = clock
         self._streaks: dict[str, int] = {}
+        self._refused_loops: dict[str, int] = {}
         self._error: BrokerError | None = None
         self._lacking: dict[str, tuple[str, str]] = {}  # by loop: what is late, and why
         self._since = 0.0
-        self._refused: dict[str, str] = {}
+        self._refusals = Refusals(name, clock=clock, role=_ROLE)
+        self._said = SaidBefore()  # causes of this outage
+        self._last_cause = ""
 
     def __repr__(self) -> str:
         return f"<Outage of {self._name}: {self._error} in {sorted(self._streaks)}>"
@@ -67,34 +73,50 @@ class Outage:
     @property
     def refused(self) -> list[str]:
         """What is refused while everything else goes on, and why."""
-        return [f"{what}: {why}" for what, why in (*self._lacking.values(), *self._refused.items())]
+        return [*(f"{what}: {why}" for what, why in self._lacking.values()), *self._refusals.named()]
 
-    def note_refused(self, what: str, error: BrokerError) -> None:
+    def note_refused(self, what: str, error: BrokerError, *, part: str = "") -> None:
         """Note that the server refuses something, which concerns nothing else."""
-        why = str(error) if str(error).startswith(error.code) else f"{error.code} {error}"
-        why = with_remedy(why, error.code, _ROLE)
-        if self._refused.get(what) != why:
-            log.warning("%s: %s is refused: %s; everything else goes on", self._name, what, why)
-        self._refused[what] = why
+        self._refusals.note_refused(what, error, part=part)
 
-    def note_accepted(self, what: str) -> None:
-        """Note that the server refuses something no longer."""
-        if self._refused.pop(what, None) is not None:
-            log.warning("%s: %s is refused no longer", self._name, what)
+    def note_accepted(self, what: str, part: str = "") -> None:
+        """Note that the server refuses something no longer: it has carried it out."""
+        self._refusals.note_accepted(what, part)
 
     async def wait(self, loop: str, error: BrokerError, longest: float = LONGEST_PAUSE) -> None:
-        """Note that a loop failed, and wait before its next try: longer each time, with jitter."""
+        """Note that a loop failed, and wait before its next try: longer each time, with jitter.
+
+        An error that is no state of the server does not begin an outage: the loop is named as refused.
+        """
+        if error.code and is_final(error):
+            self.note_refused(_refused_loop(loop), error)
+            streak = self._refused_loops[loop] = self._refused_loops.get(loop, 0) + 1
+        else:
+            self._note(error)
+            streak = self._streaks[loop] = self._streaks.get(loop, 0) + 1
+        await anyio.sleep(min(longest, _PAUSE.ceiling(min(streak, 8))) * self._random.uniform(0.5, 1.0))
+
+    def _note(self, error: BrokerError) -> None:
+        """Log the first error of an outage, and each further one with another cause, ten at most in ten minutes."""
+        now, cause = self._clock.elapsed(), shape(str(error))
         if not self._streaks:
-            self._since = self._clock.elapsed()
+            self._since, self._said = now, SaidBefore()
+            self._said.may_say(cause, now)
             log.warning("%s: %s; waiting for the server", self._name, error)
             self._listeners.emit(Trouble(str(error)))
-        self._error = error
-        streak = self._streaks[loop] = self._streaks.get(loop, 0) + 1
-        await anyio.sleep(min(longest, _PAUSE.ceiling(min(streak, 8))) * self._random.uniform(0.5, 1.0))
+        elif cause != self._last_cause and self._said.may_say(cause, now):
+            log.warning("%s: still waiting for the server, now: %s", self._name, error)
+        self._error, self._last_cause = error, cause
 
     def over(self, loop: str) -> None:
         """Note that a loop got its reply."""
+        if self._refused_loops and self._refused_loops.pop(loop, 0):
+            self.note_accepted(_refused_loop(loop))
         if self._streaks and self._streaks.pop(loop, 0) and not self._streaks:
             after = self._clock.elapsed() - self._since
             log.warning("%s: the server answers again, after %.1f s", self._name, after)
             self._listeners.emit(Recovered(after))
+
+
+def _refused_loop(loop: str) -> str:
+    return f"the step {loop!r} of this worker"

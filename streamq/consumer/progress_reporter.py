@@ -20,6 +20,7 @@ from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
 
+_WRITING = "writing progress"
 WRITE_EVERY = 0.1  # seconds between two writes of one worker's reports
 KEPT = 3600.0  # seconds that a report is kept while its task runs
 KEPT_AFTER = 60.0  # seconds that the last report of a run is kept after the run
@@ -115,9 +116,12 @@ class ProgressReporter:
         try:
             await self._store.one(step("progress")(keys, *flat))
         except BrokerError as error:
-            if not self._trouble:
+            refused = self._store.refusals.note_failed(_WRITING, error, then="the tasks go on")
+            if not self._trouble and not refused:
                 log.warning("progress cannot be written; the tasks go on: %s", error)
             self._trouble = True
             return False
+        if self._trouble:
+            self._store.refusals.note_accepted(_WRITING)
         self._trouble = False
         return True

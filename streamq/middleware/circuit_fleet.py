@@ -117,17 +117,21 @@ class FleetCircuit:
 
     async def leave(
         self, store: Store, admitted: Admitted, outcome: CallOutcome, error: BaseException | None
-    ) -> None:  # fmt: skip
-        """Send how a call ended, if that changes the circuit. Raises BrokerError if the server cannot be used."""
+    ) -> bool:  # fmt: skip
+        """Send how a call ended, if that changes the circuit, and return whether it was sent.
+
+        Raises BrokerError if the server cannot be used.
+        """
         self._running -= 1
         self._used = self._elapsed()
         if admitted.period != self._period:
-            return
+            return False
         if admitted.probe is None and not self._changes_circuit(store, outcome):
-            return
+            return False
         command = self._leave_command(store, admitted.period, outcome, probe=admitted.probe, error=error)
         now, *fields = await store.one(command)
         self._update(store, now, fields, error)
+        return True
 
     async def refresh(self, store: Store) -> None:
         """Read the state from the server. Raises BrokerError if the server cannot be used."""

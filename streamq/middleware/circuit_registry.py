@@ -125,6 +125,7 @@ class FleetCircuits:
         self._settings = settings
         self._clock = clock
         self._local = local
+        self._leaving = f"the report of a call to circuit breaker {breaker!r}"
         self._ask_server_at = -math.inf  # after a server that could not be used, on that clock
         self._circuits = PerKey(
             self._create, lambda circuit: circuit.idle, most=_MOST, used_at=lambda circuit: circuit.used
@@ -143,8 +144,10 @@ class FleetCircuits:
             try:
                 answer = await circuit.enter(store, number)
             except BrokerError as error:
-                self._use_local(error)
+                self._use_local(f"circuit breaker {self._breaker!r}", key, store, error)
             else:
+                if store.refusals:
+                    store.refusals.note_accepted(f"circuit breaker {self._breaker!r}", key)
                 return answer if isinstance(answer, Postponed) else _FleetCall(self, key, circuit, answer, store)
         return await self._local.enter(key, store, number)
 
@@ -155,10 +158,13 @@ class FleetCircuits:
         """
         with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_WITHIN):
             try:
-                await call.circuit.leave(call.store, call.admitted, outcome, error)
+                sent = await call.circuit.leave(call.store, call.admitted, outcome, error)
             except BrokerError as unreachable:
-                self._use_local(unreachable)
+                self._use_local(self._leaving, call.key, call.store, unreachable)
                 self._local.count(call.key, outcome, error)
+            else:
+                if sent and call.store.refusals:
+                    call.store.refusals.note_accepted(self._leaving, call.key)
 
     async def refresh(self, key: str, store: Store | None) -> None:
         """Ask the server for the state of a circuit.
@@ -186,10 +192,11 @@ class FleetCircuits:
             )
         return store
 
-    def _use_local(self, error: BrokerError) -> None:
+    def _use_local(self, what: str, key: str, store: Store, error: BrokerError) -> None:
         """Let the circuits of this process decide for a while."""
         now = self._clock()
-        if now >= self._ask_server_at + _RETRY_SERVER_AFTER:
+        refused = store.refusals.note_failed(what, error, part=key, then="calls of this process alone decide")
+        if not refused and now >= self._ask_server_at + _RETRY_SERVER_AFTER:
             log.warning(
                 "circuit breaker %r cannot use the server, so calls of this process alone decide: %s",
                 self._breaker, error,

@@ -28,6 +28,7 @@ from streamq.scripts import step
 
 log = SafeLog("streamq")
 
+_REPORTING: Final = "reporting circuits to the monitor"
 _REMOVE_WITHIN: Final = 2.0  # seconds that a worker that ends may take to remove its circuits
 
 
@@ -81,4 +82,7 @@ class CircuitReporter:
         try:
             await store.one(step("circuit_report")(keys, name, self._ttl_ms, MAX_INDEXED, *flat))
         except BrokerError as error:
-            log.info("circuit %s cannot be reported to the monitor: %s", name, error)
+            if not store.refusals.note_failed(_REPORTING, error, part=name):
+                log.info("circuit %s cannot be reported to the monitor: %s", name, error)
+        else:
+            store.refusals.note_accepted(_REPORTING, name)

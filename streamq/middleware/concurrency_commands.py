@@ -20,6 +20,7 @@ from streamq.wire.names import qualified
 
 log = SafeLog("streamq")
 
+_WAKING: Final = "waking a waiter"
 RESERVED_MS: Final = 2000  # for so long a permit is reserved for a waiter
 _SINCE: Final = re.compile(r"[0-9]{1,16}")
 _IDENTITY: Final = re.compile(r"\S+ (\d+) (\S+:delayed) (.+)", re.DOTALL)
@@ -103,7 +104,10 @@ class LimitCommands:
             try:
                 await self.store.one(step("permit_wake")([found[2]], self._channel, qualified(member, entry), member))
             except BrokerError as error:
-                log.info("a waiter cannot be woken, it asks by itself later: %s", error)
+                if not self.store.refusals.note_failed(_WAKING, error, part=found[2], then="it asks by itself later"):
+                    log.info("a waiter cannot be woken, it asks by itself later: %s", error)
+            else:
+                self.store.refusals.note_accepted(_WAKING, found[2])
 
     @property
     def _channel(self) -> str:

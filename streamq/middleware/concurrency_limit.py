@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.chain import CallNext, Context
@@ -24,9 +23,9 @@ from streamq.tasks.retry_policy import Uniform
 from streamq.wire import bounds
 from streamq.wire.names import check_name, qualified
 
-log = SafeLog("streamq")
-
 _HEADER: Final = "concurrency:"
+_NOT_KEPT: Final = "the limit is not kept: somebody else's value is in its keys"
+_WAIT: Final = "its tasks wait, and everything else goes on"
 _RETRY_SERVER_AFTER: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
 
 
@@ -58,6 +57,7 @@ class ConcurrencyLimit:
         self._key = check_key(key)
         self._random = uniform
         self._lost = 0
+        self._what = f"the concurrency limit{f' {name}' if name else ''} of {max_running}"
         self._permits: dict[Store, Permits] = {}
 
     def __repr__(self) -> str:
@@ -85,13 +85,16 @@ class ConcurrencyLimit:
             waiting = await permits.acquire(waiter, run)
         except BrokerError as error:
             if error.code == "WRONGTYPE":
-                log.warning("the limit of %s is not kept: somebody else's value is in its keys: %s", name, error)
+                context.store.refusals.note_failed(self._what, error, part=name, then=_NOT_KEPT)
                 return await call_next(context)
+            context.store.refusals.note_failed(self._what, error, part=name, then=_WAIT)
             after = self._random.uniform(_RETRY_SERVER_AFTER, 2 * _RETRY_SERVER_AFTER)
             headers = self._headers(context, waiter) if waiter.since else None
             raise LimitReached(
                 f"the server cannot be asked for a permit for {name}: {error}", after=after, headers=headers
             ) from error
+        if context.store.refusals:
+            context.store.refusals.note_accepted(self._what, name)
         if waiting is not None:
             waiter, after = waiting
             if context.delivery.expires is not None:  # it stops waiting then, and needs no permit

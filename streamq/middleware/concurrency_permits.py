@@ -33,6 +33,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.concurrency_commands import LimitCommands, Waiter
 from streamq.middleware.concurrency_waiters import WaiterChecks
+from streamq.queue.server_errors import is_final
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
 
@@ -42,6 +43,12 @@ SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for limits that no work
 _ASK_AFTER: Final = 300.0  # seconds after which a waiter asks by itself
 _ASK_APART: Final = 0.1  # seconds more for each waiter before it
 _RELEASE_WITHIN: Final = 2.0  # seconds that an ended run waits for the server to take its permit back
+_RENEWING: Final = "renewing permits"
+_RELEASING: Final = "releasing permits"
+_SWEEPING: Final = "looking for concurrency limits to sweep"
+_SWEEPING_NAME: Final = "sweeping the permits"
+_UNTIL_ITS_LEASE_ENDS: Final = "a permit is free when its lease ends"
+_LATE: Final = "a waiter may ask late, and everything else goes on"
 _FOREIGN_AGAIN_MS: Final = 60_000  # until a name is swept again whose keys hold somebody else's values
 _SWEPT_AT_ONCE: Final = 100  # names that one sweep looks at
 
@@ -85,7 +92,7 @@ class Permits:
             )
             await self._commands.wake(foreign)
         except BaseException as error:  # the server may have granted it, or the run is cancelled
-            if not _is_foreign(error):
+            if not _is_refused(error):
                 self._release_later(waiter.name, run)
             raise
         if granted:
@@ -102,7 +109,8 @@ class Permits:
             try:
                 await self._release(name, [run])
             except BrokerError as error:
-                log.info("the permit of %s for %s is released later: %s", run, name, error)
+                if not self._store.refusals.note_failed(_RELEASING, error, part=name, then=_UNTIL_ITS_LEASE_ENDS):
+                    log.info("the permit of %s for %s is released later: %s", run, name, error)
                 if _is_foreign(error):
                     return
             else:
@@ -111,6 +119,7 @@ class Permits:
 
     async def _release(self, name: str, runs: Sequence[str]) -> None:
         _, *foreign = await self._store.one(self._commands.release(name, runs))
+        self._store.refusals.note_accepted(_RELEASING, name)
         await self._commands.wake(foreign)
 
     def _release_later(self, name: str, run: str) -> None:
@@ -139,7 +148,8 @@ class Permits:
                 await self._release_deferred()
                 pause = min(pause, await self._sweep())
             except BrokerError as error:
-                log.info("permits cannot be renewed, released or swept: %s", error)
+                if not self._store.refusals.note_failed(_SWEEPING, error, then=_LATE):  # only a sweep raises others
+                    log.info("permits cannot be renewed, released or swept: %s", error)
             with anyio.move_on_after(pause * self._random.uniform(0.8, 1.0) + 0.01):
                 await self._release_added.wait()
                 await anyio.sleep(0.05)  # a release may be deferred because the server cannot be used
@@ -155,7 +165,11 @@ class Permits:
             if isinstance(reply, BrokerError):
                 if _is_foreign(reply):
                     continue
-                raise await self._store.explain(reply, command)
+                error = await self._store.explain(reply, command)
+                if not self._store.refusals.note_failed(_RENEWING, error, part=name, then=_UNTIL_ITS_LEASE_ENDS):
+                    raise error
+                continue
+            self._store.refusals.note_accepted(_RENEWING, name)
             lost, *foreign = reply
             for run in set(runs) - self._held.get(name, set()):
                 self._release_later(name, run)  # it ended meanwhile, and may have been renewed after that
@@ -165,14 +179,16 @@ class Permits:
             await self._commands.wake(foreign)
 
     async def _release_deferred(self) -> None:
-        while self._to_release:
-            name, runs = next(iter(self._to_release.items()))
+        for name, runs in list(self._to_release.items()):
             some = sorted(runs)
             try:
                 await self._release(name, some)
             except BrokerError as error:
-                if not _is_foreign(error):
+                refused = self._store.refusals.note_failed(_RELEASING, error, part=name, then=_UNTIL_ITS_LEASE_ENDS)
+                if not refused:
                     raise
+                if not _is_foreign(error):
+                    continue  # it is tried again
             runs.difference_update(some)
             if not runs:
                 del self._to_release[name]
@@ -184,6 +200,7 @@ class Permits:
             [("TIME",), ("ZRANGE", limits, 0, _SWEPT_AT_ONCE - 1, "WITHSCORES")]
         )  # fmt: skip
         now = int(seconds) * 1000 + int(micros) // 1000
+        self._store.refusals.note_accepted(_SWEEPING)
         for name, due in _pairs(flat):
             if due > now:
                 return (due - now) / 1000
@@ -201,11 +218,19 @@ class Permits:
         try:
             _, *foreign = await self._store.one(self._commands.sweep(text))
         except BrokerError as error:
-            if not _is_foreign(error):
+            if not self._store.refusals.note_failed(_SWEEPING_NAME, error, part=text, then=_LATE):
                 raise
+            if not _is_foreign(error):
+                return
             await self._store.one(("ZADD", limits, "XX", now + _FOREIGN_AGAIN_MS, name))
             return
+        self._store.refusals.note_accepted(_SWEEPING_NAME, text)
         await self._commands.wake(foreign)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the server has certainly not granted the permit."""
+    return isinstance(error, BrokerError) and is_final(error)
 
 
 def _is_foreign(error: BaseException) -> bool:

@@ -17,6 +17,8 @@ from streamq.middleware.concurrency_commands import LimitCommands, Waiter
 
 log = SafeLog("streamq")
 
+_CHECKING: Final = "checking who waits for a permit"
+_LATE: Final = "a waiter may ask late, and everything else goes on"
 _FIRST_CHECK: Final = 0.002  # seconds until a new waiter is checked; each pause after that is twice as long
 _LONGEST_PAUSE: Final = 8.0  # seconds between two checks; after that a waiter is not checked any more
 _CHECKED_AT_ONCE: Final = 500  # waiters in one command
@@ -48,7 +50,8 @@ class WaiterChecks:
                 for name in {waiter.name for waiter in due}:
                     await self._check(name, [waiter for waiter in due if waiter.name == name])
             except BrokerError as error:
-                log.info("waiters cannot be checked: %s", error)
+                if not self._commands.store.refusals.note_failed(_CHECKING, error, then=_LATE):
+                    log.info("waiters cannot be checked: %s", error)
             for waiter in due:
                 self._check_again(waiter)
             first = min((at for at, _ in self._to_check.values()), default=None)
@@ -64,6 +67,7 @@ class WaiterChecks:
         for at in range(0, len(waiters), _CHECKED_AT_ONCE):
             some = waiters[at : at + _CHECKED_AT_ONCE]
             _, *settled = await self._commands.store.one(self._commands.check(name, some))
+            self._commands.store.refusals.note_accepted(_CHECKING)
             done = set(settled)
             for waiter in some:
                 if waiter.identity.encode() in done:

@@ -24,6 +24,7 @@ from streamq.middleware.limit_reached import LimitReached
 from streamq.middleware.per_key import PerKey
 from streamq.middleware.rate_limit_fleet import FleetBuckets
 from streamq.middleware.token_bucket import Bucket, Rate, Reservation
+from streamq.queue.server_errors import concerns_server
 from streamq.queue.store import Store
 from streamq.tasks.exception_groups import leaves
 from streamq.tasks.retry_policy import Uniform
@@ -90,7 +91,7 @@ class RateLimitMiddleware:
         self._random = uniform
         rate = Rate.of(self.max_per_second, burst)
         self._local = _LocalBuckets(rate, clock)
-        self._buckets = FleetBuckets(rate) if scope == "fleet" else self._local
+        self._buckets = FleetBuckets(rate, name) if scope == "fleet" else self._local
         self._issuer = _FLEET if scope == "fleet" else secrets.token_urlsafe(4)
 
     def __repr__(self) -> str:
@@ -108,8 +109,7 @@ class RateLimitMiddleware:
         except BrokerError as error:
             if error.code != "WRONGTYPE":
                 raise self._server_unusable(context, name, reservation, error) from error
-            log.warning("the limit of %s is not kept: somebody else's value is in its key: %s", name, error)
-            return await call_next(context)
+            return await call_next(context)  # the limit is not kept: somebody else's value is in its key
         if reserved is not None:
             raise LimitReached(
                 f"postponed by the limit of {self.max_per_second:g}/s for {name}",
@@ -155,7 +155,8 @@ class RateLimitMiddleware:
         try:
             now, reservation = await self._buckets.drain(context.store, name, after)
         except BrokerError as error:
-            log.warning("the limit for %s cannot be drained for %g s: %s", name, after, error)
+            if concerns_server(error):  # another one is named by the buckets
+                log.warning("the limit for %s cannot be drained for %g s: %s", name, after, error)
             return
         request.after = max(after, reservation.due - now)
         request.headers = {**(request.headers or {}), **self._headers(context, name, reservation)}

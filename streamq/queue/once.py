@@ -20,6 +20,7 @@ import anyio
 import orjson
 import redis.exceptions
 
+from streamq.client import Command
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import (
     BrokerError,
@@ -222,8 +223,8 @@ class _EffectRecord:
     async def _try_begin(self) -> Effect | float:
         """Return the effect, or the rest of the lease (s) of the run that has it."""
         asked_at = self._store.clock.elapsed()
-        state, token, *rest = await self._store.one(
-            step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
+        state, token, *rest = await self._ask(
+            "beginning an effect", step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
         )
         if state == b"taken":
             return float(rest[0]) / 1000
@@ -239,8 +240,9 @@ class _EffectRecord:
             asked_at, renewed = now(), None
             try:
                 with anyio.move_on_after(max(pause, self._lease_ends - asked_at)):
-                    renewed = await self._store.one(
-                        step("once_renew")(self._keys, token, self._ms(self._lease), self._record_ttl_ms)
+                    renewed = await self._ask(
+                        "renewing an effect",
+                        step("once_renew")(self._keys, token, self._ms(self._lease), self._record_ttl_ms),
                     )
             except BrokerError:
                 pass  # the server may be back before the lease is over
@@ -263,8 +265,9 @@ class _EffectRecord:
             try:
                 # The effect has happened: a cancellation waits for the answer.
                 with anyio.CancelScope(shield=True):
-                    return bool(await self._store.one(
-                        step("once_end")(self._keys, effect.token, self._ms(self._ttl), effect.payload)
+                    return bool(await self._ask(
+                        "recording an effect",
+                        step("once_end")(self._keys, effect.token, self._ms(self._ttl), effect.payload),
                     ))  # fmt: skip
             except BrokerError:
                 if self._store.clock.elapsed() + pause >= self._lease_ends:
@@ -277,7 +280,20 @@ class _EffectRecord:
         if effect.abandoned:
             return
         with suppress(BrokerError), anyio.move_on_after(_RELEASE_WITHIN, shield=True):
-            await self._store.one(step("once_end")(self._keys, effect.token, self._ms(self._ttl)))
+            await self._ask("releasing an effect", step("once_end")(self._keys, effect.token, self._ms(self._ttl)))
+
+    async def _ask(self, what: str, command: Command) -> Any:
+        """Carry out a step. A missing right is named in the health of the worker, too. Raises BrokerError."""
+        refusals = self._store.refusals
+        try:
+            reply = await self._store.one(command)
+        except BrokerError as error:
+            if error.code == "NOPERM":  # another refusal is about this key, and the error of the run says it
+                refusals.note_refused(what, error)
+            raise
+        if refusals:
+            refusals.note_accepted(what)
+        return reply
 
     @property
     def _record_ttl_ms(self) -> int:

@@ -31,6 +31,7 @@ from streamq.queue.missing_right import (
     where_refused,
 )
 from streamq.queue.read_commands import ReadCommands
+from streamq.queue.refusals import Refusals
 from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
 from streamq.tasks.options import Durable
@@ -46,6 +47,7 @@ from streamq.wire.tiers import Tier
 log = SafeLog("streamq")
 
 _CONFIRM_WITHIN = 0.8  # of the reply timeout: the server must answer before the client gives up
+_FORGET_REFUSAL_AFTER = 600.0  # seconds after which a limit or a record that was not refused again is named no more
 _WAITS: Mapping[Durable, Command] = {"replica": ("WAIT", 1), "aof": ("WAITAOF", 1, 0)}
 
 
@@ -54,7 +56,8 @@ class Store:
 
     `bound` returns the bound of the dead letter stream; it is called for each dead letter. `max_payload` (bytes) bounds
     the messages that the steps of a workflow send. With `signing` every message is signed, and `signer` checks those
-    that are read. `role` is that of the program, if it is known: the remedy of a missing right names it.
+    that are read. `role` is that of the program, if it is known: the remedy of a missing right names it. `refusals` has
+    what middleware and handlers asked for in vain.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Store:
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock(clock)
         self.max_payload = max_payload
         self._lost = LostCommands()
+        self.refusals = Refusals(clock=self.clock, forget_after=_FORGET_REFUSAL_AFTER, role=role)
         self.signer = None if signing is None else Signer(signing, namespace=keys.namespace, group=keys.group)
         self.enqueue_commands = (
             EnqueueCommands(keys) if self.signer is None else SignedEnqueueCommands(keys, self.signer)

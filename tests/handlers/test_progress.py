@@ -267,12 +267,12 @@ async def test_a_server_that_refuses_costs_reports_and_not_the_task(caplog, anyi
             server.command("CONFIG", "SET", "maxmemory", "1")
             with caplog.at_level(logging.WARNING):
                 refusing.set()
-                await until(lambda: "progress cannot be written" in caplog.text)
+                await until(lambda: "writing progress is refused: OOM" in caplog.text)
             server.command("CONFIG", "SET", "maxmemory", "0")
             again.set()
             assert await handle.result(timeout=30) == "ok"
             assert (await handle.progress()).done == 99
-        assert caplog.text.count("progress cannot be written") == 1
+        assert caplog.text.count("writing progress is refused: OOM") == 1
 
 
 async def test_what_was_written_by_hand_is_read_and_what_is_none_is_refused(server, broker):

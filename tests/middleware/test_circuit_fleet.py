@@ -14,6 +14,7 @@ from streamq import RedisBroker, current_delivery, task
 from streamq.errors import BrokerUnavailableError, CircuitOpenError, ConfigurationError
 from streamq.middleware import CircuitBreaker, MiddlewareChain, RemoteFailureError
 from streamq.monitoring import QueueMonitor
+from streamq.queue.refusals import Refusals
 from streamq.wire.keys import Keys
 from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.crew import Crew, say
@@ -215,6 +216,7 @@ class TestFleet:
 class Away:
     """A queue whose server cannot be used."""
 
+    refusals = Refusals()
     keys = Keys.of("queue", "workers", [])
     clock = SimpleNamespace(elapsed=time.monotonic)
     asked = 0

@@ -14,6 +14,7 @@ from streamq.middleware import ConcurrencyLimit, Context, MiddlewareChain, RateL
 from streamq.middleware.concurrency_commands import Waiter
 from streamq.middleware.concurrency_permits import Permits
 from streamq.middleware.limit_reached import LimitReached
+from streamq.queue.refusals import Refusals
 from streamq.queue.store import Store
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
@@ -75,6 +76,7 @@ def context(store, headers="{}", starts=0):
 class Away:
     """A store whose server cannot be used."""
 
+    refusals = Refusals()
     keys = Keys.of("queue", "workers", DEFAULT_TIERS)
 
     def member(self, task_id):

@@ -17,6 +17,7 @@ from streamq.errors import BrokerUnavailableError, ConfigurationError
 from streamq.middleware import Context, MiddlewareChain, RateLimitMiddleware
 from streamq.middleware.limit_reached import LimitReached
 from streamq.middleware.token_bucket import Bucket, Rate, Reservation
+from streamq.queue.refusals import Refusals
 from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
@@ -156,6 +157,7 @@ class TestScripts:
 class Away:
     """A store whose server cannot be used."""
 
+    refusals = Refusals()
     keys = Keys.of("queue", "workers", [])
 
     async def one(self, command):

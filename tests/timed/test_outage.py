@@ -31,7 +31,7 @@ async def test_pauses_grow_and_stop_growing(virtual):
     again, pauses = random.Random(7), []
     for _ in range(2000):
         before = virtual.elapsed()
-        await outage.wait("round trips", BrokerError("away"))
+        await outage.wait("round trips", BrokerUnavailableError("away"))
         pauses.append(virtual.elapsed() - before)
     ceilings = [0.1, 0.2, 0.4, 0.8, 1.6] + [2.0] * 1995
     assert pauses == pytest.approx([ceiling * again.uniform(0.5, 1.0) for ceiling in ceilings], abs=1e-6)
@@ -42,15 +42,61 @@ async def test_each_loop_has_a_streak_of_its_own(virtual):
     said = []
     outage = Outage("w", Listeners([said.append]), random.Random(7), virtual.clock)
     for _ in range(10):
-        await outage.wait("round trips", BrokerError("away"))
+        await outage.wait("round trips", BrokerUnavailableError("away"))
     before = virtual.elapsed()
-    await outage.wait("renew", BrokerError("away"))
+    await outage.wait("renew", BrokerUnavailableError("away"))
     assert virtual.elapsed() - before <= 0.1
     outage.over("round trips")
     assert outage
     outage.over("renew")
     assert not outage
     assert said == [Trouble("away"), Recovered(pytest.approx(virtual.elapsed()))]
+
+
+async def test_another_cause_is_logged_again(virtual, caplog):
+    """A lost connection, then a refused login: the log has both, each once, whatever numbers they have."""
+    outage = Outage("w", Listeners(), random.Random(7), virtual.clock)
+    for _ in range(3):
+        await outage.wait("renew", BrokerUnavailableError("port 7 was lost"))
+        await outage.wait("sweep", BrokerUnavailableError("port 8 was lost"))
+    for _ in range(3):
+        await outage.wait("renew", BrokerError("refuses user 'x'", code="NOAUTH"))
+        await outage.wait("sweep", BrokerUnavailableError("port 9 was lost"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "w: port 7 was lost; waiting for the server",
+        "w: still waiting for the server, now: refuses user 'x'",
+    ]
+    outage.over("renew")
+    outage.over("sweep")
+    await outage.wait("renew", BrokerUnavailableError("port 7 was lost"))
+    assert caplog.messages[-1] == "w: port 7 was lost; waiting for the server"
+
+
+async def test_causes_without_end_are_bounded(virtual, caplog):
+    """Ten lines in ten minutes, whatever the server says."""
+    outage = Outage("w", Listeners(), random.Random(7), virtual.clock)
+    for number in range(200):
+        await outage.wait("renew", BrokerUnavailableError("x" * number))
+    assert len(caplog.records) == 10
+
+
+async def test_a_refused_step_is_no_outage(virtual, caplog):
+    """It is named as refused, with the remedy, until it is carried out; nobody waits for the server."""
+    said = []
+    outage = Outage("w", Listeners([said.append]), random.Random(7), virtual.clock)
+    for _ in range(5):
+        await outage.wait("renew", BrokerError("NOPERM no right", code="NOPERM"))
+    assert not outage
+    assert outage.error is None
+    assert [one.partition(";")[0] for one in outage.refused] == ["the step 'renew' of this worker: NOPERM no right"]
+    outage.over("sweep")
+    assert outage.refused
+    outage.over("renew")
+    assert (outage.refused, said) == ([], [])
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "w: the step 'renew' of this worker is refused: NOPERM no right",
+        "w: the step 'renew' of this worker is refused no longer",
+    ]
 
 
 @pytest.mark.slow

@@ -1,0 +1,165 @@
+"""P11, P14: what the server refuses while everything else goes on is named in the log once, and in the health."""
+
+from __future__ import annotations
+
+import contextlib
+
+import anyio
+import pytest
+
+from streamq import RedisBroker, once, report_progress, task
+from streamq.middleware import CircuitBreaker, ConcurrencyLimit, RateLimitMiddleware
+from streamq.wire.acl import acl_rules
+from tests.at_work import until, working
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, pytest.mark.slow]
+
+
+class Rights:
+    """A user with the rights of a worker, which can be taken and given while it works."""
+
+    def __init__(self, server):
+        self._server = server
+        words = acl_rules(RedisBroker(server.url).keys, ["worker"]).words()
+        self._rules = [rule.replace("PASSWORD", "pw") for rule in words]
+        self.url = server.url.replace("unix://", "unix://clerk:pw@")
+        self.have(lambda _: True)
+
+    def have(self, has):
+        """Have only the rules for which this is true. Commands and keys of others are taken away at once."""
+        rules = [rule for rule in self._rules if rule[0] not in "+~%&" or has(rule)]
+        assert self._server.command("ACL", "SETUSER", "clerk", "reset", *rules) == b"OK"
+
+    def lack(self, *rules):
+        """Have all rules but these."""
+        assert {*rules} <= {*self._rules}
+        self.have(lambda rule: rule not in rules)
+
+
+@pytest.fixture
+def rights(real_server):
+    yield Rights(real_server)
+    real_server.command("ACL", "DELUSER", "clerk")
+
+
+def named(worker, what):
+    """Return the lines of the health that name this."""
+    return [line for line in worker.health.refused if what in line]
+
+
+def count(caplog, *words):
+    """Return how many lines of the log have all these words."""
+    return sum(all(word in message for word in words) for message in caplog.messages)
+
+
+@contextlib.contextmanager
+def effects_fail():
+    """Let a handler go on though its effect cannot be recorded."""
+    with contextlib.suppress(Exception):
+        yield
+
+
+LIMITS = {
+    "rate": (RateLimitMiddleware(max_per_second=50.0, scope="fleet"), "the rate limit of 50/s for guarded"),
+    "named rate": (RateLimitMiddleware(50.0, scope="fleet", name="api"), "the rate limit api of 50/s for api:guarded"),
+    "concurrency": (ConcurrencyLimit(2), "the concurrency limit of 2 for guarded"),
+}
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+async def test_a_limit_that_may_not_ask(rights, caplog, kind):
+    """Its tasks wait, everything else runs. One line says so, the health does, and both say when it is over."""
+    limit, what = LIMITS[kind]
+    ran = []
+
+    @task(middleware=[limit])
+    async def guarded():
+        ran.append("guarded")
+
+    @task
+    async def plain():
+        ran.append("plain")
+
+    keys = ("~queue:rate:*", "~queue:permits:*", "~queue:called:*", "~queue:line:*", "~queue:limits")
+    rights.have(lambda rule: rule not in keys)
+    async with RedisBroker(rights.url) as broker, working(broker, guarded, plain) as worker:
+        await broker.enqueue(guarded)
+        await until(lambda: named(worker, what))
+        await broker.enqueue(plain)
+        await until(lambda: ran == ["plain"])
+        await anyio.sleep(3)
+        assert named(worker, what)
+        assert "NOPERM" in worker.health.trouble
+        assert "streamq doctor --role worker" in worker.health.trouble
+        assert count(caplog, what, "is refused: NOPERM") == 1
+        assert count(caplog, "limits to sweep", "is refused: NOPERM") == (1 if kind == "concurrency" else 0)
+        rights.have(lambda _: True)
+        await until(lambda: ran == ["plain", "guarded"])
+        await until(lambda: worker.health.refused == ())
+        assert worker.health.trouble is None
+        assert count(caplog, what, "is refused no longer") == 1
+
+
+async def test_a_permit_that_was_refused_is_not_released(rights):
+    """The server has granted nothing, so nothing is to be given back later: that would grow without end."""
+    limit = ConcurrencyLimit(2)
+
+    @task(middleware=[limit])
+    async def guarded():
+        pass
+
+    rights.have(lambda rule: rule != "~queue:permits:*")
+    async with RedisBroker(rights.url) as broker, working(broker, guarded) as worker:
+        await broker.enqueue(guarded)
+        await until(lambda: named(worker, "the concurrency limit"))
+        (permits,) = limit._permits.values()
+        assert permits._to_release == {}
+
+
+async def test_a_circuit_of_the_fleet(rights, caplog):
+    """The circuits of the process decide meanwhile; the log says so once, though a call comes every two seconds."""
+    ran = []
+    breaker = CircuitBreaker(2, scope="fleet", name="db")
+
+    @task(middleware=[breaker])
+    async def guarded():
+        ran.append(1)
+
+    rights.have(lambda rule: "circuit" not in rule)
+    async with RedisBroker(rights.url) as broker, working(broker, guarded) as worker:
+        for number in range(1, 3):
+            await broker.enqueue(guarded)
+            await until(lambda number=number: len(ran) == number)
+            await anyio.sleep(2.1)
+        assert named(worker, "circuit breaker 'db'")
+        assert count(caplog, "circuit breaker 'db'", "is refused: NOPERM") == 1
+        rights.have(lambda _: True)
+        await broker.enqueue(guarded)
+        await until(lambda: worker.health.refused == ())
+        assert count(caplog, "circuit breaker 'db'", "is refused no longer") == 1
+
+
+async def test_an_effect_and_progress(rights, caplog):
+    """Each has its line; the run of an effect fails as it did."""
+    ran = []
+
+    @task(retries=0)
+    async def works(seconds):
+        await report_progress(1, 2)
+        with effects_fail():
+            async with once("key"):
+                pass
+        ran.append(1)
+        await anyio.sleep(seconds)
+
+    rights.have(lambda rule: "once" not in rule and "progress" not in rule)
+    async with RedisBroker(rights.url) as broker, working(broker, works) as worker:
+        for _ in range(3):
+            await broker.enqueue(works, 0.2)
+        await until(lambda: len(ran) == 3)
+        await until(lambda: named(worker, "beginning an effect") and named(worker, "writing progress"))
+        assert count(caplog, "beginning an effect is refused: NOPERM") == 1
+        assert count(caplog, "writing progress is refused: NOPERM") == 1
+        rights.have(lambda _: True)
+        await broker.enqueue(works, 3)  # a report that was refused is tried again after a second
+        await until(lambda: worker.health.refused == ())
