@@ -75,6 +75,10 @@ class CircuitReporter:
         """Write the fields of a circuit; no fields remove it."""
         if fields:
             self._reported[name] = store
+            if (
+                len(self._reported) > MAX_INDEXED
+            ):  # keys may come from messages; the oldest reports expire by themselves
+                del self._reported[next(iter(self._reported))]
         else:
             self._reported.pop(name, None)
         keys = [store.keys.circuit(name), store.keys.circuits]

@@ -14,8 +14,10 @@ from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.errors import CircuitOpenError, ConfigurationError
 from streamq.middleware import CircuitBreaker, Context, MiddlewareChain, RemoteFailureError
 from streamq.middleware.circuit_registry import LocalCircuits
+from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
-from streamq.middleware.circuit_state_machine import CallOutcome
+from streamq.middleware.circuit_state_machine import CallOutcome, State
+from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
 from tests.at_work import assert_nothing_left, burst
@@ -332,3 +334,12 @@ def test_a_circuit_that_nobody_uses_is_forgotten():
     for at in range(50):
         circuits.count(f"new {at}", CallOutcome.FAILED, OSError())
     assert not any(key.startswith("old") for key in circuits.views())
+
+
+async def test_reports_of_many_circuits_are_bounded(real_server):
+    """What is dropped here expires on the server."""
+    async with RedisBroker(real_server.url) as broker:
+        reporter = CircuitReporter("b", 1.0, "1")
+        for at in range(MAX_INDEXED + 10):
+            await reporter.report(str(at), CircuitView(State.OPEN, 1), broker.store)
+    assert repr(reporter) == f"<CircuitReporter b reported={MAX_INDEXED}>"
