@@ -295,7 +295,7 @@ class RedisBroker:
 
         A schedule that `@task(cron=...)` declares comes back while there are workers that have it in their code.
         """
-        return await unregister(self.store, name)
+        return await unregister(self.store, check_type("name", name, str, "the name of a schedule, as text"))
 
     def declared(self, tasks: Iterable[Task[Any, Any]]) -> list[ScheduleDefinition]:
         """Return the schedules that tasks declare. Raises MissingExtraError without the extra `cron`."""
@@ -331,7 +331,8 @@ class RedisBroker:
     async def ack(self, task_id: str) -> None:
         """Acknowledge a delivery that `consume` yielded: its work is done.
 
-        Returns when the server has it. Raises NotHeldError if this broker does not hold the delivery.
+        Returns when the server has it. Raises NotHeldError if this broker does not hold the delivery, and
+        ConfigurationError for what is no id.
         """
         consumer, delivery = self._take(task_id)
         await consumer.settle(delivery, Ack())
@@ -339,14 +340,17 @@ class RedisBroker:
     async def nack(self, task_id: str, *, error: BaseException | None = None) -> None:
         """Release a delivery that `consume` yielded, for any consumer at once. With an `error` it is dead-lettered.
 
-        Raises NotHeldError if this broker does not hold the delivery.
+        Raises NotHeldError if this broker does not hold the delivery, and ConfigurationError for what is no id, or no
+        exception: the delivery stays held.
         """
+        check_type("error", error, BaseException | None, "an exception, as in error=ValueError('no such customer')")
         consumer, delivery = self._take(task_id)
         outcome = Release() if error is None else DeadLetter(Reason.REJECTED, failure_of(error))
         await consumer.settle(delivery, outcome)
 
     def _take(self, task_id: str) -> tuple[ManualConsumer, Delivery]:
         """Return a held delivery and its consumer, and hold it no longer."""
+        check_type("task_id", task_id, str, "the id of a delivery, as text: delivery.task_id")
         if self._consumers:
             self.client.owner.check()
         for consumer in self._consumers:

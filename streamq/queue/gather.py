@@ -13,6 +13,7 @@ import anyio
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
 from streamq.queue.results import Handle, decode_result
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_type
 
 R = TypeVar("R")
 
@@ -41,7 +42,7 @@ async def gather(
     for all tasks together.
 
     Raises ResultTimeoutError after the timeout, which names the missing tasks; ResultNotKeptError at once if a task
-    keeps no result; ConfigurationError if the handles are from several brokers.
+    keeps no result; ConfigurationError for what is no handle, and if the handles are from several brokers.
     """
     found: list[Any] = [None] * len(handles)
     missing = set(range(len(handles)))
@@ -89,6 +90,7 @@ async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int,
     """Yield the place of each handle and its encoded result, as the results arrive."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, handle in enumerate(handles):
+        check_type("a handle", handle, Handle, "what enqueue returned, each by itself: gather(*handles)")
         places[handle.result_key].append(place)
     if not handles:
         return

@@ -26,6 +26,7 @@ from streamq.scripts import step
 from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require_parser
 from streamq.tasks.task import Call, Task
 from streamq.wire import bounds
+from streamq.wire.argument_types import check_items, check_type
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps, milliseconds
 from streamq.wire.names import check_name, is_name, qualified
@@ -196,7 +197,8 @@ def declared_definitions(builder: MessageBuilder, tasks: Iterable[Task[Any, Any]
     Raises what `definition_of` raises, MissingExtraError without the parser.
     """
     found = {}
-    for task in tasks:
+    for task in check_items("tasks", tasks, "a list of tasks"):
+        check_type("a task", task, Task, "functions that @task decorates")
         for number, cron in enumerate(task.cron, 1):
             name = task.name if number == 1 else f"{task.name}-{number}"
             if name in found:

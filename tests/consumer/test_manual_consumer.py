@@ -145,6 +145,29 @@ async def test_what_is_not_held_cannot_be_settled(server, broker):
                 await door(message.task_id)
 
 
+async def test_what_is_no_id_and_no_error_is_refused_and_the_delivery_stays_held(server, broker):
+    """The delivery in the place of its id was said to be settled already; a text was a dead letter of an odd class."""
+    await broker.enqueue(send, "x")
+    async with aclosing(broker.consume()) as deliveries:
+        delivery = await anext(deliveries)
+        for wrong in (delivery, 5, None, b"x", [], {}):
+            wanted = rf"task_id is of type {type(wrong).__name__}: give .* delivery\.task_id"
+            with pytest.raises(ConfigurationError, match=wanted):
+                await broker.ack(wrong)
+            with pytest.raises(ConfigurationError, match=wanted):
+                await broker.nack(wrong)
+        for wrong in ("text", 5, ValueError):
+            with pytest.raises(ConfigurationError, match=r"error is of type \w+: give an exception, as in error="):
+                await broker.nack(delivery.task_id, error=wrong)
+        await broker.ack(delivery.task_id)
+    assert server.command("XLEN", "queue:dead") == 0
+    for wrong in (5, None, b"x", []):
+        with pytest.raises(ConfigurationError, match=r"name is of type .*: give the name of a schedule"):
+            await broker.unschedule(wrong)
+        with pytest.raises(ConfigurationError, match=r"is of type .*: give"):
+            broker.declared(wrong or [None])
+
+
 async def test_what_is_no_message_goes_to_the_dead_letters(server, broker):
     """And the loop goes on with the next."""
     server.command("XADD", "queue:standard", "*", "no", "task")

@@ -160,6 +160,16 @@ async def test_handles_without_a_result_are_refused_before_anything_is_awaited(s
             await gather(kept, await other.enqueue(double, 1))
 
 
+@pytest.mark.parametrize("what", [5, None, "id", []])
+async def test_what_is_no_handle_is_refused_with_the_remedy(broker, what):
+    """A list of handles, too."""
+    wanted = rf"a handle is of type {type(what).__name__}: give what enqueue returned.*gather\(\*handles\)"
+    with pytest.raises(ConfigurationError, match=wanted):
+        await gather(what)
+    with pytest.raises(ConfigurationError, match=wanted):
+        await anext(as_completed(what))
+
+
 async def test_handles_come_as_their_tasks_end(real_server):
     """In the order of their ends, each with its result at hand: no command is spent on it."""
     gates = [anyio.Event() for _ in range(3)]
