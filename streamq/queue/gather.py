@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar, overload
 import anyio
 
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
-from streamq.queue.results import Handle, decode_result
+from streamq.queue.result_payload import decode_result
+from streamq.queue.results import Handle
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
 

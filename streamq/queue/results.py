@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.abc
-import orjson
 import redis.exceptions
 
 from streamq.client import Subscriber
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError, TaskFailedError
+from streamq.errors import BrokerError, BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
+from streamq.queue.result_payload import decode_result, has_succeeded
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.wire import bounds
@@ -357,7 +357,7 @@ class Handle(Generic[R_co]):
             if place is None:
                 result = await self._store.one(asked)
         if isinstance(result, bytes):
-            return Status.SUCCEEDED if "ok" in _parsed(self.task_id, result) else Status.FAILED
+            return Status.SUCCEEDED if has_succeeded(self.task_id, result) else Status.FAILED
         if place is None:
             return Status.UNKNOWN
         if place.member:
@@ -379,22 +379,3 @@ class Handle(Generic[R_co]):
 
     def _search(self) -> Lookup:
         return Lookup(self._store, self.task_id, tier=self.tier, entry_id=self.entry_id, since=self._since)
-
-
-def decode_result(task_id: str, payload: bytes) -> Any:
-    """Return the value of a kept result. Raises TaskFailedError if the task failed, BrokerError if it is no result."""
-    value = _parsed(task_id, payload)
-    if "ok" in value:
-        return value["ok"]
-    texts = {name: str(value.get(name, "")) for name in ("reason", "error_type", "error", "traceback")}
-    raise TaskFailedError(task_id, **texts)
-
-
-def _parsed(task_id: str, payload: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise BrokerError(f"the result of task {task_id!r} is nothing that streamq wrote: {payload[:80]!r}")
-    return value

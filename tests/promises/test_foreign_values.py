@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from streamq import RedisBroker, Worker, task
+from streamq import RedisBroker, Worker, gather, task
 from streamq.doctor import examine
 from streamq.exporters.prometheus import QueueCollector
 from streamq.middleware import CircuitBreaker, ConcurrencyLimit, MiddlewareChain, RateLimitMiddleware
@@ -227,14 +227,39 @@ async def test_limits_read_around_what_is_foreign(real_server, what):
     assert sorted(done) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("payload", [b"junk", b"\xff", b"[1]", b"7"])
+ODD_FAILURE = b'{"error_type":5,"error":[],"reason":{},"traceback":7}'
+
+
+@pytest.mark.parametrize("payload", [b"junk", b"\xff", b"[1]", b"7", b"{}", b'{"reason":"rejected"}', ODD_FAILURE])
 async def test_a_result_that_is_none_is_an_error_and_no_crash(server, payload):
-    """Neither `result` nor `status` raises what is not streamq's own."""
+    """Neither `result` nor `status` raises what is not streamq's own; and it is no failure of the task."""
     from streamq.errors import BrokerError
 
     kept = anything.options(result_ttl=60)
     async with RedisBroker(server.url) as broker:
         handle = await broker.enqueue(kept)
         server.command("SET", broker.keys.result(handle.task_id), payload)
-        with pytest.raises(BrokerError, match="nothing that streamq wrote"):
-            await handle.result(timeout=1)
+        for asking in (lambda: handle.result(timeout=1), handle.status, lambda: gather(handle, return_exceptions=True)):
+            with pytest.raises(BrokerError, match="nothing that streamq wrote"):
+                await asking()
+
+
+async def test_a_published_result_that_is_none_is_an_error_too(real_server):
+    """Whoever waits is told, and does not take it for a failure of the task."""
+    from streamq.errors import BrokerError
+
+    kept = anything.options(result_ttl=60)
+    async with RedisBroker(real_server.url) as broker, anyio.create_task_group() as group:
+        handle = await broker.enqueue(kept)
+        told = anyio.Event()
+
+        async def wait() -> None:
+            with pytest.raises(BrokerError, match="nothing that streamq wrote"):
+                await handle.result(timeout=10)
+            told.set()
+
+        group.start_soon(wait)
+        with anyio.fail_after(10):
+            while not told.is_set():
+                await broker.client.publish(broker.keys.result(handle.task_id), ODD_FAILURE)
+                await anyio.sleep(0.02)
