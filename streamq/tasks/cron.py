@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, MissingExtraError
+from streamq.wire import bounds
 
 if TYPE_CHECKING:
     from cronsim import CronSim
@@ -70,6 +71,7 @@ class Cron:
             raise ConfigurationError(
                 f"a cron expression cannot be {repr_of(self.expression)}: give one like '*/5 * * * *'"
             )
+        _check_length(self.expression)
         if self.missed not in MISSED:
             raise ConfigurationError(f"missed={repr_of(self.missed)} cannot be used: give one of {', '.join(MISSED)}")
         if not isinstance(self.overlap, bool):
@@ -218,10 +220,20 @@ def _ticks_between(expression: str, tz: str, after: float, until: float) -> Iter
     return takewhile(lambda tick: tick <= until, ticks(expression, tz, after))
 
 
+def _check_length(expression: str) -> None:
+    """Raise ConfigurationError for a text that is too long: the parser would block the event loop."""
+    if len(expression) not in bounds.CRON:
+        raise ConfigurationError(
+            f"a cron expression of {len(expression):,} characters cannot be used: give at most "
+            f"{bounds.CRON.highest:,}; a range ('0-59') or steps ('*/5') are shorter than a list"
+        )
+
+
 def _parse(expression: str, after: datetime) -> CronSim:
     parser = require_parser()
     from cronsim import CronSimError  # noqa: PLC0415 - an extra
 
+    _check_length(expression)
     fields = _ALIASES.get(expression.strip().lower(), expression)
     try:
         return parser(fields, after)

@@ -96,6 +96,9 @@ MAX_BACKOFF = _seconds("max_backoff", "as a delay")
 BACKOFF_FACTOR = Bound("Backoff.factor", "", 1.0, 1e6, "more is the cap at the second attempt")
 WAIT_TIMEOUT = _seconds("result.timeout", "None waits for ever; a time that is over means now", -LONGEST)
 KEEP = _seconds("group.keep", "the results of a workflow group must not be gone at once", 1.0)
+CRON = _count(
+    "a cron expression", "it is parsed without a pause; all numbers of all fields take 528", 1, 1_000, "characters"
+)
 
 # Fields of a message that no option sets.
 ATTEMPT = _count("attempt", "more than all retries", 0, 1 << 32)

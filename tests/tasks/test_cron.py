@@ -350,3 +350,26 @@ class TestInput:
         declared = Cron("*/5 * * * *")
         with pytest.raises(MissingExtraError, match=r"streamq\[cron\]"):
             next(declared.ticks(datetime.now(UTC)))
+
+
+LONG = ",".join(["1"] * 400_000) + " * * * *"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_expression_has_a_bound(monkeypatch, installed):
+    """The parser reads it at once: a long one blocked the event loop. With and without the parser."""
+    if not installed:
+        monkeypatch.setitem(sys.modules, "cronsim", None)
+    for making in (lambda: Cron(LONG), lambda: task(name="long", cron=LONG)(lambda: None)):
+        with pytest.raises(ConfigurationError, match=r"of 800,007 characters cannot be used: give at most 1,000"):
+            making()
+    every = [",".join(map(str, range(low, high))) for low, high in ((0, 60), (0, 24), (1, 32), (1, 13), (0, 7))]
+    assert Cron(" ".join(every)).expression == " ".join(every)
+
+
+def test_so_has_one_that_was_stored_by_hand():
+    """It never comes to the parser."""
+    with pytest.raises(ConfigurationError, match="give at most 1,000"):
+        next_tick(LONG, "UTC", 0.0)
+    with pytest.raises(ConfigurationError, match="give at most 1,000"):
+        next(find_due_ticks(LONG, "UTC", "last", 0.0, 1e9))
