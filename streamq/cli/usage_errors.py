@@ -15,7 +15,6 @@ USAGE = 2  # the exit code of every usage error
 FAILED = 1  # something was passed over, was not found, or went wrong in streamq
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
-_TLS_REMEDIES = ("it speaks TLS: ", "it does not speak TLS: ")  # see `client/dial.py`
 _DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
 
 
@@ -62,7 +61,8 @@ def _variable(error: click.ClickException) -> str:
 
 def from_streamq_error(error: Exception) -> CommandLineError:
     """Return an error of streamq about a server or a value, with its remedy."""
-    from streamq.errors import BrokerUnavailableError, OutcomeUnknownError  # noqa: PLC0415 - keeps --help light
+    from streamq.errors import BrokerError, OutcomeUnknownError  # noqa: PLC0415 - keeps --help light
+    from streamq.queue.remedies import remedy_of  # noqa: PLC0415 - keeps --help light
 
     text = str(error).rstrip(".") or type(error).__name__
     code = getattr(error, "code", "")
@@ -71,20 +71,12 @@ def from_streamq_error(error: Exception) -> CommandLineError:
             return CommandLineError(
                 f"{text}; the command may have run: repeat it with the same --task-id, which is safe"
             )
-        case BrokerUnavailableError() if not any(words in text for words in _TLS_REMEDIES):
-            remedy = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
-            return CommandLineError(f"{text}; {remedy}")
-        case _ if code in ("NOAUTH", "WRONGPASS"):
-            remedy = "give user and password in --url or STREAMQ_URL: redis://user:password@host:6379"
-            if "; write user and password into the URL" in text:
-                remedy = "give it with --url or STREAMQ_URL"
-            return CommandLineError(f"{text}; {remedy}")
         case _ if code == "NOPERM":
             from streamq.queue.missing_right import with_remedy  # noqa: PLC0415 - keeps --help light
 
             named = with_remedy(text, code)
             return CommandLineError(f"{named}; or give another user in --url or STREAMQ_URL")
-        case _ if code == "WRONGTYPE":
-            return CommandLineError(f"{text}; another program uses a key of this name: choose another --namespace")
+        case BrokerError() if remedy := remedy_of(error):
+            return CommandLineError(f"{text}; {remedy}")
         case _:
             return CommandLineError(text)

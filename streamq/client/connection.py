@@ -20,6 +20,7 @@ from redis import exceptions
 from streamq.client.dial import KnowsOtherProtocol
 from streamq.client.resp_codec import Command, pack_unchecked, reply_error
 from streamq.client.sockets import SocketStream
+from streamq.client.tls import tls_remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,7 +170,7 @@ class Connector:
             self._check_handshake(commands, replies)
         except TimeoutError as error:
             await _close(connection)
-            remedy = await self._mismatch(error, connection, replies)
+            remedy = await self._remedy(error, connection, replies)
             raise exceptions.ConnectionError(f"no connection to {place} within {self.timeout:g} s{remedy}") from None
         except exceptions.ConnectionError:
             await _close(connection)
@@ -177,7 +178,7 @@ class Connector:
         except Exception as error:
             await _close(connection)
             server_error = next((str(reply) for reply in replies if isinstance(reply, Exception)), "")
-            reason = server_error or _root_cause(error) + await self._mismatch(error, connection, replies)
+            reason = server_error or _text(_root_cause(error)) + await self._remedy(error, connection, replies)
             raise exceptions.ConnectionError(f"no connection to {place}: {reason}") from error
         except BaseException:
             await _close(connection)
@@ -196,6 +197,14 @@ class Connector:
         asks = self.address.scheme == "rediss" and not self._reached
         return min(_ASK_WITHIN, self.timeout / 5) if asks else 0.0
 
+    async def _remedy(self, error: Exception, connection: Connection | None, replies: Sequence[Any]) -> str:
+        """Return what to do about an error of TLS, or if one side alone speaks it; else nothing."""
+        remedy = await self._mismatch(error, connection, replies)
+        if not remedy and self.address.scheme == "rediss" and not isinstance(error, TimeoutError):
+            silent = connection is not None and not replies and not self._reached
+            remedy = tls_remedy(_root_cause(error), self.address, after_handshake=silent)
+        return f"; {remedy}" if remedy else ""
+
     async def _mismatch(self, error: Exception, connection: Connection | None, replies: Sequence[Any]) -> str:
         """Return the remedy if the server speaks TLS and the URL does not, or the other way round; else nothing.
 
@@ -212,7 +221,7 @@ class Connector:
         remedy = ""
         with suppress(Exception), anyio.move_on_after(self._kept_back() or min(self.timeout, _ASK_WITHIN)):
             remedy = await self._dial.mismatch()
-        return f"; {remedy}" if remedy else ""
+        return remedy
 
     def _handshake_commands(self) -> list[Command]:
         address = self.address
@@ -259,18 +268,23 @@ async def _close(connection: Connection | None) -> None:
         await connection.aclose()
 
 
-def _root_cause(error: BaseException) -> str:
-    """Return the text of the error below anyio's 'All connection attempts failed'."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the error below anyio's 'All connection attempts failed'."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[-1]
         elif error.__cause__ is not None:
             error = error.__cause__
         else:
-            break
+            return error
+
+
+def _text(error: BaseException) -> str:
     match error:
         case anyio.EndOfStream():
             return "the server closed the connection"
+        case ssl.SSLCertVerificationError(verify_message=str(why)):
+            return f"the certificate of the server cannot be verified: {why.rstrip('.')}"
         case ssl.SSLError() | socket.gaierror():
             return error.strerror or str(error)
         case OSError(errno=int(number)) if number > 0:

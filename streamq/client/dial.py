@@ -13,6 +13,7 @@ import anyio
 from anyio.streams.tls import TLSStream
 
 from streamq.client.sockets import SocketStream
+from streamq.client.tls import NO_TLS, SPEAKS_TLS, tls_context
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def dial_to(address: Address) -> Dial:
         case "redis":
             return _TcpDial(address.host, address.port)
         case "rediss":
-            return _TlsDial(address.host, address.port, _tls_context(address))
+            return _TlsDial(address.host, address.port, tls_context(address))
         case "memory":
             raise ConfigurationError(f"{address} has no network address; pass a dial of your own to the client")
 
@@ -86,7 +87,7 @@ class _TcpDial:
                 return ""
         finally:
             await anyio.aclose_forcefully(stream)
-        return "it speaks TLS: write rediss:// in place of redis://"
+        return SPEAKS_TLS
 
 
 class _TlsDial:
@@ -113,24 +114,4 @@ class _TlsDial:
             plain = await stream.receive(1) in (b"+", b"-")  # the first byte of any answer of Redis here
         finally:
             await anyio.aclose_forcefully(stream)
-        return "it does not speak TLS: write redis:// in place of rediss://, or give its TLS port" if plain else ""
-
-
-def _tls_context(address: Address) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=address.ssl_ca_certs)
-        if address.ssl_certfile is not None:
-            context.load_cert_chain(address.ssl_certfile, address.ssl_keyfile)
-    except OSError as error:  # ssl.SSLError is an OSError
-        raise ConfigurationError(
-            f"the certificates for {address} cannot be loaded ({error}); "
-            "check ssl_ca_certs, ssl_certfile and ssl_keyfile"
-        ) from error
-    # The order matters: while a context checks host names, CERT_NONE cannot be set.
-    context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs != "none"
-    context.verify_mode = {
-        "required": ssl.CERT_REQUIRED,
-        "optional": ssl.CERT_OPTIONAL,
-        "none": ssl.CERT_NONE,
-    }[address.ssl_cert_reqs]
-    return context
+        return NO_TLS if plain else ""

@@ -10,8 +10,8 @@ from typing import Final
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import make_finding
 from streamq.doctor.observations import Observations, Server
+from streamq.queue.remedies import MORE_MEMORY, MORE_REPLICAS, WRITABLE_DISK
 
-_DISK_REMEDY: Final = "look for errors such as 'No space left' in the server's log; redis-cli INFO persistence"
 _FILLING_SHARE: Final = 0.85  # of maxmemory
 _FULL_SHARE: Final = 0.98
 _MAX_REPLICA_LAG: Final = 10  # seconds since the last report of a replica
@@ -49,7 +49,7 @@ def memory(observed: Observations) -> Iterator[Finding]:
         yield make_finding("memory_unbounded", message, "redis-cli CONFIG SET maxmemory 2gb", **evidence)
         return
     share = (used or 0) / maxmemory
-    more_room = "run more workers (streamq worker), or raise the limit with redis-cli CONFIG SET maxmemory"
+    more_room = MORE_MEMORY
     if share >= _FULL_SHARE:
         yield make_finding(
             "memory_full", f"{share:.0%} of maxmemory is in use: new tasks are refused", more_room, **evidence
@@ -114,7 +114,7 @@ def _persistence_mode(server: Server, aof: bool) -> Iterator[Finding]:
 
 def _failed_writes(server: Server, aof: bool) -> Iterator[Finding]:
     info = server.info
-    disk_remedy = _DISK_REMEDY
+    disk_remedy = WRITABLE_DISK
     if aof and info.get("aof_last_write_status", "ok") != "ok":
         yield make_finding(
             "aof_write_failed",
@@ -165,7 +165,7 @@ def _replicas(server: Server, replicas: list[dict[str, str]]) -> Iterator[Findin
     if wanted and (good if good is not None else len(replicas)) < wanted:
         yield make_finding(
             "replicas_too_few", f"{good or 0} of {wanted} required replicas follow: writes are refused",
-            "start the replicas, or redis-cli CONFIG SET min-replicas-to-write 0",
+            MORE_REPLICAS,
             min_replicas_to_write=wanted, good_replicas=good or 0, replicas=replicas,
         )  # fmt: skip
     for replica in replicas:

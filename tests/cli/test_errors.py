@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from streamq.cli.usage_errors import from_streamq_error
-from streamq.errors import BrokerUnavailableError
+from streamq.doctor.examine import _server_unusable
+from streamq.errors import BrokerError, BrokerUnavailableError
 from tests.servers import fresh_server
 
 
@@ -199,6 +200,41 @@ def test_a_malformed_url_shows_its_password_in_no_command(streamq, tmp_path):
 
 def test_a_port_without_tls_needs_no_other_remedy():
     """The client has found out what to write."""
-    why = "no connection to h:1 within 5 s; it does not speak TLS: write redis:// in place of rediss://"
-    assert from_streamq_error(BrokerUnavailableError(why)).format_message() == why
+    for why in (
+        "no connection to h:1 within 5 s; it does not speak TLS: write redis:// in place of rediss://",
+        "no connection to h:1: reset; it speaks TLS: write rediss:// in place of redis://",
+        "no connection to h:1: no; for TLS, give the certificate of its authority in the URL: ssl_ca_certs=FILE",
+    ):
+        assert from_streamq_error(BrokerUnavailableError(why)).format_message() == why
+        finding = _server_unusable(BrokerUnavailableError(why), "h:1")
+        assert (finding.code, finding.remedy) == ("unreachable", "")
     assert "start a Redis" in from_streamq_error(BrokerUnavailableError("no connection to h:1")).format_message()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("OOM", "raise the limit with redis-cli CONFIG SET maxmemory"),
+        ("READONLY", "give the address of its primary"),
+        ("MISCONF", "No space left"),
+        ("NOREPLICAS", "start the replicas"),
+        ("LOADING", "wait until it has loaded its data"),
+        ("WRONGTYPE", "choose another --namespace"),
+    ],
+)
+def test_what_a_server_refuses_has_a_remedy(code, words):
+    """The same as the doctor's."""
+    assert words in from_streamq_error(BrokerError(f"{code} no", code=code)).format_message()
+
+
+def test_a_full_server_and_a_replica_say_what_to_do(streamq):
+    """In the line of the command that they refuse."""
+    with fresh_server("valkey") as server:
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        code, full = streamq("enqueue", "send", "--url", server.url)
+        assert (code, "CONFIG SET maxmemory" in full) == (2, True)
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        server.command("CONFIG", "SET", "replica-serve-stale-data", "yes")
+        server.command("REPLICAOF", "127.0.0.1", "1")
+        code, replica = streamq("enqueue", "send", "--url", server.url)
+        assert (code, "give the address of its primary" in replica) == (2, True)

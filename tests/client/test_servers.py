@@ -13,6 +13,7 @@ import redis
 from redis import exceptions
 
 from streamq.client import Client, OutcomeUnknown, Script
+from streamq.errors import ConfigurationError
 
 pytestmark = pytest.mark.anyio
 LEGACY = "legacy_responses" not in inspect.signature(redis.Redis).parameters  # redis-py before 8.0
@@ -100,6 +101,62 @@ def certificate(directory):
         capture_output=True,
     )
     return key, crt
+
+
+async def refusal(url):
+    """Return the error of a server that cannot be used at this URL."""
+    async with Client.from_url(url, connect_timeout=3) as client:
+        with pytest.raises(exceptions.ConnectionError) as caught:
+            await client.ping()
+    return str(caught.value)
+
+
+@pytest.mark.slow
+async def test_an_error_of_tls_says_what_to_do(launch, tmp_path):
+    """An authority that is not known, the certificate of another host, a certificate of the client that is missing."""
+    (tmp_path / "other").mkdir()
+    (key, crt), (other_key, other) = certificate(tmp_path), certificate(tmp_path / "other")
+    files = ("--tls-cert-file", str(crt), "--tls-key-file", str(key), "--tls-ca-cert-file", str(crt))
+    try:
+        process = launch("redis", *files, "--tls-auth-clients", "yes", tls=True)
+    except RuntimeError as error:
+        pytest.skip(f"this redis-server has no TLS: {error}")
+    url = f"rediss://localhost:{process.port}"
+    assert "verified" in await refusal(url)
+    assert (await refusal(url)).endswith(
+        "; for TLS, give the certificate of its authority in the URL: ssl_ca_certs=FILE"
+    )
+    assert (await refusal(f"{url}?ssl_ca_certs={other}")).endswith(
+        f"; for TLS, give the certificate of the authority that signed it: ssl_ca_certs={other} has others"
+    )
+    elsewhere = await refusal(f"rediss://127.0.0.1:{process.port}?ssl_ca_certs={crt}")
+    assert elsewhere.endswith(
+        "certificate is not valid for '127.0.0.1'; for TLS, write a host in the URL that its certificate names, "
+        "or give it a certificate for 127.0.0.1"
+    )
+    assert (await refusal(f"{url}?ssl_ca_certs={crt}")).endswith(
+        "give one in the URL: ssl_certfile=FILE&ssl_keyfile=FILE"
+    )
+    assert (await refusal(f"{url}?ssl_ca_certs={crt}&ssl_certfile={other}&ssl_keyfile={other_key}")).endswith(
+        f"give one that it accepts: ssl_certfile={other} is not"
+    )
+
+
+async def test_a_file_of_tls_that_cannot_be_loaded_is_named_with_its_option(tmp_path):
+    """With its path, and what is wrong with it."""
+    (tmp_path / "other").mkdir()
+    (key, crt), (other_key, _) = certificate(tmp_path), certificate(tmp_path / "other")
+    empty = tmp_path / "empty"
+    empty.touch()
+    for options, words in (
+        ("ssl_ca_certs=/no/such", r"ssl_ca_certs='/no/such' of .* cannot be read \(No such file"),
+        (f"ssl_certfile=/no/such&ssl_keyfile={key}", r"ssl_certfile='/no/such' of .* cannot be read"),
+        (f"ssl_certfile={crt}&ssl_keyfile=/no/such", r"ssl_keyfile='/no/such' of .* cannot be read"),
+        (f"ssl_ca_certs={empty}", r"ssl_ca_certs='.*empty' of .* has no certificates"),
+        (f"ssl_certfile={crt}&ssl_keyfile={other_key}", r"ssl_certfile='.*', ssl_keyfile='.*' of .* cannot be used"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            Client.from_url(f"rediss://localhost?{options}")
 
 
 @pytest.mark.slow
