@@ -53,8 +53,8 @@ class DeniedRight:
 class Rights:
     """The result of checking the rights of a role. `asked` is the number of probes, 0 if there was no check.
 
-    `rules` give all rights that are missing. Among them are the patterns of keys and channels that could not be asked
-    for: the server refuses the commands that could do so.
+    `rules` give all rights that are missing. `unasked` are those among them that could not be asked for, and may be
+    there: the server refuses the commands that could do so.
     """
 
     user: str = ""
@@ -63,6 +63,7 @@ class Rights:
     asked: int = 0
     denied: tuple[DeniedRight, ...] = ()
     rules: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ Each command is sent as streamq sends it, about a key of each kind that it is fo
 any other reply that it is there. Read commands are sent unchanged, and commands that remove something, about names that
 nothing has. Each examination makes up new names, so a right to the name of an earlier one satisfies nobody.
 
+The server refuses a command before it looks at the key. So where a command is refused, the patterns that only it would
+ask for are asked for by another one that the user has. What is left can be asked for in no way, and may be there.
+
 The rights to publish and to subscribe are asked for in a script, by `redis.acl_check_cmd`. A server before Redis 7 has
 no such function: there a word that no worker knows is published, and the channels are subscribed to.
 """
@@ -19,6 +22,7 @@ from typing import Any, Final
 import redis.exceptions
 
 from streamq.client import Client, Command
+from streamq.client.resp_codec import pack_unchecked
 from streamq.doctor.observations import DeniedRight, Rights
 from streamq.doctor.queries import Queries, described, text
 from streamq.errors import BrokerError
@@ -50,6 +54,12 @@ _ARGUMENTS: Final = {
     "zrank": "{key} {absent}", "zcard": "{key}", "zcount": "{key} 0 0", "zrange": "{key} 0 0",
     "zrangebyscore": "{key} 0 0 LIMIT 0 1", "zremrangebyscore": "{key} x x", "zremrangebyrank": "{key} x x",
 }  # fmt: skip
+# Commands that read, and may be sent about a key of any type in the place of another.
+_READS: Final = (
+    "exists", "type", "pttl", "get", "mget", "hget", "hmget", "hlen", "hexists", "hgetall", "zscore", "zmscore",
+    "zrank", "zcard", "zcount", "zrange", "xlen", "xinfo|stream", "xpending", "xrange", "xrevrange",
+)  # fmt: skip
+_CHANNEL_READS: Final = ("publish", "subscribe")
 _NOT_ASKED: Final = object()  # in the place of a reply
 _TRANSACTION: Final = ("multi", "exec")  # asked together, on a connection of their own
 _MAY_PUBLISH: Final = """\
@@ -63,19 +73,19 @@ return found"""
 class Probe:
     """A command that asks for a right. `pattern` is the rule of its key or channel, empty if it has none.
 
-    `features` are those of the role that need it.
+    `features` are those of the role that need it, `name` is that of the key or channel.
     """
 
     command: str
     words: Command
     pattern: str
     features: tuple[str, ...]
+    name: str = ""
 
 
 def probes(keys: Keys, role: Role, features: Collection[str] | None = None) -> list[Probe]:
     """Return the probes for a role. None of them changes anything, but those of channels, which are not to be sent."""
-    part, absent = secrets.token_hex(8), f"\0{_WORD}"
-    names = {"group": keys.group, "absent": absent, "two_words": "streamq doctor"}  # a name of a client is one word
+    part = secrets.token_hex(8)
     found: dict[tuple[str, str, str], list[str]] = {}
     for right in rights_of([role], features):
         subject = right.subject.removeprefix("&")
@@ -83,12 +93,16 @@ def probes(keys: Keys, role: Role, features: Collection[str] | None = None) -> l
         for name, pattern in of_kind if subject else [("", "")]:
             for command in right.commands:
                 found.setdefault((command, name, pattern), []).append(right.feature)
-    made = []
-    for (command, name, pattern), wanted in found.items():
-        template = "{key}" if pattern.startswith("&") else _ARGUMENTS.get(command, "")
-        words = (*command.upper().split("|"), *(word.format(key=name, **names) for word in template.split()))
-        made.append(Probe(command, words, pattern, tuple(dict.fromkeys(wanted))))
-    return made
+    return [_probe(keys, *what, tuple(dict.fromkeys(wanted))) for what, wanted in found.items()]
+
+
+def _probe(keys: Keys, command: str, name: str, pattern: str, features: tuple[str, ...]) -> Probe:
+    """Return the probe for a command about the key or channel of this name."""
+    # A name of a client is one word.
+    names = {"key": name, "group": keys.group, "absent": f"\0{_WORD}", "two_words": "streamq doctor"}
+    template = "{key}" if pattern.startswith("&") else _ARGUMENTS.get(command, "")
+    words = (*command.upper().split("|"), *(word.format(**names) for word in template.split()))
+    return Probe(command, words, pattern, features, name)
 
 
 async def read_rights(queries: Queries, keys: Keys, role: Role, features: Collection[str] | None = None) -> Rights:
@@ -101,17 +115,41 @@ async def read_rights(queries: Queries, keys: Keys, role: Role, features: Collec
     replies: dict[Probe, Any] = dict(
         zip(plain, await queries.store.attempt([probe.words for probe in plain]), strict=True)
     )
-    replies |= zip(in_transaction, await _transaction(client, [probe.words for probe in in_transaction]), strict=True)
+    replies |= zip(in_transaction, await _apart(client, [probe.words for probe in in_transaction]), strict=True)
     replies |= zip(channels, await _channel_replies(queries, channels), strict=True)
+    replies |= await _ask_otherwise(queries, keys, replies)
     denied = list(_denied(replies))
-    rules = without_covered(keys, sorted({*(one.permission for one in denied), *_hidden(replies)}) if denied else ())
+    lacks = {one.permission for one in denied}
+    rules = without_covered(keys, sorted({*lacks, *_hidden(replies)}) if denied else ())
     user = await queries.one("ACL", "WHOAMI")
     queries.refused.pop("+acl|whoami", None)  # the URL names the user as well
     return Rights(
         user=text(user) if user else client.address.username or "default", role=role,
         features=tuple(features_of([role], features)), asked=len(asked),
-        denied=tuple(denied), rules=tuple(rules),
+        denied=tuple(denied), rules=tuple(rules), unasked=tuple(rule for rule in rules if rule not in lacks),
     )  # fmt: skip
+
+
+async def _ask_otherwise(queries: Queries, keys: Keys, replies: dict[Probe, Any]) -> dict[Probe, Any]:
+    """Ask for the patterns whose commands are refused by other commands; return the replies about these patterns."""
+    hidden = set(_hidden(replies))
+    allowed = {probe.command for probe in replies if not _is_refused(probe, replies)}
+    asked: dict[str, Probe] = {}
+    for probe in replies:
+        reads = _CHANNEL_READS if probe.pattern.startswith("&") else _READS
+        if probe.pattern in hidden and (command := next((one for one in reads if one in allowed), None)) is not None:
+            asked.setdefault(probe.pattern, _probe(keys, command, probe.name, probe.pattern, probe.features))
+    channels = [probe for probe in asked.values() if probe.pattern.startswith("&")]
+    plain = [probe for probe in asked.values() if probe not in channels]
+    found = dict(zip(plain, await queries.store.attempt([probe.words for probe in plain]), strict=True))
+    found |= zip(channels, await _channel_replies(queries, channels), strict=True)
+    return {probe: reply for probe, reply in found.items() if not _is_denied(reply) or _is_about_key(reply)}
+
+
+def _is_refused(probe: Probe, replies: dict[Probe, Any]) -> bool:
+    """Is the command refused, whatever the key? Where that was not asked, it may be."""
+    reply = replies[probe]
+    return reply is _NOT_ASKED or (_is_denied(reply) and not _is_about_key(reply))
 
 
 def _denied(replies: dict[Probe, Any]) -> Iterator[DeniedRight]:
@@ -144,15 +182,15 @@ def _is_about_key(reply: Any) -> bool:
     return "access" in str(reply)
 
 
-async def _transaction(client: Client, commands: Sequence[Command]) -> list[Any]:
-    """Return the replies to MULTI and EXEC, on a connection of their own: it might stay in MULTI."""
+async def _apart(client: Client, commands: Sequence[Command]) -> list[Any]:
+    """Return the replies to commands on a connection of their own: MULTI and UNSUBSCRIBE may change its state."""
     if not commands:
         return []
     try:
         async with Client(client.address, connect_timeout=client.connect_timeout) as connection:
             replies = await connection.call(commands)
     except redis.exceptions.RedisError:
-        return [None] * len(commands)
+        return [_NOT_ASKED] * len(commands)
     return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
 
@@ -176,7 +214,10 @@ async def _try_channel(queries: Queries, probe: Probe, *, known: bool) -> Any:
         (reply,) = await queries.store.attempt([("PUBLISH", channel, _WORD)])
         return reply
     if command == "UNSUBSCRIBE":  # needs no right to the channel
-        return BrokerError("NOPERM UNSUBSCRIBE is refused", code="NOPERM") if known else _NOT_ASKED
+        if known:
+            return BrokerError("NOPERM UNSUBSCRIBE is refused", code="NOPERM")
+        (reply,) = await _apart(queries.store.client, [pack_unchecked([(command, channel)])])
+        return reply
     try:
         async with queries.store.client.subscriber() as subscriber:
             await subscriber.subscribe(channel)

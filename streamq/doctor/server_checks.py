@@ -91,11 +91,13 @@ def permissions(observed: Observations) -> Iterator[Finding]:
             by_feature.setdefault(feature, set()).add(denied.permission)
     missing = sorted({denied.permission for denied in rights.denied})
     shown = "; ".join(f"{feature}: {_some(sorted(lacks))}" for feature, lacks in by_feature.items())
+    unasked = f"; could not be asked for, and may be there: {_some(rights.unasked)}" if rights.unasked else ""
     yield make_finding(
-        "permission_missing", f"the user {rights.user!r} lacks rights of {_one(rights.role)}: {shown}",
+        "permission_missing", f"the user {rights.user!r} lacks rights of {_one(rights.role)}: {shown}{unasked}",
         redis_cli_command("ACL", "SETUSER", rights.user, *rights.rules),
         missing=missing, by_feature={feature: sorted(lacks) for feature, lacks in by_feature.items()},
-        rules=list(rights.rules), commands=sorted({denied.command for denied in rights.denied}), **evidence,
+        rules=list(rights.rules), unasked=list(rights.unasked),
+        commands=sorted({denied.command for denied in rights.denied}), **evidence,
     )  # fmt: skip
 
 
