@@ -2,6 +2,10 @@
 
 A blocked loop cannot log that itself. A thread watches the time of the loop's last heartbeat. When there was none for a
 third of the visibility timeout, which is when the next renewal is due, it logs the stack of the loop's thread.
+
+A process that was stopped (SIGSTOP, a paused machine), or got no CPU, looks the same to the loop. But then the thread
+was late as well, and the process has used next to no CPU. Code in C that computes and holds the GIL keeps the thread
+waiting, too; the CPU that it uses tells it apart. Code in C that waits and holds the GIL cannot be told apart.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from streamq.tasks.task import Task
 log = SafeLog("streamq")
 
 _BEATS = 12  # heartbeats in one visibility timeout
+_CPU_SHARE = 0.5  # of the time that the thread was late: more CPU than that, and the process did not stand still
 
 
 class Watchdog:
@@ -60,13 +65,30 @@ class Watchdog:
         return True
 
     def _watch_beats(self) -> None:
-        reported = 0.0  # the heartbeat after which a blocked loop was last logged
-        while not self._stopped.wait(self._visibility_timeout / _BEATS):
+        interval = self._visibility_timeout / _BEATS
+        reported = last_beat = 0.0  # `reported`: the heartbeat after which a blocked loop was last logged
+        stood_still = 0.0  # seconds since the last heartbeat in which nothing of this process ran
+        woke, cpu = time.monotonic(), time.process_time()
+        while not self._stopped.wait(interval):
+            now, cpu_now = time.monotonic(), time.process_time()
+            pause = standstill(now - woke - interval, cpu_now - cpu)
+            woke, cpu = now, cpu_now
+            if pause > self._visibility_timeout / 3:
+                self._log_standstill(pause)
             beat = self._last_beat
-            blocked_for = time.monotonic() - beat
+            stood_still = pause + (stood_still if beat == last_beat else 0.0)
+            last_beat = beat
+            blocked_for = now - beat - stood_still
             if blocked_for > self._visibility_timeout / 3 and beat != reported:
                 reported = beat
                 self._log_blocked(blocked_for)
+
+    def _log_standstill(self, seconds: float) -> None:
+        log.warning(
+            "%s: this process stood still for %.1f s: it was stopped (SIGSTOP, a paused machine) or got no CPU, and no "
+            "task is known to be the cause; its leases end %.1f s after the last renewal",
+            self._name, seconds, self._visibility_timeout,
+        )  # fmt: skip
 
     def _log_blocked(self, blocked_for: float) -> None:
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to see another thread
@@ -85,6 +107,14 @@ class Watchdog:
                 return f"task {self._tasks[frame.f_code]!r}"
             frame = frame.f_back
         return "code that is no task"
+
+
+def standstill(late: float, cpu: float) -> float:
+    """Return for how long (s) the process stood still, if a thread woke so late and `cpu` seconds were used meanwhile.
+
+    0 if something of it ran: the thread was kept waiting by that.
+    """
+    return late if late > 0 and cpu < late * _CPU_SHARE else 0.0
 
 
 def _code(function: Any) -> CodeType | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
+import subprocess
+import sys
 import time
 
 import anyio
 import pytest
 
 from streamq import RedisBroker, Worker, task
-from streamq.consumer.loop_watchdog import Watchdog
+from streamq.consumer.loop_watchdog import Watchdog, standstill
 
 
 @task
@@ -54,3 +57,70 @@ async def test_what_is_no_task_is_named_as_that(anyio_backend, caplog):
         await anyio.sleep(0.05)
         group.cancel_scope.cancel()
     assert "code that is no task" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("late", "cpu", "pause"), [(6.0, 0.1, 6.0), (6.0, 5.5, 0.0), (6.0, 3.0, 0.0), (0.001, 0.0, 0.001), (-0.1, 0.0, 0.0)]
+)
+def test_the_cpu_tells_a_standstill_from_code_that_holds_the_gil(late, cpu, pause):
+    """Both keep the thread that watches from running."""
+    assert standstill(late, cpu) == pause
+
+
+PROGRAM = """
+import logging, sys, time, anyio
+from streamq import RedisBroker, Worker, task
+logging.basicConfig(format="%(levelname)s %(message)s")
+
+@task
+async def quick():
+    print("ready", flush=True)
+    await anyio.sleep(60)
+
+@task
+async def holds_the_gil():
+    print("ready", flush=True)
+    end = time.monotonic() + 1.2
+    n = 10**6
+    while time.monotonic() < end:
+        started = time.monotonic()
+        sum(range(n))  # in C, and nothing else gets the GIL
+        n = int(n * 1.5 / (time.monotonic() - started))
+    sys.exit(0)
+
+async def main():
+    async with RedisBroker("memory://") as broker:
+        await broker.enqueue(sys.argv[2])
+        with anyio.move_on_after(6):
+            await Worker(broker, [quick, holds_the_gil], visibility_timeout=1.5, grace_period=0, burst=True).run()
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_blames_no_task(anyio_backend):
+    """SIGSTOP and SIGCONT: a warning says so, no task is named, and nothing is said to be blocked."""
+    command = [sys.executable, "-c", PROGRAM, anyio_backend, "quick"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(2.0)
+        child.send_signal(signal.SIGCONT)
+        _, log = child.communicate(timeout=20)
+    (line,) = [line for line in log.splitlines() if "stood still" in line]
+    assert line.startswith("WARNING")
+    assert 1.5 < float(line.partition("stood still for ")[2].partition(" s")[0]) < 4
+    assert "blocked" not in log
+
+
+@pytest.mark.slow
+def test_a_task_that_holds_the_gil_is_blamed(anyio_backend):
+    """Code in C that computes: the thread that watches was late, too."""
+    command = [sys.executable, "-c", PROGRAM, anyio_backend, "holds_the_gil"]
+    log = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30).stderr
+    assert "stood still" not in log
+    assert "blocked for" in log
+    assert "task 'holds_the_gil'" in log
