@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import anyio
 import orjson
-import redis.exceptions
 
 from streamq.broker import RedisBroker
 from streamq.cli import output
-from streamq.client.client import Client
+from streamq.errors import BrokerError
+from streamq.queue.server_errors import concerns_server
+from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
 
 _PAGE_SIZE: Final = 500  # entries of one read
@@ -42,7 +43,7 @@ async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> A
     """Yield the dead letters that match the filter, newest first."""
     last = "+"
     while True:
-        rows = await broker.client.command("XREVRANGE", broker.keys.dead, last, "-", "COUNT", _PAGE_SIZE)
+        rows = await broker.store.one(("XREVRANGE", broker.keys.dead, last, "-", "COUNT", _PAGE_SIZE))
         for entry_id, flat in rows:
             if (entry := _decoded(entry_id, flat)) in filter_:
                 yield entry
@@ -53,14 +54,16 @@ async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> A
 
 async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFields]:
     """Yield entries after the entry id `last`, without end. If the connection is lost, wait and read on."""
-    client, key = broker.client, broker.keys.dead
+    store, key = broker.store, broker.keys.dead
     failures = 0
-    async with client.blocking() as connection:
+    async with store.client.blocking() as connection:
         while True:
             command = ("XREAD", "COUNT", _PAGE_SIZE, "BLOCK", round(_BLOCK_SECONDS * 1000), "STREAMS", key, last)
             try:
-                reply = await connection.read(command, block=_BLOCK_SECONDS, on_late_reply=lambda _: None)
-            except redis.exceptions.ConnectionError as error:
+                reply = await store.blocked(connection, command, block=_BLOCK_SECONDS, on_late_reply=lambda _: None)
+            except BrokerError as error:
+                if not concerns_server(error):
+                    raise
                 failures += 1
                 if failures == 1:
                     output.note(f"streamq: {error}; waiting for the server")
@@ -73,9 +76,9 @@ async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFiel
                     yield _decoded(entry_id, flat)
 
 
-async def newest_id(client: Client, key: str) -> str:
+async def newest_id(store: Store, key: str) -> str:
     """Return the id of the newest entry. With it, unlike with `$`, XREAD misses nothing between two reads."""
-    rows = await client.command("XREVRANGE", key, "+", "-", "COUNT", 1)
+    rows = await store.one(("XREVRANGE", key, "+", "-", "COUNT", 1))
     return rows[0][0].decode() if rows else "0-0"
 
 

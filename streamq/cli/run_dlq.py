@@ -32,7 +32,7 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
     async def main() -> tuple[list[DeadLetterFields], int]:
         async with broker:
             entries = [entry async for entry in _first(read_newest_first(broker, filter_), count)]
-            return entries, int(await broker.client.command("XLEN", broker.keys.dead))
+            return entries, int(await broker.store.one(("XLEN", broker.keys.dead)))
 
     entries, total = run(main)
     if as_json:
@@ -53,7 +53,7 @@ def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | float
 
     async def main() -> None:
         async with broker:
-            newest = await newest_id(broker.client, broker.keys.dead)  # raises if the server is not there
+            newest = await newest_id(broker.store, broker.keys.dead)  # raises if the server is not there
             if not as_json:
                 output.result(_HEADER, cut=True)
             async for entry in follow(broker, newest if since is None else await _start_id(broker, since)):

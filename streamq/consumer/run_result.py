@@ -41,32 +41,32 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
     if delivery.only_basic_fields:
         if handler.result_ttl is None:
             return DONE
-        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, result))
+        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, delivery, result))
     if THEN in delivery.fields:
         try:
             stages = delivery.then or []
             payload = encoded_result(stages, handler.task.name, result, default=handler.default, limit=limit)
         except MessageError as error:
-            log.error("task %s: %s", handler.task.name, error)  # noqa: TRY400
+            log.error("task %s %s: %s", delivery.task, delivery.task_id, error)  # noqa: TRY400
             return DeadLetter(Reason.REJECTED, failure_of(error))
         if payload:
             return Ack(b'{"ok":' + payload + b"}")
-    return Ack(_encoded(handler, result)) if kept_for(delivery, handler) else DONE
+    return Ack(_encoded(handler, delivery, result)) if kept_for(delivery, handler) else DONE
 
 
-def _encoded(handler: Handler, result: Any) -> bytes:
+def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
     """Return a result as waiters get it; if it is not JSON, they get an error."""
     try:
         encoded = dumps({"ok": result}, handler.default)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
-        return _not_kept(handler, f"is not JSON: {str_of(error)}")
+        return _not_kept(delivery, f"is not JSON: {str_of(error)}")
     if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
-        return _not_kept(handler, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
+        return _not_kept(delivery, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
     return encoded
 
 
-def _not_kept(handler: Handler, why: str) -> bytes:
-    log.error("task %s: its result cannot be kept: it %s", handler.task.name, why)
+def _not_kept(delivery: Delivery, why: str) -> bytes:
+    log.error("task %s %s: its result cannot be kept: it %s", delivery.task, delivery.task_id, why)
     failure = {
         "error_type": "EncodingError", "error": f"the task succeeded, its result {why}", "reason": "result",
         "traceback": "",

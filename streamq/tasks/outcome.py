@@ -123,18 +123,22 @@ def _postpone(request: RetryLater) -> Postpone:
     return Postpone(max(0.0, float(delay)), str_of(request), headers=headers)
 
 
-def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform) -> Outcome:
+def decide(
+    policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform,
+    run: str = "a run",
+) -> Outcome:  # fmt: skip
     """Return the outcome of a delivery whose run raised this error.
 
     `attempt` counts from 1. `retries` are those of the message; None: those of the policy. Of an exception group one
-    exception decides (see `exception_groups`).
+    exception decides (see `exception_groups`). `run` names the run in the log.
     """
     raised, error = error, deciding(error, policy)
     if isinstance(error, RetryLater):
         try:
             return _postpone(error)
         except Exception as unusable:  # noqa: BLE001 - a mistake of the handler, treated as any other error
-            log.warning("a run asked to run again, and has failed: %s: %s", type_name(unusable), str_of(unusable))
+            why = type_name(unusable), str_of(unusable)
+            log.warning("%s asked to run again, and has failed: %s: %s", run, *why)
             raised = error = unusable
     match error:
         case UndecodableError() if is_of_message(error):
@@ -144,7 +148,7 @@ def decide(policy: RetryPolicy, *, attempt: int, retries: int | None, error: Bas
         case _ if attempt > (policy.max_retries(error) if retries is None else retries):
             return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised))
         case _:
-            return Retry(policy.delay(attempt, error, random), failure_of(error, raised))
+            return Retry(policy.delay(attempt, error, random, run=run), failure_of(error, raised))
 
 
 def _rejects(error: BaseException) -> bool:

@@ -20,7 +20,9 @@ _KEPT = (
 ERROR_KEPT = 8_000  # characters of the message of an error
 EVIDENCE_BYTES = 64 << 10  # of an entry that cannot be decoded, names of fields included
 UNDECODABLE = "undecodable"  # the reason; also that of a field that can be decoded but not be carried out
-_NOT_STARTED = frozenset({"crash_loop", "expired", "unknown_task", UNDECODABLE})  # reasons known before a run
+_NOT_STARTED = frozenset(
+    {"crash_loop", "expired", "unknown_group", "unknown_task", UNDECODABLE}
+)  # reasons known before a run
 _NAME_KEPT = 1_000  # bytes of a name or an id that is kept for people
 
 

@@ -69,7 +69,9 @@ class Delivery:
     def __repr__(self) -> str:
         entry = self.entry_id.decode(errors="backslashreplace")
         name = self.fields.get(b"task", b"?").decode(errors="backslashreplace")
-        return f"<Delivery {name} tier={self.tier_name} entry={entry}{' redelivered' * self.redelivered}>"
+        given = self.fields.get(b"id", b"").decode(errors="backslashreplace")
+        task_id = f" {given}" if given else ""  # without a field, it is that of the entry
+        return f"<Delivery {name}{task_id} tier={self.tier_name} entry={entry}{' redelivered' * self.redelivered}>"
 
     def copy(self) -> Delivery:
         """Return a copy for code of the user's: what that does to it does not reach the worker."""

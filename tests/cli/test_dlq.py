@@ -103,6 +103,21 @@ def test_tail_begins_now(start, valkey):
     assert "after" in program.expect("ValueError")
 
 
+@pytest.mark.parametrize("role", ["producer", "monitor"])
+def test_a_missing_right_is_named_with_its_command_and_key(streamq, valkey, role):
+    """As everywhere: this user may not read dead letters."""
+    words = streamq("acl", "--role", role, "--user", "eve")[1].replace(">PASSWORD", ">pw").split()
+    valkey.command(*words)
+    url = valkey.url.replace("unix://", "unix://eve:pw@")
+    try:
+        for arguments in (["ls"], ["show", "x"], ["tail"], ["replay", "x"], ["rm", "x"], ["purge", "--yes"]):
+            code, line = streamq("dlq", *arguments, "--url", url)
+            assert code == 2, arguments
+            assert "in XREVRANGE on queue:dead; run 'streamq doctor" in line, arguments
+    finally:
+        valkey.command("ACL", "DELUSER", "eve")
+
+
 def test_replay_and_purge(streamq, valkey):
     """Dead letters are enqueued again, or removed."""
     pytest.importorskip("streamq.dead_letter")

@@ -60,6 +60,7 @@ async def test_a_mistyped_group_is_a_dead_letter_that_can_be_replayed(server, ne
     await burst(new, send)
     (letter,) = dead(server)
     assert (letter["reason"], letter["error_type"], letter["group"]) == ("unknown_group", "UnknownGroup", "new")
+    assert (letter["attempts"], letter["starts"]) == ("0", "0")  # it never ran
     assert letter["error"].startswith("its field 'group' names the consumer group 'wrokers', which queue:standard")
     assert "replay" in letter["error"]
     assert not ran
@@ -80,7 +81,7 @@ async def test_a_retry_whose_group_is_gone_is_a_dead_letter(server, old):
     async with RedisBroker(server.url, group="new") as new:
         async with working(new, send):
             (letter,) = await until(lambda: dead(server))
-        assert (letter["reason"], letter["task_id"], letter["attempts"]) == ("unknown_group", "mail-1", "2")
+        assert (letter["reason"], letter["task_id"], letter["attempts"]) == ("unknown_group", "mail-1", "1")
         await DeadLetterQueue(broker=new).replay(task_id="mail-1")
         await burst(new, send)
     assert ran == ["a"]

@@ -169,6 +169,7 @@ def test_a_repr_never_fails():
     """Whatever lies in the stream can be shown."""
     assert "\\xff" in repr(an_entry(task=b"\xff"))
     assert repr(Delivery(0, "bulk", b"1-1", [], redelivered=True)) == "<Delivery ? tier=bulk entry=1-1 redelivered>"
+    assert repr(an_entry(task="t", id="mail-1")).startswith("<Delivery t mail-1 tier=")
 
 
 @dataclass
