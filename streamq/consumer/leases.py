@@ -19,8 +19,9 @@ import anyio
 
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.outage import LONGEST_PAUSE
+from streamq.consumer.tier_refusals import TierRefusals
 from streamq.errors import BrokerError
-from streamq.queue.lease_commands import count_pending, reclaim, remove_consumers, renew, survey
+from streamq.queue.lease_commands import count_pending, reclaim, remove_consumers, renew, survey, try_to_claim
 
 SWEEP_STEP = 100  # entries that one step of a sweep takes at most
 _REMOVED_AT_ONCE = 1000  # dead consumers that one step removes
@@ -55,6 +56,8 @@ class LeaseKeeper:
         self._surveyed = self._removed = float("-inf")
         self._renewing = consumer.tier_refusals("renewing the leases of")
         self._sweeping = consumer.tier_refusals("sweeping")
+        self._counting = consumer.tier_refusals("counting the pending entries of")
+        self._looking = consumer.tier_refusals("looking for dead consumers of")
         self._removing = consumer.tier_refusals("removing dead consumers of")
         self._others_return_until = 0.0  # until when the other consumers may still reconnect after an outage
         self.sweeping = True
@@ -98,6 +101,9 @@ class LeaseKeeper:
         now, lost, cancelled = await renew(
             self.store, consumer.name, consumer.visibility_timeout, held, in_full=in_full, tiers=tiers
         )
+        for tier, ids in zip(tiers, held, strict=True):
+            if not ids and tier in self._renewing.refused:  # nothing was renewed, so nothing was accepted
+                await try_to_claim(self.store, consumer.name, tier)
         self._note_in_full(in_full)
         self._detect_outage()
         self._clock.compare(now, asked, self._clock.elapsed(), precision=0.001)
@@ -164,27 +170,35 @@ class LeaseKeeper:
         if started < self._surveyed + self.interval / 2:  # of thousands of consumers a survey is large
             pending, gone = await count_pending(self.store), False
         else:
-            pending, gone = await survey(self.store, next(self._next_tier), now=consumer.now(), forgotten=forgotten)
+            looked = next(self._next_tier)
+            pending, found = await survey(self.store, looked, now=consumer.now(), forgotten=forgotten)
             self._surveyed = self._clock.elapsed()
+            gone = await self._answered(self._looking, looked, found) and found is True
         complete = True
         for tier, number in enumerate(pending):
-            if number == 0:
+            if not await self._answered(self._counting, tier, number):
+                continue
+            if number == 0 and tier not in self._sweeping.refused:
                 self._cursors[tier] = _START
-                self._sweeping.note_accepted([tier])
-            elif isinstance(number, BrokerError):
-                await self._sweeping.take_in([tier], number)
-            elif not self._sweeping.paused(tier):
+            elif not self._sweeping.paused(tier):  # one that was refused is asked again, even for nothing
                 try:
                     to_the_end, died = await self._sweep_tier(tier)
                 except BrokerError as error:
                     await self._sweeping.take_in([tier], error)
                     continue
-                self._sweeping.note_accepted([tier])
                 complete, gone = complete and to_the_end, gone or died
-        if gone and (complete or started >= self._removed + self.interval):
+        if (gone and (complete or started >= self._removed + self.interval)) or self._removing.due():
             self._removed = started
             await self._removing.carry_out(partial(self._remove_consumers, forgotten))
         return complete
+
+    async def _answered(self, refusals: TierRefusals, tier: int, reply: int | BrokerError) -> bool:
+        """Return whether the server answered a question about a tier; note it if it refused to."""
+        if isinstance(reply, BrokerError):
+            await refusals.take_in([tier], reply)
+            return False
+        refusals.note_accepted([tier])
+        return True
 
     async def _remove_consumers(self, forgotten: float, tiers: list[int]) -> None:
         for _ in range(_REMOVALS):
@@ -210,6 +224,7 @@ class LeaseKeeper:
                 suspect_after=consumer.buffer.suspect_after,
                 deadline=consumer.now() + self.interval,
             )
+            self._sweeping.note_accepted([tier])
             self._cursors[tier] = cursor
             died = died or any(delivery.owner_died for delivery in (*found, *cancelled))
             consumer.accept_reclaimed(found)

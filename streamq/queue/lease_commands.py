@@ -17,6 +17,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import RELEASED_CONSUMER
 from streamq.wire.message import milliseconds as _ms
 
+_NO_ENTRY = "0-0"  # no entry has this id
 _MOST_NAMES = 1000  # of crashed workers that evidence may have
 CRASHES_KEPT = 24 * 3600.0  # seconds that the evidence of crashes is kept after the last crash
 
@@ -48,6 +49,15 @@ async def renew(
     return int(reply[0]) / 1000, list(reply[1:half]), list(reply[half:])
 
 
+async def try_to_claim(store: Store, consumer: str, tier: int) -> None:
+    """Ask for what a renewal needs where entries are held, and change nothing. Raises BrokerError if it is refused."""
+    stream, group = store.keys.tiers[tier].stream, store.keys.group
+    await store.call([
+        ("XPENDING", stream, group, _NO_ENTRY, _NO_ENTRY, 1, consumer),
+        ("XCLAIM", stream, group, consumer, 0, _NO_ENTRY, "JUSTID"),
+    ])  # fmt: skip
+
+
 async def count_pending(store: Store) -> list[int | BrokerError]:
     """Return how many entries are pending in each tier, or why the server refuses that."""
     commands: list[Command] = [("XPENDING", keys.stream, store.keys.group) for keys in store.keys.tiers]
@@ -63,10 +73,12 @@ def _explained(store: Store, commands: Sequence[Command], replies: Sequence[Any]
     ]
 
 
-async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tuple[list[int | BrokerError], bool]:
+async def survey(
+    store: Store, tier: int, *, now: float, forgotten: float
+) -> tuple[list[int | BrokerError], bool | BrokerError]:  # fmt: skip
     """Do as `count_pending`, and return, in the same round trip, whether `tier` has gone consumers.
 
-    A tier for which the server refuses that has the error in place of the number.
+    If the server refuses that, the error takes its place.
 
     These are the consumers that `remove_consumers` would remove: they hold nothing, and they counted as alive until
     `now` (Unix seconds, the server's) at most. Or the server does not know their lease, and they did nothing for
@@ -82,8 +94,7 @@ async def survey(store: Store, tier: int, *, now: float, forgotten: float) -> tu
     if isinstance(alive, BrokerError) and alive.code == "WRONGTYPE":
         alive = []  # somebody else's key knows nobody
     if isinstance(alive, BrokerError) or isinstance(consumers, BrokerError):
-        numbers[tier] = alive if isinstance(alive, BrokerError) else consumers
-        return numbers, False
+        return numbers, alive if isinstance(alive, BrokerError) else consumers
     until = dict(zip(alive[::2], map(float, alive[1::2]), strict=True))
     rows = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
     holding = {row[b"name"] for row in rows if row[b"pending"]}

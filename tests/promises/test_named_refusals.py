@@ -163,3 +163,59 @@ async def test_an_effect_and_progress(rights, caplog):
         rights.have(lambda _: True)
         await broker.enqueue(works, 3)  # a report that was refused is tried again after a second
         await until(lambda: worker.health.refused == ())
+
+
+SWEEP = {
+    "+xautoclaim": "sweeping queue:standard",
+    "+xrange": "sweeping queue:standard",
+    "+hmget": "sweeping queue:standard",
+    "+xinfo|consumers": "looking for dead consumers of queue:standard",
+    "+xpending": "counting the pending entries of queue:standard",
+}
+
+
+@pytest.mark.parametrize("right", SWEEP)
+async def test_a_step_of_the_sweep_stays_refused_while_its_right_is_missing(rights, caplog, right):
+    """A sweep that finds nothing to do asks for nothing, so nothing was accepted: one line, and never a clean health.
+
+    Once the right is back, an idle worker asks again by itself.
+    """
+    what = SWEEP[right]
+
+    @task
+    async def nap(seconds):
+        await anyio.sleep(seconds)
+
+    rights.lack(right)
+    async with RedisBroker(rights.url) as broker, working(broker, nap, visibility_timeout=1.2) as worker:
+        await broker.enqueue(nap, 1.0)
+        await until(lambda: named(worker, what))
+        for seconds in (0.0, 0.7, 0.0, 0.7):
+            await broker.enqueue(nap, seconds)
+            for _ in range(10):
+                await anyio.sleep(0.1)
+                assert named(worker, what)
+        assert count(caplog, what, "is refused: NOPERM") == 1
+        assert count(caplog, what, "no longer") == 0
+        rights.have(lambda _: True)
+        await until(lambda: worker.health.refused == (), 12)
+        assert count(caplog, what, "is refused no longer") == 1
+
+
+async def test_a_renewal_of_nothing_accepts_nothing(rights, caplog):
+    """Without XCLAIM a worker that holds nothing renews: the right is still missing, and the health says so."""
+
+    @task
+    async def nap(seconds):
+        await anyio.sleep(seconds)
+
+    rights.lack("+xclaim")
+    async with RedisBroker(rights.url) as broker, working(broker, nap, visibility_timeout=1.2) as worker:
+        await broker.enqueue(nap, 1.0)
+        await until(lambda: named(worker, "renewing the leases of queue:standard"))
+        for _ in range(30):
+            await anyio.sleep(0.1)
+            assert named(worker, "renewing the leases of queue:standard")
+        assert count(caplog, "renewing the leases of queue:standard is refused: NOPERM") <= 2  # a script, a command
+        rights.have(lambda _: True)
+        await until(lambda: worker.health.refused == (), 12)

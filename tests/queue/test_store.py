@@ -139,7 +139,7 @@ async def test_a_survey_without_a_group_says_so(server, store):
         prepared()
         pending, gone = await survey(store, 1, now=0.0, forgotten=60.0)
         assert [error.code for error in pending] == ["NOGROUP"] * 3
-        assert not gone
+        assert gone.code == "NOGROUP"
 
 
 async def test_when_the_next_of_the_delayed_is_due(server, store):
