@@ -25,6 +25,10 @@ from streamq.tasks.retry_policy import Backoff
 log = SafeLog("streamq")
 
 LONGEST_PAUSE = 2.0  # seconds
+_STEPS: Final = {
+    "cron": "reading the schedules", "renew": "renewing leases", "sweep": "sweeping", "listen": "the wake channel",
+    "promote": "promoting delayed tasks", "burst": "looking whether the queue is empty",
+}  # fmt: skip
 _ROLE: Final = "worker"  # whose rights are missing
 _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
@@ -83,6 +87,10 @@ class Outage:
         """Note that the server refuses something no longer: it has carried it out."""
         self._refusals.note_accepted(what, part)
 
+    def forget(self, what: str, part: str) -> None:
+        """Note that nobody will ask for this any more."""
+        self._refusals.forget(what, part)
+
     async def wait(self, loop: str, error: BrokerError, longest: float = LONGEST_PAUSE) -> None:
         """Note that a loop failed, and wait before its next try: longer each time, with jitter.
 
@@ -119,4 +127,4 @@ class Outage:
 
 
 def _refused_loop(loop: str) -> str:
-    return f"the step {loop!r} of this worker"
+    return _STEPS.get(loop, f"the step {loop!r} of this worker")

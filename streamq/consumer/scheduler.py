@@ -13,6 +13,7 @@ one. A tick costs each worker one command.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from streamq.queue.schedules import (
     tick_command,
     tick_ms,
 )
+from streamq.queue.server_errors import concerns_server
 from streamq.tasks.cron import ON_TIME, Steps, find_due_ticks
 from streamq.wire.keys import is_stream_of
 
@@ -42,7 +44,8 @@ log = SafeLog("streamq")
 LOAD_EVERY = 60.0  # seconds between two loads of the schedules
 _MARGIN = 0.0005  # seconds: the server counts in whole milliseconds
 _RETRY_REFUSED = 2.0  # seconds after which a message that the server refused is tried again
-_ITS_OWN = frozenset({"ERR", "WRONGTYPE"})  # codes of errors that concern one schedule alone
+_TICK = "the tick of the schedule"  # which the server may refuse, and the next one
+_DECLARATION = "storing the schedule"
 _WAIT_FOR_OTHERS = 1.0  # seconds in which other workers may register the schedule: each gets the message at once
 _BATCH = 100  # ticks of one schedule that one step sends
 _LATE_AT_ONCE = 8  # schedules with missed ticks that one round trip ticks: to find the ticks takes time
@@ -57,7 +60,6 @@ class _ActiveSchedule:
     definition: ScheduleDefinition
     due: int
     at: float
-    refused_tick: int = -1  # the tick whose message the server refused
     not_found_tick: int = -1  # the tick for which the script found no such schedule
 
 
@@ -67,9 +69,11 @@ class Scheduler:
     def __init__(self, consumer: Consumer, declared: Sequence[ScheduleDefinition]) -> None:
         self._consumer = consumer
         self._store = consumer.store
+        self._outage = consumer.outage
         self._elapsed = consumer.store.clock.elapsed
         self._declared = {one.name: one.signed(self._store.signer) for one in declared}
         self._unusable: set[tuple[str, str]] = set()  # name and revision
+        self._noted: dict[str, bytes] = {}  # the stored definition that was logged as unusable last, by name
         self._refused: dict[str, str] = {}  # the signature that was refused last, by name
         self._active: dict[str, _ActiveSchedule] = {}
         self._lost: dict[
@@ -79,6 +83,7 @@ class Scheduler:
         self._wake = anyio.Event()
         self._stale = True
         self._first = True
+        self._unstored = False  # was the storage of a declared schedule refused?
         self._load_at = 0.0
 
     def __repr__(self) -> str:
@@ -105,7 +110,7 @@ class Scheduler:
                 self._stale = True
                 await self._consumer.recover("cron", error)
                 continue
-            self._consumer.outage.over("cron")
+            self._outage.over("cron")
             if self._stale:
                 continue
             pause = self._pause()
@@ -120,7 +125,7 @@ class Scheduler:
         return max(0.0, min(soonest, self._load_at) - self._elapsed())
 
     def _has_schedules(self) -> bool:
-        return bool(self._active or self._lost)
+        return bool(self._active or self._lost or self._unstored)
 
     # --- loading ---------------------------------------------------------------------------------
 
@@ -130,15 +135,34 @@ class Scheduler:
         if await self._register(now, {row.name: row for row in rows}):
             now, rows = await read_schedules(self._store)
         self._synchronize(now)
-        self._load_at = min([self._elapsed() + LOAD_EVERY, *(until for _, until in self._lost.values())])
+        load_every = _RETRY_REFUSED if self._unstored else LOAD_EVERY
+        self._load_at = min([self._elapsed() + load_every, *(until for _, until in self._lost.values())])
         before, self._active = self._active, {}
+        self._noted = {row.name: self._noted[row.name] for row in rows if row.name in self._noted}
         for row in rows:
             one = row.definition
-            if one is None or row.due is None or not self._is_ours(one):
+            if one is None:
+                self._note_unusable(row.name, row.packed, row.problem)
+            if one is None or not self._is_ours(one):
+                continue
+            if row.due is None:
+                if not one.declared:
+                    self._note_unusable(row.name, row.packed, f"it has no next tick in {self._store.keys.ticks}")
                 continue
             active = self._active[row.name] = _ActiveSchedule(one, row.due, self._when(row.due))
             if (old := before.get(row.name)) is not None and old.definition == one:
-                active.not_found_tick, active.refused_tick = old.not_found_tick, old.refused_tick
+                active.not_found_tick = old.not_found_tick
+        for name in before.keys() - self._active.keys():
+            self._outage.forget(_TICK, name)
+
+    def _note_unusable(self, name: str, packed: bytes, why: str) -> None:
+        """Log once for each definition that it cannot be used, and why."""
+        if self._noted.get(name) != packed:
+            self._noted[name] = packed
+            log.warning(
+                "this worker does not tick the schedule %r: %s; store it anew, or remove it with: "
+                "streamq schedules rm %s", name, why, shlex.quote(name),
+            )  # fmt: skip
 
     def _is_ours(self, one: ScheduleDefinition) -> bool:
         if (one.name, one.revision) in self._unusable:
@@ -154,7 +178,7 @@ class Scheduler:
 
     async def _register(self, now: int, rows: dict[str, StoredSchedule]) -> bool:
         """Register declared schedules: at the start all that differ, later those that are gone. Was there any?"""
-        done = False
+        done = unstored = False
         lost = {}
         for name, one in self._declared.items():
             row = rows.get(name)
@@ -167,18 +191,41 @@ class Scheduler:
                 if known.due <= now and (until is None or self._elapsed() < until):
                     lost[name] = known, self._elapsed() + _WAIT_FOR_OTHERS if until is None else until
                     continue
-                await register(self._store, known.definition, known.due)
-            elif await register(self._store, one, first_tick_after(one, now / 1000)) is None:
-                log.warning(
-                    "the schedule %r of @task(cron=...) is not used: a stored schedule has this name; "
-                    "remove that one with: streamq schedules rm %s", name, name,
-                )  # fmt: skip
-            done = True
+                stored = await self._store_declared(known.definition, known.due)
+            else:
+                stored = await self._store_declared(one, first_tick_after(one, now / 1000))
+                if stored is False:
+                    log.warning(
+                        "the schedule %r of @task(cron=...) is not used: a stored schedule has this name; "
+                        "remove that one with: streamq schedules rm %s", name, shlex.quote(name),
+                    )  # fmt: skip
+            unstored |= stored is None
+            done |= stored is not None
         if lost.keys() - self._lost.keys():
-            await notify_workers(self._store)
+            await self._ask_others()
         self._lost = lost
-        self._first = False
+        self._first, self._unstored = unstored, unstored
         return done
+
+    async def _store_declared(self, one: ScheduleDefinition, due: int) -> bool | None:
+        """Store a schedule that a task declares. Returns False if its name is taken, None if the server refuses it."""
+        try:
+            at = await register(self._store, one, due)
+        except BrokerError as error:
+            if concerns_server(error):
+                raise
+            self._outage.note_refused(_DECLARATION, error, part=one.name)
+            return None
+        self._outage.note_accepted(_DECLARATION, one.name)
+        return at is not None
+
+    async def _ask_others(self) -> None:
+        """Let other workers store what was lost. If this user may not publish, they find it with their next load."""
+        try:
+            await notify_workers(self._store)
+        except BrokerError as error:
+            if concerns_server(error):
+                raise
 
     def _synchronize(self, now: int) -> None:
         self._offset = now / 1000 - self._elapsed()
@@ -233,16 +280,16 @@ class Scheduler:
         return tick_command(self._store, definition, one.due, wanted, tick_ms(following))
 
     def _failed(self, one: _ActiveSchedule, error: BrokerError) -> BrokerError | None:
-        """Delay a schedule whose tick was refused; return the error if it does not concern this schedule alone."""
-        if error.code not in _ITS_OWN:
+        """Delay a schedule whose tick was refused; return the error if it is the state of the server."""
+        if concerns_server(error):
             return error
-        if one.refused_tick != one.due:
-            log.warning("the schedule %r waits: the server refused its message: %s", one.definition.name, error)
-        one.refused_tick, one.at = one.due, self._elapsed() + _RETRY_REFUSED
+        self._outage.note_refused(_TICK, error, part=one.definition.name)
+        one.at = self._elapsed() + _RETRY_REFUSED
         return None
 
     def _ticked(self, one: _ActiveSchedule, reply: Any) -> None:
         _, due, now = map(int, reply)
+        self._outage.note_accepted(_TICK, one.definition.name)
         self._synchronize(now)
         if due >= 0:
             one.due, one.at = due, self._when(due)
@@ -250,6 +297,10 @@ class Scheduler:
             one.not_found_tick, self._stale = one.due, True
         else:  # and loaded since: the server cannot read its definition
             one.at = self._elapsed() + LOAD_EVERY
+            self._note_unusable(
+                one.definition.name, one.definition.revision.encode(),
+                "the server cannot read its definition, or reads another one",
+            )  # fmt: skip
 
 
 async def _others_between(steps: Steps[T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from streamq.doctor.finding import Finding
@@ -65,15 +65,31 @@ def schedules(observed: Observations) -> Iterator[Finding]:
         return
     names = sorted(observed.late_schedules, key=observed.late_schedules.__getitem__)
     late = observed.now - observed.late_schedules[names[0]]
+    known = observed.late_causes
+    refused = [name for name in names if name in known and known[name].refused]
+    invalid = [name for name in names if name in known and not known[name].refused]
+    others = [name for name in names if name not in known]
+    causes = [f"{name}: {known[name].why}" for name in (*invalid, *refused)[:_MAX_SHOWN]]
+    if others:
+        causes.append("the others: no running worker knows them" if causes else "no running worker knows them")
+    remedies = []
+    if refused:
+        some = ", ".join(refused[:_MAX_SHOWN])
+        remedies.append(f"give the workers the key of {some}, or store them anew with a key; see docs/signing.md")
+    if invalid:
+        remedies.append(f"store anew, or remove: {_remove(invalid)}")
+    if others:
+        remedies.append(f"start a worker that knows them, or remove them: {_remove(others)}")
     yield make_finding(
         "schedules_overdue",
         f"{counted(len(names), 'schedule is', 'schedules are')} overdue by up to {late:.0f} s: "
-        f"{', '.join(names[:_MAX_SHOWN])}; "
-        "no running worker knows them, or their definitions are invalid",
-        "start a worker that knows them, or remove them: "
-        f"{shlex.join(('streamq', 'schedules', 'rm', *names[:_MAX_SHOWN]))}",
-        names=names, late_s=round(late, 1),
+        f"{', '.join(names[:_MAX_SHOWN])}; {'; '.join(causes)}",
+        "; ".join(remedies), names=names, late_s=round(late, 1),
     )  # fmt: skip
+
+
+def _remove(names: Sequence[str]) -> str:
+    return shlex.join(("streamq", "schedules", "rm", *names[:_MAX_SHOWN]))
 
 
 def dead_letters(observed: Observations) -> Iterator[Finding]:

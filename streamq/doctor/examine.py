@@ -17,7 +17,7 @@ from streamq.doctor.queries import NOT_READY, Queries
 from streamq.doctor.read_keys import read_keys
 from streamq.doctor.read_rights import read_rights
 from streamq.doctor.read_server import read_server
-from streamq.doctor.read_signatures import read_signatures
+from streamq.doctor.read_signatures import read_late_causes, read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.doctor.read_values import read_foreign_values
 from streamq.errors import BrokerError, ConfigurationError
@@ -66,12 +66,13 @@ async def observe(
     server, now = await read_server(queries)
     # memory:// has no users and no permissions.
     allowed = Rights(role=role) if server.in_process else await read_rights(queries, keys, role, features)
+    late = await read_late_schedules(queries, now)
     tiers = [await read_tier(queries, broker.tiers, index, now) for index in range(len(broker.tiers))]
     scanned = await read_keys(queries, broker.tiers, scan) if scan else None
     observed = Observations(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
-        late_schedules=await read_late_schedules(queries, now),
+        late_schedules=late, late_causes=await read_late_causes(queries, late) if late else {},
         signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
         scan=scanned,
     )  # fmt: skip

@@ -189,11 +189,19 @@ class Signatures:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LateCause:
+    """Why no worker ticks a schedule: its definition is invalid, or its signature may be `refused` by workers."""
+
+    why: str
+    refused: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """All values that were read. `refused` maps each permission that was missing to the command that needed it.
 
-    `late_schedules` maps each overdue schedule to its due time.
+    `late_schedules` maps each overdue schedule to its due time, `late_causes` those of which the cause is known to it.
     """
 
     now: float
@@ -204,6 +212,7 @@ class Observations:
     dead_key: str = "queue:dead"
     dead: DeadLetters = DeadLetters()
     late_schedules: Mapping[str, float] = field(default_factory=dict)
+    late_causes: Mapping[str, LateCause] = field(default_factory=dict)
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
     foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write

@@ -6,13 +6,13 @@ and so are the results that wait in workflow groups, in the keys that the scan h
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
 
-from streamq.doctor.observations import Signatures
+from streamq.doctor.observations import LateCause, Signatures
 from streamq.doctor.queries import Queries, pairs, rows, text
 from streamq.errors import SignatureError
 from streamq.queue.schedules import ScheduleDefinition
@@ -118,6 +118,25 @@ async def _check_schedules(queries: Queries, refused: dict[str, str]) -> None:
             definition.check_signature(queries.store.signer)
         except SignatureError:
             refused[f"{key} {name}"] = _cause(queries, definition.sig.encode() or None)
+
+
+async def read_late_causes(queries: Queries, late: Collection[str]) -> dict[str, LateCause]:
+    """Return why these schedules are not ticked, where their definitions tell."""
+    causes = {}
+    for name, packed in pairs(await queries.one("HGETALL", queries.store.keys.schedules)).items():
+        if name not in late:
+            continue
+        definition = ScheduleDefinition.read(name, packed)
+        if isinstance(definition, str):
+            causes[name] = LateCause(definition, refused=False)
+        elif queries.store.signer is None and definition.sig:
+            causes[name] = LateCause("signed: give --signing-keys FILE to see whether workers refuse it", refused=True)
+        elif not definition.declared:
+            try:
+                definition.check_signature(queries.store.signer)
+            except SignatureError:
+                causes[name] = LateCause(_cause(queries, definition.sig.encode() or None), refused=True)
+    return causes
 
 
 async def _check_results(queries: Queries, joins: Sequence[str], refused: dict[str, str]) -> None:

@@ -118,13 +118,18 @@ class Refusals:
 
     def note_accepted(self, what: str, part: str = "") -> None:
         """Note that the server has carried out a step, or this part of it."""
+        if self.forget(what, part) and what not in self._steps:
+            log.warning("%s%s is refused no longer", self._prefix, _named(what, [part]))
+
+    def forget(self, what: str, part: str = "") -> bool:
+        """Drop a part that nobody will ask for any more; return whether it was refused."""
         step = self._steps.get(what)
         if step is None or step.why.pop(part, None) is None:
-            return
+            return False
         del step.at[part]
         if not step.why:
             del self._steps[what]
-            log.warning("%s%s is refused no longer", self._prefix, _named(what, [part]))
+        return True
 
     def named(self) -> list[str]:
         """Return what is refused, and why: one line for each step."""

@@ -15,21 +15,20 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import anyio.lowlevel
-import orjson
 
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ConfigurationError, EncodingError, UndecodableError
+from streamq.queue.schedule_problem import problem_of, read_definition
 from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
 from streamq.scripts import step
-from streamq.tasks.cron import MISSED, ON_TIME, Cron, Missed, next_tick, require_parser
+from streamq.tasks.cron import ON_TIME, Cron, Missed, next_tick, require_parser
 from streamq.tasks.task import Call, Task
-from streamq.wire import bounds
 from streamq.wire.argument_types import check_items, check_type
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps, milliseconds
-from streamq.wire.names import check_name, is_name, qualified
+from streamq.wire.names import check_name, qualified
 from streamq.wire.signing import Signer
 
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
@@ -111,41 +110,32 @@ class ScheduleDefinition:
     @classmethod
     def parse(cls, name: str, packed: bytes) -> ScheduleDefinition | None:
         """Return a stored definition. None if it is no valid definition."""
-        try:
-            found = orjson.loads(packed)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(found, dict):
-            return None
-        wanted = {"tz": "UTC", "missed": "last", "overlap": True, "declared": False, **found, "name": name}
-        known = cls.__dataclass_fields__
-        try:
-            made = cls(**{word: value for word, value in wanted.items() if word in known})
-            dumps(made.headers)  # headers that are nested too deep can be read, and cannot be sent
-            return made if made._is_valid() else None
-        except TypeError:  # a field is missing, or of another type
-            return None
+        found = cls.read(name, packed)
+        return None if isinstance(found, str) else found
 
-    def _is_valid(self) -> bool:
-        texts = (self.cron, self.tz, self.task, self.stream, self.revision, self.sig, *self.fields)
-        return (
-            all(isinstance(text, str) for text in texts)
-            and is_name("schedule", self.name)
-            and is_name("task", self.task)
-            and self.missed in MISSED
-            and isinstance(self.headers, dict)
-            and (self.expires is None or self.expires in bounds.EXPIRES)
-        )
+    @classmethod
+    def read(cls, name: str, packed: bytes) -> ScheduleDefinition | str:
+        """Return a stored definition, or why it cannot be used."""
+        found = read_definition(packed)
+        problem = found if isinstance(found, str) else problem_of(name, found)
+        if problem is not None or isinstance(found, str):
+            return str(problem)
+        known = cls.__dataclass_fields__
+        return cls(**{**{word: value for word, value in found.items() if word in known}, "name": name})
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSchedule:
-    """A schedule as it is in Redis: its packed form, its definition (None: cannot be read), its next tick (ms)."""
+    """A schedule as it is in Redis: its packed form, its definition, its next tick (ms).
+
+    If there is no definition, `problem` says why it cannot be used.
+    """
 
     name: str
     packed: bytes
     definition: ScheduleDefinition | None
     due: int | None
+    problem: str = ""
 
 
 # --- definitions --------------------------------------------------------------------------------
@@ -228,7 +218,11 @@ async def _read(store: Store, *more: Command) -> tuple[int, list[StoredSchedule]
     stored = []
     for number, (name, raw) in enumerate(dict(_pairs(flat)).items(), 1):
         text = name.decode(errors="replace")
-        stored.append(StoredSchedule(text, raw, ScheduleDefinition.parse(text, raw), due.get(name)))
+        match ScheduleDefinition.read(text, raw):
+            case str(problem):
+                stored.append(StoredSchedule(text, raw, None, due.get(name), problem))
+            case definition:
+                stored.append(StoredSchedule(text, raw, definition, due.get(name)))
         if number % _STEP == 0:  # to read ten thousand takes a second: others run meanwhile
             await anyio.lowlevel.checkpoint()
     return int(time[0]) * 1000 + int(time[1]) // 1000, stored, others

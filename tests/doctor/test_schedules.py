@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from streamq import SigningKeys
 from streamq.doctor import Severity
 from tests.doctor.examined import examined, ms, one
 
@@ -25,15 +26,34 @@ async def test_overdue_schedules(server, anyio_backend):
     put(server, "just now", -20)
     assert not {"schedules_overdue", "unknown_keys", "wrong_type"} & set((await examined(server.url)).codes())
     put(server, "late", -120)
-    put(server, "later still", -600)
+    put(server, "later-still", -600)
     finding = one(await examined(server.url), "schedules_overdue")
     assert finding.severity is Severity.WARNING
-    assert finding.evidence["names"] == ["later still", "late"]
+    assert finding.evidence["names"] == ["later-still", "late"]
     assert 600 <= finding.evidence["late_s"] < 700
-    assert finding.remedy.endswith("streamq schedules rm 'later still' late")
+    assert finding.remedy.endswith("streamq schedules rm later-still late")
 
 
 async def test_a_monitor_may_look(server, anyio_backend):
     """The role monitor gets the same finding as worker."""
     put(server, "late", -120)
     assert "schedules_overdue" in (await examined(server.url, role="monitor")).codes()
+
+
+async def test_the_cause_is_named(server, anyio_backend):
+    """An invalid definition says its field. One whose signature is refused is not to be removed, but signed anew."""
+    put(server, "late", -120)
+    put(server, "odd", -90)
+    server.command("HSET", "queue:schedules", "odd", '{"cron":"@daily","task":"t","stream":"s","fields":["task"]}')
+    finding = one(await examined(server.url), "schedules_overdue")
+    assert "odd: fields=['task'] cannot be used: give names and values in turn" in finding.message
+    assert finding.message.endswith("the others: no running worker knows them")
+    assert "store anew, or remove: streamq schedules rm odd;" in finding.remedy
+    assert finding.remedy.endswith("start a worker that knows them, or remove them: streamq schedules rm late")
+    server.command("HDEL", "queue:schedules", "odd")
+    server.command("ZREM", "queue:ticks", "odd")
+    keys = SigningKeys({"k1": b"k" * 32}, sign_with="k1")
+    finding = one(await examined(server.url, signing=keys), "schedules_overdue")
+    assert "late: not signed" in finding.message
+    assert finding.remedy.startswith("give the workers the key of late, or store them anew")
+    assert " rm " not in finding.remedy

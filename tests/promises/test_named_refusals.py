@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import anyio
 import pytest
@@ -25,9 +26,9 @@ class Rights:
         self.url = server.url.replace("unix://", "unix://clerk:pw@")
         self.have(lambda _: True)
 
-    def have(self, has):
+    def have(self, has, *also):
         """Have only the rules for which this is true. Commands and keys of others are taken away at once."""
-        rules = [rule for rule in self._rules if rule[0] not in "+~%&" or has(rule)]
+        rules = [*(rule for rule in self._rules if rule[0] not in "+~%&" or has(rule)), *also]
         assert self._server.command("ACL", "SETUSER", "clerk", "reset", *rules) == b"OK"
 
     def lack(self, *rules):
@@ -219,3 +220,95 @@ async def test_a_renewal_of_nothing_accepts_nothing(rights, caplog):
         assert count(caplog, "renewing the leases of queue:standard is refused: NOPERM") <= 2  # a script, a command
         rights.have(lambda _: True)
         await until(lambda: worker.health.refused == (), 12)
+
+
+SCHEDULES = {
+    "+hgetall": "reading the schedules",
+    "~queue:schedules": "reading the schedules",
+    "~queue:ticks": "storing the schedule for beat",
+}
+
+
+@pytest.mark.parametrize("right", SCHEDULES)
+async def test_a_schedule_without_a_right_is_no_outage(rights, caplog, right):
+    """It is named as refused, everything else runs, and nobody "waits for the server"."""
+    ran = []
+
+    @task(cron="* * * * * *")
+    async def beat():
+        ran.append("beat")
+
+    @task
+    async def plain():
+        ran.append("plain")
+
+    rights.have(lambda rule: rule != right, *(["%R~queue:ticks"] if "ticks" in right else []))
+    async with RedisBroker(rights.url) as broker, working(broker, beat, plain) as worker:
+        await until(lambda: named(worker, SCHEDULES[right]))
+        await broker.enqueue(plain)
+        await until(lambda: ran == ["plain"])
+        await anyio.sleep(1.2)
+        assert "NOPERM" in worker.health.trouble
+        assert count(caplog, SCHEDULES[right], "is refused: NOPERM") == 1
+        assert count(caplog, "waiting for the server") == 0
+        rights.have(lambda _: True)
+        await until(lambda: "beat" in ran, 12)
+        await until(lambda: not named(worker, SCHEDULES[right]))
+        assert count(caplog, SCHEDULES[right], "is refused no longer") == 1
+
+
+async def test_a_tick_without_a_right(rights, caplog):
+    """One schedule waits, and says so once; the other ticks."""
+    ran = []
+
+    @task(cron="* * * * * *", priority=1)
+    async def low():
+        ran.append("low")
+
+    @task(cron="* * * * * *", priority=100)
+    async def high():
+        ran.append("high")
+
+    async with RedisBroker(rights.url) as broker, working(broker, low, high) as worker:
+        await until(lambda: {*ran} == {"low", "high"})
+        rights.lack("~queue:bulk")
+        await until(lambda: named(worker, "the tick of the schedule for low"))
+        ran.clear()
+        await until(lambda: ran.count("high") > 1)
+        assert count(caplog, "the tick of the schedule for low is refused") == 1
+        rights.have(lambda _: True)
+        await until(lambda: "low" in ran, 12)
+        await until(lambda: not named(worker, "the tick of the schedule"))
+
+
+async def test_a_definition_that_cannot_be_used_is_logged_once(real_server, caplog):
+    """Each with its cause and the remedy; the others tick."""
+    ran = []
+    good = {"cron": "* * * * * *", "task": "tick", "stream": "queue:bulk", "fields": ["task", "tick"]}
+    stored = {
+        "good": json.dumps(good),
+        "nojson": "nojson",
+        "expires": json.dumps({**good, "expires": 1e300}),
+        "missed": json.dumps({**good, "missed": "never"}),
+        "odd": json.dumps({**good, "fields": ["task"]}),
+        "cron99": json.dumps({**good, "cron": "99 * * * * *"}),
+    }
+    for name, packed in stored.items():
+        real_server.command("HSET", "queue:schedules", name, packed)
+        real_server.command("ZADD", "queue:ticks", 1767225600000, name)
+    real_server.command("HSET", "queue:schedules", "no-tick", json.dumps(good))
+
+    @task
+    async def tick():
+        ran.append(1)
+
+    async with RedisBroker(real_server.url) as broker, working(broker, tick):
+        await until(lambda: ran)
+        real_server.command("PUBLISH", "queue:wake", "schedules")
+        await until(lambda: len(ran) > 1)
+    for name in stored.keys() - {"good"}:
+        assert count(caplog, f"does not tick the schedule '{name}'") == 1
+    assert count(caplog, "'expires': expires=1e+300 cannot be used: give a number", "rm expires") == 1
+    assert count(caplog, "'odd': fields=['task'] cannot be used") == 1
+    assert count(caplog, "'no-tick': it has no next tick in queue:ticks", "rm no-tick") == 1
+    assert count(caplog, "schedule 'good'") == 0

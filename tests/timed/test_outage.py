@@ -88,14 +88,14 @@ async def test_a_refused_step_is_no_outage(virtual, caplog):
         await outage.wait("renew", BrokerError("NOPERM no right", code="NOPERM"))
     assert not outage
     assert outage.error is None
-    assert [one.partition(";")[0] for one in outage.refused] == ["the step 'renew' of this worker: NOPERM no right"]
+    assert [one.partition(";")[0] for one in outage.refused] == ["renewing leases: NOPERM no right"]
     outage.over("sweep")
     assert outage.refused
     outage.over("renew")
     assert (outage.refused, said) == ([], [])
     assert [message.partition(";")[0] for message in caplog.messages] == [
-        "w: the step 'renew' of this worker is refused: NOPERM no right",
-        "w: the step 'renew' of this worker is refused no longer",
+        "w: renewing leases is refused: NOPERM no right",
+        "w: renewing leases is refused no longer",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 
 from streamq import Cron, Reject, current_delivery, task
 from streamq.consumer import scheduler
+from streamq.consumer.events import Listeners
+from streamq.consumer.outage import Outage
 from streamq.consumer.scheduler import LOAD_EVERY, Scheduler
 from streamq.errors import ConfigurationError
 from streamq.tasks.cron import ON_TIME, ticks
@@ -153,7 +156,7 @@ class TestTicking:
 
         # Nothing else is to happen meanwhile: a client that looks after its connection does so each few seconds.
         async with stage.broker(reply_timeout=80 * DAY) as broker, anyio.create_task_group() as group:
-            outage = SimpleNamespace(over=lambda _: None)
+            outage = Outage("alone", Listeners(), random.Random(7), broker.store.clock)
             consumer = SimpleNamespace(name="alone", store=broker.store, outage=outage, recover=recover)
             for _ in range(3):
                 loop = Scheduler(consumer, broker.declared([declared(stage, cron, "run")]))
