@@ -23,8 +23,9 @@ PUBLIC = {
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
         DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError LeftOpenError
         MessageError MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError
-        PayloadTooLargeError ProcessDiedError Reject ResultNotKeptError ResultTimeoutError RetryLater SignatureError
-        StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError UnrecordableError WrongLoopError
+        PayloadTooLargeError ProcessDiedError ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError
+        RetryLater SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
+        UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

@@ -125,7 +125,7 @@ class Handler:
             return await threads.run(partial(function, items))
 
         async def in_process(items: list[Any]) -> Any:
-            return await run_in_process(name, function, (items,), {})
+            return await run_in_process(name, function, (items,), {}, batch=True)
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process

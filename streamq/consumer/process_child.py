@@ -3,50 +3,175 @@
 anyio talks to the child through its standard input and output. A program that the handler starts inherits both, and a
 library in C may print: its output would be taken for replies, and unpickled. So the child moves them to other
 descriptors, which no program inherits, before anything of the user is imported. A child that the handler itself forks
-ends with the call: it must not answer in its parent's place.
+does not keep them, or the worker would wait for it when its parent is killed. And it ends with the call: it must not
+answer in its parent's place.
+
+Ctrl-C, and a stop of systemd, reach every process of the worker. The worker drains, so the child goes on. It ends with
+the worker: at the latest when the worker's end of its standard input is closed, on Linux in the middle of a run, too.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from streamq.client.owner import end_child
+from streamq.consumer.process_outcome import Sent, send_error, send_result, unpack
 from streamq.consumer.run_context import RunContext
+from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.tasks.task import Task
 
-_apart: list[bool] = []  # not empty: the standard descriptors are no longer anyio's
+_SIGNALS = [int(number) for number in signal.valid_signals()]
+_TIMERS = [getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name)]
+# Not that of `signal`: it looks for an enum for each handler, 20 times slower.
+_handler_of: Callable[[int], Any] = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+_TRIES = 100
+
+_pipes: list[int] = []  # anyio's two, once they are no longer the standard descriptors
+_replaced: dict[int, Any] = {}  # the handlers that were there before `_go_on`
 
 
-def call_by_name(module: str, qualname: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a task's function: it is looked up by name, no code is sent."""
-    _move_pipes()
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    function: Callable[..., Any] = found.function if isinstance(found, Task) else found
-    process = os.getpid()
+def call_by_name(module: str, qualname: str, packed: bytes, *, batch: bool = False) -> Sent:
+    """Run a task's function: it is looked up by name, no code is sent. Return its outcome.
+
+    Nothing is raised: what is raised, and what is returned, anyio pickles; a SystemExit would end this process, and
+    the next task with it. `batch`: each item of a list that it returns has an outcome of its own.
+    """
+    try:
+        _set_apart()
+        returned = _run(module, qualname, packed)
+    except BaseException as error:  # noqa: BLE001 - as in a thread, whatever it is belongs to this run
+        return send_error(error)
+    return send_result(returned, batch=batch)
+
+
+def _run(module: str, qualname: str, packed: bytes) -> Any:
+    process, put_back, outlive_worker = os.getpid(), _state(), _end_with_worker()
     try:
         with warnings.catch_warnings():  # the next run in this process begins as this one did
-            return RunContext().call(function, *args, **kwargs)
+            args, kwargs = unpack(packed)
+            found: Any = importlib.import_module(module)
+            for part in qualname.split("."):
+                found = getattr(found, part)
+            function: Callable[..., Any] = found.function if isinstance(found, Task) else found
+            returned = RunContext().call(function, *args, **kwargs)
+            if type(returned) not in PLAIN:
+                refuse_unrun(found.name if isinstance(found, Task) else "", returned)
+            return returned
     finally:
         if os.getpid() != process:  # the handler forked, and this is the child
             end_child()
+        _insist(put_back)
+        _insist(outlive_worker)
 
 
-def _move_pipes() -> None:
-    if _apart:
+# --- what a run leaves behind -----------------------------------------------------------------
+
+
+def _state() -> Callable[[], None]:
+    """Return what puts back how signals and traces are handled now, and ends timers: they would meet the next run."""
+    handlers = {number: _handler_of(number) for number in _SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else None
+    traces: list[tuple[Callable[[Any], object], Any]] = [
+        (sys.settrace, sys.gettrace()), (sys.setprofile, sys.getprofile()),
+        (threading.settrace, threading.gettrace()), (threading.setprofile, threading.getprofile()),
+    ]  # fmt: skip
+
+    def put_back() -> None:
+        for set_trace, before in traces:
+            set_trace(before)
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        signal.set_wakeup_fd(-1)
+        for number, handler in handlers.items():
+            if handler is not None and _handler_of(number) is not handler:
+                signal.signal(number, handler)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    return put_back
+
+
+def _insist(step: Callable[[], None]) -> None:
+    """Carry out a step, although signal handlers of the run may raise in it, until they are put back."""
+    for _ in range(_TRIES):
+        try:
+            return step()
+        except BaseException:  # noqa: BLE001, S112
+            continue
+    return None
+
+
+# --- apart from the worker's terminal, pipes and life ----------------------------------------------
+
+
+def _set_apart() -> None:
+    if _pipes:
         return
-    _apart.append(True)
     for stream, mode in ((sys.__stdin__, "rb"), (sys.__stdout__, "wb")):
         binary: Any = getattr(stream, "buffer", None)
         raw = getattr(binary, "raw", binary)
-        raw.__init__(os.dup(raw.fileno()), mode)  # the same object, which anyio holds, on another descriptor
+        _pipes.append(os.dup(raw.fileno()))
+        raw.__init__(_pipes[-1], mode)  # the same object, which anyio holds, on another descriptor
+    _close((0, 1, 2))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if (before := signal.getsignal(number)) != signal.SIG_IGN:
+            _replaced[number] = before
+            signal.signal(number, _go_on)  # not SIG_IGN: programs that the handler starts would inherit that
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
+    for descriptor in descriptors:
+        os.dup2(nothing, descriptor, inheritable=descriptor <= 2)
     os.close(nothing)
+
+
+def _go_on(number: int, frame: object) -> None:
+    """Do nothing: the worker has had the signal as well, and drains."""
+
+
+def _after_fork_in_child() -> None:
+    """Leave the pipes, so that the worker hears of the end of its process, and mind signals as before."""
+    _close(tuple(_pipes))
+    for number, before in _replaced.items():
+        if signal.getsignal(number) is _go_on:
+            signal.signal(number, before)
+
+
+def _end_with_worker() -> Callable[[], None]:
+    """Have the system kill this process if the worker ends meanwhile, even by SIGKILL: another one runs the task again.
+
+    A closed pipe sends a signal to whoever asks for that (Linux). Nothing else is written to it during a run. PDEATHSIG
+    would do it when the thread ends that started this process; under trio that is any thread. Return what undoes it.
+    """
+    pipe = _pipes[0]
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+        import select  # noqa: PLC0415
+
+        before = fcntl.fcntl(pipe, fcntl.F_GETFL)
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, before | os.O_ASYNC)
+        poll = select.poll()
+    except (ImportError, AttributeError, OSError):  # another system: it ends when its run has ended
+        return lambda: None
+    poll.register(pipe, 0)
+    if poll.poll(0):  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def undo() -> None:
+        with suppress(OSError):  # the handler has closed it
+            fcntl.fcntl(pipe, fcntl.F_SETFL, before)
+
+    return undo

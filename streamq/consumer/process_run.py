@@ -15,6 +15,7 @@ from anyio import BrokenWorkerProcess
 from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
+from streamq.consumer.process_outcome import pack, receive
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ProcessDiedError
 
@@ -22,16 +23,20 @@ _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for 
 
 
 async def run_in_process(
-    task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: bool = False
 ) -> Any:
-    """Return what the function of a task returns in a process. Raises ProcessDiedError if that ends before."""
+    """Return what the function of a task returns in a process. Raises ProcessDiedError if that ends before.
+
+    `batch`: each item of a list that it returns has an outcome of its own.
+    """
     from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
 
-    call = partial(call_by_name, function.__module__, function.__qualname__, args, kwargs)
+    call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
     try:
-        return await to_process.run_sync(call, cancellable=True)
+        sent = await to_process.run_sync(call, cancellable=True)
     except BrokenWorkerProcess as error:
         raise ProcessDiedError(task, _return_code(error), str_of(error)) from error
+    return receive(sent)
 
 
 def _return_code(error: BrokenWorkerProcess) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamq.consumer.handler import Handler
+from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import MessageError, UndecodableError
@@ -59,7 +60,8 @@ def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
     try:
         encoded = dumps({"ok": result}, handler.default)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
-        return _not_kept(delivery, f"is not JSON: {str_of(error)}")
+        why = result.why if isinstance(result, LostResult) else str_of(error)
+        return _not_kept(delivery, f"is not JSON: {why}")
     if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
         return _not_kept(delivery, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
     return encoded

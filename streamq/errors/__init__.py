@@ -25,9 +25,9 @@ __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
     "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
-    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "Reject", "ResultNotKeptError",
-    "ResultTimeoutError", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError",
-    "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
+    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError",
+    "Reject", "ResultNotKeptError", "ResultTimeoutError", "RetryLater", "SignatureError", "StreamqError",
+    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -227,6 +227,19 @@ class LeftOpenError(StreamqError, RuntimeError):
         self.task = task
         hint = where or ": leave it before the handler ends; if an async generator opens it, use contextlib.aclosing"
         super().__init__(f"task {task!r} ended and left a cancel scope or a task group open{hint}")
+
+
+class ProcessHandlerError(StreamqError):
+    """Raised in the place of an exception of a handler with `run_in="process"` that cannot be raised in its worker.
+
+    Its class is not to be found there, or it would end the worker (KeyboardInterrupt, a cancellation). `error_type` is
+    its qualified name, `error` its text. It is retried like any other error.
+    """
+
+    def __init__(self, error_type: str, error: str) -> None:
+        self.error_type = error_type
+        self.error = error
+        super().__init__(f"{error_type}: {error}" if error else error_type)
 
 
 class BatchResultError(StreamqError, TypeError):

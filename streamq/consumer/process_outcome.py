@@ -1,0 +1,282 @@
+"""The way of an outcome from the process of a handler to the worker: a result, or what the handler raised.
+
+Pickle runs code of the user, which may raise anything, and what anyio's own pickling raises ends that process or its
+run. So the process makes bytes and texts of its outcome itself, and nothing here raises on the way:
+
+- A result that cannot be pickled is replaced by a `LostResult`, which is no JSON: the work is done.
+- An exception arrives as its pickle if it comes out of that as it was. One with an `__init__` of its own often does
+  not: it is made again from its class, `args` and attributes, without a call of its `__init__`. Else it is replaced by
+  a `ProcessHandlerError`, and so is what would end the worker. Its traceback in the process becomes its cause.
+
+pickle is half a MiB, and loaded once a process is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from streamq.diagnostics.process_traceback import ProcessTraceback
+from streamq.diagnostics.safe_text import frames_of, str_of, traceback_of, type_name
+from streamq.errors import ProcessHandlerError
+from streamq.wire.dead_letter_fields import ERROR_KEPT
+from streamq.wire.message import TRACEBACK_TAIL
+
+_OF_WORKER = 2_000  # characters left for the worker's part of a traceback
+_OURS = "streamq.consumer."
+_MAIN = "__mp_main__"  # the name of the program's main module in the process, as in multiprocessing
+
+
+class LostResult:
+    """What a handler in a process returned and what could not be brought to the worker, for the reason `why`."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __repr__(self) -> str:
+        return f"<LostResult {type(self).__name__}: {self.why}>"
+
+
+@dataclass(frozen=True, slots=True)
+class SentValue:
+    """A result, pickled; or why it could not be: then `pickled` is None, and `kind` the name of its class."""
+
+    pickled: bytes | None
+    kind: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SentError:
+    """An exception. `pickled` is None if its pickle is not what it was; `members` are those of a group.
+
+    `kind` is its qualified type name, (`module`, `qualname`) where its class is found.
+    """
+
+    kind: str
+    text: str
+    trace: str = ""
+    module: str = ""
+    qualname: str = ""
+    pickled: bytes | None = None
+    args: bytes | None = None
+    attributes: dict[str, bytes] = field(default_factory=dict)
+    message: str = ""
+    members: tuple[SentError, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SentBatch:
+    """The results of a batch, each for itself."""
+
+    items: tuple[SentValue | SentError, ...]
+
+
+Sent = SentValue | SentError | SentBatch
+
+
+# --- in the process ---------------------------------------------------------------------------
+
+
+def send_result(returned: Any, *, batch: bool) -> Sent:
+    """Return what a handler returned, as it is sent. Never raises."""
+    try:
+        if batch and issubclass(type(returned), list | tuple):
+            return SentBatch(
+                tuple(send_error(one) if issubclass(type(one), BaseException) else _value(one) for one in returned)
+            )
+        return _value(returned)
+    except BaseException as error:  # noqa: BLE001 - the user's code: a list of a class of its own, `__class__`
+        return SentValue(None, str_of(type(returned).__name__), f"{type_name(error)}: {str_of(error)}")
+
+
+def send_error(error: BaseException) -> SentError:
+    """Return an exception as it is sent, with its traceback. Never raises."""
+    kind, text = _main_module(type_name(error)), str_of(error, ERROR_KEPT)
+    trace = traceback_of(_from_users_frame(error), TRACEBACK_TAIL - _OF_WORKER)
+    try:
+        return _send(error, kind, text, trace)
+    except BaseException:  # noqa: BLE001 - the user's code; RecursionError, MemoryError
+        return SentError(kind, text, trace)
+
+
+def _value(value: Any) -> SentValue:
+    try:
+        return SentValue(_dumps(value))
+    except BaseException as error:  # noqa: BLE001 - `__reduce__` may raise anything
+        return SentValue(None, str_of(type(value).__name__), str_of(error))
+
+
+def _send(error: BaseException, kind: str, text: str, trace: str = "") -> SentError:
+    group = issubclass(type(error), BaseExceptionGroup)
+    raw_args = BaseException.__dict__["args"].__get__(error)
+    attributes = _or_none(lambda: dict(object.__getattribute__(error, "__dict__"))) or {}
+    packed = {str_of(name): _or_none(partial(_dumps, value)) for name, value in attributes.items()}
+    return SentError(
+        kind, text, trace,
+        module=_main_module(str_of(type(error).__module__)), qualname=str_of(type(error).__qualname__),
+        pickled=None if group else _or_none(lambda: _unchanged(error, text)),
+        args=None if group else _or_none(lambda: _dumps(raw_args)),
+        attributes={name: value for name, value in packed.items() if value is not None},
+        message=str_of(BaseExceptionGroup.__dict__["message"].__get__(error)) if group else "",
+        members=_send_members(error) if group else None,
+    )  # fmt: skip
+
+
+def _send_members(group: BaseException) -> tuple[SentError, ...]:
+    members = BaseExceptionGroup.__dict__["exceptions"].__get__(group)
+    return tuple(_send(one, _main_module(type_name(one)), str_of(one, ERROR_KEPT)) for one in members)
+
+
+def _unchanged(error: BaseException, text: str) -> bytes | None:
+    """Return the pickle of an exception if what comes out of it has its type and its text."""
+    pickled = _dumps(error)
+    again = _loads(pickled)
+    return pickled if type(again) is type(error) and str_of(again, ERROR_KEPT) == text else None
+
+
+def _from_users_frame(error: BaseException) -> BaseException:
+    """Return an exception whose traceback begins in the user's code, if it has been there."""
+    trace = whole = frames_of(error)
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(_OURS):
+        trace = trace.tb_next
+    BaseException.__dict__["__traceback__"].__set__(error, trace or whole)
+    return error
+
+
+def _main_module(name: str) -> str:
+    return "__main__" + name.removeprefix(_MAIN) if name == _MAIN or name.startswith(_MAIN + ".") else name
+
+
+# --- in the worker ----------------------------------------------------------------------------
+
+
+def pack(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Return arguments as a process unpacks them, inside of its run."""
+    return _dumps((args, kwargs))
+
+
+def unpack(packed: bytes) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments in the process."""
+    return _loads(packed)  # type: ignore[no-any-return]
+
+
+def receive(sent: Sent) -> Any:
+    """Return the result of a process, or raise what its handler raised. It is an Exception, or SystemExit."""
+    match sent:
+        case SentError():
+            raise error_of(sent)
+        case SentBatch():
+            return [error_of(one) if isinstance(one, SentError) else _received(one) for one in sent.items]
+        case SentValue():
+            return _received(sent)
+
+
+def error_of(sent: SentError) -> BaseException:
+    """Return an exception of a process, to be raised here."""
+    error = _or_none(lambda: _checked(_unpickled(sent), sent))
+    if error is None:
+        error = _or_none(lambda: _checked(_made_again(sent), sent))
+    if error is None:
+        error = ProcessHandlerError(sent.kind, sent.text)
+    if sent.trace:
+        BaseException.__dict__["__cause__"].__set__(error, ProcessTraceback(sent.trace))
+    return error  # type: ignore[no-any-return]
+
+
+def _received(sent: SentValue) -> Any:
+    kind, why = sent.kind, sent.why
+    if sent.pickled is not None:
+        try:
+            return _loads(sent.pickled)
+        except BaseException as error:  # noqa: BLE001 - the user's code
+            kind, why = "object", f"it cannot be unpickled: {type_name(error)}: {str_of(error)}"
+    return type(kind, (LostResult,), {})(why)
+
+
+def _checked(error: BaseException | None, sent: SentError) -> BaseException | None:
+    """Return an exception if it is what was sent, and ends no worker. The members of a group have been checked."""
+    if sent.members is not None:
+        return error
+    if error is None or not issubclass(type(error), Exception | SystemExit) or type_name(error) != sent.kind:
+        return None
+    return error if str_of(error, ERROR_KEPT) == sent.text else None
+
+
+def _unpickled(sent: SentError) -> BaseException | None:
+    error = None if sent.pickled is None else _loads(sent.pickled)
+    return error if issubclass(type(error), BaseException) else None
+
+
+def _made_again(sent: SentError) -> BaseException:
+    kind: Any = _class_of(sent)
+    error = _made(kind, sent)
+    if sent.members is None and str_of(error, ERROR_KEPT) != sent.text:  # what its text is made of did not arrive
+        names = {"__str__": lambda _: sent.text, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        with_text: Any = type(kind)(kind.__name__, (kind,), names)
+        error = _made(with_text, sent)
+    return error
+
+
+def _made(kind: type[BaseException], sent: SentError) -> BaseException:
+    """Return an exception of a class, made without an `__init__` of the user's."""
+    args: Any = None if sent.args is None else _or_none(lambda: _loads(sent.args))
+    if sent.members is not None:
+        args = (sent.message, [error_of(one) for one in sent.members])
+    elif not isinstance(args, tuple):
+        args = (sent.text,)
+    base: Any = kind
+    while base.__module__ != "builtins":  # along the memory layout: another base would refuse to make it
+        base = base.__base__
+    error: BaseException = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    if sent.members is None:
+        error.args = args
+    attributes = object.__getattribute__(error, "__dict__")
+    for name, pickled in sent.attributes.items():
+        if (value := _or_none(partial(_loads, pickled))) is not None:
+            attributes[name] = value
+    return error
+
+
+def _class_of(sent: SentError) -> type[BaseException]:
+    """Return the class of an exception. Raises if it is not to be found here: a group is then a plain one."""
+    try:
+        found: Any = importlib.import_module(sent.module)
+        for part in sent.qualname.split("."):
+            found = getattr(found, part)
+        if issubclass(found, BaseException):
+            return found  # type: ignore[no-any-return]
+    except BaseException:
+        if sent.members is None:
+            raise
+    return BaseExceptionGroup
+
+
+# --- both -------------------------------------------------------------------------------------
+
+
+def _or_none(make: Callable[[], Any]) -> Any:
+    """Return what a function gives, None if it raises: it runs code of the user, which may raise anything."""
+    try:
+        return make()
+    except BaseException:  # noqa: BLE001
+        return None
+
+
+def _dumps(value: Any) -> bytes:
+    import pickle  # noqa: PLC0415
+
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+def _loads(pickled: bytes | None) -> Any:
+    import pickle  # noqa: PLC0415
+
+    if _MAIN not in sys.modules and "__main__" in sys.modules:
+        sys.modules[_MAIN] = sys.modules["__main__"]  # as multiprocessing does
+    return pickle.loads(pickled or b"")  # noqa: S301 - it comes from our own process
