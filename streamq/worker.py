@@ -28,6 +28,7 @@ from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
+from streamq.consumer.leaving import Leaving
 from streamq.consumer.left_behind import abandoned_generators_kept
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
@@ -51,7 +52,6 @@ from streamq.wire.tiers import Tier
 
 log = SafeLog("streamq")
 
-_LEAVE_TIMEOUT = 5.0  # seconds for the last commands to the server
 _BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty
 _BURST_HORIZON = 60.0  # seconds: a burst worker waits for tasks that are delayed by less
 _SUSPECT_AFTER = 2
@@ -224,7 +224,7 @@ class Worker:
         )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
         await register(leases)
-        crashed = False
+        crashed, leaving = False, Leaving(self._stop_now)
         try:
             async with Loops() as loops:
                 for loop in (
@@ -245,15 +245,14 @@ class Worker:
                     await self._until_stopped(store, consumer)
                     self.state = State.DRAINING
                     leases.sweeping = False
-                    await self._drain(consumer, runners)
-                await _finish(consumer, on_exhausted)
+                    await self._drain(consumer, runners, leaving)
+                await leaving.finish(consumer, on_exhausted)
                 loops.end()
         except BaseException as error:
             crashed = not consumer.fatal and (is_own_error(error) or by_a_stranger(error))
             raise
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_TIMEOUT):
-                await consumer.leave(crashed=crashed)
+            await leaving.leave(consumer, crashed=crashed)
 
     def _store(self) -> Store:
         keys = Keys.of(
@@ -312,11 +311,11 @@ class Worker:
                 else:
                     consumer.outage.over("burst")
 
-    async def _drain(self, consumer: Consumer, runners: Runners) -> None:
+    async def _drain(self, consumer: Consumer, runners: Runners, leaving: Leaving) -> None:
         """Release deliveries that have not started; wait for running ones, for the grace period at most."""
         for batches in runners.batches:
             batches.stop_waiting(for_good=True)
-        await consumer.stop_reading()
+        await leaving.stop_reading(consumer)
         consumer.release(consumer.buffer.take_unstarted())
         async with anyio.create_task_group() as group:
             group.start_soon(self._cancel_on_second_stop, group.cancel_scope)
@@ -342,16 +341,6 @@ async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
             group.cancel_scope.cancel()
     if not ended:
         raise CancelledByOthersError("the task group of the runners")
-
-
-async def _finish(consumer: Consumer, on_exhausted: OnExhausted) -> None:
-    """Wait for what runs have left to be settled. A round trip that is cut off would count its counters twice."""
-    with anyio.move_on_after(_LEAVE_TIMEOUT):
-        await consumer.wait_until_settled()
-    if on_exhausted:
-        with anyio.move_on_after(_LEAVE_TIMEOUT):
-            await on_exhausted.finish()
-            await consumer.wait_until_settled()
 
 
 def _nothing() -> None:

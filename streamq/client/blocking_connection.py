@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from streamq.client.connection import Connector
 
-_UNBLOCK_WITHIN = 3.0  # seconds that ending a cancelled read may take
+_UNBLOCK_WITHIN = 1.0  # seconds that ending a cancelled read may take
 _CLOSE_WITHIN = 2.0
 _FIRST_PAUSE = 0.002  # seconds between one UNBLOCK and the next; doubles each time
 _LONGEST_PAUSE = 0.1
@@ -86,8 +86,8 @@ class BlockingConnection:
         `Client.call`; None means that nothing came within `block`.
 
         If the caller is cancelled, the server ends the read. A reply that is not empty is passed
-        to `on_late_reply` before the cancellation continues. That takes one round trip, and 3
-        seconds at most.
+        to `on_late_reply` before the cancellation continues. That takes one round trip, and a
+        second at most.
 
         Raises error replies. Raises OutcomeUnknown if the connection is lost, or if the server is
         silent for `block` and the reply timeout. Raises redis.exceptions.ConnectionError if the
