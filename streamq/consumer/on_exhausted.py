@@ -16,7 +16,9 @@ from functools import partial
 from typing import Any
 
 import anyio
+from anyio.lowlevel import EventLoopToken
 
+from streamq.consumer.calls_from_thread import calls_closed, closing_token
 from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.thread_start import NoThreadError, call_in_thread, pause_after
@@ -184,10 +186,15 @@ class OnExhausted:
         failures = 0
         while True:
             try:
-                return await call_in_thread(partial(function, dead), self._limiter)
+                return await call_in_thread(partial(_call_closed, closing_token(), function, dead), self._limiter)
             except NoThreadError:
                 failures += 1
                 await anyio.sleep(pause_after(failures))
+
+
+def _call_closed(token: EventLoopToken, function: Callable[[Exhausted], object], dead: Exhausted) -> object:
+    with calls_closed(token):
+        return function(dead)
 
 
 def _is_async(function: Any) -> bool:

@@ -18,8 +18,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import EventLoopToken
 
 from streamq.client.owner import end_child
+from streamq.consumer.calls_from_thread import THREAD, closing_token
 from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, Raised, pause_after, returned, says_no_thread
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.diagnostics.safe_log import SafeLog
@@ -41,6 +43,7 @@ class _ThreadRun:
     __slots__ = (
         "_call",
         "_lock",
+        "_token",
         "begun",
         "cancellation",
         "delivery",
@@ -50,7 +53,7 @@ class _ThreadRun:
         "thread",
     )
 
-    def __init__(self, call: Callable[[], Any], delivery: Delivery | None) -> None:
+    def __init__(self, call: Callable[[], Any], delivery: Delivery | None, token: EventLoopToken) -> None:
         self.delivery = delivery
         self.cancellation = Cancellation()
         self.ended = False
@@ -58,6 +61,7 @@ class _ThreadRun:
         self.thread = 0
         self.stop_requested_at = 0.0  # when it was told to stop, on anyio's clock
         self._call = call
+        self._token = token
         self._lock = threading.Lock()
         self.begun = False
 
@@ -69,6 +73,9 @@ class _ThreadRun:
             self.begun = True
         self.thread, process = threading.get_ident(), os.getpid()
         cancellation_var.set(self.cancellation)
+        before = getattr(THREAD, "current_token", None)  # as `calls_closed`, which would be four calls more
+        if before is not None:
+            THREAD.current_token = self._token
         try:
             result = self._call()
             if type(result) not in PLAIN:
@@ -78,6 +85,8 @@ class _ThreadRun:
         finally:
             if os.getpid() != process:  # the handler forked, and this is the child
                 end_child()
+            if before is not None:
+                THREAD.current_token = before
             self.ended = True
         return result
 
@@ -100,6 +109,7 @@ class Threads:
         self._failures = 0  # threads in a row that the system did not start
         self._failed_at = -math.inf
         self._why = ""
+        self._token: EventLoopToken | None = None  # of the event loop that it belongs to
         # This class limits: anyio's limiter counts an abandoned thread under trio, and forgets it under asyncio.
         self._unlimited = anyio.CapacityLimiter(math.inf)
 
@@ -134,7 +144,9 @@ class Threads:
 
         Raises NoThreadError if the system has no thread for it: then it has not begun, and `wait_for_thread` waits.
         """
-        run = _ThreadRun(call, delivery_var.get())
+        if self._token is None:
+            self._token = closing_token()
+        run = _ThreadRun(call, delivery_var.get(), self._token)
         self._busy.add(run)
         try:
             outcome = await anyio.to_thread.run_sync(run, limiter=self._unlimited, abandon_on_cancel=True)

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Any
 
 SHOWN = 1_000  # characters of a value in a text
-_frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 _CUT = "... ({} more characters)"
+
+# The `__traceback__` of an exception, whatever its class makes of attributes.
+frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 
 
 def str_of(value: object, limit: int = SHOWN) -> str:
@@ -46,11 +48,6 @@ def traceback_of(error: BaseException, limit: int) -> str:
     except BaseException as broken:  # noqa: BLE001 - properties of the exception may raise anything
         text = f"{_frames(error)}{type_name(error)}: {str_of(error)}\n(its causes and notes raise {type_name(broken)})"
     return _utf8(text[-limit:])
-
-
-def frames_of(error: BaseException) -> TracebackType | None:
-    """Return the `__traceback__` of an exception, whatever its class makes of attributes."""
-    return _frames_of(error)
 
 
 def _frames(error: BaseException) -> str:

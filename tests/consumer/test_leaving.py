@@ -1,4 +1,4 @@
-"""A worker that leaves a server which does not answer: all steps together have one time."""
+"""P8: a worker that leaves a server which does not answer has one time for all steps together."""
 
 from __future__ import annotations
 
