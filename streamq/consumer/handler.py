@@ -1,19 +1,20 @@
 """A handler: the one call that runs a delivery of a task, with its function, its timeout and its middleware.
 
 It is built once per task, not once per message. The timeout bounds the function alone: waiting in middleware, for a
-thread, or for a batch does not count.
+thread, for a process, or for a batch does not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import anyio
 
 from streamq.consumer.batching import Batches
-from streamq.consumer.process_run import run_in_process
+from streamq.consumer.process_run import processes, run_in_process
 from streamq.consumer.thread_start import NoThreadError
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
@@ -67,6 +68,7 @@ class Handler:
         task, store, invoke = self.task, self._store, self._function_call()
         timeout = task.timeout
         threads = self._threads if task.run_in == "thread" else None
+        turn: Callable[[], AbstractAsyncContextManager[Any]] = processes if task.run_in == "process" else nullcontext
 
         def direct(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
             return invoke(args, kwargs) if delivery.only_basic_fields else call(delivery, args, kwargs)
@@ -90,15 +92,18 @@ class Handler:
                 if threads is not None:
                     await threads.wait_for_thread()  # not timed: that threads of other runs do not end is not its fault
                 try:
-                    return await (
-                        invoke(args, kwargs) if limit is None else _with_timeout(limit, task.name, invoke(args, kwargs))
-                    )
+                    async with turn():  # not timed either
+                        return await (
+                            invoke(args, kwargs)
+                            if limit is None
+                            else _with_timeout(limit, task.name, invoke(args, kwargs))
+                        )
                 except NoThreadError:  # it has not begun
                     continue
 
         if self.runner_timeout is not None:
             return timed_by_runner
-        return direct if timeout is None and threads is None else call
+        return direct if timeout is None and task.run_in == "loop" else call
 
     def _batched_call(self, batches: Batches) -> Runnable:
         """Return the call that joins a batch. The timeout bounds the batch's handler, not the wait for messages."""
@@ -125,7 +130,8 @@ class Handler:
             return await threads.run(partial(function, items))
 
         async def in_process(items: list[Any]) -> Any:
-            return await run_in_process(name, function, (items,), {}, batch=True)
+            async with processes():
+                return await run_in_process(name, function, (items,), {}, batch=True)
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process

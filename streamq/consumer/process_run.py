@@ -9,9 +9,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
-from anyio import BrokenWorkerProcess
+from anyio import BrokenWorkerProcess, CapacityLimiter
 from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
@@ -22,10 +23,22 @@ from streamq.errors import ProcessDiedError
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
 
+def processes() -> CapacityLimiter:
+    """Return what a run holds while it has a process: there are as many as the machine has cores, in one event loop.
+
+    It is taken before a timeout begins: to wait for a process is not the task's fault.
+    """
+    from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
+
+    return to_process.current_default_process_limiter()
+
+
 async def run_in_process(
     task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: bool = False
 ) -> Any:
-    """Return what the function of a task returns in a process. Raises ProcessDiedError if that ends before.
+    """Return what the function of a task returns in a process; the caller holds one of `processes`.
+
+    Raises ProcessDiedError if that ends before.
 
     `batch`: each item of a list that it returns has an outcome of its own.
     """
@@ -33,7 +46,7 @@ async def run_in_process(
 
     call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
     try:
-        sent = await to_process.run_sync(call, cancellable=True)
+        sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
     except BrokenWorkerProcess as error:
         raise ProcessDiedError(task, _return_code(error), str_of(error)) from error
     return receive(sent)

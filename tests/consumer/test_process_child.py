@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
+import time
 from pathlib import Path
 
+import anyio
 import pytest
 
-from streamq import RedisBroker, batch_task, task
+from streamq import RedisBroker, Worker, batch_task, task
+from streamq.consumer.process_run import processes
 from streamq.errors import ProcessDiedError
 from tests.at_work import burst, dead
 
@@ -125,3 +128,19 @@ async def test_what_a_process_handler_starts_is_no_reply(real_server, tmp_path):
         assert dead(real_server) == []
         assert [await handle.result(timeout=1) for handle in handles] == [result for _, result in wanted]
     assert not (tmp_path / "unpickled").exists()
+
+
+@task(run_in="process", retries=0, timeout=8, result_ttl=60)
+def takes_three_seconds(number: int) -> int:
+    time.sleep(3)
+    return number
+
+
+async def test_the_wait_for_a_process_is_not_timed(anyio_backend: str) -> None:
+    """There are as many as cores: of tasks that came together most were dead without a run."""
+    async with RedisBroker(f"memory://turns-{anyio_backend}") as broker:
+        handles = await broker.enqueue_many([takes_three_seconds.call(number) for number in range(4)])
+        processes().total_tokens = 1
+        with anyio.fail_after(60):
+            await Worker(broker, [takes_three_seconds], burst=True).run()
+        assert [await handle.result(timeout=1) for handle in handles] == list(range(4))

@@ -6,7 +6,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamq import Backoff, Delays, Fixed, Linear, task
@@ -111,13 +111,14 @@ def test_a_broken_policy_falls_back_to_the_default(broken, caplog):
 # --- the formula of each ---------------------------------------------------------------------------
 
 
+@example(513, 0.0, 4.0, 1.0)
 @given(ATTEMPTS, SECONDS, st.floats(1, 4), SECONDS)
 def test_exponential(attempt, base, factor, cap):
     """Backoff: min(cap, base * factor ** (n - 1)), and with jitter uniform from 0 to that."""
     try:
         grown = base * factor ** (attempt - 1)
     except OverflowError:
-        grown = cap if base == 0 else float("inf")
+        grown = 0.0 if base == 0 else float("inf")
     assert Backoff(base, factor, cap, jitter=False).delay(attempt, random.Random(1)) == min(cap, grown)
     assert_jittered(Backoff(base, factor, cap), attempt, min(cap, grown))
 
