@@ -19,6 +19,7 @@ import anyio
 
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.outage import LONGEST_PAUSE
+from streamq.consumer.takeovers import TakeOvers
 from streamq.consumer.tier_refusals import TierRefusals
 from streamq.errors import BrokerError
 from streamq.queue.lease_commands import count_pending, reclaim, remove_consumers, renew, survey, try_to_claim
@@ -59,6 +60,10 @@ class LeaseKeeper:
         self._counting = consumer.tier_refusals("counting the pending entries of")
         self._looking = consumer.tier_refusals("looking for dead consumers of")
         self._removing = consumer.tier_refusals("removing dead consumers of")
+        self._taken_over = TakeOvers(
+            consumer.name, suspect_after=consumer.buffer.suspect_after, max_crashes=consumer.max_crashes,
+            interval=self.interval,
+        )  # fmt: skip
         self._others_return_until = 0.0  # until when the other consumers may still reconnect after an outage
         self.sweeping = True
 
@@ -187,6 +192,7 @@ class LeaseKeeper:
                     await self._sweeping.take_in([tier], error)
                     continue
                 complete, gone = complete and to_the_end, gone or died
+        self._taken_over.say(self._clock.elapsed(), complete=complete)
         if (gone and (complete or started >= self._removed + self.interval)) or self._removing.due():
             self._removed = started
             await self._removing.carry_out(partial(self._remove_consumers, forgotten))
@@ -226,7 +232,7 @@ class LeaseKeeper:
             )
             self._sweeping.note_accepted([tier])
             self._cursors[tier] = cursor
-            died = died or any(delivery.owner_died for delivery in (*found, *cancelled))
+            died |= self._taken_over.note((*found, *cancelled))
             consumer.accept_reclaimed(found)
             for one in cancelled:
                 consumer.settle(one, consumer.settler.dead_letters.of_cancelled(one), keep=consumer.keep(one))

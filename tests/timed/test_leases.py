@@ -66,6 +66,40 @@ async def test_many_dead_workers_tasks_are_taken_by_one_sweep(stage, held):
 
 
 @pytest.mark.slow
+async def test_a_take_over_is_logged(stage, held, caplog):
+    """One line for hundreds of tasks, with the worker that died; a release and an idle sweep leave none."""
+    caplog.set_level("INFO", "streamq")
+    async with stage.broker() as broker:
+        async with stage.mortal(held, name="gone", visibility_timeout=30, concurrency=300) as cable:
+            await broker.enqueue_many([held.call(1.0) for _ in range(300)])
+            await anyio.sleep(0.5)
+            cable.cut()
+        async with stage.working(broker, held, visibility_timeout=30, concurrency=300):
+            await anyio.sleep(300)
+    lines = [message.partition(": ")[2] for message in caplog.messages if "took over" in message]
+    (line,) = lines
+    assert line.startswith("took over 300 tasks of gone-")
+    assert line.endswith(", which did not renew its leases in time")
+    assert "in the hands of" not in caplog.text
+
+
+@pytest.mark.slow
+async def test_a_suspect_is_logged(stage, held, caplog):
+    """The second worker that dies with a task makes it a suspect: a warning names the task, its id and the workers."""
+    async with stage.broker() as broker:
+        handle = await broker.enqueue(held, 20.0)
+        for name in ("one", "two"):
+            async with stage.mortal(held, name=name, visibility_timeout=30) as cable:
+                await anyio.sleep(45 if name == "two" else 0.5)
+                cable.cut()
+        async with stage.working(broker, held, visibility_timeout=30):
+            await anyio.sleep(80)
+    (line,) = [message for message in caplog.messages if "in the hands of" in message]
+    assert line.startswith(f"task held {handle.task_id} was in the hands of 2 workers that died (one-")
+    assert "dead letter, crash_loop, if it is the cause and 3 have died" in line
+
+
+@pytest.mark.slow
 async def test_an_hour_is_renewed_every_third(stage, held):
     """P3: a task of an hour under a 30 s visibility timeout runs once, though another worker waits for it."""
     idle = []
