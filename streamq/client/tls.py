@@ -104,10 +104,12 @@ def _about_its_certificate(code: int, address: Address) -> str:
 
 
 def _about_our_certificate(address: Address, *, certain: bool) -> str:
-    doubt = "" if certain else "if the server asks for a certificate of the client, "
+    doubt = "" if certain else "if the server asks for one, "
     if address.ssl_certfile is None:
-        return f"{_WRITE}{doubt}give one in the URL: ssl_certfile=FILE&ssl_keyfile=FILE"
-    return f"{_WRITE}{doubt}give one that it accepts: ssl_certfile={address.ssl_certfile} is not"
+        return f"{_WRITE}{doubt}give a certificate of the client in the URL: ssl_certfile=FILE&ssl_keyfile=FILE"
+    return (
+        f"{_WRITE}{doubt}give a certificate of the client that it accepts: ssl_certfile={address.ssl_certfile} is not"
+    )
 
 
 def names_tls_remedy(text: str) -> bool:

@@ -135,10 +135,10 @@ async def test_an_error_of_tls_says_what_to_do(launch, tmp_path):
         "or give it a certificate for 127.0.0.1"
     )
     assert (await refusal(f"{url}?ssl_ca_certs={crt}")).endswith(
-        "give one in the URL: ssl_certfile=FILE&ssl_keyfile=FILE"
+        "give a certificate of the client in the URL: ssl_certfile=FILE&ssl_keyfile=FILE"
     )
     assert (await refusal(f"{url}?ssl_ca_certs={crt}&ssl_certfile={other}&ssl_keyfile={other_key}")).endswith(
-        f"give one that it accepts: ssl_certfile={other} is not"
+        f"give a certificate of the client that it accepts: ssl_certfile={other} is not"
     )
 
 
