@@ -83,16 +83,12 @@ def is_failure(error: BaseException) -> bool:
     return anyio.current_effective_deadline() != float("-inf")
 
 
-def was_cut_off(error: BaseException) -> bool:
-    """Did the handler raise this because the worker ends? Then it spends no attempt; what asks for something counts.
+def is_cut_off(error: BaseException) -> bool:
+    """Did a handler fail with this because the worker ends? Then it spends no attempt; what asks for something counts.
 
     Database clients, say, raise an error of their own if they cannot clean up after they were cancelled.
     """
-    return (
-        anyio.current_effective_deadline() == float("-inf")
-        and not isinstance(error, RetryLater | Reject)
-        and is_failure(error)
-    )
+    return anyio.current_effective_deadline() == float("-inf") and not isinstance(error, RetryLater | Reject)
 
 
 def cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

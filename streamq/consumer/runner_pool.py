@@ -28,10 +28,10 @@ from streamq.consumer.cancellation import (
     WHILE_CANCELLED,
     belongs_to_delivery,
     cancelled_and_rest,
+    is_cut_off,
     is_failure,
     log_cut_off,
     note_fatal,
-    was_cut_off,
     without_cancellation,
 )
 from streamq.consumer.consumer import Consumer
@@ -365,10 +365,10 @@ class Runners:
         Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
         out, or it would end the worker (a trio nursery puts both into one group).
         """
-        if not slot.spent and was_cut_off(error):
-            log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
-            await anyio.lowlevel.checkpoint()  # raises the cancellation: the worker ends, and releases the delivery
         if is_failure(error):
+            if not slot.spent and is_cut_off(error):
+                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
+                await anyio.lowlevel.checkpoint()  # raises the cancellation: the worker ends, and releases the delivery
             if slot.reason == "cancelled":
                 log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
                 return self._settler.dead_letters.of_cancelled(delivery)
