@@ -26,7 +26,7 @@ from streamq.tasks.task import Task
 log = SafeLog("streamq")
 
 _BEATS = 12  # heartbeats in one visibility timeout
-_CPU_SHARE = 0.5  # of the time that the thread was late: more CPU than that, and the process did not stand still
+_CPU_SHARE = 0.2  # of the time that the thread was late: more CPU than that, and the process did not stand still
 
 
 class Watchdog:
