@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from streamq.clock import Clock, ServerClock
+from streamq.client import Command
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
-from streamq.queue.settle_commands import SettleCommands
+from streamq.queue.store import Store
 from streamq.wire.counters import OTHER, Counters, pack
 from streamq.wire.delivery import Delivery
 
 MOST_STRANGERS = 100  # names of tasks that this worker does not know, and counts by name
 COUNT_EVERY = 0.1  # seconds between two writes of counters
+
+_WRITING = "writing the counters of this worker"
+_LACKS = "the monitor lacks them, and everything else goes on"
 
 LONGEST_NAME = 400  # bytes
 
@@ -26,12 +29,13 @@ _ByTask = Mapping[tuple[str, bytes], Counters]
 class Counting:
     """Counters by tier and task that are not written yet."""
 
-    def __init__(self, commands: SettleCommands, clock: Clock | ServerClock) -> None:
+    def __init__(self, store: Store) -> None:
         self.unwritten: dict[tuple[str, bytes], Counters] = {}
         self.known: Collection[bytes] = ()  # the tasks of this worker
         self._strangers: set[bytes] = set()
-        self._commands = commands
-        self._clock = clock
+        self._store = store
+        self._clock = store.clock
+        self._refused = False
         self._written = 0.0  # when (monotonic) they were last written
 
     def __repr__(self) -> str:
@@ -65,11 +69,18 @@ class Counting:
         due_at = self.due_at
         if due_at is not None and (at_once or self._clock.elapsed() >= due_at):
             counters, self.unwritten = self.unwritten, {}
-            trip.add(self._commands.add_counters(now, pack(counters)), self._replied, counters)
+            command = self._store.settle_commands.add_counters(now, pack(counters))
+            trip.add(command, self._replied, (counters, command))
             self._written = self._clock.elapsed()
 
-    def _replied(self, counters: _ByTask, reply: Any) -> bool:
+    def _replied(self, sent: tuple[_ByTask, Command], reply: Any) -> bool:
+        counters, command = sent
         if isinstance(reply, BrokerError):  # written later: a server that is out of memory must not slow the work
             for key, one in counters.items():
                 self.unwritten.setdefault(key, Counters()).add(one)
+            error = self._store.explained(reply, command)
+            self._refused |= self._store.refusals.note_failed(_WRITING, error, then=_LACKS)
+        elif self._refused:
+            self._refused = False
+            self._store.refusals.note_accepted(_WRITING)
         return False

@@ -65,7 +65,7 @@ class Settler:
         self.now = store.clock.now
         self.superseded = 0
         self.dead_letters = DeadLetters(store, name, self.now)
-        self.counting = Counting(store.settle_commands, store.clock)
+        self.counting = Counting(store)
         self._store = store
         self._commands = store.settle_commands
         self._clock = store.clock

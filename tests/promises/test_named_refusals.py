@@ -312,3 +312,24 @@ async def test_a_definition_that_cannot_be_used_is_logged_once(real_server, capl
     assert count(caplog, "'odd': fields=['task'] cannot be used") == 1
     assert count(caplog, "'no-tick': it has no next tick in queue:ticks", "rm no-tick") == 1
     assert count(caplog, "schedule 'good'") == 0
+
+
+async def test_counters_without_a_right(rights, caplog):
+    """The tasks run; the log says once that the monitor lacks them, and the health until they are written."""
+    ran = []
+
+    @task
+    async def plain():
+        ran.append("plain")
+
+    rights.lack("~queue:stats:workers:*")
+    async with RedisBroker(rights.url) as broker, working(broker, plain) as worker:
+        for number in range(1, 4):
+            await broker.enqueue(plain)
+            await until(lambda number=number: len(ran) == number)
+            await until(lambda: named(worker, "writing the counters"))
+            await anyio.sleep(0.2)
+        assert count(caplog, "writing the counters of this worker is refused: NOPERM", "stats:workers") == 1
+        rights.have(lambda _: True)
+        await broker.enqueue(plain)
+        await until(lambda: worker.health.refused == ())
