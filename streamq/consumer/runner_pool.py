@@ -349,7 +349,7 @@ class Runners:
         try:
             outcome = decide(
                 handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error,
-                random=self._random, run=f"task {delivery.task} {delivery.task_id}",
+                random=self._random, run=delivery,
             )  # fmt: skip
         except BaseException as broken:
             log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)

@@ -125,12 +125,12 @@ def _postpone(request: RetryLater) -> Postpone:
 
 def decide(
     policy: RetryPolicy, *, attempt: int, retries: int | None, error: BaseException, random: Uniform,
-    run: str = "a run",
+    run: object = "a run",
 ) -> Outcome:  # fmt: skip
     """Return the outcome of a delivery whose run raised this error.
 
     `attempt` counts from 1. `retries` are those of the message; None: those of the policy. Of an exception group one
-    exception decides (see `exception_groups`). `run` names the run in the log.
+    exception decides (see `exception_groups`). The `repr` of `run` names it in the log.
     """
     raised, error = error, deciding(error, policy)
     if isinstance(error, RetryLater):
@@ -138,7 +138,7 @@ def decide(
             return _postpone(error)
         except Exception as unusable:  # noqa: BLE001 - a mistake of the handler, treated as any other error
             why = type_name(unusable), str_of(unusable)
-            log.warning("%s asked to run again, and has failed: %s: %s", run, *why)
+            log.warning("%r asked to run again, and has failed: %s: %s", run, *why)
             raised = error = unusable
     match error:
         case UndecodableError() if is_of_message(error):

@@ -215,8 +215,8 @@ class RetryPolicy:
         """Return how many runs there may be after the first if a run failed with this error."""
         return next(retries for kind, retries in self._limits if isinstance(error, kind))
 
-    def delay(self, attempt: int, error: BaseException, random: Uniform, *, run: str = "a run") -> float:
-        """Return the delay (s) after this attempt failed with this error. `run` names the run in the log.
+    def delay(self, attempt: int, error: BaseException, random: Uniform, *, run: object = "a run") -> float:
+        """Return the delay (s) after this attempt failed with this error. The `repr` of `run` names it in the log.
 
         One of the user's is told of `MOST_TOLD` attempts at most. A backoff that raises, or returns what is no delay
         within its bound (`docs/bounds.md`), is logged and replaced by the default.
@@ -227,7 +227,7 @@ class RetryPolicy:
             returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
             delay = float(bounds.BACKOFF.check(returned, "the delay of a backoff"))
         except BaseException as broken:
-            log.exception("%s: backoff %r cannot be used, the default is used in its place", run, rule, error=broken)
+            log.exception("%r: backoff %r cannot be used, the default is used in its place", run, rule, error=broken)
             delay = Backoff().delay(attempt, random)
         return min(delay, self.max_backoff)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from streamq import RedisBroker, RetryLater, task
@@ -45,8 +47,8 @@ async def test_each_line_about_a_task_has_its_id(server, caplog):
         await burst(broker, odd_result, never, soon, odd_batch, takes)
     lines = caplog.text
     assert "task odd_result id-1: its result cannot be kept" in lines
-    assert "task never id-2 asked to run again, and has failed" in lines
-    assert "task soon id-3: backoff " in lines
+    assert re.search("<Delivery never id-2 .*> asked to run again, and has failed", lines)
+    assert re.search("<Delivery soon id-3 .*>: backoff ", lines)
     assert "task odd_batch id-4: its result cannot be kept" in lines
     assert "task odd_result id-5.1: task 'takes'" in lines
     about = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
