@@ -91,7 +91,7 @@ async def test_one_seed_one_course(stage):
         (Backoff(base=0, jitter=False), [0] * 5),
         (lambda attempt, error: attempt * 60, [60, 120, 180, 240, 300]),
         (lambda attempt, error: 7 if isinstance(error, OSError) else 1000, [7] * 5),
-        (lambda attempt, error: -1, [0] * 5),
+        (lambda attempt, error: 0, [0] * 5),
     ],
 )
 async def test_without_jitter(stage, backoff, delays):
