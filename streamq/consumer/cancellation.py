@@ -69,6 +69,13 @@ def belongs_to_delivery(error: BaseException) -> bool:
     return isinstance(error, Exception | SystemExit) or (isinstance(error, KeyboardInterrupt) and not _ends_program)
 
 
+def ends_nothing(error: BaseException) -> bool:
+    """Is this, raised beside a cancellation, a failure of the run alone? A group is, if all of its members are."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(ends_nothing, error.exceptions))
+    return belongs_to_delivery(error)
+
+
 def is_failure(error: BaseException) -> bool:
     """Did the handler raise this itself, and not because the run or the program ends?"""
     if isinstance(error, Exception):
@@ -77,7 +84,7 @@ def is_failure(error: BaseException) -> bool:
         return False
     if isinstance(error, BaseExceptionGroup) and error.subgroup(tuple(_ends_program)):
         return False
-    if not isinstance(error, BaseExceptionGroup | anyio.get_cancelled_exc_class()):
+    if ends_nothing(error) or not isinstance(error, BaseExceptionGroup | anyio.get_cancelled_exc_class()):
         return True
     # If no scope around this run is cancelled, the handler raised the cancellation itself.
     return anyio.current_effective_deadline() != float("-inf")

@@ -28,6 +28,7 @@ from streamq.consumer.cancellation import (
     WHILE_CANCELLED,
     belongs_to_delivery,
     cancelled_and_rest,
+    ends_nothing,
     is_cut_off,
     is_failure,
     log_cut_off,
@@ -374,7 +375,7 @@ class Runners:
                 return self._settler.dead_letters.of_cancelled(delivery)
             return self._decide(delivery, handler, without_cancellation(error))
         cancelled, rest = cancelled_and_rest(error)
-        if cancelled is None or not (rest is None or isinstance(rest, Exception)):
+        if cancelled is None or not (rest is None or ends_nothing(rest)):
             note_fatal(self._consumer.fatal, delivery, error)
             cancelled = error
         elif slot.spent and not slot.reason and handler.runner_timeout is not None:

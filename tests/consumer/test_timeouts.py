@@ -53,6 +53,17 @@ def as_it_ends(how):
                     await anyio.sleep_forever()
                 finally:
                     raise ValueError("while cleaning up")
+            case "an error and SystemExit":  # a child calls sys.exit() in a `finally`
+                try:
+                    await anyio.sleep_forever()
+                except BaseException as cancelled:  # noqa: BLE001 - raised again, in a group
+                    errors = [ValueError("while cleaning up"), SystemExit(3), cancelled]
+                    raise BaseExceptionGroup("both", errors) from None
+            case "an error and SystemExit alone":
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    raise BaseExceptionGroup("both", [ValueError("while cleaning up"), SystemExit(3)])
             case "of children":
                 async with anyio.create_task_group() as group:
                     group.start_soon(anyio.sleep_forever)
@@ -63,7 +74,15 @@ def as_it_ends(how):
 
 # What a handler raises is the worker's affair, and not the server's.
 one_server = pytest.mark.parametrize("server", ["valkey"], indirect=True)
-HOW = ["at once", "a group", "a group with an error", "an error", "of children"]
+HOW = [
+    "at once",
+    "a group",
+    "a group with an error",
+    "an error",
+    "an error and SystemExit",
+    "an error and SystemExit alone",
+    "of children",
+]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -169,7 +188,7 @@ async def test_a_run_that_lost_its_lease_whatever_the_handler_raises_then(server
         server.command("XACK", "queue:standard", "workers", entry)
         server.command("XDEL", "queue:standard", entry)
     assert dead(server) == []
-    assert ("was cancelled, and raised" in caplog.text) == (how == "a group with an error")
+    assert ("was cancelled, and raised" in caplog.text) == (how in ("a group with an error", "an error and SystemExit"))
 
 
 @one_server

@@ -197,6 +197,8 @@ async def judge(world: World, lines: Lines) -> None:
     while (missing := unended(world)) and not world.over and time.monotonic() < limit:
         await anyio.sleep(0.05)
     dead = dead_letters(world)
+    if isinstance(reply := world.command("XLEN", f"{world.namespace}:dead"), Exception):
+        world.findings.append(f"the dead letters cannot be read: {reply}")
     if missing:
         names = ", ".join(sorted(missing)[:5])
         world.findings.append(f"{len(missing)} of {len(world.accepted)} good tasks did not end in time: {names}")
@@ -217,7 +219,8 @@ async def judge(world: World, lines: Lines) -> None:
 def dead_letters(world: World) -> dict[str, str]:
     """Return the dead letters: task id to reason."""
     found = {}
-    for _, flat in world.command("XRANGE", f"{world.namespace}:dead", "-", "+") or ():
+    reply = world.command("XRANGE", f"{world.namespace}:dead", "-", "+")
+    for _, flat in () if isinstance(reply, Exception) else reply or ():
         fields = dict(zip(flat[::2], flat[1::2], strict=False))
         found[fields.get(b"task_id", b"").decode(errors="replace")] = fields.get(b"reason", b"").decode(
             errors="replace"
