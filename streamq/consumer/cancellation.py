@@ -69,6 +69,14 @@ def belongs_to_delivery(error: BaseException) -> bool:
     return isinstance(error, Exception | SystemExit) or (isinstance(error, KeyboardInterrupt) and not _ends_program)
 
 
+def asked_by_nobody(error: BaseException, requests: int) -> bool:
+    """Is this a cancellation that neither a scope nor a request to this task has caused? The class of an exception may
+    raise one when it is looked at.
+    """
+    is_cancellation = isinstance(error, anyio.get_cancelled_exc_class())
+    return is_cancellation and not requests and anyio.current_effective_deadline() != float("-inf")
+
+
 def ends_nothing(error: BaseException) -> bool:
     """Is this, raised beside a cancellation, a failure of the run alone? A group is, if all of its members are."""
     if isinstance(error, BaseExceptionGroup):

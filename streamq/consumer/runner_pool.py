@@ -26,6 +26,7 @@ from streamq.client.owner import NOWHERE, end_child
 from streamq.consumer.cancellation import (
     CANCELLED_BY_OTHERS,
     WHILE_CANCELLED,
+    asked_by_nobody,
     belongs_to_delivery,
     cancelled_and_rest,
     ends_nothing,
@@ -196,7 +197,7 @@ class Runners:
                     # Nothing else may start before this is settled: a crash of the worker would count against it.
                     await self._consumer.wait_until_settled()
             except BaseException as error:  # noqa: BLE001 - `_contain` raises what ends the run from outside
-                self._contain(delivery, error)
+                self._contain(delivery, slot, error)
             finally:
                 del running_now[delivery]
                 buffer.run_ended(delivery)
@@ -291,13 +292,13 @@ class Runners:
     def _settle(self, delivery: Delivery, outcome: Outcome, handler: Handler | None, duration: float) -> None:
         self._settler.settle(delivery, outcome, duration=duration, keep=kept_for(delivery, handler))
 
-    def _contain(self, delivery: Delivery, error: BaseException) -> None:
+    def _contain(self, delivery: Delivery, slot: Slot, error: BaseException) -> None:
         """Take what came out of a run although its handler did not raise it: a mistake of ours belongs to its delivery.
 
         Raises what ends the run, or the worker, from outside. If that is no cancellation, the delivery is not released:
         its lease ends, and a crash loop is found.
         """
-        if belongs_to_delivery(error):
+        if belongs_to_delivery(error) or asked_by_nobody(error, slot.requests()):
             self._consumer.convict(delivery, error)
             return
         if cancelled_and_rest(error)[0] is None:

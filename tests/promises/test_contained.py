@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, Worker, task
@@ -436,3 +437,45 @@ async def test_an_error_of_our_own_that_ends_workers_is_a_crash_of_what_they_hel
 def test_the_outcomes_are_still_a_closed_set():
     """So that `match` statements over them stay complete."""
     assert len(Outcome.__args__) == 6
+
+
+async def a_cancellation() -> BaseException:
+    """Return one that nobody means: it is over."""
+    kept: BaseException | None = None
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class() as error:
+            kept = error
+            raise
+    assert kept is not None
+    return kept
+
+
+@pytest.mark.parametrize("how", ["its class", "its members"])
+async def test_an_exception_that_raises_a_cancellation_when_it_is_looked_at(real_server, how):
+    """P13: it belongs to its delivery. Its task ran for ever: a worker held it that had no run of it."""
+    cancellation = await a_cancellation()
+
+    class LookedError(Exception):
+        @property
+        def __class__(self):
+            raise cancellation
+
+    class Split(ExceptionGroup):
+        def split(self, *_):
+            raise cancellation
+
+        subgroup = derive = split
+
+    @task(retries=0, result_ttl=60)
+    async def odd() -> None:
+        raise LookedError if how == "its class" else Split("odd", [ValueError("x")])
+
+    async with RedisBroker(real_server.url) as broker:
+        handle = await broker.enqueue(odd)
+        await settle_beside_good_tasks(real_server, broker, odd)
+        with pytest.raises(TaskFailedError) as failed:
+            await handle.result(timeout=1)
+    assert failed.value.reason == "internal_error"
