@@ -7,7 +7,7 @@ local now, ttl = clock(), math.max(86400, math.ceil(ARGV[3] / 1000))
 local reply, cancelled, at, refused = {whole(now)}, {}, 4, nil
 for k = 1, #KEYS, 4 do
   local in_full, kept, lost = ARGV[at] == '1', {}, {}
-  for i = at + 2, at + 1 + ARGV[at + 1] do
+  for i = at + 2, math.min(at + 1 + ARGV[at + 1], #ARGV) do
     local fine, to = pcall(function() return holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost end)
     if fine then to[#to + 1] = ARGV[i] else refused = refused or to end
   end

@@ -494,6 +494,16 @@ def test_renewal_keeps_what_is_held_and_names_what_is_lost(server):
     assert abs(int(now) - int(server.command("TIME")[0]) * 1000) < 5000
 
 
+@pytest.mark.timeout(20)
+def test_a_renewal_that_counts_more_than_it_names_ends(server):
+    """Found by the fuzzer: the server went through 2^63 ids that were not there, and nobody else was heard."""
+    prepare(server)
+    (mine,) = sent(server, 1)
+    taken(server)
+    _, lost, _ = run(server, "renew", [STREAM, ALIVE, LEASES, CRASHES], "g", "me", 30_000, 0, 2**63, mine)
+    assert lost == []
+
+
 def test_a_renewal_says_which_runs_are_to_be_cancelled(server):
     """Those that this consumer holds, until they are settled; also what another consumer has taken over since."""
     prepare(server)
