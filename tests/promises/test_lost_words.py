@@ -193,5 +193,5 @@ async def test_who_waits_while_the_channels_are_taken_away(real_server, worker_u
             await until(lambda: not real_server.command("PUBSUB", "CHANNELS"))
             await anyio.sleep(1)
             async with working(admin, add):
-                with anyio.fail_after(5):
+                with anyio.fail_after(20):
                     await ended.wait()
