@@ -70,8 +70,9 @@ def belongs_to_delivery(error: BaseException) -> bool:
 
 
 def asked_by_nobody(error: BaseException, requests: int) -> bool:
-    """Is this a cancellation that neither a scope nor a request to this task has caused? The class of an exception may
-    raise one when it is looked at.
+    """Is this a cancellation that neither a scope nor a request to this task has caused?
+
+    The class of an exception may raise one when it is looked at.
     """
     is_cancellation = isinstance(error, anyio.get_cancelled_exc_class())
     return is_cancellation and not requests and anyio.current_effective_deadline() != float("-inf")

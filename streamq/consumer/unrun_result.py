@@ -17,7 +17,7 @@ PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple,
 def refuse_unrun(task: str, returned: Any) -> None:
     """Raise TypeError if what a handler returned is a coroutine, another awaitable, or a generator.
 
-    A coroutine or a generator of which nothing has run is closed.
+    A coroutine or a generator is closed.
     """
     kind = type(returned)
     if inspect.iscoroutine(returned) or inspect.isgenerator(returned):
