@@ -33,6 +33,7 @@ from streamq.consumer.left_behind import abandoned_generators_kept
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
+from streamq.consumer.process_run import Processes
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.promoter import Promoter
 from streamq.consumer.runner_pool import Runners
@@ -143,6 +144,7 @@ class Worker:
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
         self._threads: Threads | None = None
+        self._processes = Processes()
         self._owner: Owner | None = None  # where it runs
         self._start_trouble: str | None = None  # what keeps it from the server before it has a consumer
 
@@ -158,7 +160,8 @@ class Worker:
         error, buffer = consumer.outage.error, consumer.buffer
         asked_in_vain = consumer.store.refusals.named()
         refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused, *asked_in_vain)
-        trouble = str(error) if error is not None else refused[0] if refused else threads.trouble
+        own = refused[0] if refused else threads.trouble or self._processes.trouble
+        trouble = own if error is None else str(error)
         return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
 
     def stop(self) -> None:
@@ -282,7 +285,9 @@ class Worker:
             keep=lambda delivery: runners.keep(delivery),  # noqa: PLW0108
             max_crashes=self.max_crashes, listeners=self._listeners, uniform=self._random,
         )  # fmt: skip
-        handlers = [Handler(task, self._chains[name], threads, store) for name, task in self.tasks.items()]
+        handlers = [
+            Handler(task, self._chains[name], threads, self._processes, store) for name, task in self.tasks.items()
+        ]
         runners = Runners(
             consumer, handlers, reporter=reporter, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
             listening=bool(self._listeners),

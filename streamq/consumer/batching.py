@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ import anyio.abc
 from streamq.client.owner import end_child
 from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
-from streamq.consumer.thread_start import NoThreadError
+from streamq.consumer.shortage import NotStartedError
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
@@ -92,16 +93,16 @@ class _Batch:
 class Batches:
     """The batches of one task in one worker.
 
-    `handle` runs the handler with a list of items, after `ready` has returned.
+    `handle` runs the handler with a list of items, inside of a `turn`.
     """
 
     def __init__(
         self, task: BatchTask[Any, Any], handle: Callable[[list[Any]], Awaitable[Any]], store: Store, *,
-        ready: Callable[[], Awaitable[None]] | None = None,
+        turn: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
     ) -> None:  # fmt: skip
         self._task = task
         self._call_handler = handle
-        self._ready = ready
+        self._turn = turn
         self._store = store
         self._start: Callable[[_Batch], object] | None = None
         self._open: _Batch | None = None  # the batch that the next message joins
@@ -187,15 +188,14 @@ class Batches:
         limit = min((member.limit for member in members if member.limit is not None), default=None)
         try:
             while True:
-                if self._ready is not None:
-                    await self._ready()  # not timed
-                with anyio.move_on_after(limit) as timer:
-                    try:
-                        self._assign_results(members, await self._call([member.item for member in members], timer))
-                    except NoThreadError:  # it has not begun
-                        continue
-                    return
-                break
+                async with self._turn():  # not timed
+                    with anyio.move_on_after(limit) as timer:
+                        try:
+                            self._assign_results(members, await self._call([member.item for member in members], timer))
+                        except NotStartedError:  # it has not begun
+                            continue
+                        return
+                    break
             if timer.cancelled_caught and limit is not None:
                 raise TaskTimeoutError(self._task.name, limit)  # noqa: TRY301 - handled like an error of the handler
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""What a handler in a thread calls in the event loop (`anyio.from_thread.run`), and what that leaves open.
+"""What a handler in a thread calls in the event loop (`anyio.from_thread.run`, `run_sync`), and what that leaves open.
 
 Theory. anyio makes such a call in an anyio task of its own. If that ends with a cancel scope or a task group open, trio
 ends the whole program (the task belongs to the system, and its stack of nurseries is not empty), and asyncio takes it
@@ -15,10 +15,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import anyio
 from anyio.lowlevel import EventLoopToken, current_token
 
-from streamq.consumer.left_behind import MISNESTED, RunScope
+from streamq.consumer.closed_call import call_closed
 from streamq.consumer.thread_start import Raised, returned
 from streamq.handlers.context import delivery_var
 
@@ -64,21 +63,19 @@ class _Backend:
         """Call a function in the event loop, as anyio does."""
         delivery = delivery_var.get()
         name = "" if delivery is None else delivery.task
-        return returned(self._backend.run_async_from_thread(_run_closed, (name, function, args), token))
+        return returned(self._backend.run_async_from_thread(_run, (name, function, args), token))
+
+    def run_sync_from_thread(self, function: Callable[..., Any], args: Any, token: Any) -> Any:
+        """Call a function in the event loop, in a task of its own: a scope that it leaves open is in no other task."""
+
+        async def call() -> Any:
+            return function(*args)
+
+        return self.run_async_from_thread(call, (), token)
 
 
-async def _run_closed(name: str, function: Callable[..., Awaitable[Any]], args: Any) -> Any:
-    """Call a function. Raises LeftOpenError if it leaves something open."""
-    with anyio.CancelScope() as scope:
-        run = RunScope(scope)
-        with run.watched():
-            try:
-                result = await function(*args)
-            except BaseException as error:
-                if run.inner or run.abandoned or isinstance(error, MISNESTED):
-                    raise (await run.close(name, error)) from None
-                if isinstance(error, SystemExit):  # raised in the thread: in a task it would end the loop of asyncio
-                    return Raised(error)
-                raise
-            await run.raise_left_open(name)
-            return result
+async def _run(name: str, function: Callable[..., Awaitable[Any]], args: Any) -> Any:
+    try:
+        return await call_closed(name, function, args)
+    except SystemExit as error:
+        return Raised(error)  # raised in the thread: in a task it would end the loop of asyncio

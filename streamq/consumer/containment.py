@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import anyio
 
+from streamq.consumer.closed_call import call_closed, is_left
 from streamq.consumer.left_behind import RunScope
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
@@ -26,8 +27,11 @@ async def live_forever(resident: Resident, store: Store) -> None:
     ends = _EndOfTask()
     while True:
         try:
-            return await resident.live(store)
+            await call_closed(f"{type(resident).__name__}.live", resident.live, (store,))
+            return
         except BaseException as error:
+            if is_left(ends.task):
+                raise GeneratorExit from error
             if ends.is_told_by(error):
                 raise
             failures += 1
@@ -40,24 +44,19 @@ class _EndOfTask:
     """Tells the end of the task that this is made in from what a function called there raises by itself."""
 
     def __init__(self) -> None:
-        self._task = anyio.get_current_task().id
+        self.task = anyio.get_current_task().id
         with anyio.CancelScope() as scope:  # noqa: ASYNC100 - it is entered to see its task
             self._requests = RunScope(scope).requests
         self._before = self._requests()
 
     def __repr__(self) -> str:
-        return f"<_EndOfTask {self._task}>"
+        return f"<_EndOfTask {self.task}>"
 
     def is_told_by(self, error: BaseException) -> bool:
-        """Is this the cancellation of this task or of a scope around it, or is its coroutine being closed?
+        """Is this the cancellation of this task or of a scope around it?
 
         A cancellation of something that the function awaits is its own error.
         """
-        if isinstance(error, GeneratorExit):
-            try:
-                return anyio.get_current_task().id != self._task
-            except RuntimeError:  # no event loop runs any more
-                return True
         if not isinstance(error, anyio.get_cancelled_exc_class()):
             return False
         return self._requests() > self._before or anyio.current_effective_deadline() == float("-inf")

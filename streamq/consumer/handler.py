@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 
 from streamq.consumer.batching import Batches
-from streamq.consumer.process_run import processes, run_in_process
-from streamq.consumer.thread_start import NoThreadError
+from streamq.consumer.process_run import Processes
+from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.errors import TaskTimeoutError
 from streamq.middleware import Context, MiddlewareChain
@@ -37,6 +37,7 @@ class Handler:
     """
 
     __slots__ = (
+        "_processes",
         "_store",
         "_threads",
         "_without_middleware",
@@ -48,16 +49,21 @@ class Handler:
         "task",
     )
 
-    def __init__(self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, store: Store) -> None:
+    def __init__(
+        self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, processes: Processes, store: Store
+    ) -> None:
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store
         self.default = encode_extra if task.arguments.converter is not None else None
         self._threads = threads
+        self._processes = processes
         self.batches: Batches | None = None
         if isinstance(task, BatchTask):
-            ready = threads.wait_for_thread if task.run_in == "thread" else None
-            self.batches = Batches(task, self._batch_function(), store, ready=ready)
+            turns: dict[str, Callable[[], AbstractAsyncContextManager[object]]] = {
+                "loop": nullcontext, "thread": threads.turn, "process": processes.turn
+            }  # fmt: skip
+            self.batches = Batches(task, self._batch_function(), store, turn=turns[task.run_in])
         in_loop = self.batches is None and task.run_in == "loop"
         self.runner_timeout = task.timeout if in_loop and not chain.wraps_runs else None
         self._without_middleware = self._single_call() if self.batches is None else self._batched_call(self.batches)
@@ -68,7 +74,7 @@ class Handler:
         task, store, invoke = self.task, self._store, self._function_call()
         timeout = task.timeout
         threads = self._threads if task.run_in == "thread" else None
-        turn: Callable[[], AbstractAsyncContextManager[Any]] = processes if task.run_in == "process" else nullcontext
+        turn = self._processes.turn if task.run_in == "process" else nullcontext
 
         def direct(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
             return invoke(args, kwargs) if delivery.only_basic_fields else call(delivery, args, kwargs)
@@ -98,7 +104,7 @@ class Handler:
                             if limit is None
                             else _with_timeout(limit, task.name, invoke(args, kwargs))
                         )
-                except NoThreadError:  # it has not begun
+                except NotStartedError:  # it has not begun
                     continue
 
         if self.runner_timeout is not None:
@@ -124,14 +130,13 @@ class Handler:
 
     def _batch_function(self) -> Callable[[list[Any]], Awaitable[Any]]:
         """Return the function that runs the handler of a batch with its items."""
-        function, threads, name = self.task.function, self._threads, self.task.name
+        function, threads, processes, name = self.task.function, self._threads, self._processes, self.task.name
 
         async def in_thread(items: list[Any]) -> Any:
             return await threads.run(partial(function, items))
 
         async def in_process(items: list[Any]) -> Any:
-            async with processes():
-                return await run_in_process(name, function, (items,), {}, batch=True)
+            return await processes.run(name, function, (items,), {}, batch=True)
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process
@@ -155,7 +160,7 @@ class Handler:
     def _function_call(self) -> Callable[[Sequence[Any], Mapping[str, Any]], Awaitable[Any]]:
         task = self.task
         function, arguments, converter = task.function, task.arguments, task.arguments.converter
-        threads = self._threads
+        threads, processes = self._threads, self._processes
 
         def fit(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
             if converter is not None:
@@ -179,7 +184,7 @@ class Handler:
 
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)
-            return await run_in_process(task.name, function, args, kwargs)
+            return await processes.run(task.name, function, args, kwargs)
 
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
 

@@ -21,7 +21,8 @@ from anyio.lowlevel import EventLoopToken
 from streamq.consumer.calls_from_thread import calls_closed, closing_token
 from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
-from streamq.consumer.thread_start import NoThreadError, call_in_thread, pause_after
+from streamq.consumer.shortage import NotStartedError, pause_after
+from streamq.consumer.thread_start import call_in_thread
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.handlers.context import delivery_var, store_var
@@ -187,7 +188,7 @@ class OnExhausted:
         while True:
             try:
                 return await call_in_thread(partial(_call_closed, closing_token(), function, dead), self._limiter)
-            except NoThreadError:
+            except NotStartedError:
                 failures += 1
                 await anyio.sleep(pause_after(failures))
 

@@ -6,8 +6,10 @@ of its error has.
 
 from __future__ import annotations
 
+import errno
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from typing import Any
@@ -17,39 +19,74 @@ from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
 from streamq.consumer.process_outcome import pack, receive
+from streamq.consumer.shortage import Shortage
+from streamq.consumer.thread_start import says_no_thread
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ProcessDiedError
 
+_NONE_LEFT = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))  # descriptors, processes, memory
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
 
-def processes() -> CapacityLimiter:
-    """Return what a run holds while it has a process: there are as many as the machine has cores, in one event loop.
+class Processes:
+    """The processes of handlers in one worker. There are as many at a time as the machine has cores, in one event loop.
 
-    It is taken before a timeout begins: to wait for a process is not the task's fault.
+    A run has its `turn` before its timeout begins: to wait for a process is not the task's fault.
     """
-    from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
 
-    return to_process.current_default_process_limiter()
+    def __init__(self) -> None:
+        self._shortage = Shortage("processes")
+
+    def __repr__(self) -> str:
+        return f"<Processes {self._shortage!r}>"
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps handlers from their processes, None if nothing does."""
+        return self._shortage.trouble
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold one of the processes. If the system had none for the last run, this waits before another try."""
+        from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
+
+        async with to_process.current_default_process_limiter():
+            if self._shortage.failures:
+                await self._shortage.wait()
+            yield
+
+    async def run(
+        self, task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *,
+        batch: bool = False,
+    ) -> Any:  # fmt: skip
+        """Return what the function of a task returns in a process; the caller has its `turn`.
+
+        `batch`: each item of a list that it returns has an outcome of its own.
+
+        Raises ProcessDiedError if the process ends before, and NotStartedError if the system has none: the function has
+        not begun, and the next turn waits.
+        """
+        from anyio import to_process  # noqa: PLC0415
+
+        call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
+        try:
+            sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
+        except BrokenWorkerProcess as error:
+            raise ProcessDiedError(task, _return_code(error), str_of(error)) from error
+        except (OSError, RuntimeError) as error:  # of the start: what the handler raised is in `sent`
+            if not _says_none_left(error):
+                raise
+            raise self._shortage.note(error) from error
+        self._shortage.failures = 0
+        return receive(sent)
 
 
-async def run_in_process(
-    task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: bool = False
-) -> Any:
-    """Return what the function of a task returns in a process; the caller holds one of `processes`.
+def _says_none_left(error: OSError | RuntimeError) -> bool:
+    """Is this the error of a system without another process, or without what one needs?
 
-    Raises ProcessDiedError if that ends before.
-
-    `batch`: each item of a list that it returns has an outcome of its own.
+    Before Python 3.12, asyncio starts a thread for each process.
     """
-    from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
-
-    call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
-    try:
-        sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
-    except BrokenWorkerProcess as error:
-        raise ProcessDiedError(task, _return_code(error), str_of(error)) from error
-    return receive(sent)
+    return error.errno in _NONE_LEFT if isinstance(error, OSError) else says_no_thread(error)
 
 
 def _return_code(error: BrokenWorkerProcess) -> int | None:

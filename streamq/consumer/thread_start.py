@@ -1,23 +1,13 @@
-"""Starting threads where the system may have none left (RLIMIT_NPROC, a cgroup's pids.max, no memory for a stack).
-
-That is a state of the machine, and no fault of the task that needs the thread. So it waits until there is one.
-"""
+"""Calls in threads, where the system may have none left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import anyio.to_thread
 
-from streamq.tasks.retry_policy import Backoff
-
-LONGEST_PAUSE: Final = 1.0  # seconds until the next try
-_PAUSE: Final = Backoff(base=0.05, factor=2.0, cap=LONGEST_PAUSE)
-
-
-class NoThreadError(Exception):
-    """Raised if the system has no thread for a call. The call has not begun."""
+from streamq.consumer.shortage import NotStartedError
 
 
 class Raised:
@@ -39,7 +29,7 @@ def returned(outcome: Any) -> Any:
 async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
     """Call a function in a thread. A cancellation does not wait for it.
 
-    Raises NoThreadError if the system has no thread for it.
+    Raises NotStartedError if the system has no thread for it.
     """
     begun = False
 
@@ -56,15 +46,10 @@ async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter
     except RuntimeError as error:
         if begun or not says_no_thread(error):
             raise
-        raise NoThreadError(str(error)) from error
+        raise NotStartedError(str(error)) from error
     return returned(outcome)
 
 
 def says_no_thread(error: RuntimeError) -> bool:
     """Return whether an error is that of a system without another thread."""
     return "start new thread" in str(error)  # CPython has no class for it
-
-
-def pause_after(failures: int) -> float:
-    """Return the seconds until the next try, after so many failures."""
-    return _PAUSE.ceiling(failures)

@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -22,7 +23,8 @@ from anyio.lowlevel import EventLoopToken
 
 from streamq.client.owner import end_child
 from streamq.consumer.calls_from_thread import THREAD, closing_token
-from streamq.consumer.thread_start import LONGEST_PAUSE, NoThreadError, Raised, pause_after, returned, says_no_thread
+from streamq.consumer.shortage import Shortage
+from streamq.consumer.thread_start import Raised, returned, says_no_thread
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
@@ -106,9 +108,7 @@ class Threads:
         self._stopping: set[_ThreadRun] = set()
         self._some_stopping = anyio.Event()
         self._freed = anyio.Event()
-        self._failures = 0  # threads in a row that the system did not start
-        self._failed_at = -math.inf
-        self._why = ""
+        self._shortage = Shortage("threads")
         self._token: EventLoopToken | None = None  # of the event loop that it belongs to
         # This class limits: anyio's limiter counts an abandoned thread under trio, and forgets it under asyncio.
         self._unlimited = anyio.CapacityLimiter(math.inf)
@@ -119,9 +119,7 @@ class Threads:
     @property
     def trouble(self) -> str | None:
         """What keeps handlers from their threads, None if nothing does."""
-        if self._failures and anyio.current_time() < self._failed_at + 2 * LONGEST_PAUSE:
-            return f"the system has no more threads ({self._why}); handlers in threads wait for one"
-        return None
+        return self._shortage.trouble
 
     async def wait_for_thread(self) -> None:
         """Wait until a thread is free. It is not reserved: `run` takes one.
@@ -129,8 +127,8 @@ class Threads:
         There are as many threads as runners, so this only waits for threads that were told to stop, and for a system
         that has no more of them. Raises RetryLater if none is free for 5 s.
         """
-        if self._failures:
-            await anyio.sleep(self._failed_at + pause_after(self._failures) - anyio.current_time())
+        if self._shortage.failures:
+            await self._shortage.wait()
         if len(self._busy) < self._limit:
             return
         with anyio.move_on_after(WAIT_FOR_THREAD):
@@ -139,10 +137,16 @@ class Threads:
             return
         raise RetryLater(f"no thread is free: {len(self._stopping)} were told to stop and go on", after=_RETRY_AFTER)
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait until a thread is free, as `wait_for_thread`."""
+        await self.wait_for_thread()
+        yield
+
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call a function in a thread; if this is cancelled, tell the thread to stop and do not wait for it.
 
-        Raises NoThreadError if the system has no thread for it: then it has not begun, and `wait_for_thread` waits.
+        Raises NotStartedError if the system has no thread for it: then it has not begun, and `wait_for_thread` waits.
         """
         if self._token is None:
             self._token = closing_token()
@@ -153,10 +157,9 @@ class Threads:
         except RuntimeError as error:
             if run.begun or not says_no_thread(error):
                 raise
-            self._note_failure(error)
-            raise NoThreadError(str(error)) from error
+            raise self._shortage.note(error) from error
         else:
-            self._failures = 0
+            self._shortage.failures = 0
             return returned(outcome)
         finally:
             if run.tell_to_stop():
@@ -181,13 +184,6 @@ class Threads:
                 elif not run.logged and now - run.stop_requested_at >= LOG_AFTER:
                     run.logged = True
                     self._log_late(run)
-
-    def _note_failure(self, error: RuntimeError) -> None:
-        self._why = str(error)
-        self._failed_at = anyio.current_time()
-        self._failures += 1
-        if self._failures == 1:
-            log.warning("the system has no more threads (%s): handlers in threads wait for one", error)
 
     def _free(self, run: _ThreadRun) -> None:
         self._busy.discard(run)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.tasks.arguments import Arguments, Converter
-from streamq.tasks.decorator import task
+from streamq.tasks.decorator import check_options, task
 from streamq.tasks.exhausted import Exhausted
 from streamq.tasks.options import OptionValues, merge
 from streamq.tasks.retry_policy import BackoffLike, RetriesLike
@@ -180,6 +180,8 @@ def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[TaskSet
 
     Raises TaskNameError for a name that cannot be used, ConfigurationError for any other value.
     """
+    # `cron` is refused with a reason of its own, below the name of the task.
+    check_options("@batch_task", settings.keys() - {"cron"}, ("size", "wait", *TaskSettings.__annotations__))
     return _Decorator(Batch(size, wait), settings)
 
 

@@ -78,10 +78,14 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
 
     Raises TaskNameError for a name that cannot be used, ConfigurationError for any other value.
     """
-    known = _make.__kwdefaults__ or {}
-    if unknown := ", ".join(sorted(settings.keys() - known.keys())):
-        raise ConfigurationError(f"@task has no option {unknown}: it has {', '.join(known)}")
+    check_options("@task", settings, _make.__kwdefaults__ or {})
     return _Decorator(**settings) if function is None else _make(function, **settings)
+
+
+def check_options(decorator: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigurationError, which names them, for options that a decorator does not have."""
+    if unknown := ", ".join(sorted({*given} - {*known})):
+        raise ConfigurationError(f"{decorator} has no option {unknown}: it has {', '.join(known)}")
 
 
 def _make(

@@ -103,3 +103,28 @@ async def test_its_own_errors_come_out_as_they_are(anyio_backend):
                 await (await broker.enqueue(calls, name)).result(timeout=5)
             assert caught.value.error_type == kind
         assert await (await broker.enqueue(gets_back, "")).result(timeout=5) == "FINE"
+
+
+def sync_scope_left_open() -> None:
+    anyio.CancelScope().__enter__()
+
+
+def sync_exits() -> None:
+    raise SystemExit(3)
+
+
+@task(retries=0, result_ttl=60)
+def calls_sync(name: str) -> object:
+    return anyio.from_thread.run_sync(globals()[name])
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("sync_scope_left_open", "streamq.errors.LeftOpenError"), ("sync_exits", "SystemExit"),
+])  # fmt: skip
+async def test_what_a_sync_call_leaves_open_or_raises_is_its_own(anyio_backend, name, kind):
+    """An exit ended the loop of asyncio, and a scope was that of trio's own task."""
+    async with RedisBroker("memory://") as broker, working(broker, calls_sync, gets_back):
+        with pytest.raises(TaskFailedError) as caught:
+            await (await broker.enqueue(calls_sync, name)).result(timeout=5)
+        assert caught.value.error_type == kind
+        assert await (await broker.enqueue(gets_back, "")).result(timeout=5) == "FINE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import Any
 
 import anyio
@@ -92,6 +93,60 @@ async def test_whatever_it_raises_it_is_started_again(anyio_backend_name, what):
         await broker.enqueue(good, 1)
         await until(lambda: ran == [1])
     assert middleware.ended == 1
+
+
+async def numbers() -> Any:
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        yield 1
+
+
+async def abandons_a_generator() -> None:
+    async for _ in numbers():
+        break
+
+
+async def leaves_a_scope_open() -> None:
+    anyio.CancelScope().__enter__()
+
+
+async def leaves_a_group_open() -> None:
+    group = anyio.create_task_group()
+    await group.__aenter__()
+    group.start_soon(anyio.sleep_forever)
+
+
+async def leaves_a_group_open_and_raises() -> None:
+    await leaves_a_group_open()
+    raise LookupError("own")
+
+
+LEAVE = (abandons_a_generator, leaves_a_scope_open, leaves_a_group_open, leaves_a_group_open_and_raises)
+
+
+@pytest.mark.parametrize("leave", LEAVE)
+@pytest.mark.parametrize("then", ["returns", "raises"])
+async def test_what_it_leaves_open_is_closed_and_the_worker_runs_on(anyio_backend, caplog, leave, then):
+    """The worker ended with it, and under trio the whole program."""
+    ran.clear()
+
+    class Leaves(Lives):
+        async def live(self, _: Any) -> None:
+            self.lives += 1
+            if self.lives > 2:
+                await anyio.sleep_forever()
+            await leave()
+            await anyio.sleep(0.01)
+            if then == "raises":
+                raise ValueError("later")
+
+    middleware = Leaves(None)
+    async with RedisBroker("memory://") as broker, working(broker, good, middleware=MiddlewareChain(middleware)):
+        await until(lambda: middleware.lives == 3)
+        gc.collect()
+        await broker.enqueue(good, 1)
+        await until(lambda: ran == [1])
+    assert "Leaves.live" in caplog.text or "own" in caplog.text or "later" in caplog.text
 
 
 async def test_a_real_cancellation_ends_it(anyio_backend):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pickle
+import resource
 import subprocess
 import time
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio import to_process
 
 from streamq import RedisBroker, Worker, batch_task, task
-from streamq.consumer.process_run import processes
 from streamq.errors import ProcessDiedError
 from tests.at_work import burst, dead
 
@@ -140,7 +143,91 @@ async def test_the_wait_for_a_process_is_not_timed(anyio_backend: str) -> None:
     """There are as many as cores: of tasks that came together most were dead without a run."""
     async with RedisBroker(f"memory://turns-{anyio_backend}") as broker:
         handles = await broker.enqueue_many([takes_three_seconds.call(number) for number in range(4)])
-        processes().total_tokens = 1
+        to_process.current_default_process_limiter().total_tokens = 1
         with anyio.fail_after(60):
             await Worker(broker, [takes_three_seconds], burst=True).run()
         assert [await handle.result(timeout=1) for handle in handles] == list(range(4))
+
+
+@batch_task(size=1, wait=0.01, run_in="process", retries=0, timeout=5, result_ttl=60)
+def batch_takes_two_seconds(numbers: list[int]) -> list[int]:
+    time.sleep(2)
+    return numbers
+
+
+async def test_neither_is_that_of_a_batch(anyio_backend: str) -> None:
+    """It was."""
+    async with RedisBroker(f"memory://batch-turns-{anyio_backend}") as broker:
+        handles = await broker.enqueue_many([batch_takes_two_seconds.call(number) for number in range(4)])
+        to_process.current_default_process_limiter().total_tokens = 1
+        with anyio.fail_after(60):
+            await Worker(broker, [batch_takes_two_seconds], burst=True).run()
+        assert [await handle.result(timeout=1) for handle in handles] == list(range(4))
+
+
+@task(run_in="process", retries=0, timeout=20, result_ttl=60)
+def doubled(number: int) -> int:
+    return 2 * number
+
+
+@batch_task(size=2, wait=0.01, run_in="process", retries=0, timeout=20, result_ttl=60)
+def doubled_batch(numbers: list[int]) -> list[int]:
+    return [2 * number for number in numbers]
+
+
+@pytest.mark.parametrize("named", [doubled, doubled_batch], ids=["task", "batch"])
+@pytest.mark.parametrize("limit", ["descriptors", "memory"])
+async def test_a_process_that_the_system_does_not_have_is_waited_for(anyio_backend, monkeypatch, caplog, named, limit):
+    """The task has not failed: it spends no attempt. Health and log say why."""
+    open_process, refused = anyio.open_process, [4]
+
+    async def no_process(*args, **options):
+        if refused[0]:
+            refused[0] -= 1
+            raise OSError(errno.EMFILE if limit == "descriptors" else errno.ENOMEM, "none is left")
+        return await open_process(*args, **options)
+
+    monkeypatch.setattr(to_process, "open_process", no_process)
+    async with RedisBroker(f"memory://{named.name}-{limit}-{anyio_backend}") as broker:
+        handle = await broker.enqueue(named, 21)
+        async with anyio.create_task_group() as group:
+            worker = Worker(broker, [named])
+            await group.start(worker.run)
+            with anyio.fail_after(20):
+                while worker.health.trouble is None:
+                    await anyio.sleep(0.001)
+                assert "no more processes" in worker.health.trouble
+                assert await handle.result() == 42
+            assert worker.health.trouble is None
+            worker.stop()
+    assert not refused[0]
+    assert len([record for record in caplog.records if "no more processes" in record.message]) == 1
+
+
+async def test_real_descriptors_that_are_used_up_are_waited_for(anyio_backend):
+    """As above, with a limit of the system itself."""
+    async with RedisBroker(f"memory://descriptors-{anyio_backend}") as broker, anyio.create_task_group() as group:
+        worker = Worker(broker, [doubled])
+        await group.start(worker.run)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        handle = await broker.enqueue(doubled, 21)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 1, hard))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            with anyio.fail_after(20):
+                while worker.health.trouble is None:
+                    await anyio.sleep(0.001)
+        finally:
+            for one in held:
+                os.close(one)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with anyio.fail_after(20):
+            assert await handle.result() == 42
+        worker.stop()
+
+
+def _highest_descriptor() -> int:
+    return max(int(one.name) for one in Path("/proc/self/fd").iterdir())

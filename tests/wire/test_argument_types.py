@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streamq import Backoff, Cron, Delays, Inbox, RedisBroker, Tier, Worker, group, task
+from streamq import Backoff, Cron, Delays, Inbox, RedisBroker, Tier, Worker, batch_task, group, task
 from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import CircuitOpenError, ConfigurationError, StreamqError, TaskNameError
 from streamq.handlers.progress import Report
@@ -148,6 +148,8 @@ def test_task_names_the_options_that_it_has():
     """Already where it is called, and not where it decorates."""
     with pytest.raises(ConfigurationError, match="@task has no option nosuch, what: it has name, retries, "):
         task(nosuch=1, what=2)  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match="@batch_task has no option max_wait: it has size, wait, name, retr"):
+        batch_task(max_wait=1)  # type: ignore[call-arg]
 
 
 async def test_counts_and_reasons_of_reads_are_checked(anyio_backend: str):

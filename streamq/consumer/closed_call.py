@@ -1,0 +1,36 @@
+"""A call of the user's code, in the task of the caller, that leaves no cancel scope and no task group open in it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import anyio
+
+from streamq.consumer.left_behind import MISNESTED, RunScope
+
+
+async def call_closed(name: str, function: Callable[..., Awaitable[Any]], args: Iterable[Any]) -> Any:
+    """Call a function. Raises LeftOpenError, which says `name`, if it leaves something open: that is closed."""
+    task = anyio.get_current_task().id
+    with anyio.CancelScope() as scope:
+        run = RunScope(scope)
+        with run.watched():
+            try:
+                result = await function(*args)
+            except BaseException as error:
+                if is_left(task):  # this coroutine is being closed: it may await nothing
+                    raise GeneratorExit from error
+                if run.inner or run.abandoned or isinstance(error, MISNESTED):
+                    raise (await run.close(name, error)) from None
+                raise
+            await run.raise_left_open(name)
+            return result
+
+
+def is_left(task: int) -> bool:
+    """Is a coroutine of this task being closed, by another task or when no event loop runs any more?"""
+    try:
+        return anyio.get_current_task().id != task
+    except RuntimeError:
+        return True
