@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 import anyio.abc
 
-from streamq.client import Client, Resources
+from streamq.client import Client, Resources, refuse_in_loading_process
 from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
@@ -121,6 +121,7 @@ class RedisBroker:
     async def __aenter__(self) -> Self:
         if self._resources is not None:
             raise ConfigurationError(f"{self!r} is open already: open a broker once")
+        refuse_in_loading_process("a broker")
         resources = self._resources = Resources()
         self._opened_by = anyio.get_current_task().id
         try:

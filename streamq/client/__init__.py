@@ -8,7 +8,7 @@ from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resourc
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
 from streamq.client.dial import Dial
-from streamq.client.owner import Owner, scheduler
+from streamq.client.owner import Owner, refuse_in_loading_process, scheduler
 from streamq.client.pipeline import Pipeline
 from streamq.client.resp_codec import Command, OutcomeUnknown, pack_one
 from streamq.client.scripts import Script
@@ -31,5 +31,6 @@ __all__ = [
     "ServerFeatures",
     "Subscriber",
     "pack_one",
+    "refuse_in_loading_process",
     "scheduler",
 ]

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from anyio.lowlevel import current_token
 
-from streamq.errors import WrongLoopError
+from streamq.errors import ConfigurationError, WrongLoopError
 
 NOWHERE: Final = -1  # the id of no thread: that of an owner in the child of a fork
 _EPOLL: Final = "anon_inode:[eventpoll]"
@@ -32,6 +32,19 @@ class ForkedSocket(Protocol):
     """A socket that a fork must not leave open in the child."""
 
     def close_in_child(self) -> None: ...
+
+
+def refuse_in_loading_process(what: str) -> None:
+    """Raise ConfigurationError in a process of `run_in="process"` that loads the main module of its program again.
+
+    What a script without a guard does there would be done twice: tasks sent, a worker run in the process of a handler.
+    anyio takes the main module away while it loads it.
+    """
+    if sys.modules.get("__main__") is None:
+        raise ConfigurationError(
+            f'a process of run_in="process" loads the main module of its program again, which must not open {what} '
+            'then: guard what the script does with `if __name__ == "__main__":`'
+        )
 
 
 class Owner:

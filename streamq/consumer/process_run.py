@@ -7,6 +7,7 @@ of its error has.
 from __future__ import annotations
 
 import errno
+import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,14 +15,14 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from anyio import BrokenWorkerProcess, CapacityLimiter
+from anyio import BrokenWorkerProcess, CapacityLimiter, EndOfStream, IncompleteRead
 from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
 from streamq.consumer.process_outcome import pack, receive
 from streamq.consumer.shortage import Shortage
 from streamq.consumer.thread_start import says_no_thread
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ProcessDiedError
 
 _NONE_LEFT = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))  # descriptors, processes, memory
@@ -72,7 +73,7 @@ class Processes:
         try:
             sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
         except BrokenWorkerProcess as error:
-            raise ProcessDiedError(task, _return_code(error), str_of(error)) from error
+            raise ProcessDiedError(task, _return_code(error), _reason(error)) from error
         except (OSError, RuntimeError) as error:  # of the start: what the handler raised is in `sent`
             if not _says_none_left(error):
                 raise
@@ -87,6 +88,19 @@ def _says_none_left(error: OSError | RuntimeError) -> bool:
     Before Python 3.12, asyncio starts a thread for each process.
     """
     return error.errno in _NONE_LEFT if isinstance(error, OSError) else says_no_thread(error)
+
+
+def _reason(error: BrokenWorkerProcess) -> str:
+    """Return why a process broke, as far as anyio's error tells."""
+    cause = error.__cause__
+    if not str_of(error).startswith("Error during worker process init"):
+        return str_of(error)
+    if isinstance(cause, TimeoutError):
+        return "it did not start within 20 s"
+    if cause is None or isinstance(cause, BrokenWorkerProcess | EndOfStream | IncompleteRead):
+        return "it ended as it started"
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return f"it could not load the main module of the program, {main}: {type_name(cause)}: {str_of(cause)}"
 
 
 def _return_code(error: BrokenWorkerProcess) -> int | None:

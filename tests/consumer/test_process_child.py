@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -231,3 +232,31 @@ async def test_real_descriptors_that_are_used_up_are_waited_for(anyio_backend):
 
 def _highest_descriptor() -> int:
     return max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+
+
+UNGUARDED = """
+import anyio
+from streamq import RedisBroker, Worker, task
+from streamq.dead_letter import DeadLetterQueue
+
+@task(run_in="process", retries=0)
+def square(number: int) -> int:
+    return number * number
+
+async def main() -> None:
+    async with RedisBroker("memory://") as broker:
+        await broker.enqueue(square, 3)
+        await Worker(broker, [square], burst=True).run()
+        print(*[letter.error for letter in await DeadLetterQueue(broker=broker).peek()])
+
+anyio.run(main, backend="BACKEND")
+"""
+
+
+def test_a_script_without_a_guard_is_told_so(anyio_backend_name, tmp_path):
+    """A process loads the main module again; the program would be run again in it, with its tasks and its worker."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED.replace("BACKEND", anyio_backend_name))
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert f"could not load the main module of the program, {script}: streamq.errors.Conf" in ended.stdout
+    assert 'guard what the script does with `if __name__ == "__main__":`' in ended.stdout
