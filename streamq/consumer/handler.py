@@ -17,6 +17,7 @@ from streamq.consumer.batching import Batches
 from streamq.consumer.process_run import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
+from streamq.consumer.unrun_result import PLAIN, awaited
 from streamq.errors import TaskTimeoutError
 from streamq.middleware import Context, MiddlewareChain
 from streamq.queue.store import Store
@@ -133,7 +134,8 @@ class Handler:
         function, threads, processes, name = self.task.function, self._threads, self._processes, self.task.name
 
         async def in_thread(items: list[Any]) -> Any:
-            return await threads.run(partial(function, items))
+            results = await threads.run(partial(function, items))
+            return results if type(results) in PLAIN else await awaited(results)
 
         async def in_process(items: list[Any]) -> Any:
             return await processes.run(name, function, (items,), {}, batch=True)
@@ -179,8 +181,8 @@ class Handler:
 
         async def in_thread(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)
-            call = partial(function, *args, **kwargs)
-            return await threads.run(call)
+            result = await threads.run(partial(function, *args, **kwargs))
+            return result if type(result) in PLAIN else await awaited(result)
 
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)

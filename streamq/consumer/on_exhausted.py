@@ -7,7 +7,6 @@ its connection, and the worker may die, so a function is called at most once.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -29,6 +28,7 @@ from streamq.handlers.context import delivery_var, store_var
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.function import is_async
 from streamq.tasks.outcome import DeadLetter, Reason
 from streamq.tasks.task import Task
 from streamq.wire.delivery import Delivery
@@ -172,7 +172,7 @@ class OnExhausted:
     async def _call_timed(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
         try:
             with anyio.fail_after(CALL_TIMEOUT):
-                if _is_async(function):
+                if is_async(function):
                     returned = function(dead)
                 else:
                     returned = await self._call_in_thread(function, dead)
@@ -196,7 +196,3 @@ class OnExhausted:
 def _call_closed(token: EventLoopToken, function: Callable[[Exhausted], object], dead: Exhausted) -> object:
     with calls_closed(token):
         return function(dead)
-
-
-def _is_async(function: Any) -> bool:
-    return any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004

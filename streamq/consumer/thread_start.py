@@ -19,11 +19,20 @@ class Raised:
         self.error = error
 
 
+class Boxed:
+    """What a function in a thread returned and what a backend might look at: trio refuses a coroutine."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def returned(outcome: Any) -> Any:
     """Return what a function in a thread returned, or raise what it raised."""
     if type(outcome) is Raised:
         raise outcome.error
-    return outcome
+    return outcome.value if type(outcome) is Boxed else outcome
 
 
 async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
@@ -37,7 +46,7 @@ async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter
         nonlocal begun
         begun = True
         try:
-            return call()
+            return Boxed(call())
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
             return Raised(error)
 

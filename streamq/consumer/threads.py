@@ -24,8 +24,8 @@ from anyio.lowlevel import EventLoopToken
 from streamq.client.owner import end_child
 from streamq.consumer.calls_from_thread import THREAD, closing_token
 from streamq.consumer.shortage import Shortage
-from streamq.consumer.thread_start import Raised, returned, says_no_thread
-from streamq.consumer.unrun_result import PLAIN, refuse_unrun
+from streamq.consumer.thread_start import Boxed, Raised, returned, says_no_thread
+from streamq.consumer.unrun_result import PLAIN
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
@@ -81,7 +81,7 @@ class _ThreadRun:
         try:
             result = self._call()
             if type(result) not in PLAIN:
-                refuse_unrun(self.delivery.task if self.delivery is not None else "", result)
+                result = Boxed(result)
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
             return Raised(error)
         finally:

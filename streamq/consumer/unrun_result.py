@@ -1,7 +1,8 @@
 """A handler that returned something which has not run: a coroutine that nobody awaited, a generator that nobody asked.
 
-Its task would be acknowledged although nothing of it ran. A sync decorator around an async function does this, and so
-does an async one that forgets to await.
+Its task would be acknowledged although nothing of it ran. A sync decorator around an async function returns its
+coroutine, and so do a lambda and a callable object: a thread has run them, and the event loop runs what they returned.
+An async function that forgets to await, and whatever returns a generator, has failed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ from typing import Any, Final
 
 # What most handlers return; their classes need no look.
 PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
+
+
+async def awaited(returned: Any) -> Any:
+    """Await what a function in a thread returned, if it is a coroutine or another awaitable."""
+    if inspect.iscoroutine(returned) or hasattr(type(returned), "__await__"):
+        return await returned
+    return returned
 
 
 def refuse_unrun(task: str, returned: Any) -> None:

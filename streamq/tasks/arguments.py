@@ -15,6 +15,7 @@ from typing import Any
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError
+from streamq.tasks.function import written
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -96,7 +97,7 @@ class Converter:
             return args, kwargs
 
         try:
-            hints = typing.get_type_hints(function, include_extras=True)
+            hints = typing.get_type_hints(written(function), include_extras=True)
         except (NameError, AttributeError, TypeError, SyntaxError) as error:
             remedy = "import it where the module runs (not under TYPE_CHECKING), or use @task(validate=False)"
             raise ArgumentsError(name, f"an annotation cannot be read: {error}; {remedy}") from error
@@ -105,7 +106,7 @@ class Converter:
         parameters = [p.replace(annotation=hints.get(p.name, p.empty)) for p in signature.parameters.values()]
         returned.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         returned.__annotations__ = hints
-        returned.__module__ = function.__module__
+        returned.__module__ = written(function).__module__
         self._name = name
         self._positional = [p.name for p in parameters if p.kind in _POSITIONAL]
         try:

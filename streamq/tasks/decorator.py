@@ -5,7 +5,6 @@ The checks are here, at the declaration, so that a mistake is found when the mod
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, overload
@@ -15,6 +14,7 @@ from streamq.errors import ArgumentsError, ConfigurationError, TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.function import check_function, check_importable, function_of, is_async, name_of
 from streamq.tasks.retry_policy import DEFAULT_RETRIES, LONGEST, Backoff, BackoffLike, RetriesLike, RetryPolicy
 from streamq.tasks.task import AsyncTask, RunIn, SyncTask, Task
 from streamq.wire import bounds
@@ -98,13 +98,17 @@ def _make(
     middleware: Iterable[Any] = (), on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None,
     cron: str | Cron | Iterable[str | Cron] = (),
 ) -> Task[Any, Any]:  # fmt: skip
-    named = _checked_name(function, name)
-    # An object whose __call__ is async is an async function as well.
-    is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
-    place: RunIn = run_in or ("loop" if is_async else "thread")
-    if place not in ("loop", "thread", "process") or is_async != (place == "loop"):
-        wanted = "'loop'" if is_async else "'thread' or 'process'"
+    function = function_of(function)
+    named = name_of(function) if name is None else name
+    check_name("task", named, what="@task(name=...)", error=TaskNameError)
+    check_function(function, named)
+    in_loop = is_async(function)
+    place: RunIn = run_in or ("loop" if in_loop else "thread")
+    if place not in ("loop", "thread", "process") or in_loop != (place == "loop"):
+        wanted = "'loop'" if in_loop else "'thread' or 'process'"
         raise ConfigurationError(f"task {named!r} has run_in={repr_of(run_in)}: its function wants {wanted}")
+    if place == "process":
+        check_importable(function, named)
     limit = None if timeout is None else bounds.TASK_TIMEOUT.check(timeout, f"task {named!r}: timeout")
     keep = None if result_ttl is None else bounds.TASK_RESULT_TTL.check(result_ttl, f"task {named!r}: result_ttl")
     if priority is not None:
@@ -120,25 +124,12 @@ def _make(
     links = check_items(f"task {named!r}: middleware", middleware, "a list of middleware")
     _check_middleware(named, links)
     _check_on_exhausted(named, on_exhausted)
-    kind = AsyncTask if is_async else SyncTask
+    kind = AsyncTask if in_loop else SyncTask
     return kind(
         function, named, policy, limit, keep, priority, place,
         Arguments(named, function, validate=validate), middleware=links, on_exhausted=on_exhausted,
         cron=_crons(named, cron),
     )  # fmt: skip
-
-
-def _checked_name(function: Any, name: str | None) -> str:
-    """Return the name of the task. Raises ConfigurationError for an object that is no function, TaskNameError."""
-    if not callable(function) or isinstance(function, type | Task):
-        raise ConfigurationError(f"@task is for functions, not for {repr_of(function)}")
-    named = name if name is not None else getattr(function, "__name__", "")
-    check_name("task", named, what="@task(name=...)", error=TaskNameError)
-    if named == "<lambda>":
-        raise TaskNameError("a lambda has no name: give @task(name=...)")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(f"task {named!r} is a generator function: a task returns once")
-    return named
 
 
 def _check_middleware(name: str, links: Iterable[Any]) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, Unpack
+from types import CodeType
+from typing import Any, ClassVar, Generic, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from streamq.errors import ConfigurationError, TaskNameError
 from streamq.tasks.arguments import Arguments
 from streamq.tasks.cron import Cron
 from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.function import annotations_of, code_of, found_by_name
 from streamq.tasks.options import NO_OPTIONS, Options, OptionValues, merge
 from streamq.tasks.retry_policy import RetryPolicy
 from streamq.wire.argument_types import check_items
@@ -48,8 +50,12 @@ class TaskRef:
         return Call(self, args, kwargs)
 
 
+class _HasAttributes:
+    """Gives tasks, whose fields are slots, attributes that their class has, too: `__doc__`, `__module__`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Task(Generic[P, R]):
+class Task(_HasAttributes, Generic[P, R]):
     """A function that workers run, with its name and its policy. `@task` makes it.
 
     `timeout` (s) limits a run. `result_ttl` (s) is how long a result is kept, None: no result is kept. `run_in` is
@@ -75,17 +81,63 @@ class Task(Generic[P, R]):
         """Call the function itself, in this process."""
         return self.function(*args, **kwargs)
 
+    # --- what its function shows -----------------------------------------------------------
+
+    def __post_init__(self) -> None:
+        """Show what the class has, too, as the function has it."""
+        shown = vars(self)
+        shown["__qualname__"] = getattr(self.function, "__qualname__", self.name)
+        shown["__module__"] = getattr(self.function, "__module__", None)
+        shown["__doc__"] = getattr(self.function, "__doc__", None)
+        shown["__annotations__"] = annotations_of(self.function)
+
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         return self.function
 
     @property
     def __name__(self) -> str:
-        return self.name
+        found = getattr(self.function, "__name__", None)
+        return found if isinstance(found, str) else self.name
+
+    @property
+    def __code__(self) -> CodeType:
+        return code_of(self.function)
+
+    @property
+    def __defaults__(self) -> tuple[Any, ...] | None:
+        return getattr(self.function, "__defaults__", None)
+
+    @property
+    def __kwdefaults__(self) -> dict[str, Any] | None:
+        return getattr(self.function, "__kwdefaults__", None)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle the task by the name of its function. Raises TypeError if it is not found there."""
+        qualname: str = vars(self)["__qualname__"]
+        found = found_by_name(self.__module__, qualname)
+        if found is self:
+            return qualname
+        if isinstance(found, Task) and found.function is self.function:
+            return _with_options, (found, self.send_options)
+        raise TypeError(
+            f"task {self.name!r} cannot be pickled: it is not found as {self.__module__}.{qualname}; "
+            "define it at the top of a module, under the name of its function"
+        )
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the task with its arguments, for `enqueue_many`, `start` and `schedule`."""
         return Call(self, args, kwargs)
+
+
+def _with_options(task: Task[P, R], options: Options) -> Task[P, R]:
+    return replace(task, send_options=options)
 
 
 class AsyncTask(Task[P, R]):

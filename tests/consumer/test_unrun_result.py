@@ -54,17 +54,20 @@ async def async_rows(number):
 class Later:
     """Neither a coroutine nor a generator, but awaitable."""
 
+    def __init__(self, number):
+        self.number = number
+
     def __await__(self):
         yield
 
 
 UNRUN = {
-    "a coroutine": (sync(body), "coroutine"),
     "a coroutine in the loop": (forgetful(body), "coroutine"),
     "a generator": (sync(rows), "generator"),
     "a generator in the loop": (forgetful(rows), "generator"),
     "an async generator": (sync(async_rows), "async_generator"),
-    "an awaitable": (lambda number: Later(), "Later"),
+    "an awaitable in the loop": (forgetful(Later), "Later"),
+    "a coroutine of a coroutine": (sync(forgetful(body)), "coroutine"),
 }
 
 
