@@ -202,6 +202,8 @@ class Worker:
             async with self._lifespan(self) if self._lifespan else nullcontext() as state:
                 try:
                     await self._work(state, task_status)
+                except BrokerError as error:  # a task group of the lifespan would wrap it
+                    failed = error
                 except BaseExceptionGroup as group:
                     failed = single_exception(group)
                     if failed is group:

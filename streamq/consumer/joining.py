@@ -43,7 +43,8 @@ async def create_groups(store: Store, note: Callable[[BrokerError | None], None]
             await anyio.sleep(_PAUSE)
         else:
             if refused is not None:
-                log.warning("the server refuses writes (%s); the consumer groups exist, so this starts", refused)
+                what = "this user may not create groups" if refused.code == "NOPERM" else "the server refuses writes"
+                log.warning("%s (%s); the consumer groups exist, so this starts", what, refused)
             note(None)
             return
 

@@ -93,10 +93,14 @@ class LeaseKeeper:
             await anyio.sleep(max(0.0, pause))
 
     async def renew(self) -> None:
-        """Renew every lease once; drop the deliveries whose lease was lost."""
-        await self._renewing.carry_out(self._renew)
-        if not self._consumer.is_registered and self._renewing.error is not None:
-            raise self._renewing.error  # in every tier: this consumer cannot begin
+        """Renew every lease once; drop the deliveries whose lease was lost.
+
+        Raises BrokerError if the server cannot be used, or if this consumer cannot begin: every tier is refused.
+        """
+        if self._consumer.is_registered:
+            await self._renewing.carry_out(self._renew)
+        else:
+            await self._renewing.begin(self._renew)
 
     async def _renew(self, tiers: list[int]) -> None:
         consumer = self._consumer

@@ -35,7 +35,6 @@ class TierRefusals:
         uniform: random.Random,
     ) -> None:
         self.refused: dict[int, float] = {}
-        self.error: BrokerError | None = None  # the latest
         self._names = [f"{what} {stream}" for stream in streams]
         self._outage = outage
         self._clock = clock
@@ -48,7 +47,6 @@ class TierRefusals:
 
     def note_refused(self, tier: int, error: BrokerError) -> None:
         """Note that the step of this tier alone was refused."""
-        self.error = error
         self._streaks[tier] += 1
         pause = _PAUSE.ceiling(self._streaks[tier]) * self._random.uniform(0.75, 1.0)
         self.refused[tier] = self._clock.elapsed() + pause
@@ -86,6 +84,30 @@ class TierRefusals:
             await self._try(step, sound)
         for tier in due:
             await self._try(step, [tier])
+
+    async def begin(self, step: Callable[[list[int]], Awaitable[object]]) -> None:
+        """Do as `carry_out`, for a step without which the consumer cannot begin. Raises the error if no tier takes it.
+
+        Then no tier is named: nothing goes on, and the caller says so.
+        """
+        every, refused = list(range(len(self._names))), list[tuple[int, BrokerError]]()
+        for tiers in (every, *([tier] for tier in every)):
+            try:
+                await step(tiers)
+            except BrokerError as error:
+                if concerns_server(error) or len(every) == 1:
+                    raise
+                if error.code == "NOGROUP":
+                    await self._restore()
+                refused += [(tiers[0], error)] if len(tiers) == 1 else []
+            else:
+                self.note_accepted(tiers)
+                if tiers is every:
+                    return
+        if len(refused) == len(every):
+            raise refused[0][1]
+        for tier, why in refused:
+            self.note_refused(tier, why)
 
     async def _try(self, step: Callable[[list[int]], Awaitable[object]], tiers: list[int]) -> None:
         try:

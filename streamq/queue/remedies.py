@@ -14,6 +14,7 @@ WRITABLE_DISK: Final = "look for errors such as 'No space left' in the server's 
 MORE_REPLICAS: Final = "start the replicas, or redis-cli CONFIG SET min-replicas-to-write 0"
 LOADED: Final = "wait until it has loaded its data, and run this again"
 _LOG_IN_NAMED: Final = "; write user and password into the URL"  # the client says it
+_KEY_NAMED: Final = "; rename that key, or choose another namespace"  # `Store.ensure_groups` says it
 _BY_CODE: Final = {
     "NOAUTH": LOG_IN,
     "WRONGPASS": LOG_IN,
@@ -39,4 +40,4 @@ def remedy_of(error: BrokerError) -> str:
         return "" if names_tls_remedy(text) else START_SERVER
     if _LOG_IN_NAMED in text:
         return "give it with --url or STREAMQ_URL"
-    return _BY_CODE.get(error.code, "")
+    return "" if _KEY_NAMED in text else _BY_CODE.get(error.code, "")

@@ -151,6 +151,38 @@ def test_wrong_password_and_missing_rights(start, url, shared_server):
     assert "'streamq doctor --role ROLE' as this user (ROLE is producer, worker, monitor or operator)" in refused
 
 
+GROUPED = """
+import contextlib, anyio
+from app import send
+
+@contextlib.asynccontextmanager
+async def lifespan(worker):
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        yield
+        group.cancel_scope.cancel()
+"""
+
+
+@pytest.mark.parametrize("options", [["--backend", "asyncio"], ["--backend", "trio"], ["-p", "2"]])
+def test_a_worker_that_cannot_begin_says_why_in_one_line(start, app, options):
+    """A missing right, and a key of another type: no traceback, also with a lifespan, and no restarts with -p."""
+    (app / "grouped.py").write_text(GROUPED)
+    with fresh_server("valkey") as server:
+        for tier in ("critical", "standard", "bulk"):
+            server.command("XGROUP", "CREATE", f"queue:{tier}", "workers", "0", "MKSTREAM")
+        server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all", "-evalsha")
+        bob = server.url.replace("unix://", "unix://bob:right@")
+        refused = one_line(start("worker", "grouped", "--log-level", "warning", "--url", bob, *options))
+        server.command("SET", "queue:dead", "text")
+        other = one_line(start("worker", "grouped", "--log-level", "warning", "--url", server.url, *options))
+    assert "NOPERM" in refused
+    assert "run 'streamq doctor --role worker' as this user" in refused
+    assert "everything else goes on" not in refused
+    assert "the key 'queue:dead' is no stream" in other
+    assert other.count("namespace") == 1
+
+
 def test_no_user_where_the_user_default_is_off(streamq):
     """One remedy, which works: a password alone would be that of the user who is off."""
     with fresh_server("valkey") as server:

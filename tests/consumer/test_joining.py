@@ -157,13 +157,53 @@ async def test_what_waiting_does_not_help_is_raised(server, code):
         assert caught.value.code == code
 
 
+@asynccontextmanager
+async def grouped(worker):
+    """A lifespan with a task group, which wraps every error that it sees."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        yield
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("code", ["NOPERM", "WRONGTYPE"])
+async def test_a_worker_that_cannot_begin_raises_one_error_and_says_nothing_else(server, code, caplog):
+    """Not that everything else goes on, and no group of exceptions: the caller has one error with key and remedy."""
+    async with with_groups(server, 0):
+        server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all")
+        if code == "NOPERM":
+            server.command("ACL", "SETUSER", "bob", "-evalsha")
+        else:
+            server.command("DEL", "queue:standard")
+            server.command("SET", "queue:standard", "text")
+        async with RedisBroker(server.url.replace("unix://", "unix://bob:right@")) as broker:
+            with pytest.raises(BrokerError, match=r"queue:(critical|standard)") as caught, anyio.fail_after(10):
+                await Worker(broker, [note], lifespan=grouped).run()
+    assert caught.value.code == code
+    assert ("run 'streamq doctor --role worker'" in str(caught.value)) == (code == "NOPERM")
+    assert caplog.messages == []
+
+
+async def test_a_tier_that_is_refused_at_the_start_is_named_and_the_others_are_served(server, caplog):
+    """The worker begins with those that it may serve."""
+    async with with_groups(server, 1):
+        some = ("~queue:[^b]*", "~queue:bulk", "~queue:bulk:delayed*")
+        server.command("ACL", "SETUSER", "bob", "on", ">right", "&*", "+@all", *some)
+        async with RedisBroker(server.url.replace("unix://", "unix://bob:right@")) as broker:
+            await Worker(broker, [note], burst=True).run()
+    assert runs == [0]
+    assert [line for line in caplog.messages if "renewing the leases of queue:bulk is refused: NOPERM" in line]
+    assert not [line for line in caplog.messages if "renewing the leases of queue:standard" in line]
+
+
 async def test_a_right_that_is_not_needed_is_named_with_key_and_remedy(server, caplog):
     """The groups exist, so the worker starts. What it says is what every missing right says."""
     async with with_groups(server, 0):
         server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all", "-xgroup")
         async with RedisBroker(server.url.replace("unix://", "unix://bob:right@")) as broker:
             await Worker(broker, [note], burst=True).run()
-    (line,) = [line for line in caplog.messages if "refuses writes" in line]
+    (line,) = [line for line in caplog.messages if "may not create groups" in line]
+    assert "the server refuses" not in line  # it is the right of this user
     assert "XGROUP CREATE on queue:critical; run 'streamq doctor --role worker' as this user" in line
     assert line.endswith("; the consumer groups exist, so this starts")
 
