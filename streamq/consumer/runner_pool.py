@@ -40,6 +40,7 @@ from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.left_behind import HOOKS, MISNESTED, filters, restore_hooks, take_requests
+from streamq.consumer.outcome_log import log_outcome
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.run_result import DONE, kept_for, success
@@ -356,7 +357,7 @@ class Runners:
         except BaseException as broken:
             log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
             return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
-        log.info("task %s %s: %r: %s", delivery.task, delivery.task_id, error, type(outcome).__name__)
+        log_outcome(delivery, error, outcome)
         return outcome
 
     async def _failed(

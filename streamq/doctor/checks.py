@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from streamq.doctor import (
+    circuit_checks,
     data_checks,
     delay_checks,
     key_checks,
@@ -26,6 +27,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     stream_checks.key_types, stream_checks.streams, stream_checks.used_up,
     worker_checks.workers, worker_checks.crashes,
     delay_checks.delayed, delay_checks.schedules, delay_checks.dead_letters,
+    circuit_checks.circuits,
     signature_checks.signatures,
     key_checks.keys, key_checks.values, server_checks.not_asked,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from streamq.doctor.finding import Finding, Report
 from streamq.doctor.finding_codes import make_finding
 from streamq.doctor.observations import Observations, Rights
 from streamq.doctor.queries import NOT_READY, Queries
+from streamq.doctor.read_circuits import read_circuits
 from streamq.doctor.read_keys import read_keys
 from streamq.doctor.read_rights import read_rights
 from streamq.doctor.read_server import read_server
@@ -72,6 +73,7 @@ async def observe(
     observed = Observations(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
+        circuits=await read_circuits(queries, now),
         late_schedules=late, late_causes=await read_late_causes(queries, late) if late else {},
         signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
         scan=scanned,

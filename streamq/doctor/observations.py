@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamq.middleware.circuit_view import StoredCircuit
 from streamq.wire.acl import escaped
 from streamq.wire.keys import RELEASED_CONSUMER, TierKeys
 
@@ -213,6 +214,7 @@ class Observations:
     dead: DeadLetters = DeadLetters()
     late_schedules: Mapping[str, float] = field(default_factory=dict)
     late_causes: Mapping[str, LateCause] = field(default_factory=dict)
+    circuits: tuple[StoredCircuit, ...] = ()  # that are not closed
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
     foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write

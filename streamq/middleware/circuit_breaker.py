@@ -1,8 +1,8 @@
 """`CircuitBreaker`: stop calling what is broken, and find out carefully whether it works again.
 
 It has three uses: middleware, decorator, context manager. `circuit_registry` keeps the circuits,
-`circuit_state_machine` has their rules (pure), `circuit_fleet` carries them out in Redis, `circuit_report` writes what
-the monitor shows.
+`circuit_state_machine` has their rules (pure), `circuit_fleet` carries them out in Redis, `circuit_log` says in the log
+that one opens or closes, `circuit_report` writes what the monitor shows.
 
 No library does all of this. purgatory and circuitbreaker let any number of probes through, and let calls that began
 before the circuit opened decide. The async side of pybreaker is tornado's, that of aiobreaker (2021) is asyncio's.
@@ -26,6 +26,7 @@ from streamq.errors import CircuitOpenError, ConfigurationError, Reject, RetryLa
 from streamq.handlers.context import store_var
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.circuit_fleet import SequenceNumber
+from streamq.middleware.circuit_log import CircuitLog
 from streamq.middleware.circuit_registry import Circuits, FleetCircuits, LocalCircuits, RunningCall
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
@@ -121,9 +122,9 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
         self._random = uniform
         instance = secrets.token_urlsafe(4)
         self._reporter = CircuitReporter(name, settings.reset_timeout, instance)
-        fleet = scope == "fleet"
-        local = LocalCircuits(settings, clock, instance, None if fleet else self._reporter)
-        self._circuits: Circuits = FleetCircuits(name, settings, clock, local) if fleet else local
+        fleet, said = scope == "fleet", CircuitLog(name, failure_threshold, clock)
+        local = LocalCircuits(settings, clock, instance, None if fleet else self._reporter, said)
+        self._circuits: Circuits = FleetCircuits(name, settings, clock, local, said) if fleet else local
 
     def __repr__(self) -> str:
         named = f" {self.name}" if self.name else ""

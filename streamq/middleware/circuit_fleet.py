@@ -56,7 +56,7 @@ class FleetCircuit:
         self.name = name
         self._settings = settings
         self._keep_ms = _ms(2 * settings.reset_timeout + settings.window + KEEP_UNUSED)
-        self._period = 0
+        self.period = 0  # counts the changes of state, as this process knows them
         self._failed_at = ""
         self._view = CircuitView()
         self._elapsed: Callable[[], float] = SYSTEM.elapsed
@@ -89,6 +89,11 @@ class FleetCircuit:
             return CircuitView(State.HALF_OPEN, view.failures, view.last_failure, view.since)
         return view
 
+    @property
+    def retry_after(self) -> float:
+        """In how many seconds an open circuit lets a call through."""
+        return self._half_open_at - self._elapsed()
+
     async def enter(self, store: Store, number: SequenceNumber) -> Admitted | Postponed:
         """Ask the server to let a call through. Raises BrokerError if the server cannot be used."""
         self._elapsed = store.clock.elapsed
@@ -100,7 +105,7 @@ class FleetCircuit:
             self._keep_ms, number.incarnation, number.value,
         )]  # fmt: skip
         if self._unsent_successes and self._must_send(store):
-            commands.insert(0, self._leave_command(store, self._period, CallOutcome.IGNORED))
+            commands.insert(0, self._leave_command(store, self.period, CallOutcome.IGNORED))
         now, *fields, value, began, base, due = (await store.call(commands))[-1]
         self._update(store, now, fields)
         if due:
@@ -113,7 +118,7 @@ class FleetCircuit:
             ))  # fmt: skip
             return Postponed((float(due) - now) / 1000, value, incarnation.decode())
         self._running += 1
-        return Admitted(self._period, float(began) if began else None)
+        return Admitted(self.period, float(began) if began else None)
 
     async def leave(
         self, store: Store, admitted: Admitted, outcome: CallOutcome, error: BaseException | None
@@ -124,7 +129,7 @@ class FleetCircuit:
         """
         self._running -= 1
         self._used = self._elapsed()
-        if admitted.period != self._period:
+        if admitted.period != self.period:
             return False
         if admitted.probe is None and not self._changes_circuit(store, outcome):
             return False
@@ -180,7 +185,7 @@ class FleetCircuit:
     def _update(self, store: Store, now: int, fields: list[Any], error: BaseException | None = None) -> None:
         """Take in the fields of the circuit at the server's time `now` (ms)."""
         state, period, failures, since, error_type, text, failed_at = fields
-        if period != self._period:
+        if period != self.period:
             self._unsent_successes = 0
         last = self._view.last_failure
         stamp = str(stored_count(failed_at) or "")
@@ -191,7 +196,7 @@ class FleetCircuit:
                 last = remembered(error, at)
             elif stamp:
                 last = RemoteFailureError(_text(error_type), _text(text), at)
-        self._period, self._failed_at = period, stamp
+        self.period, self._failed_at = period, stamp
         began = stored_count(since, most=now) or 0  # somebody else's value is read around, as the scripts do it
         known = State(state.decode()) if state in _STATES else State.CLOSED
         self._view = CircuitView(known, failures, last, stored_time(began) if began else None)

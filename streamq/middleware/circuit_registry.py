@@ -16,6 +16,7 @@ import anyio
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.middleware.circuit_fleet import FleetCircuit, SequenceNumber
+from streamq.middleware.circuit_log import CircuitLog
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
 from streamq.middleware.circuit_state_machine import NEW, Admitted, CallOutcome, Circuit, Postponed
@@ -57,13 +58,17 @@ class Circuits(Protocol):
 class LocalCircuits:
     """Circuits of this process. `reporter` reports changes of state to the monitor; without one nothing is reported.
 
+    `said` names those that open and close in the log.
     `incarnation` marks the sequence numbers of this object: those of another process mean nothing here.
     """
 
     def __init__(
-        self, settings: CircuitSettings, clock: Callable[[], float], incarnation: str, reporter: CircuitReporter | None
-    ) -> None:
+        self, settings: CircuitSettings, clock: Callable[[], float], incarnation: str,
+        reporter: CircuitReporter | None, said: CircuitLog,
+    ) -> None:  # fmt: skip
         self._clock = clock
+        self._retry_after = settings.reset_timeout
+        self._said = said
         self._incarnation = incarnation
         self._reporter = reporter
         self._circuits = PerKey(
@@ -100,7 +105,10 @@ class LocalCircuits:
     def count(self, key: str, outcome: CallOutcome, error: BaseException | None) -> None:
         """Count how a call ended that another circuit let through."""
         circuit = self._circuits.get(key)
-        circuit.leave(self._clock(), Admitted(circuit.period), outcome, error and remembered(error))
+        period = circuit.period
+        circuit.leave(self._clock(), Admitted(period), outcome, error and remembered(error))
+        if circuit.period != period:
+            self._said.note(key, _view(circuit, self._clock()), self._retry_after)
 
     async def refresh(self, key: str, store: Store | None) -> None:
         """Do nothing: what this process knows is all there is."""
@@ -111,20 +119,24 @@ class LocalCircuits:
         return {key: _view(circuit, now) for key, circuit in self._circuits.items()}
 
     async def _report(self, call: _LocalCall) -> None:
+        view = _view(call.circuit, self._clock())
+        self._said.note(call.key, view, self._retry_after)
         if self._reporter is not None and call.store is not None:
-            await self._reporter.report(call.key, _view(call.circuit, self._clock()), call.store)
+            await self._reporter.report(call.key, view, call.store)
 
 
 class FleetCircuits:
     """Circuits in Redis. While the server cannot be used, circuits of this process (`local`) decide."""
 
     def __init__(
-        self, breaker: str, settings: CircuitSettings, clock: Callable[[], float], local: LocalCircuits
-    ) -> None:
+        self, breaker: str, settings: CircuitSettings, clock: Callable[[], float], local: LocalCircuits,
+        said: CircuitLog,
+    ) -> None:  # fmt: skip
         self._breaker = breaker
         self._settings = settings
         self._clock = clock
         self._local = local
+        self._said = said
         self._leaving = f"the report of a call to circuit breaker {breaker!r}"
         self._ask_server_at = -math.inf  # after a server that could not be used, on that clock
         self._circuits = PerKey(
@@ -140,6 +152,7 @@ class FleetCircuits:
         Raises ConfigurationError if the circuit has no name, or if there is no store.
         """
         circuit, store = self._circuits.get(key), self._required(store)
+        period = circuit.period
         if self._clock() >= self._ask_server_at:
             try:
                 answer = await circuit.enter(store, number)
@@ -148,6 +161,8 @@ class FleetCircuits:
             else:
                 if store.refusals:
                     store.refusals.note_accepted(f"circuit breaker {self._breaker!r}", key)
+                if circuit.period != period or self._said.open:
+                    self._said.note(key, circuit.view(), circuit.retry_after)
                 return answer if isinstance(answer, Postponed) else _FleetCall(self, key, circuit, answer, store)
         return await self._local.enter(key, store, number)
 
@@ -156,6 +171,7 @@ class FleetCircuits:
 
         Shielded: a probe makes room and a success counts even if the run is being cancelled.
         """
+        period = call.circuit.period
         with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE_WITHIN):
             try:
                 sent = await call.circuit.leave(call.store, call.admitted, outcome, error)
@@ -165,6 +181,8 @@ class FleetCircuits:
             else:
                 if sent and call.store.refusals:
                     call.store.refusals.note_accepted(self._leaving, call.key)
+                if call.circuit.period != period:
+                    self._said.note(call.key, call.circuit.view(), call.circuit.retry_after)
 
     async def refresh(self, key: str, store: Store | None) -> None:
         """Ask the server for the state of a circuit.

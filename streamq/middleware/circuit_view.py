@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Self
 
 from streamq.clock import SYSTEM
 from streamq.errors import StreamqError
 from streamq.middleware.circuit_state_machine import State
 from streamq.tasks.outcome import failure_of
 from streamq.wire.names import SEPARATOR, qualified
+from streamq.wire.stored_numbers import stored_count, stored_time
 
 MAX_INDEXED: Final = 1000  # circuits in the index that the monitor reads; it has those that are not closed
 MAX_TEXT: Final = 500  # characters of the type and of the text of an error in Redis
+_NOT_CLOSED: Final = frozenset({State.OPEN, State.HALF_OPEN})
 
 
 class RemoteFailureError(StreamqError):
@@ -44,6 +47,33 @@ class CircuitView:
     failures: int = 0
     last_failure: BaseException | None = None
     since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCircuit:
+    """A circuit in Redis that is not closed, as people read it. `worker` is None for one of the fleet."""
+
+    name: str
+    worker: str | None
+    state: State
+    failures: int
+    error_type: str
+    error: str
+    since: datetime
+
+    @classmethod
+    def read(cls, key: str, flat: Sequence[bytes] | None) -> Self | None:
+        """Return the circuit of a hash, None if it is gone or closed. `key` is its name in Redis."""
+        texts = [part.decode(errors="replace") for part in flat or ()]
+        fields = dict(zip(texts[::2], texts[1::2], strict=True))
+        if fields.get("state") not in _NOT_CLOSED:
+            return None
+        return cls(
+            name=fields.get("name", shown_name(key)), worker=fields.get("worker"), state=State(fields["state"]),
+            failures=stored_count(fields.get("failures")) or 0,
+            error_type=fields.get("error_type", "")[:MAX_TEXT], error=fields.get("error", "")[:MAX_TEXT],
+            since=stored_time(fields.get("since")) or datetime.fromtimestamp(0, UTC),
+        )  # fmt: skip
 
 
 def circuit_name(breaker: str, key: str) -> str:

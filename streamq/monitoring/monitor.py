@@ -23,7 +23,7 @@ from typing import Any
 from streamq.broker import RedisBroker
 from streamq.client import Command
 from streamq.errors import BrokerError
-from streamq.middleware.circuit_view import MAX_TEXT, shown_name
+from streamq.middleware.circuit_view import StoredCircuit
 from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
 from streamq.queue.server_errors import translated
 from streamq.wire import bounds
@@ -31,14 +31,13 @@ from streamq.wire.argument_types import check_type
 from streamq.wire.counters import DROPPED, Counters, stored_dropped, unpack
 from streamq.wire.keys import RELEASED_CONSUMER, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
-from streamq.wire.stored_numbers import LAST_MS, stored_count, stored_time
+from streamq.wire.stored_numbers import LAST_MS
 
 _MIN_COVERED = 1.0  # seconds: a shorter time would make the rate of a few tasks look huge
 _MAX_CIRCUITS = 100  # most circuits in a snapshot: those that changed last
 _COMMANDS_PER_TIER = 5  # commands of the first round trip for each tier
 _ABSENT_ERRORS = ("no such key", "NOGROUP")
 _READ_AROUND = ("ZRANGE", "HGETALL")  # heartbeats, circuits, counters: without them the other figures are right
-_STATES = ("open", "half_open")
 
 
 @dataclass(slots=True)
@@ -244,16 +243,13 @@ def _consumers(now: float, tiers: list[_TierState]) -> Iterator[ConsumerMetrics]
 
 def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
     """Return a circuit from the fields of its hash, None if it is gone or closed."""
-    texts = [part.decode(errors="replace") for part in flat or ()]
-    fields = dict(zip(texts[::2], texts[1::2], strict=True))
-    if fields.get("state") not in _STATES:
+    found = StoredCircuit.read(key, flat)
+    if found is None:
         return None
     return CircuitMetrics(
-        name=fields.get("name", shown_name(key)), scope="process" if "worker" in fields else "fleet",
-        worker=fields.get("worker"),
-        state=fields["state"], failures=stored_count(fields.get("failures")) or 0,
-        error_type=fields.get("error_type", "")[:MAX_TEXT], error=fields.get("error", "")[:MAX_TEXT],
-        since=stored_time(fields.get("since")) or datetime.fromtimestamp(0, UTC),
+        name=found.name, scope="process" if found.worker is not None else "fleet", worker=found.worker,
+        state=found.state.value, failures=found.failures, error_type=found.error_type, error=found.error,
+        since=found.since,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.errors import CircuitOpenError, ConfigurationError
 from streamq.middleware import CircuitBreaker, Context, MiddlewareChain, RemoteFailureError
+from streamq.middleware.circuit_log import CircuitLog
 from streamq.middleware.circuit_registry import LocalCircuits
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
@@ -327,7 +328,8 @@ async def test_a_circuit_keeps_no_frames_of_what_failed(real_server, scope, erro
 def test_a_circuit_that_nobody_uses_is_forgotten():
     """Also one that has failed, or is open: its key may never come again."""
     clock = Clock()
-    circuits = LocalCircuits(CircuitSettings(failure_threshold=1, reset_timeout=10.0), clock, "here", None)
+    settings = CircuitSettings(failure_threshold=1, reset_timeout=10.0)
+    circuits = LocalCircuits(settings, clock, "here", None, CircuitLog("", 1, clock))
     for at in range(50):
         circuits.count(f"old {at}", CallOutcome.FAILED, OSError())
     clock.now += 2 * 10.0 + 60 + 3601
