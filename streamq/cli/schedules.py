@@ -49,9 +49,7 @@ def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         output.result(_HEADER)
     for schedule in found:
         output.result(_row(schedule))
-    overdue = sum(schedule.overdue for schedule in found)
-    late = f", {overdue} overdue: no running worker sends their ticks" if overdue else ""
-    output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{late}")
+    output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{_late(found)}")
 
 
 @schedules.command(no_args_is_help=True, short_help="Remove schedules.")
@@ -83,9 +81,18 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     ctx.exit(int(not all(removed.values())))
 
 
+def _late(found: list[Schedule]) -> str:
+    """Return how many schedules do not tick, and why, as the end of a sentence."""
+    unusable = sum(bool(schedule.problem) for schedule in found)
+    others = sum(schedule.overdue and not schedule.problem for schedule in found)
+    late = f", {others} overdue: no running worker sends their ticks" if others else ""
+    return late + (f", {unusable} that cannot tick: store anew, or remove (streamq schedules rm)" if unusable else "")
+
+
 def _row(schedule: Schedule) -> str:
     source = "code" if schedule.declared else "stored"
-    when = f"{schedule.expression} {schedule.tz}" + (", overdue" if schedule.overdue else "")
+    when = f"{schedule.expression} {schedule.tz}" if schedule.expression else ""
+    when = ", ".join(filter(None, (when, "overdue" * schedule.overdue, schedule.problem)))
     return (
         f"{_time_text(schedule.next):<19}  {_time_text(schedule.last):<19}  "
         f"{schedule.name:<20}  {schedule.task:<20}  {source:<8}  {when}"

@@ -74,7 +74,7 @@ async def observe(
         now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
         circuits=await read_circuits(queries, now),
-        late_schedules=late, late_causes=await read_late_causes(queries, late) if late else {},
+        late_schedules=late, late_causes=await read_late_causes(queries, late, now) if late else {},
         signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
         scan=scanned,
     )  # fmt: skip

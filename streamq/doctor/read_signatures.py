@@ -15,6 +15,7 @@ import orjson
 from streamq.doctor.observations import LateCause, Signatures
 from streamq.doctor.queries import Queries, pairs, rows, text
 from streamq.errors import SignatureError
+from streamq.queue.schedule_problem import problem_of_ticks
 from streamq.queue.schedules import ScheduleDefinition
 from streamq.wire.delivery import Delivery
 from streamq.wire.signing import SIG, signature_of_result
@@ -120,7 +121,7 @@ async def _check_schedules(queries: Queries, refused: dict[str, str]) -> None:
             refused[f"{key} {name}"] = _cause(queries, definition.sig.encode() or None)
 
 
-async def read_late_causes(queries: Queries, late: Collection[str]) -> dict[str, LateCause]:
+async def read_late_causes(queries: Queries, late: Collection[str], now: float) -> dict[str, LateCause]:
     """Return why these schedules are not ticked, where their definitions tell."""
     causes = {}
     for name, packed in pairs(await queries.one("HGETALL", queries.store.keys.schedules)).items():
@@ -136,6 +137,10 @@ async def read_late_causes(queries: Queries, late: Collection[str]) -> dict[str,
                 definition.check_signature(queries.store.signer)
             except SignatureError:
                 causes[name] = LateCause(_cause(queries, definition.sig.encode() or None), refused=True)
+        if name in causes or isinstance(definition, str):
+            continue
+        if problem := problem_of_ticks(definition.cron, definition.tz, now):
+            causes[name] = LateCause(problem, refused=False)
     return causes
 
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import ConfigurationError
-from streamq.tasks.cron import MISSED
+from streamq.errors import ConfigurationError, MissingExtraError
+from streamq.tasks.cron import MISSED, next_tick
 from streamq.wire import bounds
 from streamq.wire.message import dumps
 from streamq.wire.names import is_name
@@ -48,6 +48,17 @@ def problem_of(name: str, found: Mapping[str, Any]) -> str | None:
     if found["missed"] not in MISSED:
         return _cannot("missed", found, f"one of {', '.join(MISSED)}")
     return _problem_of_message(found)
+
+
+def problem_of_ticks(cron: str, tz: str, now: float) -> str:
+    """Return why a schedule has no tick after `now` (Unix seconds); empty if it has, or without the parser."""
+    try:
+        following = next_tick(cron, tz, now)
+    except ConfigurationError as error:
+        return str(error)
+    except MissingExtraError:
+        return ""
+    return f"cron={repr_of(cron)} never ticks: there is no such day" if following is None else ""
 
 
 def _problem_of_message(found: Mapping[str, Any]) -> str | None:

@@ -18,8 +18,8 @@ import anyio.lowlevel
 
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import ConfigurationError, EncodingError, UndecodableError
-from streamq.queue.schedule_problem import problem_of, read_definition
+from streamq.errors import ConfigurationError, EncodingError, SignatureError, UndecodableError
+from streamq.queue.schedule_problem import problem_of, problem_of_ticks, read_definition
 from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
 from streamq.scripts import step
@@ -42,8 +42,9 @@ class Schedule:
 
     `next` and `last` are aware datetimes in UTC: the next tick, and the last tick that was sent. `declared`: it comes
     from `@task(cron=...)`; the others were stored by `RedisBroker.schedule`. `overdue`: the next tick is in the past
-    and was not sent; for a declared schedule this means that no running worker has it in its code. `task` is empty if
-    the definition cannot be read.
+    and was not sent; for a declared schedule this means that no running worker has it in its code. `problem` says why
+    no worker can send its ticks: its definition cannot be used, or its signature is refused by the keys of this broker.
+    It is empty if none is known. `task` is empty if the definition cannot be read.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Schedule:
     next: datetime | None
     last: datetime | None
     overdue: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,25 +318,38 @@ async def list_schedules(store: Store) -> list[Schedule]:
     """Return all schedules, by the time of their next ticks."""
     now, stored, (ticked,) = await _read(store, ("HGETALL", store.keys.ticked))
     last = dict(_pairs(ticked))
-    found = [_described(one, now, last.get(one.name.encode())) for one in stored]
+    found = [_described(one, now, last.get(one.name.encode()), store.signer) for one in stored]
     return sorted(found, key=lambda one: (one.next is None, one.next or 0, one.name))
 
 
-def _described(stored: StoredSchedule, now: int, last: bytes | None) -> Schedule:
+def _described(stored: StoredSchedule, now: int, last: bytes | None, signer: Signer | None) -> Schedule:
     due = None if stored.due is None or stored.due >= NEVER else _moment(stored.due)
     overdue = stored.due is not None and stored.due < now - ON_TIME * 1000
     sent = _moment(int(last)) if last is not None and last.isdigit() and len(last) < 20 else None
     one = stored.definition
     if one is None:
-        return Schedule(stored.name, "", "UTC", "", [], {}, "last", True, False, due, sent, overdue)
+        return Schedule(
+            stored.name, "", "UTC", "", [], {}, "last", True, False, due, sent, overdue, stored.problem
+        )  # fmt: skip
     delivery = Delivery(0, "", b"0-0", [part.encode() for part in one.fields])
     try:
         args, kwargs = delivery.args, delivery.kwargs
     except UndecodableError:
         args, kwargs = [], {}
     return Schedule(
-        stored.name, one.cron, one.tz, one.task, args, kwargs, one.missed, one.overlap, one.declared, due, sent, overdue
-    )
+        stored.name, one.cron, one.tz, one.task, args, kwargs, one.missed, one.overlap, one.declared, due, sent,
+        overdue, _problem(one, signer, now / 1000) if overdue else "",
+    )  # fmt: skip
+
+
+def _problem(one: ScheduleDefinition, signer: Signer | None, now: float) -> str:
+    """Return why no worker sends the ticks of this definition; empty if that is not known."""
+    try:
+        if not one.declared:  # workers sign anew what their code declares
+            one.check_signature(signer)
+    except SignatureError as error:
+        return str(error)
+    return problem_of_ticks(one.cron, one.tz, now)
 
 
 def _moment(ms: int) -> datetime:

@@ -20,6 +20,30 @@ def put(server, name, due, **changes):
 
 
 @pytest.mark.slow
+def test_why_one_does_not_tick(streamq, valkey):
+    """Each cause by itself: a worker may well run while a definition cannot be used, or its signature is refused."""
+    put(valkey, "late", 1_767_225_600_000)
+    valkey.command("HSET", "queue:schedules", "odd", '{"task":"send"}', "rubbish", "{")
+    for name in ("odd", "rubbish"):
+        valkey.command("ZADD", "queue:ticks", 1_767_225_600_001, name)
+    code, output = streamq("schedules", "ls", "--url", valkey.url)
+    _, late, odd, rubbish, summary = output.splitlines()
+    assert code == 0
+    assert late.endswith("  0 3 * * * Europe/Berlin, overdue")
+    assert odd.endswith("  overdue, it has no field 'cron'")
+    assert "overdue, it is not JSON: " in rubbish
+    assert summary == (
+        "queue:schedules holds 3 schedules, 1 overdue: no running worker sends their ticks, 2 that cannot tick: "
+        "store anew, or remove (streamq schedules rm)"
+    )
+    keys = {"STREAMQ_SIGNING_KEYS": "k1=" + "aa" * 32}
+    code, output = streamq("schedules", "ls", "--json", "--url", valkey.url, env=keys)
+    problems = {one["name"]: one["problem"] for one in map(json.loads, output.splitlines())}
+    assert "sign" in problems["late"]
+    assert problems["odd"] == "it has no field 'cron'"
+
+
+@pytest.mark.slow
 def test_listed_and_removed(streamq, valkey):
     """The next tick first, overdue ones too, also as JSON. `rm` exits with 1 if a name is unknown."""
     put(valkey, "far", 4_000_000_000_000)
@@ -29,9 +53,9 @@ def test_listed_and_removed(streamq, valkey):
     assert code == 0
     assert lines[0].startswith("NEXT (UTC)")
     assert lines[1].split()[:6] == ["2026-01-01", "00:00:00", "never", "late", "send", "code"]
-    assert lines[1].endswith("  bad\\x1b[31m Europe/Berlin, overdue")
+    assert "  bad\\x1b[31m Europe/Berlin, overdue, cron expression 'bad\\x1b[31m' cannot be used: " in lines[1]
     assert lines[2].split()[:5] == ["2096-10-02", "07:06:40", "never", "far", "send"]
-    assert lines[3] == "queue:schedules holds 2 schedules, 1 overdue: no running worker sends their ticks"
+    assert lines[3].startswith("queue:schedules holds 2 schedules, 1 that cannot tick: store anew, or remove")
 
     code, output = streamq("schedules", "ls", "--json", "--url", valkey.url)
     late, far = map(json.loads, output.splitlines())

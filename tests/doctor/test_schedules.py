@@ -50,6 +50,13 @@ async def test_the_cause_is_named(server, anyio_backend):
     assert finding.message.endswith("the others: no running worker knows them")
     assert "store anew, or remove: streamq schedules rm odd;" in finding.remedy
     assert finding.remedy.endswith("start a worker that knows them, or remove them: streamq schedules rm late")
+    put(server, "never", -95)
+    bad = '{"cron":"0 0 31 2 *","task":"t","stream":"queue:bulk","fields":["task","t"]}'
+    server.command("HSET", "queue:schedules", "never", bad)
+    finding = one(await examined(server.url), "schedules_overdue")
+    assert "never: cron expression '0 0 31 2 *' cannot be used" in finding.message
+    server.command("HDEL", "queue:schedules", "never")
+    server.command("ZREM", "queue:ticks", "never")
     server.command("HDEL", "queue:schedules", "odd")
     server.command("ZREM", "queue:ticks", "odd")
     keys = SigningKeys({"k1": b"k" * 32}, sign_with="k1")
