@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from streamq.consumer.containment import outcome_of
 from streamq.consumer.events import Listener, Listeners, Reclaimed
 from streamq.consumer.outage import LONGEST_PAUSE, Outage
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
@@ -27,7 +28,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, OutcomeUnknownError, WrongLoopError
 from streamq.queue.lease_commands import mark_only_one, remove_consumers
 from streamq.queue.store import Store
-from streamq.tasks.outcome import DeadLetter, Outcome, Reason, failure_of
+from streamq.tasks.outcome import DeadLetter, Outcome, Reason
 from streamq.wire.dead_letter_fields import Failure
 from streamq.wire.delivery import Delivery
 
@@ -96,16 +97,15 @@ class Consumer:
         self.settler.settle(delivery, outcome, duration=duration, keep=keep)
 
     def convict(self, delivery: Delivery, error: BaseException) -> None:
-        """Dead-letter a delivery with which streamq itself failed: a mistake of ours, or of code of the user's.
+        """Settle a delivery with which streamq itself failed: a mistake of ours, or of code of the user's.
 
         Who waits for its result is told. If even that cannot be done it is left to its lease: another one takes it.
         """
-        log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
         keep = None
         try:
             with suppress(Exception):  # the mistake may lie there
                 keep = self.keep(delivery)
-            self.settle(delivery, DeadLetter(Reason.INTERNAL_ERROR, failure_of(error)), keep=keep)
+            self.settle(delivery, outcome_of(delivery, error), keep=keep)
         except Exception as second:
             log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery, error=second)
             self.buffer.forget(delivery.tier, delivery.entry_id)

@@ -10,14 +10,19 @@ import anyio
 
 from streamq.consumer.closed_call import call_closed, is_left
 from streamq.consumer.left_behind import RunScope
+from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import str_of
 from streamq.errors import BrokerError
 from streamq.middleware import Resident
 from streamq.queue.store import Store
+from streamq.tasks.outcome import DeadLetter, Postpone, Reason, failure_of
 from streamq.tasks.retry_policy import Backoff
+from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
 
+_AFTER_SHORTAGE = 1.0  # seconds until a task runs that the system had no descriptors or memory for
 _AGAIN = Backoff(base=0.1, factor=2.0, cap=30.0)  # seconds until the loop of a middleware is started again
 
 
@@ -118,6 +123,15 @@ def is_own_error(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_own_error, error.exceptions))
     return isinstance(error, Exception) and not isinstance(error, BrokerError)
+
+
+def outcome_of(delivery: Delivery, error: BaseException) -> DeadLetter | Postpone:
+    """Return, and log, what becomes of a delivery with which streamq itself failed: dead, or later."""
+    if is_shortage(error):
+        log.warning("%r waits: the system has no more (%s)", delivery, error)
+        return Postpone(_AFTER_SHORTAGE, str_of(error))
+    log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
+    return DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
 
 
 def single_exception(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -27,6 +28,7 @@ from streamq.tasks.task import Task
 from streamq.wire.delivery import Delivery
 from streamq.wire.side_effects import DEDUP_UNTIL
 
+_MODULES = {"loop": (), "thread": ("anyio.from_thread",), "process": ("anyio.to_process", "pickle")}  # of its runs
 Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
 
 
@@ -53,6 +55,8 @@ class Handler:
     def __init__(
         self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, processes: Processes, store: Store
     ) -> None:
+        for module in _MODULES[task.run_in]:  # now: later the process may have no descriptor left to open a file
+            import_module(module)
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store

@@ -25,7 +25,8 @@ from streamq.consumer.thread_start import says_no_thread
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ProcessDiedError
 
-_NONE_LEFT = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))  # descriptors, processes, memory
+_OF_UVLOOP = -1  # what uvloop says if it gets no pair of sockets for a process
+_NONE_LEFT = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, _OF_UVLOOP))  # descriptors, memory, ...
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
 

@@ -22,6 +22,7 @@ import anyio
 import anyio.lowlevel
 
 from streamq.consumer.consumer import Consumer
+from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, SignatureError
@@ -243,7 +244,11 @@ class Scheduler:
             try:
                 commands.append(await self._command(one, elapsed + self._offset))
                 sent.append(one)
-            except (ConfigurationError, MissingExtraError) as error:
+            except (ConfigurationError, MissingExtraError, OSError) as error:
+                if is_shortage(error):  # the first use of a time zone, or of the parser, opens files
+                    one.at = elapsed + _RETRY_REFUSED
+                    log.warning("the schedule %r is ticked late: %s", one.definition.name, error)
+                    continue
                 self._unusable.add((one.definition.name, one.definition.revision))
                 del self._active[one.definition.name]
                 log.warning("this worker does not tick the schedule %r: %s", one.definition.name, error)

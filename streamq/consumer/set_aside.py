@@ -25,12 +25,13 @@ import anyio
 from streamq.client import Command
 from streamq.clock import Clock, ServerClock
 from streamq.consumer.round_trip import RoundTrip
+from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import where_refused, with_remedy
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
-from streamq.queue.server_errors import CLOSED, UNPACKABLE, concerns_server, is_final
+from streamq.queue.server_errors import CLOSED, SHORTAGE, UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
 from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Release, Retry
@@ -243,7 +244,7 @@ class SetAside:
         try:
             command = one.ways[one.place].command()
         except Exception as error:  # noqa: BLE001 - it holds for this delivery, and for this way of it
-            self._refused(one, BrokerError(f"{type_name(error)}: {str_of(error)}", code=UNPACKABLE), ())
+            self._refused(one, not_built(error), ())
         else:
             trip.add(command, self._replied, (one, command))
 
@@ -340,6 +341,11 @@ class SetAside:
         if full != self.full:
             self.full = full
             self.on_change()
+
+
+def not_built(error: Exception) -> BrokerError:
+    """Return why a command was not sent: the command cannot be built, or not now."""
+    return BrokerError(f"{type_name(error)}: {str_of(error)}", code=SHORTAGE if is_shortage(error) else UNPACKABLE)
 
 
 def _say_settled(one: RefusedSettlement) -> None:

@@ -21,7 +21,8 @@ from streamq.consumer.dead_lettering import DeadLetters, name_of
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.round_trip import RoundTrip
-from streamq.consumer.set_aside import ACK, RefusedSettlement, SetAside, Way, what_of
+from streamq.consumer.set_aside import ACK, RefusedSettlement, SetAside, Way, not_built, what_of
+from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError
 from streamq.queue.server_errors import concerns_server
@@ -229,6 +230,9 @@ class Settler:
             try:
                 command = settlement.sent = settlement.command()
             except Exception as error:  # a delay that is no number of milliseconds, say
+                if is_shortage(error):
+                    self._set_aside(settlement, not_built(error))
+                    continue
                 log.exception("%r could not be settled as decided", settlement.delivery)
                 self._convict(settlement.delivery, error, settlement.duration, settlement.keep)
             else:

@@ -56,6 +56,7 @@ def _code(error: redis.exceptions.ResponseError) -> str:
 
 
 CLOSED = "CLOSED"  # the code of a command on which the server closes the connection (see `lost_commands`)
+SHORTAGE = "SHORTAGE"  # the code of a command that could not be built: this process lacks descriptors or memory
 UNPACKABLE = "UNPACKABLE"  # the code of a command that cannot be packed, so it was not sent
 
 _OTHERS: dict[type[Exception], str] = {
@@ -66,7 +67,7 @@ _STATES = frozenset({
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN",
 })  # fmt: skip
 _SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT"}
-_PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT"})
+_PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT", SHORTAGE})
 # A deleted stream has lost its group, too. In a script, the server says of a missing right no code.
 _INSIDE = (
     ("NOGROUP", "NOGROUP"),

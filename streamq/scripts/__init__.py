@@ -3,6 +3,9 @@
 A file begins with its name and meaning, then its KEYS and ARGV. This header is checked when the script is loaded, and
 the number of keys at each call (`...` ends a list that repeats). `_shared.lua` is prepended to every script. Others
 with `_` are prepended to the scripts that call their functions (see `_MORE`).
+
+All files are read together with the code that calls them. So a worker needs neither a file descriptor nor the disk to
+settle a task, and a package that is replaced meanwhile gives it no script of another version.
 """
 
 from __future__ import annotations
@@ -44,14 +47,14 @@ _MORE = {  # files to prepend, by a function that the script calls
     "sound(": "_fields_of.lua",
 }
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
+_TEXTS = {file.name: file.read_text() for file in files(__name__).iterdir() if file.name.endswith(".lua")}
 
 
 class Step:
     """One script whose header has been checked."""
 
     def __init__(self, name: str) -> None:
-        folder = files(__name__)
-        source = (folder / f"{name}.lua").read_text()
+        source = _TEXTS[f"{name}.lua"]
         keys, arguments = _KEYS.search(source), _ARGV.search(source)
         if not source.startswith(f"-- {name}: ") or keys is None or arguments is None:
             raise ValueError(f"{name}.lua: the header must give its name, KEYS and ARGV")
@@ -61,7 +64,7 @@ class Step:
         self._open = "..." in self.keys or "[" in self.keys or ":" in self.keys
         more = dict.fromkeys(file for call, names in _MORE.items() if call in source for file in names.split())
         shared = ["_trial.lua", "_shared.lua", *more]
-        self.source = "\n".join([*((folder / name).read_text() for name in shared), source])
+        self.source = "\n".join([*(_TEXTS[name] for name in shared), source])
         self._script = Script(self.source)
 
     def __repr__(self) -> str:
@@ -76,5 +79,5 @@ class Step:
 
 @cache
 def step(name: str) -> Step:
-    """Return a script by its name. Its file is read once, at the first call."""
+    """Return a script by its name. It is put together once, at the first call."""
     return Step(name)

@@ -177,7 +177,7 @@ def doubled_batch(numbers: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("named", [doubled, doubled_batch], ids=["task", "batch"])
-@pytest.mark.parametrize("limit", ["descriptors", "memory"])
+@pytest.mark.parametrize("limit", [errno.EMFILE, errno.ENOMEM, -1], ids=["descriptors", "memory", "uvloop"])
 async def test_a_process_that_the_system_does_not_have_is_waited_for(anyio_backend, monkeypatch, caplog, named, limit):
     """The task has not failed: it spends no attempt. Health and log say why."""
     open_process, refused = anyio.open_process, [4]
@@ -185,7 +185,7 @@ async def test_a_process_that_the_system_does_not_have_is_waited_for(anyio_backe
     async def no_process(*args, **options):
         if refused[0]:
             refused[0] -= 1
-            raise OSError(errno.EMFILE if limit == "descriptors" else errno.ENOMEM, "none is left")
+            raise OSError(limit, "none is left")
         return await open_process(*args, **options)
 
     monkeypatch.setattr(to_process, "open_process", no_process)

@@ -11,6 +11,7 @@ import hiredis
 import orjson
 import pytest
 
+from streamq import scripts
 from streamq.scripts import Step, step
 from streamq.wire.keys import RELEASED_CONSUMER
 from tests.servers import fresh_server
@@ -165,10 +166,9 @@ def test_a_wrong_number_of_keys_is_refused():
         step("postpone")(["a", "b"])
 
 
-def test_a_script_without_a_header_is_refused(tmp_path, monkeypatch):
+def test_a_script_without_a_header_is_refused(monkeypatch):
     """A mistake in a header is found when the script is first asked for."""
-    (tmp_path / "odd.lua").write_text("return 1")
-    monkeypatch.setattr("streamq.scripts.files", lambda _: tmp_path)
+    monkeypatch.setitem(scripts._TEXTS, "odd.lua", "return 1")
     with pytest.raises(ValueError, match=r"odd.lua: the header"):
         Step("odd")
 
