@@ -17,6 +17,7 @@ from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
 from streamq.tasks.outcome import Reason
 from streamq.wire.bounds import ATTEMPT
+from streamq.wire.message import entry_ms, iso
 from streamq.wire.printable import json_line, printable
 from streamq.wire.stored_numbers import stored_count
 
@@ -197,8 +198,10 @@ def _row(entry: DeadLetterFields) -> str:
         value = entry.get(name, "")
         return printable(value if isinstance(value, str) else json_line(value), _LONGEST_CELL)
 
-    died = cell("died_at")[:19].replace("T", " ")
+    entry_id = entry["entry_id"]
+    died = (cell("died_at") or iso(entry_ms(entry_id.encode()) / 1000))[:19].replace("T", " ")
     error = f"{cell('error_type')}: {cell('error')}".strip(": ")
     known = stored_count(entry.get("attempts"), int(ATTEMPT.highest))
     runs = "?" if known is None else str(known)
-    return f"{died:<19}  {cell('task_id'):<20}  {cell('task'):<20}  {cell('reason'):<17}  {runs:>4}  {error}"
+    id_ = cell("task_id") or entry_id
+    return f"{died:<19}  {id_:<20}  {cell('task'):<20}  {cell('reason'):<17}  {runs:>4}  {error}"

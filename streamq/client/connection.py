@@ -36,11 +36,6 @@ _CLOSE_WITHIN: Final = 2.0  # seconds
 _ASK_WITHIN: Final = 1.0  # seconds, whether a server that cannot be reached speaks TLS
 _FAILURES_COUNTED: Final = 64  # redis-py's backoff raises 2 to this power, which must stay a float
 
-_LOG_IN: Final = (
-    "write user and password into the URL, redis://user:password@host:6379, or redis://:password@host:6379 if the "
-    "server has a password for all (requirepass)"
-)
-
 # After an error with one of these codes the connection is of no more use: the server became a
 # replica, or it has forgotten our login.
 _RECONNECT_CODES: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
@@ -251,9 +246,9 @@ class Connector:
                 raise exceptions.BusyLoadingError(f"{place} is not ready: {reply}")
             if name == "AUTH":
                 who = f"user {self.address.username!r}" if self.address.username else "the password"
-                raise exceptions.AuthenticationError(f"{place} refuses {who}: {reply}")
+                raise _login_refused(self.address, f"refuses {who}", reply)
             if isinstance(reply, exceptions.AuthenticationError):
-                raise exceptions.AuthenticationError(f"{place} requires a login: {str(reply).rstrip('.')}; {_LOG_IN}")
+                raise _login_refused(self.address, "requires a login", reply)
             # MISCONF: the server cannot write to its disk. It refuses PING like a write, but still serves reads.
             harmless = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
             refused = name == "PING" and not harmless
@@ -261,6 +256,15 @@ class Connector:
                 raise exceptions.ConnectionError(f"{place} refuses database {self.address.db}: {reply}")
             if refused or isinstance(reply, exceptions.ConnectionError):
                 raise exceptions.ConnectionError(f"no connection to {place}: {reply}")
+
+
+def _login_refused(address: Address, what: str, reply: Exception) -> exceptions.AuthenticationError:
+    """Return the error of a login, with what to write: in the scheme of the address, for its place."""
+    begin, end = f"{address.scheme}://", f"@{address.place}"
+    return exceptions.AuthenticationError(
+        f"{address.place} {what}: {str(reply).rstrip('.')}; write the user and the password into the URL: "
+        f"{begin}user:password{end}, or {begin}:password{end} if the server has one password for all (requirepass)"
+    )
 
 
 async def _close(connection: Connection | None) -> None:

@@ -14,6 +14,7 @@ import anyio
 from streamq.consumer.leases import LeaseKeeper
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
+from streamq.queue.remedies import advised
 from streamq.queue.server_errors import passes
 from streamq.queue.store import Store
 
@@ -38,13 +39,14 @@ async def create_groups(store: Store, note: Callable[[BrokerError | None], None]
                 raise
             note(error)
             if not waiting:
-                log.warning("%s; waiting for the server", error)
+                log.warning("%s; waiting for the server", advised(str(error), error.code))
             waiting = True
             await anyio.sleep(_PAUSE)
         else:
             if refused is not None:
                 what = "this user may not create groups" if refused.code == "NOPERM" else "the server refuses writes"
-                log.warning("%s (%s); the consumer groups exist, so this starts", what, refused)
+                why = advised(str(refused), refused.code)
+                log.warning("%s (%s); the consumer groups exist, so this starts", what, why)
             note(None)
             return
 

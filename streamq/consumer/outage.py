@@ -19,6 +19,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
 from streamq.queue.refusals import Refusals, SaidBefore, shape
+from streamq.queue.remedies import advised
 from streamq.queue.server_errors import is_final
 from streamq.tasks.retry_policy import Backoff
 
@@ -110,10 +111,10 @@ class Outage:
         if not self._streaks:
             self._since, self._said = now, SaidBefore()
             self._said.may_say(cause, now)
-            log.warning("%s: %s; waiting for the server", self._name, error)
+            log.warning("%s: %s; waiting for the server", self._name, advised(str(error), error.code))
             self._listeners.emit(Trouble(str(error)))
         elif cause != self._last_cause and self._said.may_say(cause, now):
-            log.warning("%s: still waiting for the server, now: %s", self._name, error)
+            log.warning("%s: still waiting for the server, now: %s", self._name, advised(str(error), error.code))
         self._error, self._last_cause = error, cause
 
     def over(self, loop: str) -> None:

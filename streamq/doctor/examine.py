@@ -22,7 +22,7 @@ from streamq.doctor.read_signatures import read_late_causes, read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.doctor.read_values import read_foreign_values
 from streamq.errors import BrokerError, ConfigurationError
-from streamq.queue.remedies import LOADED, LOG_IN, remedy_of
+from streamq.queue.remedies import LOADED, parted_login, remedy_of
 from streamq.wire import bounds
 from streamq.wire.rights import ROLES, Role, features_of
 
@@ -97,8 +97,8 @@ def _server_unusable(error: BrokerError, address: str) -> Finding:
     """Return the finding for a server that answers no command."""
     remedy = remedy_of(error)
     if error.code in _LOGIN_CODES:
-        found = str(error).partition("; write user and password")[0]  # the finding has the remedy
-        return make_finding("login_refused", found, LOG_IN, error=error.code)
+        found, remedy = parted_login(error)
+        return make_finding("login_refused", found, remedy, error=error.code)
     if error.code in NOT_READY or " is not ready: " in str(error):
         return make_finding("not_ready", str(error), remedy or LOADED, error=error.code)
     return make_finding("unreachable", f"{address} cannot be used: {error}", remedy, error=error.code)

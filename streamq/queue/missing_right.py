@@ -96,7 +96,7 @@ def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Seq
         what = "" if known else f", {' or '.join(dict.fromkeys(one.command for one in chosen))}"
         doubt = "one of " if len(names) > 1 and (inside or not refused) else ""
         return f"in {name}{what} on {doubt}{_listed(names)}"
-    names = [] if _NAMES_ITSELF in str(error) else _keys_in(command, keys)
+    names = [] if _NAMES_ITSELF in str(error) else keys_in(command, keys)
     return f"in {name} on {_listed(names)}" if names else f"in {name}"
 
 
@@ -107,7 +107,7 @@ def suspects(error: BrokerError, command: Command, keys: Keys) -> list[Suspect]:
     if _INSIDE.search(str(error)):
         inner = refused_command(error, command)
         return _inside(inner.split(" or ") if inner else _called_in(command), keys_of(command), keys)
-    names = _keys_in(command, keys)
+    names = keys_in(command, keys)
     if len(names) < 2 or not _OF_KEY.search(str(error)):
         return []
     return [Suspect(as_text(command[0]), name, _about(command, name)) for name in names]
@@ -174,7 +174,7 @@ def _is_script(command: Command | Sequence[object]) -> bool:
     return not isinstance(command, bytes) and command[0] in SCRIPTS
 
 
-def _keys_in(command: Command, keys: Keys) -> list[str]:
+def keys_in(command: Command, keys: Keys) -> list[str]:
     """Return the keys of a command: those of a script, and what is named as a key of this namespace or its tiers."""
     own = {name for tier in keys.tiers for name in asdict(tier).values()}
     names = [name for name in map(as_text, _words(command)[1:]) if name in own or name.startswith(f"{keys.namespace}:")]

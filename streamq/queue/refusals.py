@@ -17,6 +17,7 @@ from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
+from streamq.queue.remedies import advised
 from streamq.queue.server_errors import concerns_server
 from streamq.wire.rights import Role
 
@@ -100,7 +101,7 @@ class Refusals:
                 return
             step = self._steps[what] = _Step()
         why = str(error) if str(error).startswith(error.code) else f"{error.code} {error}"
-        why = with_remedy(why, error.code, self._role)
+        why = advised(with_remedy(why, error.code, self._role), error.code)
         if part in step.why or len(step.why) < _MOST_PARTS:
             step.why[part], step.at[part] = why, now
         # The errors of two parts differ in the names of keys: their reason is the same.

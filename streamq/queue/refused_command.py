@@ -19,12 +19,17 @@ CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
 SCRIPTS = frozenset({"EVALSHA", "EVAL"})
 _MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
-_STRINGS, _HASHES = frozenset({"dedup", "result", "id", "progress"}), frozenset({"latest", "join", "stats"})
+_FAMILIES = {
+    **dict.fromkeys(("dedup", "result", "id", "progress", "seen", "durable"), "string"),
+    **dict.fromkeys(("latest", "join", "stats", "once", "circuit", "rate", "schedules", "ticked"), "hash"),
+    **dict.fromkeys(("circuits", "limits", "permits", "called", "line", "ticks"), "zset"),
+}
+_TYPES = {"zset": "sorted set"}  # as people call it
 
 
 def said(error: BrokerError, command: Command) -> str:
     """Return an error with the command of the script that was refused, and without the digest of the script."""
-    text = _SCRIPT.sub("", str(error))
+    text = _SCRIPT.sub("", str(error)).rstrip(".")
     if error.code not in {"ERR", UNPACKABLE} and not text.startswith(error.code):
         text = f"{error.code} {text}"
     refused = refused_command(error, command)
@@ -63,16 +68,22 @@ def wrong_keys(names: Sequence[str], types: Sequence[object], namespace: str) ->
         if isinstance(kind, bytes | str):
             wanted, has = _wanted_type(name, namespace), as_text(kind)
             if has not in {"none", wanted} and not name.startswith(f"{namespace}:result:"):
-                found.append(f"the key {name[:200]!r} is a {has}, no {wanted}")
+                found.append(f"the key {name[:200]!r} is a {_TYPES.get(has, has)}, no {_TYPES.get(wanted, wanted)}")
     return "; ".join(found[: _MOST_KEYS // 10])
+
+
+def wrong_key(name: str, namespace: str) -> str:
+    """Name the one key of a command that was refused because it has another type."""
+    wanted = _wanted_type(name, namespace)
+    return f"the key {name[:200]!r} is no {_TYPES.get(wanted, wanted)}"
 
 
 def _wanted_type(name: str, namespace: str) -> str:
     """Return the type of a key by its name (see docs/wire-format.md)."""
     family = name.removeprefix(f"{namespace}:").partition(":")[0] if name.startswith(f"{namespace}:") else ""
-    if family in _STRINGS:
-        return "string"
-    if family in _HASHES or name.endswith(":messages") or ":crashes:" in name or ":leases:" in name:
+    if family in _FAMILIES:
+        return _FAMILIES[family]
+    if name.endswith(":messages") or ":crashes:" in name or ":leases:" in name:
         return "hash"
     return "zset" if name.endswith(":delayed") or ":alive:" in name else "stream"
 

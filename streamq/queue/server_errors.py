@@ -16,19 +16,20 @@ from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownEr
 
 def translated(error: Exception) -> BrokerError:
     """Return an error of redis-py as one of streamq's."""
+    text = str(error).rstrip(".")  # a remedy may follow
     match error:
         case BrokerError():
             return error
         case OutcomeUnknown():
-            return OutcomeUnknownError(str(error))
+            return OutcomeUnknownError(text)
         case redis.exceptions.AuthenticationError():
-            return BrokerError(str(error), code="NOAUTH")
+            return BrokerError(text, code="NOAUTH")
         case redis.exceptions.ResponseError():
-            return BrokerError(str(error), code=_code(error))
+            return BrokerError(text, code=_code(error))
         case redis.exceptions.BusyLoadingError() | redis.exceptions.DataError():
-            return BrokerError(str(error), code=_OTHERS[type(error)])
+            return BrokerError(text, code=_OTHERS[type(error)])
         case _:
-            return BrokerUnavailableError(str(error))
+            return BrokerUnavailableError(text)
 
 
 def concerns_server(error: BrokerError) -> bool:

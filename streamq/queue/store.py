@@ -25,6 +25,7 @@ from streamq.queue.missing_right import (
     ask_which,
     commands_to_ask_for,
     explained,
+    keys_in,
     named_by,
     not_there,
     suspects,
@@ -32,6 +33,8 @@ from streamq.queue.missing_right import (
 )
 from streamq.queue.read_commands import ReadCommands
 from streamq.queue.refusals import Refusals
+from streamq.queue.refused_command import ask_types, said, wrong_key, wrong_keys
+from streamq.queue.remedies import KEY_OF_OTHERS, advised
 from streamq.queue.server_errors import UNPACKABLE, translated
 from streamq.queue.settle_commands import MOST_IDS, SettleCommands
 from streamq.tasks.options import Durable
@@ -167,8 +170,7 @@ class Store:
                 continue
             error = translated(reply)
             if error.code == "WRONGTYPE":
-                why = f"the key {name!r} is no {kind}; rename that key, or choose another namespace"
-                raise BrokerError(f"WRONGTYPE: {why}", code="WRONGTYPE")
+                raise BrokerError(f"WRONGTYPE: the key {name!r} is no {kind}; {KEY_OF_OTHERS}", code="WRONGTYPE")
             if place < len(creations) and error.code != "BUSYGROUP":
                 refused.append((name, error))
         return await self._first_refusal(refused) if refused else None
@@ -308,8 +310,20 @@ class Store:
             with suppress(BrokerError):
                 (reply,) = await self.attempt([("COMMAND", "INFO", *named)])
             return not_there(error, named, reply)
+        if type(error) is BrokerError and error.code != "NOPERM":
+            return await self._explain_refusal(error, command)
         (refused,) = await self._ask_which([(error, command)])
         return explained(error, command, self.keys, self.role, refused)
+
+    async def _explain_refusal(self, error: BrokerError, command: Command) -> BrokerError:
+        """Return the error of a command with the key that has another type, and the remedy, if they are known."""
+        text = said(error, command)
+        if error.code == "WRONGTYPE" and (names := keys_in(command, self.keys)):
+            wrong = "" if len(names) > 1 else wrong_key(names[0], self.keys.namespace)
+            with suppress(BrokerError):
+                wrong = wrong or wrong_keys(names, await self.attempt(ask_types(names)), self.keys.namespace)
+            text = f"{text}: {wrong or 'one of ' + ', '.join(names)}"
+        return BrokerError(advised(text, error.code), code=error.code)
 
     async def where_refused(self, some: Sequence[tuple[BrokerError, Command]]) -> list[str]:
         """Return what missing rights have refused, each as a part of a sentence. At most one round trip."""

@@ -283,3 +283,13 @@ def test_errors_that_quote_an_argument_are_escaped(here):
     ):  # fmt: skip
         code, out, err = here(*arguments)
         assert (code, out, len(err)) == (2, [], 1), arguments
+
+
+def test_an_entry_of_another_program_has_the_id_and_the_time_of_its_entry(here, valkey):
+    """The id is what `show` and `rm` want; a letter of few fields has died when it was written."""
+    entry_id = "1767225609000-7"
+    valkey.command("XADD", "queue:dead", entry_id, "foo", "bar")
+    _, (_, row), _ = here("dlq", "ls")
+    assert row.split()[:3] == ["2026-01-01", "00:00:09", entry_id]
+    assert any(line.split() == ["foo", "bar"] for line in here("dlq", "show", entry_id)[1])
+    assert here("dlq", "rm", entry_id) == (0, [f"{entry_id}: removed"], [])

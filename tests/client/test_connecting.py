@@ -7,7 +7,8 @@ import pytest
 from redis import exceptions
 from redis.backoff import ConstantBackoff
 
-from streamq.client import Client, OutcomeUnknown
+from streamq.client import Address, Client, OutcomeUnknown
+from streamq.client.connection import _login_refused
 from streamq.errors import ConfigurationError
 from streamq.testing.clock import VirtualTime
 from tests.client.scripted import MEMORY, Faults, Server, echo
@@ -130,7 +131,7 @@ async def test_loading_for_too_long():
         (
             answering(CLIENT=b"-NOAUTH Authentication required.\r\n"),
             exceptions.AuthenticationError,
-            r"requires a login: Authentication required; write user and password into the URL, redis://user:",
+            r"requires a login: Authentication required; write the user and the password into the URL: memory://user:",
         ),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),
@@ -265,3 +266,14 @@ def test_a_timeout_of_nothing_is_refused(options):
     """It meant the default."""
     with pytest.raises(ConfigurationError, match=r"give a number of at least 0\.001"):
         Client.from_url("redis://localhost", **options)
+
+
+@pytest.mark.parametrize("url", ["redis://h:1", "rediss://bob:pw@h:1", "unix:///tmp/x", "rediss://[::1]:1/2"])
+def test_a_refused_login_shows_the_scheme_and_the_place_to_write(url):
+    """Copied as it is, it must not give up TLS. No password is shown."""
+    address = Address.parse(url)
+    text = str(_login_refused(address, "refuses it", exceptions.AuthenticationError("WRONGPASS no.")))
+    begin = url.partition("://")[0]
+    assert f"refuses it: WRONGPASS no; write the user and the password into the URL: {begin}://user:password@" in text
+    assert text.count(f"password@{address.place}") == 2
+    assert "bob" not in text

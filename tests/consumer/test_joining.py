@@ -60,6 +60,12 @@ def without_disk(server, *, yes: bool) -> None:
 REFUSALS = {"OOM": full, "READONLY": read_only, "NOREPLICAS": without_replicas, "MISCONF": without_disk}
 
 
+REMEDIES = {
+    "OOM": "; run more workers", "READONLY": "; it is a replica: give", "NOREPLICAS": "; start the replicas",
+    "MISCONF": "; look for errors",
+}  # fmt: skip
+
+
 async def until(condition, seconds: float = 15) -> None:
     with anyio.fail_after(seconds):
         while not condition():
@@ -113,7 +119,8 @@ async def test_a_worker_waits_for_groups_that_cannot_be_created_yet(server, name
         await until(lambda: worker.health.trouble is not None)
         assert worker.state == "starting"
         await anyio.sleep(1.2)
-        assert len([record for record in caplog.records if "waiting for the server" in record.message]) == 1
+        (line,) = [line for line in caplog.messages if "waiting for the server" in line]
+        assert REMEDIES[name] in line
         refuse(server, yes=False)
         await until(lambda: worker.state == "running")
         assert worker.health.trouble is None

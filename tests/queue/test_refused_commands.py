@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 
 import pytest
 
-from streamq import RedisBroker, TaskRef
+from streamq import RedisBroker, TaskRef, once, task
+from streamq.cli.usage_errors import from_streamq_error
 from streamq.dead_letter import DeadLetterQueue
+from streamq.doctor.read_keys import TYPES
 from streamq.errors import BrokerError
 from streamq.monitoring import QueueMonitor
-from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
+from streamq.queue.refused_command import ask_types, keys_of, said, wrong_key, wrong_keys
 from streamq.queue.server_errors import UNPACKABLE, concerns_server, is_final
 from streamq.scripts import step
+from streamq.wire.keys import Keys
+from streamq.wire.tiers import Tier
+from tests.at_work import burst
 from tests.servers import REAL_KINDS, RealServer
 
 
@@ -102,3 +108,77 @@ async def test_the_command_and_the_key_are_named(server):
         names = keys_of(command)
         found = wrong_keys(names, await broker.store.attempt(ask_types(names)), "queue")
     assert found == "the key 'queue:standard:messages' is a string, no hash"
+
+
+def test_every_key_has_its_type(anyio_backend):
+    """As the doctor knows them: the name of a key tells its type."""
+    keys = Keys.of("n", "g", [Tier("t")])
+    names = asdict(keys.tiers[0])
+    for kind, member in vars(Keys).items():
+        if kind in TYPES:
+            name_of = getattr(keys, kind)
+            names[kind] = name_of if isinstance(member, property) else name_of(0)
+    assert names.keys() == TYPES.keys()
+    words = {"zset": "sorted set"}
+    for kind, name in names.items():
+        assert wrong_key(name, "n") == f"the key {name!r} is no {words.get(TYPES[kind], TYPES[kind])}"
+
+
+@task
+async def charge() -> None:
+    async with once("order-1"):
+        pass
+
+
+OF_OTHERS = {
+    "a stream": ("queue:standard", lambda broker: broker.enqueue("send"), "the key 'queue:standard' is no stream"),
+    "a script": (
+        "queue:standard:messages", lambda broker: broker.enqueue(TaskRef("send").options(delay=60)),
+        "the key 'queue:standard:messages' is a string, no hash",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+async def test_a_key_of_another_type_is_named(server, anyio_backend, what):
+    """With the remedy, and without what only the server's author understands."""
+    name, use, words = OF_OTHERS[what]
+    server.command("SET", name, "of somebody else")
+    async with RedisBroker(server.url) as broker:
+        with pytest.raises(BrokerError) as caught:
+            await use(broker)
+    server.command("DEL", name)
+    text = str(caught.value)
+    assert caught.value.code == "WRONGTYPE"
+    assert f": {words}; another program uses that name: rename its key, or choose another namespace" in text
+    assert "script" not in text
+    assert ".;" not in text
+
+
+async def test_the_dead_letter_of_an_effect_names_its_key(server, anyio_backend):
+    """`once` in a handler: the error of the run says which key another program uses."""
+    server.command("SET", "queue:once:order-1", "of somebody else")
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(charge.options(retries=0))
+        await burst(broker, charge)
+        (letter,) = await DeadLetterQueue(broker=broker).peek()
+    server.command("DEL", "queue:once:order-1")
+    assert "the key 'queue:once:order-1' is no hash; another program uses that name" in letter.error
+    assert "script:" not in letter.error
+
+
+@pytest.mark.parametrize("task_id", [None, "mine"])
+async def test_a_full_server_says_what_to_do(real_server, anyio_backend, task_id):
+    """In Python as on the command line, for a plain command and for a script."""
+    real_server.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        async with RedisBroker(real_server.url) as broker:
+            with pytest.raises(BrokerError) as caught:
+                await broker.enqueue(TaskRef("send").options(task_id=task_id))
+    finally:
+        real_server.command("CONFIG", "SET", "maxmemory", "0")
+    assert caught.value.code == "OOM"
+    assert str(caught.value).count("run more workers (streamq worker), or raise the limit") == 1
+    assert ".;" not in str(caught.value)
+    assert "user_script" not in str(caught.value)
+    assert from_streamq_error(caught.value).format_message() == str(caught.value)
