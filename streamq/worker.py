@@ -9,8 +9,8 @@ In a program of one's own:
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -23,13 +23,12 @@ from streamq.client import Owner
 from streamq.consumer.cancellation import by_a_stranger
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.consumer_name import consumer_name
-from streamq.consumer.containment import CancelledByOthersError, Loops, is_own_error, live_forever, single_exception
+from streamq.consumer.containment import Loops, is_own_error, live_forever, single_exception
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
-from streamq.consumer.leaving import Leaving
-from streamq.consumer.left_behind import abandoned_generators_kept
+from streamq.consumer.leaving import Leaving, cancellation_stops, running
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
@@ -185,6 +184,10 @@ class Worker:
     def _set_stop(self) -> None:
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
+    def _stop_at_once(self) -> None:
+        self._stop.set()
+        self._stop_now.set()
+
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run tasks until cancelled, drained by `stop`, or, with `burst`, until the queue is empty.
 
@@ -231,11 +234,11 @@ class Worker:
         await register(leases)
         crashed, leaving = False, Leaving(self._stop_now)
         try:
-            async with Loops() as loops:
+            async with cancellation_stops(self._stop_at_once), Loops() as loops:
                 for loop in (
                     *consumer.loops, leases.renew_forever, leases.sweep_forever, promoter.promote_forever,
                     promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever, threads.watch_forever,
-                    reporter.report_forever, runners.timeouts.watch_forever,
+                    reporter.report_forever, runners.timeouts.watch_forever, runners.overdue.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
                 if on_exhausted:
@@ -244,7 +247,7 @@ class Worker:
                     loops.start_soon(live_forever, resident, store)
                 for batches in runners.batches:
                     await loops.start(batches.serve)
-                async with _running(runners, self.concurrency):
+                async with running(runners, self.concurrency):
                     self.state = State.RUNNING
                     task_status.started()
                     await self._until_stopped(store, consumer)
@@ -305,9 +308,14 @@ class Worker:
         if not self.burst:
             await self._stop.wait()
             return
-        while not self._stop.is_set():
-            with anyio.move_on_after(_BURST_CHECK_EVERY):
-                await self._stop.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_cancel_when, self._stop, group.cancel_scope)  # the server may not answer
+            await self._until_drained(store, consumer)
+            group.cancel_scope.cancel()
+
+    async def _until_drained(self, store: Store, consumer: Consumer) -> None:
+        while True:
+            await anyio.sleep(_BURST_CHECK_EVERY)
             aside = consumer.settler.set_aside
             if consumer.buffer.idle and not consumer.unsettled and not aside.trying:
                 try:
@@ -325,29 +333,16 @@ class Worker:
         await leaving.stop_reading(consumer)
         consumer.release(consumer.buffer.take_unstarted())
         async with anyio.create_task_group() as group:
-            group.start_soon(self._cancel_on_second_stop, group.cancel_scope)
+            group.start_soon(_cancel_when, self._stop_now, group.cancel_scope)
             with anyio.move_on_after(self.grace_period):
                 await runners.wait_until_idle()
             group.cancel_scope.cancel()
-        runners.log_cut_off()
-
-    async def _cancel_on_second_stop(self, scope: anyio.CancelScope) -> None:
-        await self._stop_now.wait()
-        scope.cancel()
+        runners.log_cut_off("it is to stop at once" if self._stop_now.is_set() else "the grace period is over")
 
 
-@asynccontextmanager
-async def _running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
-    """Start a pool of runners; cancel those that still run at the end. Raises CancelledByOthersError if others did."""
-    ended = False
-    with abandoned_generators_kept():
-        async with anyio.create_task_group() as group:
-            runners.start(group, concurrency)
-            yield
-            ended = True
-            group.cancel_scope.cancel()
-    if not ended:
-        raise CancelledByOthersError("the task group of the runners")
+async def _cancel_when(asked: anyio.Event, scope: anyio.CancelScope) -> None:
+    await asked.wait()
+    scope.cancel()
 
 
 def _nothing() -> None:

@@ -53,16 +53,16 @@ class Owner:
     A call that must be quick asks `get_ident() != owner.thread or not owner.is_running()` itself.
     """
 
-    __slots__ = ("__weakref__", "_loop", "_pid", "_where", "is_running", "thread", "what")
+    __slots__ = ("__weakref__", "_pid", "_where", "is_running", "loop", "thread", "what")
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.thread = get_ident()
         self._pid = os.getpid()
         self._where = _here()
-        self._loop: Any = current_token().native_token
+        self.loop: Any = current_token().native_token
         # In one thread one loop of asyncio may follow another. A run of trio has left its clients before it ends.
-        self.is_running: Callable[[], bool] = getattr(self._loop, "is_running", None) or True.__bool__
+        self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", None) or True.__bool__
         _owners.add(self)
 
     def __repr__(self) -> str:
@@ -89,7 +89,7 @@ class Owner:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Have the event loop call a function, from any thread or signal handler. Do nothing if the loop has ended."""
-        _schedule(self._loop, function)
+        _schedule(self.loop, function)
 
 
 def scheduler() -> Callable[[Callable[[], object]], None]:
@@ -126,9 +126,29 @@ def _after_fork_in_child() -> None:
     if _owners:
         _leave_selectors()
     for owner in list(_owners):
+        _end_at_next_step(owner.loop)
         owner.thread = NOWHERE
     for sock in list(_sockets):
         sock.close_in_child()
+
+
+class _EndsChild:
+    """An instrument of trio that ends the process before the next step of any task."""
+
+    def before_task_step(self, task: object) -> None:  # noqa: ARG002 - a name of trio's
+        end_child()
+
+
+def _end_at_next_step(loop: Any) -> None:
+    """Have the child end once its code awaits: the tasks that are ready then are those of its parent, too.
+
+    uvloop gives no way to do that: there a worker's runner notices it.
+    """
+    with suppress(Exception):  # the fork was made in another thread, whose child has no event loop
+        if (ready := getattr(loop, "_ready", None)) is not None:
+            ready.appendleft(sys.modules["asyncio"].Handle(end_child, (), loop))
+        elif "trio" in sys.modules:
+            sys.modules["trio"].lowlevel.add_instrument(_EndsChild())
 
 
 def _leave_selectors() -> None:

@@ -72,14 +72,18 @@ class _BatchedMessage:
 
 
 class _Batch:
-    """Messages that run together. `closed` is set once no message may join, `done` once the batch has run."""
+    """Messages that run together.
 
-    __slots__ = ("closed", "done", "members", "scope")
+    `closed` is set once no message may join, `done` once the batch has run, `over` once nothing of it runs any more.
+    """
+
+    __slots__ = ("closed", "done", "members", "over", "scope")
 
     def __init__(self) -> None:
         self.members: dict[_BatchedMessage, None] = {}  # in the order they came
         self.closed = anyio.Event()
         self.done = anyio.Event()
+        self.over = anyio.Event()
         self.scope = anyio.CancelScope()
 
     def leave(self, member: _BatchedMessage) -> None:
@@ -109,6 +113,7 @@ class Batches:
         self._never_wait = False
         self._copy_decimal: Callable[[], object] | None = None
         self._running = 0
+        self._ending = False
 
     def __repr__(self) -> str:
         waiting = len(self._open.members) if self._open is not None else 0
@@ -145,8 +150,17 @@ class Batches:
             await batch.done.wait()
         except BaseException:
             batch.leave(member)
+            if self._ending:
+                batch.scope.cancel()
+            if batch.scope.cancel_called:
+                with anyio.CancelScope(shield=True):  # while the handler cleans up, nobody else may run the message
+                    await batch.over.wait()
             raise
         return member.outcome()
+
+    def end(self) -> None:
+        """Note that the worker ends: a message that is cancelled cancels its whole batch, and waits for its end."""
+        self._ending = True
 
     def stop_waiting(self, *, for_good: bool = False) -> None:
         """Run the open batch without waiting for more messages; `for_good`: and every later batch."""
@@ -156,6 +170,12 @@ class Batches:
 
     async def _run_when_ready(self, batch: _Batch) -> None:
         """Wait until a batch is full, or old enough, and run it."""
+        try:
+            await self._wait_and_run(batch)
+        finally:
+            batch.over.set()
+
+    async def _wait_and_run(self, batch: _Batch) -> None:
         with anyio.move_on_after(self._task.batch.wait):
             await batch.closed.wait()
         batch.closed.set()

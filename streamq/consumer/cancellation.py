@@ -18,6 +18,7 @@ CANCELLED_BY_OTHERS = (
     "the task of a runner was cancelled, and not by the worker, and is replaced: a handler has cancelled its own task, "
     "or somebody has kept it (asyncio.current_task())"
 )
+SAID_EVERY = 1.0  # seconds: often all runners are cancelled
 WHILE_CANCELLED = "task %s %s was cancelled, and raised %r"
 _MOST_NAMED = 10  # runs that are cut off
 _ends_program: list[type[BaseException]] = [KeyboardInterrupt]
@@ -52,16 +53,24 @@ def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> N
         log.error("task %s %s raised %r: it ends the worker", delivery.task, delivery.task_id, error)
 
 
-def log_cut_off(deliveries: Collection[Delivery]) -> None:
+def log_cut_off(deliveries: Collection[Delivery], why: str) -> None:
     """Say, in one line, which runs a worker cuts off as it ends, `_MOST_NAMED` of them by name."""
     if not deliveries:
         return
     named = ", ".join(f"{one.task} {one.task_id}" for one in islice(deliveries, _MOST_NAMED))
     more = len(deliveries) - _MOST_NAMED
     log.warning(
-        "the grace period is over: %s%s cut off, and will be delivered again unless settled now",
-        named, f" and {more} more are" if more > 0 else " is" if len(deliveries) == 1 else " are",
+        "%s: %s%s cut off, and will be delivered again unless settled now",
+        why, named, f" and {more} more are" if more > 0 else " is" if len(deliveries) == 1 else " are",
     )  # fmt: skip
+
+
+def log_cancelled_by_others(now: float, said_at: float) -> float:
+    """Say that others have cancelled a runner, unless that was said just now; return when it was said last."""
+    if now < said_at + SAID_EVERY:
+        return said_at
+    log.warning(CANCELLED_BY_OTHERS)
+    return now
 
 
 def belongs_to_delivery(error: BaseException) -> bool:

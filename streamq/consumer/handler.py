@@ -66,7 +66,7 @@ class Handler:
         self.batches: Batches | None = None
         if isinstance(task, BatchTask):
             turns: dict[str, Callable[[], AbstractAsyncContextManager[object]]] = {
-                "loop": nullcontext, "thread": threads.turn, "process": processes.turn
+                "loop": nullcontext, "thread": threads.turn, "process": partial(processes.turn, task.name)
             }  # fmt: skip
             self.batches = Batches(task, self._batch_function(), store, turn=turns[task.run_in])
         in_loop = self.batches is None and task.run_in == "loop"
@@ -79,7 +79,7 @@ class Handler:
         task, store, invoke = self.task, self._store, self._function_call()
         timeout = task.timeout
         threads = self._threads if task.run_in == "thread" else None
-        turn = self._processes.turn if task.run_in == "process" else nullcontext
+        turn = partial(self._processes.turn, task.name) if task.run_in == "process" else nullcontext
 
         def direct(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
             return invoke(args, kwargs) if delivery.only_basic_fields else call(delivery, args, kwargs)
@@ -207,6 +207,9 @@ async def _with_timeout(limit: float, name: str, running: Awaitable[Any]) -> Any
     if scope.cancelled_caught:
         raise timeout_error(name, limit, ended)
     return None
+
+
+TIMED = _with_timeout.__code__  # a run has a frame of it, with a `scope`, if its timeout is here and not its runner's
 
 
 def timeout_error(name: str, limit: float, ended: BaseException | None) -> TaskTimeoutError:

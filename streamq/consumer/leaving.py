@@ -6,13 +6,19 @@ add up. What is not done in that time, the end of the leases does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 
+from streamq.consumer.cancellation import by_a_stranger
 from streamq.consumer.consumer import Consumer
+from streamq.consumer.containment import CancelledByOthersError
+from streamq.consumer.left_behind import abandoned_generators_kept
 from streamq.consumer.on_exhausted import OnExhausted
+from streamq.consumer.runner_pool import Runners
 
 LEAVE_WITHIN = 5.0  # seconds for all commands
 _RESERVED = 1.0  # seconds of these for the last step, which releases what is held
@@ -61,3 +67,47 @@ class Leaving:
     async def _hurry(self, scope: anyio.CancelScope, at_once: float) -> None:
         await self._stop_now.wait()
         scope.deadline = min(scope.deadline, anyio.current_time() + at_once)
+
+
+@asynccontextmanager
+async def running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
+    """Start a pool of runners; cancel those that still run at the end, and wait until the last one has ended.
+
+    Raises CancelledByOthersError if somebody else has cancelled them.
+    """
+    ended = False
+    with abandoned_generators_kept():
+        async with anyio.create_task_group() as group:
+            runners.start(group, concurrency)
+            try:
+                yield
+            except anyio.get_cancelled_exc_class() as error:
+                if not by_a_stranger(error):
+                    runners.end()
+                raise
+            ended = True
+            runners.end()
+            group.cancel_scope.cancel()
+    if not ended:
+        raise CancelledByOthersError("the task group of the runners")
+
+
+@asynccontextmanager
+async def cancellation_stops(stop: Callable[[], object]) -> AsyncIterator[None]:
+    """Have a cancellation from outside call `stop` while a block runs, and be raised when the block has ended.
+
+    The loops that renew leases and release deliveries go on, then, until the last run has ended.
+    """
+    async with anyio.create_task_group() as group:
+        group.start_soon(_call_when_cancelled, stop)
+        with anyio.CancelScope(shield=True):
+            yield
+        group.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _call_when_cancelled(stop: Callable[[], object]) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        stop()

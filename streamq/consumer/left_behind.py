@@ -125,6 +125,10 @@ class RunScope:
             self.abandoned.append(generator)
         return kept
 
+    def coroutine(self) -> Any:
+        """Return the coroutine of its task, None if that is not known."""
+        return None if self._entered is None else self._entered.coroutine()
+
     async def raise_left_open(self, name: str) -> None:
         """Close what the run of the task `name` left open. Raises LeftOpenError if it was more than a generator."""
         if (error := await self.close(name)) is not None:
@@ -193,6 +197,9 @@ class _Asyncio:
         inner = getattr(scope, "_child_scopes", None)
         return cls(scope, inner) if isinstance(inner, set) and hasattr(scope, "_host_task") else None
 
+    def coroutine(self) -> Any:
+        return self._scope._host_task.get_coro()
+
     def nurseries(self) -> int:
         """Return 0: task groups are known by their scopes."""
         return 0
@@ -244,6 +251,9 @@ class _Trio:
             return None
         # Imported by name: streamq depends on no backend.
         return cls(import_module("trio").lowlevel.current_task(), status, inner)
+
+    def coroutine(self) -> Any:
+        return self._task.coro
 
     def nurseries(self) -> int:
         """Return how many nurseries the run left open."""

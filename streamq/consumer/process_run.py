@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import inf
 from typing import Any
@@ -20,7 +20,7 @@ from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
 from streamq.consumer.process_outcome import pack, receive
-from streamq.consumer.shortage import Shortage
+from streamq.consumer.shortage import NotStartedError, Shortage
 from streamq.consumer.thread_start import says_no_thread
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ProcessDiedError
@@ -33,7 +33,7 @@ _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for 
 class Processes:
     """The processes of handlers in one worker. There are as many at a time as the machine has cores, in one event loop.
 
-    A run has its `turn` before its timeout begins: to wait for a process is not the task's fault.
+    A run has its `turn` before its timeout begins: to wait for a process, and for its start, is not the task's fault.
     """
 
     def __init__(self) -> None:
@@ -48,11 +48,21 @@ class Processes:
         return self._shortage.trouble
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold one of the processes. If the system had none for the last run, this waits before another try."""
+    async def turn(self, task: str) -> AsyncIterator[None]:
+        """Hold a process that has started; wait for one that the system does not have now.
+
+        Raises ProcessDiedError if it ended as it started.
+        """
         from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
 
-        async with to_process.current_default_process_limiter():
+        limiter = to_process.current_default_process_limiter()
+        async with limiter:
+            pool: Any = getattr(to_process, "_process_pool_workers", None)  # anyio has no public name for it
+            while pool is not None and _alive(pool.get(())) < limiter.borrowed_tokens:
+                if self._shortage.failures:
+                    await self._shortage.wait()
+                with suppress(NotStartedError):
+                    await self._call(task, _nothing)
             if self._shortage.failures:
                 await self._shortage.wait()
             yield
@@ -68,9 +78,12 @@ class Processes:
         Raises ProcessDiedError if the process ends before, and NotStartedError if the system has none: the function has
         not begun, and the next turn waits.
         """
+        call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
+        return receive(await self._call(task, call))
+
+    async def _call(self, task: str, call: Callable[[], Any]) -> Any:
         from anyio import to_process  # noqa: PLC0415
 
-        call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
         try:
             sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
         except BrokenWorkerProcess as error:
@@ -80,7 +93,15 @@ class Processes:
                 raise
             raise self._shortage.note(error) from error
         self._shortage.failures = 0
-        return receive(sent)
+        return sent
+
+
+def _alive(processes: Iterable[Process]) -> int:
+    return sum(process.returncode is None for process in processes)
+
+
+def _nothing() -> None:
+    """Is the first call of a process."""
 
 
 def _says_none_left(error: OSError | RuntimeError) -> bool:

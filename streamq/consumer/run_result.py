@@ -1,18 +1,20 @@
-"""The outcome of a run that returned: its result as waiters and the next step of its workflow get it, and for how long.
+"""The outcome of a run: of one that raised, or of one that returned, with its result for waiters and the next step.
 
 Encoding a result may run code of the user, which may raise anything: the work is done, so the task is acknowledged.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from streamq.consumer.handler import Handler
+from streamq.consumer.outcome_log import log_outcome
 from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import MessageError, UndecodableError
-from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, failure_of
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, decide, failure_of
 from streamq.wire.bounds import RESULT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
@@ -35,6 +37,20 @@ def kept_for(delivery: Delivery, handler: Handler | None) -> float | None:
     except UndecodableError:
         return None
     return keep if wanted is None else wanted or None
+
+
+def after_failure(handler: Handler, delivery: Delivery, error: BaseException, uniform: random.Random) -> Outcome:
+    """Return the outcome of a run that raised."""
+    try:
+        outcome = decide(
+            handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error, random=uniform,
+            run=delivery,
+        )  # fmt: skip
+    except BaseException as broken:
+        log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
+        return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
+    log_outcome(delivery, error, outcome)
+    return outcome
 
 
 def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Outcome:

@@ -24,7 +24,6 @@ import anyio.lowlevel
 
 from streamq.client.owner import NOWHERE, end_child
 from streamq.consumer.cancellation import (
-    CANCELLED_BY_OTHERS,
     WHILE_CANCELLED,
     asked_by_nobody,
     belongs_to_delivery,
@@ -32,6 +31,7 @@ from streamq.consumer.cancellation import (
     ends_nothing,
     is_cut_off,
     is_failure,
+    log_cancelled_by_others,
     log_cut_off,
     note_fatal,
     without_cancellation,
@@ -40,10 +40,10 @@ from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.left_behind import HOOKS, MISNESTED, filters, restore_hooks, take_requests
-from streamq.consumer.outcome_log import log_outcome
+from streamq.consumer.overdue import Overdue
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
-from streamq.consumer.run_result import DONE, kept_for, success
+from streamq.consumer.run_result import DONE, after_failure, kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
@@ -51,7 +51,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
-from streamq.tasks.outcome import EXPIRED, DeadLetter, Outcome, Reason, Skip, decide, failure_of
+from streamq.tasks.outcome import EXPIRED, DeadLetter, Outcome, Reason, Skip, failure_of
 from streamq.wire.delivery import BASIC_FIELDS, Delivery, has_small_priority
 from streamq.wire.keys import is_stream_of
 from streamq.wire.names import IS_PLAIN_ID
@@ -88,17 +88,17 @@ class Runners:
         self._owner = consumer.store.client.owner
         self._state = state
         self._random = uniform
-        self._reporter = reporter
-        self._listening = listening
+        self._reporter, self._listening = reporter, listening
         self._idle: list[anyio.Event] = []
         self._woken = 0  # how many idle runners were woken and do not run yet
         self._running: dict[Delivery, Slot] = {}
         limits = [one.runner_timeout for one in self._handlers.values() if one.runner_timeout is not None]
         self.timeouts = Timeouts(consumer.store.clock, self._running.values, shortest=min(limits, default=inf))
+        self.overdue = Overdue(self._running)
         self._ended: anyio.Event | None = None  # while `wait_until_idle` waits for the last run to end
         self._start_runner: Callable[[], object]
         self._copy_decimal: Callable[[], object] | None = None
-        self._cancelled_at = -inf  # when it was last said that others have cancelled a runner
+        self._said_at = -inf  # when it was last said that others have cancelled a runner
 
     def __repr__(self) -> str:
         return f"<Runners {len(self._running)} running, {len(self._idle)} idle>"
@@ -126,9 +126,15 @@ class Runners:
             self._ended = anyio.Event()
             await self._ended.wait()
 
-    def log_cut_off(self) -> None:
+    def log_cut_off(self, why: str) -> None:
         """Say which runs are still under way as the worker ends: they will be delivered again."""
-        log_cut_off(self._running)
+        log_cut_off(self._running, why)
+
+    def end(self) -> None:
+        """Note that the worker ends: what is cut off is released as soon as its own run has ended."""
+        self.overdue.worker_ends = True
+        for batches in self.batches:
+            batches.end()
 
     def end_run(self, delivery: Delivery, reason: str = "lost") -> None:
         """End the run of a delivery, which was lost or cancelled."""
@@ -167,13 +173,13 @@ class Runners:
                     slot = Slot(scope)
                     with slot.watched():
                         await self._run_deliveries(slot)
+                if slot is not None and slot.cut_off is not None:  # nobody knows why
+                    self._consumer.convict(slot.cut_off, RuntimeError("the run was cancelled, and not by the worker"))
             await take_requests(slot)
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() == -inf:  # the worker ends
                 raise
-            if (now := self._elapsed()) >= self._cancelled_at + 1.0:  # often all of them are
-                self._cancelled_at = now
-                log.warning(CANCELLED_BY_OTHERS)
+            self._said_at = log_cancelled_by_others(self._elapsed(), self._said_at)
         self._start_runner()
 
     async def _run_deliveries(self, slot: Slot) -> None:  # noqa: C901, PLR0912 - a call per run is dear
@@ -191,6 +197,8 @@ class Runners:
                 continue
             if self._idle:
                 self.wake()
+            if self._owner.thread == NOWHERE:  # the child of a fork: its handler has awaited
+                end_child()
             running_now[delivery] = slot
             try:
                 await self._run(delivery, slot)
@@ -302,8 +310,11 @@ class Runners:
         if belongs_to_delivery(error) or asked_by_nobody(error, slot.requests()):
             self._consumer.convict(delivery, error)
             return
+        slot.cut_off = None if slot.spent else delivery
         if cancelled_and_rest(error)[0] is None:
             note_fatal(self._consumer.fatal, delivery, error)
+        elif self.overdue.releases(delivery, slot) and delivery.entry_id not in self._consumer.fatal:
+            self._consumer.release([delivery])
         raise error
 
     # --- before the run ------------------------------------------------------------------------
@@ -348,18 +359,6 @@ class Runners:
 
     # --- after the run ---------------------------------------------------------------------------
 
-    def _decide(self, delivery: Delivery, handler: Handler, error: BaseException) -> Outcome:
-        try:
-            outcome = decide(
-                handler.task.policy, attempt=delivery.attempt, retries=delivery.retries, error=error,
-                random=self._random, run=delivery,
-            )  # fmt: skip
-        except BaseException as broken:
-            log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
-            return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
-        log_outcome(delivery, error, outcome)
-        return outcome
-
     async def _failed(
         self, delivery: Delivery, handler: Handler, slot: Slot, error: BaseException, started: float
     ) -> Outcome:
@@ -368,6 +367,7 @@ class Runners:
         Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
         out, or it would end the worker (a trio nursery puts both into one group).
         """
+        slot.spent |= slot.scope.cancel_called  # also if what it left open did not end in time
         if is_failure(error):
             if not slot.spent and is_cut_off(error):
                 log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
@@ -375,14 +375,15 @@ class Runners:
             if slot.reason == "cancelled":
                 log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
                 return self._settler.dead_letters.of_cancelled(delivery)
-            return self._decide(delivery, handler, without_cancellation(error))
+            return after_failure(handler, delivery, without_cancellation(error), self._random)
         cancelled, rest = cancelled_and_rest(error)
         if cancelled is None or not (rest is None or ends_nothing(rest)):
             note_fatal(self._consumer.fatal, delivery, error)
             cancelled = error
         elif slot.spent and not slot.reason and handler.runner_timeout is not None:
             failure = rest or timeout_error(handler.task.name, handler.runner_timeout, cancelled)
-            self._settle(delivery, self._decide(delivery, handler, failure), handler, self._elapsed() - started)
+            outcome = after_failure(handler, delivery, failure, self._random)
+            self._settle(delivery, outcome, handler, self._elapsed() - started)
         elif rest is not None:
             log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, rest)
         if slot.reason == "lost":

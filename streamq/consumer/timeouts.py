@@ -15,6 +15,7 @@ import anyio
 
 from streamq.clock import Clock, ServerClock
 from streamq.consumer.left_behind import RunScope
+from streamq.wire.delivery import Delivery
 
 _LOOK_EVERY = 0.05  # seconds between two looks, at least; each sets the deadlines until the look after the next one
 
@@ -22,13 +23,14 @@ _LOOK_EVERY = 0.05  # seconds between two looks, at least; each sets the deadlin
 class Slot(RunScope):
     """The cancel scope of one runner, and why its run was ended."""
 
-    __slots__ = ("_armed", "context", "due", "reason", "spent")
+    __slots__ = ("_armed", "context", "cut_off", "due", "reason", "spent")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         super().__init__(scope)
         self.context: Context | None = None  # in which the run began, None between runs
         self.spent = False  # the scope is cancelled: the next run needs a new one
         self.reason = ""  # why the run was ended; empty if by its timeout
+        self.cut_off: Delivery | None = None  # its run was cancelled from outside, and is not settled
         self.due = inf  # when the run has to end, on the clock of `Timeouts`
         self._armed = False
 

@@ -31,6 +31,15 @@ async def forks(how: str):
 def forks_in_thread(how: str):
     fork(how)
 
+@task(retries=0)
+async def awaits(_: str):
+    child = os.fork()
+    if child == 0:
+        await anyio.sleep(0.2)
+        print(f"awaited {os.getpid()}", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+
 @batch_task(size=1, wait=0.01, retries=0)
 async def forks_in_batch(ways: list[str]):
     fork(ways[0])
@@ -68,3 +77,23 @@ def test_the_child_of_a_handler_ends_with_it(start, app, shared_server, backend,
     assert worker.ended() == 0, worker.output
     assert time.monotonic() - before < 5
     assert sum(line.startswith("ping") for line in worker.seen) == number
+
+
+@pytest.mark.parametrize("backend", [("--backend", "asyncio"), ("--backend", "asyncio", "--no-uvloop"),
+                                     ("--backend", "trio")], ids="-".join)  # fmt: skip
+def test_a_child_that_awaits_runs_nothing_of_its_parent(start, app, shared_server, backend):
+    """It ran the handlers of other tasks, whose effects were there twice."""
+    (app / "forking.py").write_text(FORKS)
+    server = shared_server("valkey")
+    worker = start("worker", "forking", "--url", server.url, "--lease", "3s", *backend)
+    worker.expect("concurrency")
+    for turn in range(3):
+        for number in range(20):
+            name, argument = ("awaits", "") if number == 5 else ("ping", 100 * turn + number)
+            server.command("XADD", "queue:standard", "*", "task", name, "args", json.dumps([argument]))
+        for _ in range(19):
+            assert worker.expect("ping ", 5.0).split()[-1] == str(worker.process.pid)
+    worker.signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.output
+    said = [line for line in worker.seen if line.startswith(("ping", "awaited"))]
+    assert len(said) == len(set(said)) == 57
