@@ -23,9 +23,16 @@ def test_the_root_holds_the_doors_alone() -> None:
     assert there == {"__init__.py", "__main__.py", "broker.py", "worker.py", "clock.py", "lazy_names.py"}
 
 
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SystemError:  # python/cpython#106905, before 3.11.8: what another test compiled has left a count wrong
+        return ast.parse(source)
+
+
 def test_every_folder_says_what_it_owns() -> None:
     """Its `__init__.py` opens with a docstring."""
-    silent = [path for path in PACKAGE.glob("**/__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [path for path in PACKAGE.glob("**/__init__.py") if not ast.get_docstring(_parsed(path.read_text()))]
     assert silent == []
 
 
@@ -50,7 +57,7 @@ def test_a_module_is_short_and_says_what_it_owns(path: Path) -> None:
     """No file above 400 lines, no function above 50; each opens with a docstring."""
     source = path.read_text()
     assert source.count("\n") <= MOST_LINES
-    tree = ast.parse(source)
+    tree = _parsed(source)
     assert ast.get_docstring(tree)
     long = {
         node.name: node.end_lineno - node.lineno + 1
@@ -78,7 +85,7 @@ def test_no_other_module_reads_the_wall_clock() -> None:
     found = set()
     for path in MODULES:
         name = str(path.relative_to(PACKAGE))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_parsed(path.read_text())):
             read = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
             if read and (node.value.id, node.attr) in _READS:
                 found.add(name)

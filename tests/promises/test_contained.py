@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, Worker, task
-from streamq.consumer import runner_pool
+from streamq.consumer import run_result
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.diagnostics.safe_log import faults
 from streamq.errors import TaskFailedError
@@ -228,7 +228,7 @@ async def test_who_waits_for_a_convicted_task_is_told(anyio_backend, server, mon
             raise RecursionError
         return decide(*args, **options)
 
-    monkeypatch.setattr(runner_pool, "decide", decided)
+    monkeypatch.setattr(run_result, "decide", decided)
     send = raises_deeply.options(dedup_key="k", dedup_ttl=60)
     async with RedisBroker(server.url) as broker:
         handle = await broker.enqueue(send)
