@@ -34,7 +34,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes one object per line: ts, level, logger, pid, message; `exc` for an exception, `facts` for the banner."""
+    """Writes one object per line: ts, level, logger, pid, message; `exc`, `stack`, and `facts` for the banner."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
@@ -49,6 +49,8 @@ class JsonFormatter(logging.Formatter):
             line["exc"] = self.formatException(record.exc_info)
         elif record.exc_text:
             line["exc"] = record.exc_text
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
         if (facts := getattr(record, "facts", None)) is not None:
             line["facts"] = facts
         return json_line(line)

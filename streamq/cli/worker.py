@@ -34,7 +34,7 @@ from streamq.cli.usage_errors import CommandLineError
               "died. Tasks may run longer.")  # fmt: skip
 @click.option("--reload", is_flag=True, show_envvar=True, help="Restart when a source file of the modules changes.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, show_envvar=True,
-              help="json: one object per line, with ts, level, logger, pid, message, exc.")  # fmt: skip
+              help="json: one object per line, with ts, level, logger, pid, message, exc, stack.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
               default="info", show_default=True, show_envvar=True,
               help="Lowest level to log. The banner has the level info.")  # fmt: skip

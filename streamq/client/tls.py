@@ -43,6 +43,11 @@ def tls_context(address: Address) -> ssl.SSLContext:
         try:
             context.load_cert_chain(own, key)
         except OSError as error:
+            if key is None:
+                raise ConfigurationError(
+                    f"ssl_certfile={own!r} of {address} has no certificate with its private key: "
+                    "give ssl_keyfile=FILE, or a file with both, in PEM"
+                ) from error
             raise ConfigurationError(
                 f"ssl_certfile={own!r}, ssl_keyfile={key!r} of {address} cannot be used ({error}): "
                 "give a certificate and its key, in PEM"

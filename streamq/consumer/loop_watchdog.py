@@ -26,6 +26,7 @@ from streamq.tasks.task import Task
 log = SafeLog("streamq")
 
 _BEATS = 12  # heartbeats in one visibility timeout
+_FRAMES_SHOWN = 20  # of a stack without a handler
 _CPU_SHARE = 0.2  # of the time that the thread was late: more CPU than that, and the process did not stand still
 
 
@@ -94,19 +95,26 @@ class Watchdog:
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to see another thread
         if frame is None:
             return
+        what, depth = self._blocking_task(frame)
         log.error(
             "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. "
-            "Make the task a sync function: it runs in a thread, or with run_in='process' in a process.\n%s",
-            self._name, blocked_for, self._blocking_task(frame), self._visibility_timeout,
-            "".join(traceback.format_stack(frame)),
+            "Make the task a sync function: it runs in a thread, or with run_in='process' in a process.",
+            self._name, blocked_for, what, self._visibility_timeout,
+            stack="Stack of the event loop (most recent call last):\n" + "".join(traceback.format_stack(frame, depth)),
         )  # fmt: skip
 
-    def _blocking_task(self, frame: FrameType | None) -> str:
+    def _blocking_task(self, innermost: FrameType) -> tuple[str, int]:
+        """Return which task the frames belong to, and how many of them, from the innermost on, are worth to be shown.
+
+        Those below the handler are ours, and those of the event loop and of the command line.
+        """
+        frame: FrameType | None = innermost
+        depth = 1
         while frame is not None:
             if frame.f_code in self._tasks:
-                return f"task {self._tasks[frame.f_code]!r}"
-            frame = frame.f_back
-        return "code that is no task"
+                return f"task {self._tasks[frame.f_code]!r}", depth
+            frame, depth = frame.f_back, depth + 1
+        return "code that is no task", _FRAMES_SHOWN
 
 
 def standstill(late: float, cpu: float) -> float:

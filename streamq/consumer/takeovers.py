@@ -65,10 +65,12 @@ class TakeOvers:
 
     def _warn(self, delivery: Delivery) -> None:
         workers = delivery.crashed_workers
+        enough = len(workers) + 1 >= self._max_crashes
+        end = "if the next one dies of it" if enough else f"once {self._max_crashes} have died, and one of them of it"
         log.warning(
-            "task %s %s was in the hands of %d workers that died (%s): it runs alone now, and becomes a dead letter, "
-            "crash_loop, if it is the cause and %d have died",
-            *_who(delivery), len(workers), ", ".join(workers[-_MOST_NAMED:]), self._max_crashes,
+            "task %s %s was in the hands of %d workers that died (%s): it is to run alone, as soon as the others here "
+            "have ended, or beside those that take longer than a lease; it becomes a dead letter, crash_loop, %s",
+            *_who(delivery), len(workers), ", ".join(workers[-_MOST_NAMED:]), end,
         )  # fmt: skip
 
 

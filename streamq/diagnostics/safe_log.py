@@ -65,9 +65,9 @@ class SafeLog:
         """Log at the level WARNING."""
         self._log(logging.WARNING, message, args, extra, None)
 
-    def error(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
-        """Log at the level ERROR."""
-        self._log(logging.ERROR, message, args, extra, None)
+    def error(self, message: str, *args: object, extra: dict[str, Any] | None = None, stack: str = "") -> None:
+        """Log at the level ERROR, with the `stack` of another thread, which formatters write below the message."""
+        self._log(logging.ERROR, message, args, extra, None, stack)
 
     def exception(self, message: str, *args: object, error: BaseException | None = None) -> None:
         """Log at the level ERROR, with the traceback of `error`, by default that of the exception in handling."""
@@ -75,12 +75,17 @@ class SafeLog:
 
     def _log(
         self, level: int, message: str, args: tuple[object, ...], extra: dict[str, Any] | None,
-        error: BaseException | None,
+        error: BaseException | None, stack: str = "",
     ) -> None:  # fmt: skip
         try:
             logger = logging.getLogger(self.name)
-            if logger.isEnabledFor(level):
-                values = tuple(map(_shown, args))
+            if not logger.isEnabledFor(level):
+                return
+            values = tuple(map(_shown, args))
+            if stack:  # `Logger.log` takes that of its own thread alone
+                shown = stack[-TEXT_LOGGED:]
+                logger.handle(logger.makeRecord(self.name, level, __file__, 0, message, values, None, sinfo=shown))
+            else:
                 logger.log(level, message, *values, exc_info=error, extra=extra, stacklevel=3)
         except BaseException as fault:  # noqa: BLE001 - see the docstring of this module
             faults.note(self.name, fault)

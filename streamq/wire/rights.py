@@ -233,7 +233,7 @@ def features_of(roles: Iterable[Role], wanted: Collection[str] | None = None) ->
     for name in wanted:
         if name not in offered:
             raise ConfigurationError(
-                f"feature {repr_of(name)} is none of a {' and '.join(sorted(chosen))}: "
+                f"the role {' and '.join(sorted(chosen))} has no feature {repr_of(name)}: "
                 f"give some of {', '.join(offered)}"
             )
     return [name for name in offered if name in base or name in wanted]

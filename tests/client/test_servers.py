@@ -153,6 +153,7 @@ async def test_a_file_of_tls_that_cannot_be_loaded_is_named_with_its_option(tmp_
         (f"ssl_certfile=/no/such&ssl_keyfile={key}", r"ssl_certfile='/no/such' of .* cannot be read"),
         (f"ssl_certfile={crt}&ssl_keyfile=/no/such", r"ssl_keyfile='/no/such' of .* cannot be read"),
         (f"ssl_ca_certs={empty}", r"ssl_ca_certs='.*empty' of .* has no certificates"),
+        (f"ssl_certfile={crt}", r"ssl_certfile='.*' of .* has no certificate with its private key: give ssl_"),
         (f"ssl_certfile={crt}&ssl_keyfile={other_key}", r"ssl_certfile='.*', ssl_keyfile='.*' of .* cannot be used"),
     ):
         with pytest.raises(ConfigurationError, match=words):

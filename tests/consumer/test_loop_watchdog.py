@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Worker, task
+from streamq.cli.logs import JsonFormatter, TextFormatter
 from streamq.consumer.loop_watchdog import Watchdog, standstill
 
 
@@ -31,7 +33,15 @@ async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(anyio_backend
             await Worker(broker, [block], visibility_timeout=1.2, burst=True).run()
     (record,) = [record for record in caplog.records if "blocked" in record.message]
     assert "task 'block'" in record.message
-    assert "time.sleep(seconds)" in record.message
+    assert "\n" not in record.message
+    head, first, *_, last = record.stack_info.splitlines()
+    assert head == "Stack of the event loop (most recent call last):"
+    assert first.endswith(", in block")  # nothing of the worker, the loop or the command line
+    assert last.strip().startswith("time.sleep(seconds)")
+    _, *lines = TextFormatter().format(record).splitlines()
+    assert [line.strip() for line in lines] == [line.strip() for line in record.stack_info.splitlines()]
+    assert all(line.startswith("    ") for line in lines)
+    assert json.loads(JsonFormatter().format(record))["stack"] == record.stack_info
 
 
 @pytest.mark.slow

@@ -53,4 +53,24 @@ def test_a_sweep_in_pieces_is_one_line_in_each_interval(takeovers, caplog):
 def test_a_suspect_that_cannot_be_read(takeovers, caplog):
     """Its entry is named instead."""
     takeovers.note([reclaimed("a", "b", flat=(b"x", b"y"))])
-    assert caplog.messages[0].startswith("task ? 1-0 was in the hands of 2 workers that died (a, b): it runs alone now")
+    assert caplog.messages[0].startswith("task ? 1-0 was in the hands of 2 workers that died (a, b): it is to run")
+
+
+@pytest.mark.parametrize(
+    ("workers", "end"),
+    [
+        (("a", "b"), "crash_loop, if the next one dies of it"),
+        (("a", "b", "c", "d"), "crash_loop, if the next one dies of it"),
+    ],
+)
+def test_a_suspect_is_told_when_it_ends(takeovers, caplog, workers, end):
+    """Also where more have died than `max_crashes`, of something else."""
+    takeovers.note([reclaimed(*workers)])
+    assert caplog.messages[0].startswith(f"task send abc was in the hands of {len(workers)} workers that died (")
+    assert caplog.messages[0].endswith(end)
+
+
+def test_a_suspect_that_may_crash_more(caplog):
+    """It is a dead letter once so many have died."""
+    TakeOvers("me", suspect_after=2, max_crashes=6, interval=10.0).note([reclaimed("a", "b")])
+    assert caplog.messages[0].endswith("crash_loop, once 6 have died, and one of them of it")

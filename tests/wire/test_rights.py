@@ -162,7 +162,7 @@ def test_a_program_of_several_roles():
 
 
 def test_an_unknown_feature():
-    with pytest.raises(ConfigurationError, match="'consume' is none of a producer: give some of connect, enqueue"):
+    with pytest.raises(ConfigurationError, match="producer has no feature 'consume': give some of connect, enqueue"):
         features_of(["producer"], ["consume"])
     assert features_of(["producer", "worker"], ["consume"]) == ["connect", "enqueue", "consume"]
     for role in ROLES:
