@@ -372,8 +372,7 @@ class Consumer:
             more, trip = self.unsettled, self._next_round_trip()
         if trip.commands:  # the counters of what was settled just now
             await trip.carry_out(self.store)
-        if (refused := self.settler.set_aside) and (first := refused.named()):
-            log.warning("%s: %d settlements are refused, and released: %s", self.name, len(refused), "; ".join(first))
+        self.settler.set_aside.log_given_up(self.name)
 
     # --- outages ----------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Dead letters of one consumer: builds the command that writes one, and the lesser ones after the server refused it.
 
 Each lesser one has fewer consequences than the one before: without one of its side effects, without any, without the
-evidence (traceback, long texts). The message itself is kept in all of them, so each can be replayed.
+evidence (traceback, long texts). The message itself, and all that a replay uses, is kept in all of them. None is tried
+that leaves out nothing which may be to blame: a right that is missing for a moment costs no consequence. Only for what
+cannot be written otherwise is there one of which nothing is decoded.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from streamq.client import Command
+from streamq.consumer.refused_settlement import Blame, after_any
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import SignatureError, StreamqError, UndecodableError
+from streamq.queue.server_errors import UNPACKABLE
+from streamq.queue.side_effect_arguments import side_effect_arguments
 from streamq.queue.store import Store
 from streamq.tasks.outcome import CANCELLED, DeadLetter, Outcome, Postpone, Reason, Retry, failure_of
-from streamq.wire.dead_letter_fields import Failure, dead_letter_fields
+from streamq.wire.dead_letter_fields import Failure, dead_letter_fields, undecoded_fields
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps
 from streamq.wire.side_effects import SideEffect, effects_of_end, has_side_effects
@@ -26,6 +31,8 @@ log = SafeLog("streamq")
 
 _TRACEBACK_FOR_WAITERS = 4000  # characters
 _MOST_LEFT_OUT = 4  # side effects of which each is left out in turn; of more, all are left out at once
+_OF_THE_ENTRY = frozenset({"XACK", "XDEL", "XINFO GROUPS", "XPENDING"})  # no side effect needs these commands
+_OF_A_KEY = frozenset({"NOPERM", "WRONGTYPE"})  # codes of refusals that no text in a dead letter is to blame for
 _SHORT = 1000  # characters of a text in a dead letter without evidence
 
 
@@ -42,10 +49,12 @@ class DeadLetterEffects(Protocol):
 
 
 class LesserLetter(NamedTuple):
-    """What builds the command of a dead letter, and the side effects that it leaves out."""
+    """What builds the command of a dead letter, its side effects, those that it leaves out, and after what it helps."""
 
     command: Callable[[], Command]
+    carries: Sequence[SideEffect]
     left_out: Sequence[SideEffect] = ()
+    helps: Callable[[Blame], bool] = after_any
 
 
 class DeadLetters:
@@ -93,6 +102,13 @@ class DeadLetters:
         )  # fmt: skip
         signed = self._signed(delivery, fields)
         return self._commands.dead_letter(self._name, delivery, signed, also, cancellable=cancellable)
+
+    def in_full(
+        self, delivery: Delivery, outcome: DeadLetter, keep: float | None, *, cancellable: bool = False
+    ) -> Command:
+        """Return the command that writes a dead letter with all of its side effects."""
+        also = self.side_effects(delivery, outcome, keep)
+        return self.command(delivery, outcome, also, cancellable=cancellable)
 
     def _believed(self, delivery: Delivery) -> bool:
         try:
@@ -150,36 +166,49 @@ class DeadLetters:
             also = self.side_effects(delivery, letter, keep)
         except Exception:  # those of the worker are made with code of the user
             log.exception("%r has no side effects", delivery)
-            also = []
+            also, as_decided = [], True
         if as_decided:
-            yield LesserLetter(partial(self.command, delivery, letter, also, why))
+            yield LesserLetter(partial(self.command, delivery, letter, also, why), also)
         if 1 < len(also) <= _MOST_LEFT_OUT:
             for place in range(len(also)):
                 others = [*also[:place], *also[place + 1 :]]
-                yield LesserLetter(partial(self.command, delivery, letter, others, why), (also[place],))
+                helps = partial(self._leaves_out_blamed, also, others)
+                yield LesserLetter(partial(self.command, delivery, letter, others, why), others, (also[place],), helps)
         if also:
-            yield LesserLetter(partial(self.command, delivery, letter, (), why), also)
-        for command in self.bare(delivery, letter, why[:_SHORT]):
-            yield LesserLetter(command, also)
+            helps = partial(self._leaves_out_blamed, also, ())
+            yield LesserLetter(partial(self.command, delivery, letter, (), why), (), also, helps)
+        failure, why = letter.failure, why[:_SHORT]
+        short = replace(letter, failure=Failure(failure.error_type[:_SHORT], str_of(failure.error, _SHORT)))
+        yield LesserLetter(partial(self.command, delivery, short, (), why), (), also, _may_be_a_text)
+        yield LesserLetter(partial(self._undecoded, delivery, short, why), (), also, _cannot_be_written)
 
-    def bare(self, delivery: Delivery, letter: DeadLetter, why: str = "") -> Iterator[Callable[[], Command]]:
-        """Yield what builds the command of a dead letter without side effects and evidence, and one of raw fields."""
-        failure = letter.failure
-        short = Failure(failure.error_type[:_SHORT], str_of(failure.error, _SHORT))
-        yield partial(self.command, delivery, replace(letter, failure=short), (), why)
-        yield partial(self._raw, delivery, letter.reason, short)
+    def _leaves_out_blamed(self, every: Sequence[SideEffect], kept: Sequence[SideEffect], blame: Blame) -> bool:
+        """May a side effect be to blame that the refused letter had, and one with those that are `kept` has not?"""
+        if blame.pairs is None:
+            return True
+        had = every if blame.carried is None else blame.carried
+        try:
+            names, _ = side_effect_arguments(self._keys, [one for one in had if one not in kept])
+        except Exception:  # noqa: BLE001 - one that cannot be built may be
+            return True
+        return not {key for command, key in blame.pairs if command not in _OF_THE_ENTRY}.isdisjoint(names)
 
-    def _raw(self, delivery: Delivery, reason: str, failure: Failure) -> Command:
+    def _undecoded(self, delivery: Delivery, letter: DeadLetter, why: str) -> Command:
         """Return the command that writes a dead letter of which nothing is decoded."""
-        fields = delivery.fields
-        stream = self._keys.tiers[delivery.tier].stream
-        flat: list[Field] = ["task_id", fields.get(b"id") or delivery.entry_id]
-        for name in (b"task", b"args", b"kwargs"):
-            flat += (name, fields.get(name, b""))
-        flat += ("tier", delivery.tier_name, "reason", reason, "error_type", failure.error_type)
-        flat += ("error", failure.error, "worker", self._name, "group", self._keys.group)
-        flat += ("origin", f"{stream} {delivery.entry_id.decode(errors='backslashreplace')}")
-        return self._commands.dead_letter(self._name, delivery, self._signed(delivery, flat))
+        fields = undecoded_fields(
+            delivery, reason=letter.reason, failure=letter.failure, worker=self._name,
+            stream=self._keys.tiers[delivery.tier].stream, died_at=self._now(), group=self._keys.group, refused=why,
+        )  # fmt: skip
+        return self._commands.dead_letter(self._name, delivery, self._signed(delivery, fields))
+
+
+def _may_be_a_text(blame: Blame) -> bool:
+    """May the length, or the form, of a text be to blame?"""
+    return blame.code not in _OF_A_KEY
+
+
+def _cannot_be_written(blame: Blame) -> bool:
+    return blame.code == UNPACKABLE
 
 
 def name_of(delivery: Delivery) -> str:

@@ -4,7 +4,8 @@ A refused settlement leaves the shared round trip and waits here. Its delivery s
 is tried again with backoff. After `allowed` refusals that are its own (a key of another type, a missing right) it is
 tried in the *lesser ways* that its settler knows: as a dead letter, with fewer consequences each time. If all of them
 are refused it is *left*: it stays pending and held, and all its ways are tried again every `LEFT_PAUSE` seconds, until
-somebody mends the cause. Refusals that pass with the state of the server (OOM, NOGROUP) are not counted.
+somebody mends the cause. A way that leaves out nothing that may be to blame is passed over (see `Way`). Refusals that
+pass with the state of the server (OOM, NOGROUP) are not counted.
 
 Cost: nothing while nothing is refused. Memory: a tier with `MOST_TRIED` of them is not read, and of those that are left
 the oldest beyond `MOST_LEFT` are let go: their leases end, and a worker runs them again.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count, islice
 from typing import Any
@@ -24,17 +24,18 @@ import anyio
 
 from streamq.client import Command
 from streamq.clock import Clock, ServerClock
+from streamq.consumer.refusal_lines import AS_DEAD_LETTER, AS_DECIDED, RefusalLines
+from streamq.consumer.refused_settlement import Blame, RefusedSettlement, times
 from streamq.consumer.round_trip import RoundTrip
 from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import BrokerError
-from streamq.queue.missing_right import where_refused, with_remedy
+from streamq.queue.missing_right import may_be_refused, where_refused
 from streamq.queue.refused_command import ask_types, keys_of, said, wrong_keys
 from streamq.queue.server_errors import CLOSED, SHORTAGE, UNPACKABLE, concerns_server, is_final
 from streamq.queue.settle_commands import SettleCommands
 from streamq.queue.store import Store
-from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Release, Retry
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire.delivery import Delivery
 
@@ -46,60 +47,9 @@ _ALLOWED = {UNPACKABLE: 1, CLOSED: 2, "NOPERM": TRIES_WITHOUT_RIGHT}  # by code:
 LEFT_PAUSE = 30.0  # seconds between two tries of a settlement that is left
 MOST_TRIED = 1000  # settlements of one tier that are tried: beyond them the tier is not read
 MOST_LEFT = 1000  # settlements that are left: beyond them the oldest are let go
-ACK = "the acknowledgement"
 _PAUSE = Backoff(base=0.25, factor=2.0, cap=4.0)
 _MOST_PER_TRIP = 200
-_MOST_NAMED = 10  # in `Worker.health`, and of those that one round trip refused in the log
-_MOST_KINDS = 100  # of refusals that are not logged again
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to settle a delivery. `command` builds the command, `done` gets the reply of the server."""
-
-    command: Callable[[], Command]
-    done: Callable[[Any], object]
-
-
-@dataclass(slots=True, eq=False)
-class RefusedSettlement:
-    """A settlement that was refused. `what` names it: "the acknowledgement", "the retry".
-
-    `lesser` returns further ways, given why the first one was refused. None: it has no consequence to leave out.
-    `plain`: an acknowledgement of its entry alone, which can go in one command with others of its tier. `held`: its
-    delivery is held until it is settled; a release holds nothing. `lasting`: it is tried on although nothing is held.
-    """
-
-    delivery: Delivery
-    what: str
-    ways: list[Way]
-    lesser: Callable[[str], Sequence[Way]] | None = None
-    plain: bool = False
-    held: bool = True
-    lasting: bool = False
-    refusals: int = 0
-    place: int = 0  # of the way that is tried next
-    left: bool = False
-    announced: bool = False  # did the log say that it may not be settled as it was decided?
-    gone: bool = False
-    why: str = ""
-    code: str = ""
-    where: str = ""  # the key that is to blame, if it is known
-    command: Command = field(default=(), repr=False)  # that was refused last
-    error: BrokerError | None = field(default=None, repr=False)  # of that
-
-    @property
-    def about(self) -> str:
-        """Why it was refused, with the key that is to blame, and the remedy for a missing right."""
-        text = self.why
-        if self.where:
-            text = f"{text.rstrip('.')}, {self.where}" if self.code == "NOPERM" else f"{text}; {self.where}"
-        return with_remedy(text, self.code, "worker")
-
-    def __str__(self) -> str:
-        left = ("left pending, " if self.held else "left, ") if self.left else ""
-        state = f"{left}refused {_times(self.refusals)}"
-        return f"{self.what} of {_name_of(self.delivery)} is {state}: {self.about}"
+_MOST_NAMED = 10  # in `Worker.health`, and of which the types of keys are asked for after one round trip
 
 
 class SetAside:
@@ -116,7 +66,7 @@ class SetAside:
         self.full: frozenset[int] = frozenset()  # tiers of which too many are refused to read more
         self.on_change: Callable[[], None] = lambda: None
         self._unnamed: list[RefusedSettlement] = []  # refused for another reason than before, and not logged yet
-        self._logged: set[tuple[str, bytes, str]] = set()
+        self._lines = RefusalLines(commands.keys.namespace, clock)
         self._commands = commands
         self._clock = clock
         self._let_go = let_go
@@ -161,20 +111,36 @@ class SetAside:
         return next((one for one in self._all if one.delivery is delivery), None)
 
     async def name_refused(self, store: Store) -> None:
-        """Log what was refused since the last call, with the key that is to blame. Each kind of refusal once."""
-        unnamed, self._unnamed = self._unnamed[:_MOST_PER_TRIP], []
+        """Find the keys that are to blame for what was refused since the last call, and log it by kinds."""
+        waiting = [one for one in self._unnamed if not one.gone]
+        unnamed, self._unnamed = waiting[:_MOST_PER_TRIP], waiting[_MOST_PER_TRIP:]
         lacking = [(one, (one.error, one.command)) for one in unnamed if one.error and one.code == "NOPERM"]
         places = await store.where_refused([what for _, what in lacking])
-        for (one, _), where in zip(lacking, places, strict=True):
+        for (one, _), (where, refused) in zip(lacking, places, strict=True):
             one.where = where
+            if refused and one.error is not None:
+                asked = may_be_refused(one.error, one.command, store.keys) or frozenset()
+                one.allowed = asked - {(pair.command, pair.key) for pair in refused}
         for one in unnamed[:_MOST_NAMED]:
             if one.code == "WRONGTYPE" and (names := keys_of(one.command)):
                 with suppress(BrokerError):
                     one.where = wrong_keys(names, await store.attempt(ask_types(names)), store.keys.namespace)
-            kind = (one.what, one.delivery.fields.get(b"task", b"?"), one.why)
-            if kind not in self._logged:
-                log.warning("%s; it is tried apart, everything else goes on", one)
-                self._logged = {*islice(self._logged, _MOST_KINDS - 1), kind}
+        for one in unnamed:
+            if not one.place and not one.gone:  # a lesser way was refused: the line that it is left has that reason
+                self._lines.refused(one)
+        self._lines.remind()
+
+    def log_given_up(self, name: str) -> None:
+        """Log what is still refused as the consumer with this name leaves."""
+        again = [str(one) for one in self._all if one.held]
+        keys = [str(one) for one in self._all if one.lasting]
+        for some, what in (
+            (again, "tasks that run again, on another worker"),
+            (keys, "deduplication keys that stay held until their TTL ends, or their dead letter is replayed"),
+        ):
+            if some:
+                first = "; ".join(some[:_MOST_NAMED])
+                log.warning("%s: refused to the end; %s: %d: %s", name, what, len(some), first)
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -255,8 +221,8 @@ class SetAside:
         if isinstance(reply, BrokerError):
             return self._refused(one, reply, command)
         self._remove(one)
+        self._lines.ended(one, AS_DEAD_LETTER if one.place else AS_DECIDED)
         one.ways[one.place].done(reply)
-        _say_settled(one)
         return False
 
     def _acks_replied(self, subject: tuple[list[RefusedSettlement], Command], reply: Any) -> bool:
@@ -265,7 +231,7 @@ class SetAside:
             return [self._refused(one, reply, command) for one in some][-1]
         for one in some:
             self._remove(one)
-            _say_settled(one)
+            self._lines.ended(one, AS_DECIDED)
         self._acknowledged(some[0].delivery.tier, [one.delivery for one in some], reply[0])
         return False
 
@@ -282,38 +248,47 @@ class SetAside:
             if error.code == "NOPERM":  # for now without asking the server, so that no text lacks the key
                 one.where = where_refused(error, command, self._commands.keys)
             self._unnamed.append(one)
+        elif one.left and not one.place and not one.plain:  # another key may be to blame by now
+            self._unnamed.append(one)
         final = is_final(error)
         allowed = _ALLOWED.get(error.code, TRIES)
         if not final or (not one.left and not one.place and one.refusals < allowed):
             self._try_at(one, now + _PAUSE.ceiling(one.refusals) * self._random.uniform(0.75, 1.0))
-        elif self._has_next_way(one):
-            one.place += 1
+        elif self._take_next_way(one):
             self._try_at(one, now)
         else:
             self._leave(one)
         return False
 
-    def _has_next_way(self, one: RefusedSettlement) -> bool:
+    def _take_next_way(self, one: RefusedSettlement) -> bool:
+        pairs = None if one.error is None else may_be_refused(one.error, one.command, self._commands.keys)
+        if pairs is not None:
+            pairs = pairs - one.allowed or pairs
+        blame = Blame(one.code, pairs, one.ways[one.place].carries if one.ways else None)
         if one.lesser is not None:
             lesser, one.lesser = one.lesser, None
-            one.announced = True
+            self._lines.may_become_dead(one)
             try:
-                one.ways += lesser(f"{one.what} was refused {_times(one.refusals)}: {one.about}")
+                one.ways += lesser(f"{one.what} was refused {times(one.refusals)}: {one.about}")
             except Exception:
                 log.exception("%r has no other way to be settled", one.delivery)
-        return one.place + 1 < len(one.ways)
+        for place in range(one.place + 1, len(one.ways)):
+            if one.ways[place].helps(blame):
+                one.place = place
+                return True
+        return False
 
     def _leave(self, one: RefusedSettlement) -> None:
         """Leave a settlement that is refused in every way, until its cause is mended."""
         one.place = 0
         if not one.held and not one.lasting:
+            self._lines.given_up(one, "its lease ends by itself")
             self._remove(one)
-            log.error("%s; its lease ends by itself", one)
             return
         if not one.left:
-            one.left = one.announced = True
+            one.left = True
             self._left[one] = None
-            log.error("%s", one)
+            self._lines.left(one)
             if not one.plain:  # of those, too many to hold are let go: the tier can be settled, so it is read on
                 self._waiting[one.delivery.tier] -= 1
                 self._note_full()
@@ -323,10 +298,10 @@ class SetAside:
 
     def _let_go_of_oldest(self) -> None:
         if len(self._left) > MOST_LEFT and (oldest := next((one for one in self._left if not one.plain), None)):
+            self._lines.given_up(oldest, f"it is held no longer: more than {MOST_LEFT} settlements are refused")
             self._remove(oldest)
             self._let_go(oldest.delivery)
             self._let_go_by_tier[oldest.delivery.tier] += oldest.held
-            log.error("%r is held no longer: more than %d settlements are refused", oldest.delivery, MOST_LEFT)
 
     def _remove(self, one: RefusedSettlement) -> None:
         one.gone = True
@@ -346,40 +321,3 @@ class SetAside:
 def not_built(error: Exception) -> BrokerError:
     """Return why a command was not sent: the command cannot be built, or not now."""
     return BrokerError(f"{type_name(error)}: {str_of(error)}", code=SHORTAGE if is_shortage(error) else UNPACKABLE)
-
-
-def _say_settled(one: RefusedSettlement) -> None:
-    """Log that the server took a settlement at last, if the log said before that it may not."""
-    if one.announced:
-        how = "a dead letter, with what could be had" if one.place else "it was decided"
-        name = _name_of(one.delivery)
-        log.warning("%s of %s is settled after %d refusals, as %s", one.what, name, one.refusals, how)
-
-
-def _name_of(delivery: Delivery) -> str:
-    fields = delivery.fields
-    name, given = fields.get(b"task", b"?"), fields.get(b"id") or delivery.entry_id
-    return f"{_shown(name)} {_shown(given)} ({delivery.tier_name}, entry {_shown(delivery.entry_id)})"
-
-
-def _shown(raw: bytes) -> str:
-    return raw[:200].decode(errors="backslashreplace")
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
-def what_of(outcome: Outcome) -> str:
-    """Return what settles an outcome, in words."""
-    match outcome:
-        case Retry():
-            return "the retry"
-        case Postpone():
-            return "the postponement"
-        case DeadLetter(reason):
-            return f"the dead letter ({reason})"
-        case Release():
-            return "the release"
-        case _:
-            return ACK

@@ -17,14 +17,16 @@ from typing import Any, assert_never
 from streamq.client import Command
 from streamq.consumer.acknowledgements import LINGER, Acknowledgements, AcksOfTier
 from streamq.consumer.counting import Counting
-from streamq.consumer.dead_lettering import DeadLetters, name_of
+from streamq.consumer.dead_lettering import DeadLetters, LesserLetter, name_of
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
+from streamq.consumer.refused_settlement import ACK, RefusedSettlement, Way, what_of
 from streamq.consumer.round_trip import RoundTrip
-from streamq.consumer.set_aside import ACK, RefusedSettlement, SetAside, Way, not_built, what_of
+from streamq.consumer.set_aside import SetAside, not_built
 from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError
+from streamq.queue.missing_right import without_remedy
 from streamq.queue.server_errors import concerns_server
 from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
@@ -32,7 +34,7 @@ from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Re
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import as_text, dumps, milliseconds, pack_flat
-from streamq.wire.side_effects import FreeKey, SideEffect, effects_of_end, has_side_effects
+from streamq.wire.side_effects import FreeKey, effects_of_end, has_side_effects
 
 log = SafeLog("streamq")
 
@@ -159,21 +161,20 @@ class Settler:
             self._store.check_signature(delivery)
         except SignatureError as error:  # nothing in it is believed: no side effects, no replay
             outcome, keep = DeadLetter(Reason.UNDECODABLE, failure_of(error)), None
-        also, cancellable = self.dead_letters.side_effects(delivery, outcome, keep), outcome.reason not in _AS_IT_IS
-        command = self.dead_letters.command(delivery, outcome, also, cancellable=cancellable)
+        command = self.dead_letters.in_full(delivery, outcome, keep, cancellable=outcome.reason not in _AS_IT_IS)
         self._add(delivery, outcome, duration, keep, partial(_prebuilt, command))
-        failure, name = outcome.failure, name_of(delivery)
-        log.warning("task %s is dead (%s): %s: %s", name, outcome.reason, failure.error_type, failure.error)
 
     def _convict(self, delivery: Delivery, error: Exception, duration: float, keep: float | None) -> None:
         """Dead-letter a delivery that cannot be settled as was decided, with the side effects that can be had."""
         outcome = DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
-        lesser = self.dead_letters.lesser(delivery, outcome, keep, "", as_decided=True)
-        ways = [self._way(_Settlement(one.command, delivery, outcome, duration), one.left_out) for one in lesser]
+        command = partial(self.dead_letters.in_full, delivery, outcome, keep)
         self._events.pop(delivery, None)
         why, name = outcome.failure.error, name_of(delivery)
         log.warning("task %s is to be a dead letter (%s): %s", name, outcome.reason, why)
-        self.set_aside.add_untried([RefusedSettlement(delivery, "the dead letter", ways)])
+        one = RefusedSettlement(
+            delivery, what_of(outcome), [self._way(_Settlement(command, delivery, outcome, duration))]
+        )
+        self.set_aside.add_untried([self._with_lesser(one, outcome, duration, keep)])
 
     def _postponement(self, delivery: Delivery, outcome: Retry | Postpone) -> Callable[[], Command]:
         changes: dict[str, str | None] = {}
@@ -291,8 +292,10 @@ class Settler:
                 counters.retried += 1
             case Postpone():
                 counters.postponed += 1
-            case DeadLetter():
-                counters.failed += outcome.reason in _AFTER_A_RUN
+            case DeadLetter(reason, failure):
+                said = without_remedy(failure.error) if reason == Reason.REFUSED else failure.error
+                log.warning("task %s is dead (%s): %s: %s", name_of(delivery), reason, failure.error_type, said)
+                counters.failed += reason in _AFTER_A_RUN
                 counters.dead += 1
                 if self.dead_letters.effects is not None:
                     self.dead_letters.effects.confirmed(delivery, outcome)
@@ -321,7 +324,7 @@ class Settler:
         if isinstance(outcome, Release):
             one.held = False
         elif not isinstance(outcome, Skip):
-            one.lesser = partial(self._lesser_ways, delivery, outcome, settlement.duration, settlement.keep)
+            self._with_lesser(one, outcome, settlement.duration, settlement.keep)
         self.set_aside.add(one, error, settlement.sent)
 
     def _acks_refused(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command) -> None:
@@ -339,7 +342,13 @@ class Settler:
 
     def _refused_ack(self, delivery: Delivery, keep: float | None, build: Callable[[], Command]) -> RefusedSettlement:
         way = Way(build, lambda reply: self._acknowledged(delivery.tier, [delivery], reply))
-        return RefusedSettlement(delivery, ACK, [way], partial(self._lesser_ways, delivery, Ack(), 0.0, keep))
+        return self._with_lesser(RefusedSettlement(delivery, ACK, [way]), Ack(), 0.0, keep)
+
+    def _with_lesser(self, one: RefusedSettlement, outcome: Outcome, *others: Any) -> RefusedSettlement:
+        """Give a refused settlement the dead letters that may stand in for it, and return it."""
+        one.becomes = outcome.reason if isinstance(outcome, DeadLetter) else Reason.REFUSED
+        one.lesser = partial(self._lesser_ways, one.delivery, outcome, *others)
+        return one
 
     def _lesser_ways(
         self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, why: str
@@ -348,18 +357,17 @@ class Settler:
         event = self._events.get(delivery)  # kept: if all are refused, the acknowledgement itself is tried again
         letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
         lesser = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
-        log.error("task %s may become a dead letter (%s): %s", name_of(delivery), letter.reason, why)
         duration = event.duration if event else duration
-        return [self._way(_Settlement(one.command, delivery, letter, duration), one.left_out) for one in lesser]
+        return [self._way(_Settlement(one.command, delivery, letter, duration), one) for one in lesser]
 
-    def _way(self, settlement: _Settlement, left_out: Sequence[SideEffect] = ()) -> Way:
+    def _way(self, settlement: _Settlement, lesser: LesserLetter | None = None) -> Way:
         def done(reply: Any) -> None:
             self._events.pop(settlement.delivery, None)
             self._replied(settlement, reply)
-            if reply and (keys := [one for one in left_out if isinstance(one, FreeKey)]):
+            if reply and lesser and (keys := [one for one in lesser.left_out if isinstance(one, FreeKey)]):
                 self._free_later(settlement.delivery, keys)
 
-        return Way(settlement.command, done)
+        return Way(settlement.command, done, lesser.helps, lesser.carries) if lesser else Way(settlement.command, done)
 
     def _let_go(self, delivery: Delivery) -> None:
         self._buffer.forget(delivery.tier, delivery.entry_id)

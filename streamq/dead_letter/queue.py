@@ -17,7 +17,7 @@ import anyio
 from streamq.broker import RedisBroker
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.dead_letter.groups import with_existing_groups
-from streamq.dead_letter.replaying import Replay, checked_replay
+from streamq.dead_letter.replaying import PassedOver, Replay, checked_replay
 from streamq.dead_letter.selection import checked_entry_id, matcher, nothing_after, order
 from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
@@ -25,10 +25,8 @@ from streamq.errors import (
     BrokerError,
     ConfigurationError,
     DeadLetterNotFoundError,
-    DedupKeyHeldError,
     OutcomeUnknownError,
-    SignatureError,
-    UndecodableError,
+    StreamqError,
 )
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
@@ -170,7 +168,8 @@ class DeadLetterQueue:
 
         `task_id` replays one task (its newest dead letter, if it has several). Without it, replays all
         that match `task_name`, `reason` and `error_type`, at most `limit`, oldest first. Dead letters that cannot be
-        replayed stay. A replay is a first attempt in the same tier, with the same priority, timeout,
+        replayed stay, and the log names them, ten of each cause.
+        A replay is a first attempt in the same tier, with the same priority, timeout,
         result TTL and headers, and holds the deduplication key of the dead task again. The header `replayed_from`
         names the dead task. `retries` overrides the retry budget. It runs in the consumer group of the dead letter, or
         in that of the broker if its stream has no such group.
@@ -236,8 +235,7 @@ class DeadLetterQueue:
             error.task_id = one.task_id
             raise
         if holder:
-            key = one.letter.options["dedup"]
-            raise DedupKeyHeldError(dead_letter.task_id, key, holder.decode(errors="backslashreplace"))
+            raise one.held(holder)
         if not entry:
             raise DeadLetterNotFoundError(task_id)
         return one.task_id
@@ -246,34 +244,31 @@ class DeadLetterQueue:
         self, matches: Callable[[DeadLetterEntry], bool] | None, limit: int | None, retries: int | None
     ) -> list[str]:
         store = await self._trimmed_store()
-        replayed: list[str] = []
+        replayed, passed_over = list[str](), PassedOver()
         # A task that dies again during the replay is newer than this entry, so it is not replayed twice.
         async with aclosing(self._pages(store, await self._newest_id(store))) as pages:
             async for page in pages:
                 chosen: list[Replay] = []
                 for dead_letter in await with_existing_groups(store, page, self._stream_of):
-                    if not (matches is None or matches(dead_letter)) or (one := self._replay(dead_letter)) is None:
+                    if matches is not None and not matches(dead_letter):
                         continue
                     if limit is not None and len(replayed) + len(chosen) >= limit:
                         break
-                    chosen.append(one)
-                entries = await store.call([one.command(store, retries) for one in chosen])
-                replayed += [one.task_id for one, (entry, _) in zip(chosen, entries, strict=True) if entry]
+                    tier = self._tier_index(dead_letter)
+                    try:
+                        chosen.append(checked_replay(store, dead_letter, tier, self._broker.tiers))
+                    except StreamqError as error:
+                        passed_over.note(error)
+                replies = await store.call([one.command(store, retries) for one in chosen])
+                for one, (entry, holder) in zip(chosen, replies, strict=True):
+                    if entry:
+                        replayed.append(one.task_id)
+                    elif holder:
+                        passed_over.note(one.held(holder))
                 if limit is not None and len(replayed) >= limit:
                     break
+        passed_over.log_total(len(replayed))
         return replayed
-
-    def _replay(self, dead_letter: DeadLetterEntry) -> Replay | None:
-        """Return the replay of a dead letter, None if it cannot be replayed."""
-        if (tier := self._tier_index(dead_letter)) is None:
-            return None
-        try:
-            return checked_replay(self._broker.store, dead_letter, tier, self._broker.tiers)
-        except SignatureError as error:
-            log.warning("not replayed: %s", error)
-        except UndecodableError:
-            pass
-        return None
 
     def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
         """Return the index of the tier of a dead letter: by the tier's name, or else by its stream."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry, replayed_options
 from streamq.dead_letter.selection import dedup_ttl, is_full_entry_id
-from streamq.errors import ConfigurationError, SignatureError, UndecodableError
+from streamq.diagnostics.safe_log import SafeLog
+from streamq.errors import ConfigurationError, DedupKeyHeldError, SignatureError, StreamqError, UndecodableError
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
 from streamq.scripts import step
@@ -22,8 +23,11 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, Message
 from streamq.wire.tiers import Tier
 
+log = SafeLog("streamq")
+
 REPLAYED_FROM = "replayed_from"  # the header with the task id of the dead task
 _RAW = b"raw."
+_MOST_NAMED = 10  # dead letters that are passed over for one cause, in the log
 _REFUSED = f"{SignatureError.__module__}.{SignatureError.__qualname__}"
 
 
@@ -42,10 +46,38 @@ class Replay:
         fields = _fields_of(letter, self.task_id, retries) if self.refused is None else (
             _fields_of_refused(letter, self.refused, store.keys.group, retries)
         )  # fmt: skip
-        keys = [store.keys.dead, stream, *([store.keys.dedup(letter.options["dedup"])] if ttl else ())]
+        keys = [store.keys.dead, stream]
+        if ttl:
+            keys += (store.keys.dedup(letter.options["dedup"]), store.keys.latest(letter.options["dedup"]))
         if store.signer is not None:
             fields = store.signer.sign(stream, fields)
-        return step("replay")(keys, letter.entry_id, self.task_id, ttl, *fields)
+        return step("replay")(keys, letter.entry_id, self.task_id, letter.task_id, ttl, *fields)
+
+    def held(self, holder: bytes) -> DedupKeyHeldError:
+        """Return the error of a replay that was refused because this task holds the deduplication key."""
+        key = self.letter.options["dedup"]
+        return DedupKeyHeldError(self.letter.task_id, key, holder.decode(errors="backslashreplace"))
+
+
+class PassedOver:
+    """The dead letters that a replay by filter has passed over. Of each cause the first few are logged by name."""
+
+    def __init__(self) -> None:
+        self._counts: dict[type[StreamqError], int] = {}
+
+    def __repr__(self) -> str:
+        return f"<PassedOver {sum(self._counts.values())}>"
+
+    def note(self, error: StreamqError) -> None:
+        """Note that a dead letter stays, and why."""
+        count = self._counts[type(error)] = self._counts.get(type(error), 0) + 1
+        (log.warning if count <= _MOST_NAMED else log.debug)("not replayed: %s", error)
+
+    def log_total(self, replayed: int) -> None:
+        """Log how many there were, if not each was named."""
+        if any(count > _MOST_NAMED for count in self._counts.values()):
+            causes = ", ".join(f"{count} ({cause.__name__})" for cause, count in self._counts.items())
+            log.warning("dead letters replayed: %d; passed over: %s", replayed, causes)
 
 
 def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier]) -> Replay:

@@ -18,7 +18,7 @@ import orjson
 from streamq.client import Command
 from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
-from streamq.queue.refused_command import CALLED, SCRIPTS, as_text, keys_of, refused_command, said
+from streamq.queue.refused_command import CALLED, MOST_KEYS, SCRIPTS, as_text, keys_of, refused_command, said
 from streamq.wire.acl import patterns_of, rule_for_key
 from streamq.wire.keys import Keys
 from streamq.wire.rights import ROLES, Role, rights_of
@@ -32,6 +32,7 @@ for i, words in ipairs(cjson.decode(ARGV[1])) do
 end
 return refused"""
 _NAMES_ITSELF: Final = "this user may not run "  # see `ask` in _shared.lua
+_NAMED_KEY: Final = re.compile(rf"{_NAMES_ITSELF}'([^']*)' on '(.*)'")
 _OF_KEY: Final = re.compile(r"access (?:a|(?:at least )?one of the) key")
 _INSIDE: Final = re.compile(r"executing the script|in script")
 _UNKNOWN: Final = re.compile(
@@ -61,6 +62,11 @@ def remedy(role: Role | None = None) -> str:
 def with_remedy(text: str, code: str, role: Role | None = None) -> str:
     """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once."""
     return text if code != "NOPERM" or _ASK in text else f"{text.rstrip('.')}; {remedy(role)}"
+
+
+def without_remedy(text: str) -> str:
+    """Return a text without the remedy that `with_remedy` added, and what follows it."""
+    return text.partition(f"; {_ASK}")[0]
 
 
 def explained(
@@ -98,6 +104,22 @@ def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Seq
         return f"in {name}{what} on {doubt}{_listed(names)}"
     names = [] if _NAMES_ITSELF in str(error) else keys_in(command, keys)
     return f"in {name} on {_listed(names)}" if names else f"in {name}"
+
+
+def may_be_refused(error: BrokerError, command: Command, keys: Keys) -> frozenset[tuple[str, str]] | None:
+    """Return the commands of a script, in capitals, and their keys, of which one was refused for a missing right.
+
+    None if any may be meant, or for another reason; no pair if the script itself may not be run.
+    """
+    text = str(error)
+    if error.code != "NOPERM" or not _is_script(command):
+        return None
+    if named := _NAMED_KEY.search(text):
+        return frozenset(((named[1].upper(), named[2]),))
+    if not _OF_KEY.search(text) and not _INSIDE.search(text):
+        return frozenset()
+    among = frozenset((one.command, one.key) for one in suspects(error, command, keys))
+    return among if among and int(command[2]) < MOST_KEYS else None
 
 
 def suspects(error: BrokerError, command: Command, keys: Keys) -> list[Suspect]:

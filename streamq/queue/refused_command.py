@@ -18,7 +18,7 @@ _LINE = re.compile(r"@?user_script:\s*(\d+)")
 CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
 SCRIPTS = frozenset({"EVALSHA", "EVAL"})
-_MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
+MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _FAMILIES = {
     **dict.fromkeys(("dedup", "result", "id", "progress", "seen", "durable"), "string"),
     **dict.fromkeys(("latest", "join", "stats", "once", "circuit", "rate", "schedules", "ticked"), "hash"),
@@ -53,7 +53,7 @@ def keys_of(command: Command) -> list[str]:
     if isinstance(command, bytes) or len(command) < 3 or command[0] not in SCRIPTS:
         return []
     names = command[3 : 3 + int(command[2])]
-    return [as_text(name) for name in dict.fromkeys(names)][:_MOST_KEYS]
+    return [as_text(name) for name in dict.fromkeys(names)][:MOST_KEYS]
 
 
 def ask_types(names: Sequence[str]) -> list[Command]:
@@ -69,7 +69,7 @@ def wrong_keys(names: Sequence[str], types: Sequence[object], namespace: str) ->
             wanted, has = _wanted_type(name, namespace), as_text(kind)
             if has not in {"none", wanted} and not name.startswith(f"{namespace}:result:"):
                 found.append(f"the key {name[:200]!r} is a {_TYPES.get(has, has)}, no {_TYPES.get(wanted, wanted)}")
-    return "; ".join(found[: _MOST_KEYS // 10])
+    return "; ".join(found[: MOST_KEYS // 10])
 
 
 def wrong_key(name: str, namespace: str) -> str:

@@ -325,10 +325,13 @@ class Store:
             text = f"{text}: {wrong or 'one of ' + ', '.join(names)}"
         return BrokerError(advised(text, error.code), code=error.code)
 
-    async def where_refused(self, some: Sequence[tuple[BrokerError, Command]]) -> list[str]:
-        """Return what missing rights have refused, each as a part of a sentence. At most one round trip."""
+    async def where_refused(self, some: Sequence[tuple[BrokerError, Command]]) -> list[tuple[str, list[Suspect]]]:
+        """Return what missing rights have refused, each as a part of a sentence, and as far as the server tells which.
+
+        At most one round trip.
+        """
         asked = zip(some, await self._ask_which(some), strict=True)
-        return [where_refused(error, command, self.keys, refused) for (error, command), refused in asked]
+        return [(where_refused(error, command, self.keys, refused), refused) for (error, command), refused in asked]
 
     async def _ask_which(self, some: Sequence[tuple[BrokerError, Command]]) -> list[list[Suspect]]:
         found = [suspects(error, command, self.keys) for error, command in some]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from streamq.errors import UndecodableError
@@ -88,6 +89,36 @@ def dead_letter_fields(
     if refused:
         flat += ("refused", utf8(refused))
     return [*flat, "died_at", iso(died_at), "worker", worker, "group", group, "origin", f"{stream} {entry}"]
+
+
+def undecoded_fields(
+    delivery: Delivery, *, reason: str, failure: Failure, worker: str, stream: str, died_at: float, group: str,
+    refused: str = "",
+) -> list[Field]:  # fmt: skip
+    """Return the flat fields of a dead letter of which nothing is decoded, where `dead_letter_fields` fails.
+
+    It has what a replay uses, byte for byte; of an entry that is no message, the evidence.
+    """
+    fields = delivery.fields
+    flat: list[Field] = ["task_id", (fields.get(b"id") or delivery.entry_id)[:_NAME_KEPT]]
+    readable = reason != UNDECODABLE and _readable(delivery)
+    flat += ("task", fields.get(b"task", b"")[: None if readable else _NAME_KEPT])
+    flat += ("tier", delivery.tier_name, "reason", reason, "error_type", failure.error_type)
+    flat += ("error", failure.error[:ERROR_KEPT])
+    with suppress(Exception):  # what cannot be had is left out
+        attempts, starts = runs_of(delivery, reason)
+        flat += ("attempts", str(attempts), "starts", str(starts))
+    if readable:
+        for name in (b"args", b"kwargs", *_KEPT):
+            if name in fields:
+                flat += (name, fields[name])
+    else:
+        flat += _evidence(fields)
+    if refused:
+        flat += ("refused", refused)
+    flat += ("died_at", iso(died_at), "worker", worker, "group", group)
+    flat += ("origin", f"{stream} {delivery.entry_id.decode(errors='backslashreplace')}")
+    return [utf8(part) if isinstance(part, str) else part for part in flat]
 
 
 def runs_of(delivery: Delivery, reason: str) -> tuple[int, int]:

@@ -190,6 +190,7 @@ _TABLE: Final = (
     ("dead-letters", "o", "stats", "hincrby hset expire evalsha"),
     ("dead-letters", "o", "stream", "xadd xinfo|groups evalsha"),
     ("dead-letters", "o", "dedup", "get set evalsha"),
+    ("dead-letters", "o", "latest", "hmget hset pexpire evalsha"),
     ("doctor", "pwmo", "", "info config|get command|list command|info acl|whoami scan time"),
     ("doctor", "pwmo", ANY, "type pttl xlen xrange xrevrange xpending xinfo|stream xinfo|groups xinfo|consumers"),
     ("doctor", "pwmo", ANY, "hlen hgetall hscan hexists hrandfield zcard zcount zrange zscore zmscore"),

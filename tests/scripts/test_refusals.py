@@ -129,8 +129,9 @@ CASES = {
         "keep_last", NEWEST, ("n", 1, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *FIELDS), queued=True
     ),
     "promote": Case("promote", TIER, (100,)),
-    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", 0, *FIELDS)),
-    "replay, with its key": Case("replay", (DEAD, STREAM, "g1"), ("7-0", "n", 9000, *FIELDS)),
+    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", "x", 0, *FIELDS)),
+    "replay, with its key": Case("replay", (DEAD, STREAM, "g1", "latest"), ("7-0", "n", "x", 9000, *FIELDS)),
+    "replay, the key is its own": Case("replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, *FIELDS)),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
     "reclaim": Case(
         "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)

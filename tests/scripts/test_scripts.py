@@ -998,12 +998,30 @@ def test_a_queued_task_is_cancelled_and_a_running_one_is_told(server):
 def test_a_dead_letter_is_replayed_once(server):
     """It becomes a task, and is gone from the dead letters."""
     dead = server.command("XADD", DEAD, "*", "task", "t")
-    entry, _ = run(server, "replay", [DEAD, STREAM, "k"], dead, "n", 9000, "task", "t", "retries", "3")
+    entry, _ = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "task", "t", "retries", "3")
     assert server.command("GET", "k") == b"n"
     assert server.command("XRANGE", STREAM, "-", "+") == [[entry, [b"task", b"t", b"retries", b"3"]]]
-    assert run(server, "replay", [DEAD, STREAM, "k"], dead, "m", 9000, "task", "t") == [b"", b""]
+    assert run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "m", "x", 9000, "task", "t") == [b"", b""]
     assert length(server) == 1
     assert length(server, DEAD) == 0
+
+
+@pytest.mark.parametrize("holder", ["x", "y"])
+def test_a_replay_takes_the_key_from_its_dead_task_alone(server, holder):
+    """With the note of who waits for it; a note of somebody else is left as it is."""
+    dead = server.command("XADD", DEAD, "*", "task", "t")
+    server.command("SET", "k", holder)
+    server.command("HSET", "latest", "id", "x", "next", "after")
+    reply = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "task", "t")
+    if holder == "x":
+        assert server.command("GET", "k") == b"n"
+        assert server.command("HMGET", "latest", "id", "next") == [b"n", b"after"]
+        assert 0 < server.command("PTTL", "latest") <= 9000
+        assert (length(server), length(server, DEAD)) == (1, 0)
+    else:
+        assert reply == [b"", b"y"]
+        assert server.command("HGET", "latest", "id") == b"x"
+        assert (length(server), length(server, DEAD)) == (0, 1)
 
 
 def test_counters_add_up_and_their_window_ends(server):

@@ -292,17 +292,21 @@ class QueueMachine(Foundation):
         self.model.count(self.store.keys.stats(at), what, 900_000)
 
     @precondition(lambda self: self.model.dead)
-    @rule(pick=picks, twice=st.booleans(), dedup=st.booleans())
-    def replay(self, pick: int, twice: bool, dedup: bool) -> None:
+    @rule(pick=picks, twice=st.booleans(), dedup=st.booleans(), own=st.booleans())
+    def replay(self, pick: int, twice: bool, dedup: bool, own: bool) -> None:
         letter = sorted(self.model.dead)[pick % len(self.model.dead)]
         at = [tier.name for tier in TIERS].index(self.model.dead[letter]["tier"])
         for _ in range(1 + twice):
             task_id = self._id("replay")
             flat = ["task", "t", "id", task_id]
             guard = (self.store.keys.dedup("k0"), 2 * SLOT) if dedup else None
-            names = [self.store.keys.dead, self.store.keys.tiers[at].stream, *([guard[0]] if guard else [])]
-            answer = self._one(step("replay")(names, spelt(letter), task_id, 2 * SLOT, *flat))
-            entry, holder = self.model.replay(letter, at, dict(zip(flat[::2], flat[1::2], strict=True)), guard)
+            names = [self.store.keys.dead, self.store.keys.tiers[at].stream]
+            dead_id = "dead"
+            if guard is not None:
+                names += (guard[0], self.store.keys.latest("k0"))
+                dead_id = self.model.kept.get(guard[0], (dead_id, 0))[0] if own else dead_id
+            answer = self._one(step("replay")(names, spelt(letter), task_id, dead_id, 2 * SLOT, *flat))
+            entry, holder = self.model.replay(letter, at, dict(zip(flat[::2], flat[1::2], strict=True)), guard, dead_id)
             assert [part.decode() for part in answer] == ["" if entry is None else spelt(entry), holder]
             if entry is not None:
                 self.ledger.replayed(letter)

@@ -208,12 +208,15 @@ class Model:
         return len(mine)
 
     def replay(
-        self, letter: EntryId, at: int, fields: dict[str, str], guard: tuple[str, int] | None
+        self, letter: EntryId, at: int, fields: dict[str, str], guard: tuple[str, int] | None, dead_id: str
     ) -> tuple[EntryId | None, str]:
-        """A dead letter becomes a task again, once, with its deduplication key: (its entry, the holder of the key)."""
+        """A dead letter becomes a task again, once, with its deduplication key: (its entry, the holder of the key).
+
+        The dead task itself may hold the key still.
+        """
         if letter not in self.dead:
             return None, ""
-        if guard is not None and guard[0] in self.kept:
+        if guard is not None and guard[0] in self.kept and self.kept[guard[0]][0] != dead_id:
             return None, self.kept[guard[0]][0]
         del self.dead[letter]
         if guard is not None:
