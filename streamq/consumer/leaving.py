@@ -96,18 +96,23 @@ async def running(runners: Runners, concurrency: int) -> AsyncIterator[None]:
 async def cancellation_stops(stop: Callable[[], object]) -> AsyncIterator[None]:
     """Have a cancellation from outside call `stop` while a block runs, and be raised when the block has ended.
 
-    The loops that renew leases and release deliveries go on, then, until the last run has ended.
+    The loops that renew leases and release deliveries go on, then, until the last run has ended. A cancellation that
+    nobody may have asked for is raised at once: it may be a crash.
     """
     async with anyio.create_task_group() as group:
-        group.start_soon(_call_when_cancelled, stop)
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True) as scope:
+            group.start_soon(_watch_cancellation, scope, stop)
             yield
         group.cancel_scope.cancel()
     await anyio.lowlevel.checkpoint_if_cancelled()
 
 
-async def _call_when_cancelled(stop: Callable[[], object]) -> None:
+async def _watch_cancellation(scope: anyio.CancelScope, stop: Callable[[], object]) -> None:
     try:
         await anyio.sleep_forever()
-    finally:
-        stop()
+    except anyio.get_cancelled_exc_class() as error:
+        if by_a_stranger(error):
+            scope.shield = False
+        else:
+            stop()
+        raise
