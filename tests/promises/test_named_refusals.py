@@ -333,3 +333,22 @@ async def test_counters_without_a_right(rights, caplog):
         rights.have(lambda _: True)
         await broker.enqueue(plain)
         await until(lambda: worker.health.refused == ())
+
+
+async def test_a_login_that_is_refused_later_says_what_to_write(rights, real_server, caplog):
+    """The worker waits, with the remedy in its log; it goes on when the login is accepted again."""
+    ran = []
+
+    @task
+    async def note():
+        ran.append(1)
+
+    async with RedisBroker(rights.url) as broker, working(broker, note) as worker:
+        real_server.command("ACL", "SETUSER", "clerk", "resetpass", ">other")
+        real_server.command("CLIENT", "KILL", "USER", "clerk")
+        await until(lambda: count(caplog, "refuses user 'clerk'", "waiting for the server") > 0)
+        assert count(caplog, "; write the user and the password into the URL: unix://user:password@") > 0
+        real_server.command("ACL", "SETUSER", "clerk", "resetpass", ">pw")
+        await until(lambda: worker.health.trouble is None)
+        await broker.enqueue(note)
+        await until(lambda: ran)
