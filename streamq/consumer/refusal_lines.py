@@ -117,7 +117,8 @@ class RefusalLines:
         else:
             parts = ", ".join(f"{how}: {number}" for how, number in kind.ended.items())
             text += f" and {count - 1} more like it have ended ({parts})"
-        (log.warning if kind.said else log.debug)("%s; no longer refused: %s", text, kind.cause)
+        over = "no longer refused" if AS_DECIDED in kind.ended else "what was refused"
+        (log.warning if kind.said else log.debug)("%s; %s: %s", text, over, kind.cause)
 
     # --- kinds -----------------------------------------------------------------------------------
 

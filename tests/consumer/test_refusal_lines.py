@@ -85,6 +85,14 @@ def test_a_thousand_are_a_line_each_for_refused_dead_left_and_over(lines, said):
     assert not lines._kinds_of
 
 
+def test_what_has_ended_as_a_dead_letter_may_be_refused_still(lines, said):
+    one = one_refused(1)
+    lines.refused(one)
+    lines.ended(one, AS_DEAD_LETTER)
+    last = said()[-1]
+    assert "is settled as a dead letter, after 1 refusal; what was refused: NOPERM may not" in last
+
+
 def test_what_goes_on_is_said_every_ten_minutes_with_a_count(lines, said, clock):
     for number in range(10):
         lines.refused(one_refused(number))

@@ -293,7 +293,7 @@ async def test_a_second_key_and_a_second_time_are_named(real_server, rights, cap
             real_server.command("DEL", "queue:dead")
             (first,) = [line for line in caplog.messages if "tried apart" in line]
             assert f"queue:{key}:" in first, (turn, line)
-            over = [line for line in caplog.messages if "no longer refused: NOPERM" in line]
+            over = [line for line in caplog.messages if " is settled as " in line]
             assert over
             assert f"queue:{key}:" in over[0]
 
