@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from dataclasses import fields as fields_of
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
 
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
 from streamq.wire.bounds import FIELDS_OF_ENTRY, LAST_MOMENT, shown
+from streamq.wire.json_values import OPTIONS, json_value
 
 MAX_PAYLOAD = 1 << 20  # bytes of one message
 TRACEBACK_TAIL = 8_000  # characters of a traceback that a dead letter keeps
@@ -123,9 +124,15 @@ _OPTIONAL: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 def dumps(value: Any, default: Default | None = None) -> bytes:
     """Return a value as JSON. Raises TypeError for values that JSON lacks, NaN and infinity included."""
-    packed = orjson.dumps(value, default=default)
+    encode = json_value if default is None else partial(json_value, default=default)
+    try:
+        packed = orjson.dumps(value, encode, OPTIONS)
+    except TypeError as error:
+        if (cause := error.__cause__) is None or isinstance(cause, TypeError):
+            raise
+        raise TypeError(f"{error} ({type_name(cause)}: {str_of(cause)})") from cause
     # orjson writes NaN and infinity as null; an error is better than a changed value.
-    if b"null" in packed and not _finite(value, default):
+    if b"null" in packed and not _finite(value, encode):
         raise TypeError("NaN and infinity have no JSON")
     return packed
 
@@ -174,21 +181,19 @@ def _culprit(what: str, value: Any, default: Default | None, error: Exception) -
     return what, str_of(error)
 
 
-def _finite(value: Any, default: Default | None) -> bool:  # noqa: PLR0911 - one for each kind of value
+def _finite(value: Any, encode: Default) -> bool:
     match value:
         case float():
             return math.isfinite(value)
-        case None | str() | int() | datetime() | UUID():
+        case None | str() | int() | UUID() | orjson.Fragment():
             return True
         case Mapping():
-            return all(_finite(part, default) for part in value.values())
+            return all(_finite(part, encode) for part in value.values())
         case list() | tuple():
-            return all(_finite(part, default) for part in value)
+            return all(_finite(part, encode) for part in value)
         case Enum():
-            return _finite(value.value, default)
-    if is_dataclass(value):
-        return all(_finite(getattr(value, part.name), default) for part in fields_of(value))
-    return default is None or isinstance(value, date | time) or _finite(default(value), default)
+            return _finite(value.value, encode)
+    return _finite(encode(value), encode)
 
 
 def load(raw: bytes, name: str, kind: type[_T]) -> _T:
