@@ -239,12 +239,12 @@ class Batches:
             except BaseException as error:
                 if run.inner or run.abandoned or isinstance(error, MISNESTED):
                     raise (await run.close(self._task.name, error)) from None
-                if run.requests() and not _cancelled():
+                if run.asked_to_end() and not _cancelled():
                     await self._take_requests(run)
                 raise
             if run.inner or run.abandoned:
                 await run.raise_left_open(self._task.name)
-            if run.requests():
+            if run.requests() or run.task._must_cancel:  # noqa: SLF001 - no call
                 await self._take_requests(run)
         return returned
 

@@ -54,7 +54,8 @@ _begun_in: dict[int, RunScope] = {}
 class RunScope:
     """The cancel scope that a function of the user runs in, after it was entered, and what was left open in it."""
 
-    __slots__ = ("_closing", "_entered", "_watched", "abandoned", "inner", "left_open", "requests", "scope")
+    _must_cancel = False
+    __slots__ = ("_closing", "_entered", "_watched", "abandoned", "inner", "left_open", "requests", "scope", "task")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self.scope = scope
@@ -66,6 +67,13 @@ class RunScope:
         self.inner: Collection[object] = frozenset() if self._entered is None else self._entered.inner
         # How many requests to cancel the task of the run are open: `asyncio.current_task().cancel()` in a handler.
         self.requests: Callable[[], int] = int if self._entered is None else self._entered.requests
+        # asyncio before Python 3.13 ends the next wait of a task although `uncancel()` took the request back. It tells
+        # by `_must_cancel` of the task, False where there is none.
+        self.task: Any = RunScope if self._entered is None else self._entered.task
+
+    def asked_to_end(self) -> bool:
+        """Will the next wait of this task raise a cancellation that the run has left, or is a request open?"""
+        return bool(self.requests() or self.task._must_cancel)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -155,7 +163,7 @@ class RunScope:
 
 async def take_requests(run: RunScope) -> None:
     """Have a request to cancel this task, which the run has left, raised here: so that it ends no task group."""
-    if run.requests():
+    if run.asked_to_end():
         await anyio.lowlevel.checkpoint()
 
 
@@ -185,12 +193,13 @@ def _place(generator: Any) -> str:
 class _Asyncio:
     """The scopes inside of one scope, as anyio keeps them under asyncio."""
 
-    __slots__ = ("_scope", "inner", "requests")
+    __slots__ = ("_scope", "inner", "requests", "task")
 
     def __init__(self, scope: Any, inner: Collection[object]) -> None:
         self._scope = scope
         self.inner = inner
         self.requests: Callable[[], int] = getattr(scope._host_task, "cancelling", int)  # int(): 0, it was not entered
+        self.task = scope._host_task if hasattr(scope._host_task, "_must_cancel") else RunScope
 
     @classmethod
     def of(cls, scope: Any) -> _Asyncio | None:
@@ -234,7 +243,7 @@ class _Asyncio:
 class _Trio:
     """The scopes and nurseries inside of one scope, as trio keeps them."""
 
-    __slots__ = ("_before", "_status", "_task", "inner", "requests")
+    __slots__ = ("_before", "_status", "_task", "inner", "requests", "task")
 
     def __init__(self, task: Any, status: Any, inner: Collection[object]) -> None:
         self._task = task
@@ -242,6 +251,7 @@ class _Trio:
         self._before = len(task.child_nurseries)
         self.inner = inner
         self.requests: Callable[[], int] = int  # 0: trio cancels scopes alone
+        self.task = RunScope
 
     @classmethod
     def of(cls, scope: Any) -> _Trio | None:

@@ -215,7 +215,7 @@ class Runners:
             try:
                 if warnings.filters != filters.known:
                     filters.restore(delivery.task)
-                if slot.spent or slot.left_open or slot.requests():
+                if slot.spent or slot.left_open or slot.requests() or slot.task._must_cancel:  # noqa: SLF001 - no call
                     return
                 if slot.context is not None and copy_context() != slot.context:
                     return

@@ -37,7 +37,7 @@ class Slot(RunScope):
     def as_before(self) -> bool:
         """Is the context as it was when the last run began, was nothing left open, and no cancellation requested?"""
         try:
-            return not (self.left_open or (self.requests() and not self.spent)) and (
+            return not (self.left_open or (self.asked_to_end() and not self.spent)) and (
                 self.context is None or copy_context() == self.context
             )
         except Exception:  # noqa: BLE001 - the value of a variable cannot be compared: it is another one

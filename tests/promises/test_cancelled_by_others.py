@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sys
 
 import anyio
 import pytest
@@ -11,7 +13,7 @@ import trio
 
 from streamq import RedisBroker, Worker, batch_task, task
 from streamq.consumer.containment import CancelledByOthersError
-from tests.at_work import assert_nothing_left, dead, pending, working
+from tests.at_work import assert_nothing_left, burst, dead, pending, working
 from tests.servers import fresh_server
 
 ran: list[int] = []
@@ -49,6 +51,8 @@ LOOPS = [
 async def batched(items: list[str]) -> None:
     if "cancel" in items:
         asyncio.current_task().cancel()
+    if "take back" in items:
+        cancel_and_take_back()
     ran.append(len(items))
 
 
@@ -77,7 +81,7 @@ async def test_a_batch_that_cancels_its_own_task_ends_no_worker(anyio_backend_na
         pytest.skip("trio has no tasks that can be cancelled")
     server = shared_server("redis")
     async with RedisBroker(server.url) as broker:
-        for what in ("cancel", "good", "good"):
+        for what in ("cancel", "take back", "good"):
             async with working(broker, batched, concurrency=2):
                 handle = await broker.enqueue(batched.options(result_ttl=60), what)
                 await handle.result(5)
@@ -86,6 +90,37 @@ async def test_a_batch_that_cancels_its_own_task_ends_no_worker(anyio_backend_na
         assert dead(server) == []
     assert ran == [1] * 6
     assert_nothing_left(server)
+
+
+def cancel_and_take_back() -> None:
+    with contextlib.suppress(RuntimeError):  # trio has no tasks that can be cancelled
+        asyncio.current_task().cancel()
+        asyncio.current_task().uncancel()
+
+
+@task(retries=0)
+async def takes_back() -> None:
+    cancel_and_take_back()
+
+
+@task(retries=0)
+async def good(number: int) -> None:
+    await anyio.sleep(0.001)
+    ran.append(number)
+
+
+@pytest.mark.paired
+async def test_a_request_that_was_taken_back_reaches_no_other_run(anyio_backend_name, real_server, caplog):
+    """Before Python 3.13, asyncio raises it all the same at the next wait of the task: in the next run, or the loop."""
+    async with RedisBroker(real_server.url) as broker:
+        for number in range(20):
+            await broker.enqueue(good, number)
+            await broker.enqueue(takes_back)
+        await burst(broker, good, takes_back, concurrency=3)
+    assert sorted(ran) == list(range(20))
+    assert dead(real_server) == []
+    named = anyio_backend_name == "asyncio" and sys.version_info < (3, 13)
+    assert sum("a runner was cancelled" in record.message for record in caplog.records) == named
 
 
 def test_a_program_that_ends_beside_its_worker_is_quiet(caplog):
