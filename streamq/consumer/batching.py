@@ -18,6 +18,7 @@ import anyio
 import anyio.abc
 
 from streamq.client.owner import end_child
+from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.shortage import NotStartedError
@@ -106,6 +107,7 @@ class Batches:
     ) -> None:  # fmt: skip
         self._task = task
         self._call_handler = handle
+        self._library = AsyncLibrary()
         self._turn = turn
         self._store = store
         self._start: Callable[[_Batch], object] | None = None
@@ -236,6 +238,8 @@ class Batches:
                 finally:
                     if os.getpid() != process:  # the handler forked, and this is the child
                         end_child()
+                    if self._library.thread.name != self._library.name:
+                        self._library.put_back(self._task.name)
             except BaseException as error:
                 if run.inner or run.abandoned or isinstance(error, MISNESTED):
                     raise (await run.close(self._task.name, error)) from None

@@ -7,17 +7,22 @@ from typing import Any
 
 import anyio
 
+from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope
 
 
 async def call_closed(name: str, function: Callable[..., Awaitable[Any]], args: Iterable[Any]) -> Any:
     """Call a function. Raises LeftOpenError, which says `name`, if it leaves something open: that is closed."""
-    task = anyio.get_current_task().id
+    task, library = anyio.get_current_task().id, AsyncLibrary()
     with anyio.CancelScope() as scope:
         run = RunScope(scope)
         with run.watched():
             try:
-                result = await function(*args)
+                try:
+                    result = await function(*args)
+                finally:
+                    if library.thread.name != library.name:
+                        library.put_back(name)
             except BaseException as error:
                 if is_left(task):  # this coroutine is being closed: it may await nothing
                     raise GeneratorExit from error

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import EventLoopToken
 
+from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.calls_from_thread import calls_closed, closing_token
 from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
@@ -170,6 +171,7 @@ class OnExhausted:
             log.error("on_exhausted of %r: %s", dead.delivery, left)
 
     async def _call_timed(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
+        library = AsyncLibrary()
         try:
             with anyio.fail_after(CALL_TIMEOUT):
                 if is_async(function):
@@ -177,7 +179,11 @@ class OnExhausted:
                 else:
                     returned = await self._call_in_thread(function, dead)
                 if isinstance(returned, Awaitable):
-                    await returned
+                    try:
+                        await returned
+                    finally:
+                        if library.thread.name != library.name:
+                            library.put_back("on_exhausted")
         except BaseException as error:
             if anyio.current_effective_deadline() == float("-inf"):  # the worker ends
                 raise

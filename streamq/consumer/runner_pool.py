@@ -3,7 +3,6 @@
 A run is a straight line: take, decode, call (middleware around the handler), decide, settle. No anyio task is spawned
 and no cancel scope entered per run. To end a run early (timeout, lost lease, cancellation) the runner's own scope is
 cancelled, and the runner opens a new one. Only a run with middleware, a thread or a batch has a scope for its timeout.
-
 A runner whose context a run has changed, or in which it left a scope open, ends, and another one takes its place.
 """
 
@@ -23,6 +22,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from streamq.client.owner import NOWHERE, end_child
+from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.cancellation import (
     WHILE_CANCELLED,
     asked_by_nobody,
@@ -88,6 +88,7 @@ class Runners:
         self._owner = consumer.store.client.owner
         self._state = state
         self._random = uniform
+        self._library = AsyncLibrary()
         self._reporter, self._listening = reporter, listening
         self._idle: list[anyio.Event] = []
         self._woken = 0  # how many idle runners were woken and do not run yet
@@ -249,14 +250,12 @@ class Runners:
 
     async def _run(self, delivery: Delivery, slot: Slot) -> None:  # noqa: C901, PLR0912 - as `_run_deliveries`
         """Run one delivery: decode, call, decide, settle."""
-        fields = delivery.fields
-        handler = self._handlers.get(fields.get(b"task", b""))
+        handler = self._handlers.get((fields := delivery.fields).get(b"task", b""))
         if (
-            handler is not None
-            and self._signer is None
+            handler is not None and self._signer is None
             and (fields.keys() <= BASIC_FIELDS or has_small_priority(fields))
             and (not (given := fields.get(b"id")) or (given.isalnum() and len(given) < 200) or IS_PLAIN_ID(given))
-        ):
+        ):  # fmt: skip
             delivery.only_basic_fields = True
         elif (handler := self._admit(delivery, handler)) is None:
             return
@@ -281,6 +280,8 @@ class Runners:
             finally:
                 if self._owner.thread == NOWHERE:  # the handler forked, and this is the child
                     end_child()
+                if (library := self._library).thread.name != library.name:
+                    library.put_back(delivery.task)
                 if slot.due != inf:
                     slot.over()
                 if self._reporter.open:  # some run reports progress
@@ -316,8 +317,6 @@ class Runners:
         elif self.overdue.releases(delivery, slot) and delivery.entry_id not in self._consumer.fatal:
             self._consumer.release([delivery])
         raise error
-
-    # --- before the run ------------------------------------------------------------------------
 
     def _admit(self, delivery: Delivery, handler: Handler | None) -> Handler | None:
         """Return the handler of a delivery that may start; settle any other."""
