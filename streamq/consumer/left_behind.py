@@ -1,4 +1,4 @@
-"""What a run leaves behind: open cancel scopes and task groups, and filters of warnings.
+"""What a run leaves behind: open cancel scopes and task groups.
 
 Theory. Runs share the anyio task of their runner. A cancel scope that a run entered and did not leave would go on
 around the next run, and cancel that one. It is left open by an async generator that yields inside of a scope and is
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -30,6 +29,7 @@ from typing import Any, overload
 import anyio
 import anyio.lowlevel
 
+from streamq.consumer.warning_filters import filters
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import LeftOpenError
@@ -358,53 +358,3 @@ def restore_hooks() -> None:
             "began anew, and are put back"
         )
         sys.set_asyncgen_hooks(*HOOKS)
-
-
-# --- filters of warnings ----------------------------------------------------------------------------
-
-
-class WarningFilters:
-    """The filters of warnings, which all runs of a process share, as they were when no run had changed them.
-
-    `known` is compared with them after each run. What a run has added to the list, or taken from it, is undone when a
-    run ends. The list that `warnings.catch_warnings` puts in its place is left alone: it goes with its block.
-    """
-
-    def __init__(self) -> None:
-        self.known: list[Any] = []
-        self.list: Any = None
-        self.adopt()
-
-    @property
-    def replaced(self) -> bool:
-        """Is somebody inside of `warnings.catch_warnings`?"""
-        return warnings.filters is not self.list
-
-    def adopt(self) -> None:
-        """Take the filters as they are: no run goes on that may have changed them."""
-        self.list = warnings.filters
-        self.known = list(self.list)
-
-    def put_back(self) -> None:
-        """Put the list back if a run has left none: Python itself could not warn, and no run could be looked after."""
-        if not isinstance(getattr(warnings, "filters", None), list):
-            log.warning("warnings.filters was no list of filters any more, after a run, and is put back")
-            warnings.filters = self.list
-            self.list[:] = self.known
-
-    def restore(self, name: str) -> None:
-        """Undo what a run has changed; `name` is the task that has just ended."""
-        if not isinstance(warnings.filters, list):
-            self.put_back()
-        if self.replaced:
-            return
-        log.warning(
-            "warning filters were changed while the task %s ran, and are put back: use warnings.catch_warnings() in a "
-            "handler, and import modules that change filters before the worker starts", name,
-        )  # fmt: skip
-        self.list[:] = self.known
-        with warnings.catch_warnings():  # entered and left, it makes the interpreter notice the change
-            pass
-
-
-filters = WarningFilters()

@@ -39,7 +39,7 @@ from streamq.consumer.cancellation import (
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
 from streamq.consumer.handler import Handler, timeout_error
-from streamq.consumer.left_behind import HOOKS, MISNESTED, filters, restore_hooks, take_requests
+from streamq.consumer.left_behind import HOOKS, MISNESTED, restore_hooks, take_requests
 from streamq.consumer.overdue import Overdue
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
@@ -47,6 +47,7 @@ from streamq.consumer.run_result import DONE, after_failure, kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
+from streamq.consumer.warning_filters import filters
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, UndecodableError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
