@@ -115,18 +115,37 @@ def _insist(step: Callable[[], None]) -> None:
 def _set_apart() -> None:
     if _pipes:
         return
+    copies = _copies_of((0, 1, 2))
     for stream, mode in ((sys.__stdin__, "rb"), (sys.__stdout__, "wb")):
         binary: Any = getattr(stream, "buffer", None)
         raw = getattr(binary, "raw", binary)
         _pipes.append(os.dup(raw.fileno()))
         raw.__init__(_pipes[-1], mode)  # the same object, which anyio holds, on another descriptor
-    _close((0, 1, 2))
+    _close((0, 1, 2, *copies))
     for number in (signal.SIGINT, signal.SIGTERM):
         if (before := signal.getsignal(number)) != signal.SIG_IGN:
             _replaced[number] = before
             signal.signal(number, _go_on)  # not SIG_IGN: programs that the handler starts would inherit that
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _copies_of(descriptors: tuple[int, ...]) -> list[int]:
+    """Return the other descriptors of the same pipes. uvloop leaves some, and a fork that has them holds the pipes."""
+    pipes = {_file_of(one) for one in descriptors} - {None}
+    try:
+        open_now = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - pathlib is not loaded for this
+    except OSError:  # no system without /dev/fd has uvloop
+        return []
+    return [one for one in open_now if one not in descriptors and _file_of(one) in pipes]
+
+
+def _file_of(descriptor: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(descriptor)
+    except OSError:  # the one by which the others were listed
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _close(descriptors: tuple[int, ...]) -> None:

@@ -26,6 +26,9 @@ def works(seconds: float):
 """
 
 
+LOOPS = {"asyncio": "--no-uvloop", "uvloop": "--uvloop", "trio": "--backend=trio"}
+
+
 def lines(app: Path) -> list[str]:
     file = app / "pids"
     return file.read_text().split() if file.exists() else []
@@ -77,6 +80,36 @@ def test_no_process_outlives_its_grace_period(running):
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0
     assert wait_for(lambda: is_gone(pid), 10)
+
+
+DIES = """
+import multiprocessing, os, signal, time
+from streamq import task
+
+@task(run_in="process", retries=0)
+def dies():
+    helper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    helper.start()
+    print(helper.pid, file=open("pids", "a"), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_process_that_dies_is_noticed_although_its_helpers_live(app, start, loop):
+    """uvloop leaves the process more descriptors of its pipes than those it uses, and forks inherit them all."""
+    (app / "works.py").write_text(DIES)
+    with fresh_server("valkey") as server:
+        server.command("XADD", "queue:standard", "*", "task", "dies")
+        worker = start("worker", "works", "--url", server.url, LOOPS[loop])
+        try:
+            assert wait_for(lambda: server.command("XLEN", "queue:dead"), 40)
+            assert b"streamq.errors.ProcessDiedError" in server.command("XRANGE", "queue:dead", "-", "+")[0][1]
+            assert not is_gone(int(lines(app)[0]))
+        finally:
+            os.kill(int(lines(app)[0]), signal.SIGKILL)
+        worker.signal(signal.SIGTERM)
+        assert worker.ended() == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="elsewhere it ends with its run")
