@@ -7,11 +7,13 @@ KeyboardInterrupt too. The text then says so. Each text can be encoded as UTF-8.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
 SHOWN = 1_000  # characters of a value in a text
+MOST_NOTES = 20  # of an exception (`add_note`) in its traceback
 _CUT = "... ({} more characters)"
 
 # The `__traceback__` of an exception, whatever its class makes of attributes.
@@ -44,10 +46,29 @@ def traceback_of(error: BaseException, limit: int) -> str:
     If the exception cannot be formatted with its causes and notes, the text has its frames and its message alone.
     """
     try:
-        text = "".join(traceback.format_exception(error))
+        text = _formatted(error, limit)
     except BaseException as broken:  # noqa: BLE001 - properties of the exception may raise anything
         text = f"{_frames(error)}{type_name(error)}: {str_of(error)}\n(its causes and notes raise {type_name(broken)})"
     return _utf8(text[-limit:])
+
+
+def _formatted(error: BaseException, limit: int) -> str:
+    """Return the traceback of an exception, with at most `MOST_NOTES` notes of each exception in it."""
+    whole = traceback.TracebackException(type(error), error, frames_of(error), compact=True)
+    waiting: list[Any] = [whole]
+    while waiting:
+        one = waiting.pop()
+        if one.__notes__ is not None:
+            one.__notes__ = _bounded_notes(one.__notes__, limit)
+        waiting += [other for other in (one.__cause__, one.__context__, *(one.exceptions or ())) if other is not None]
+    return "".join(whole.format())
+
+
+def _bounded_notes(notes: Any, limit: int) -> list[str]:
+    if not isinstance(notes, Sequence):
+        return [repr_of(notes, limit)]
+    first = [str_of(note, limit) for note in islice(notes, MOST_NOTES + 1)]
+    return first if len(first) <= MOST_NOTES else [*first[:MOST_NOTES], "... (more notes)"]
 
 
 def _frames(error: BaseException) -> str:

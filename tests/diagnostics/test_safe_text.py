@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Sequence
+
 import pytest
 
-from streamq.diagnostics.safe_text import SHOWN, repr_of, str_of, traceback_of, type_name
+from streamq.diagnostics.safe_text import MOST_NOTES, SHOWN, repr_of, str_of, traceback_of, type_name
 
 RAISED = [ValueError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError]
 
@@ -103,3 +106,49 @@ def test_causes_and_notes_are_in_the_traceback():
     text = traceback_of(raised(error), 8_000)
     assert "inner" in text
     assert "a note" in text
+
+
+class Endless(Sequence):
+    """Notes without an end."""
+
+    def __getitem__(self, at):
+        return f"note {at} " + "x" * 20_000
+
+    def __len__(self):
+        return 3
+
+
+class NotedError(Exception):
+    __notes__ = Endless()
+
+
+@pytest.mark.parametrize("place", ["itself", "its cause", "its context", "a member"])
+def test_notes_have_a_bound_in_number_and_in_length(place):
+    """Notes that never end blocked the event loop for good."""
+    noted = NotedError("what went wrong")
+    error: BaseException = noted
+    if place == "its cause":
+        error = ValueError("outer")
+        error.__cause__ = noted
+    elif place == "its context":
+        error = ValueError("outer")
+        error.__context__ = noted
+    elif place == "a member":
+        error = ExceptionGroup("outer", [ValueError("beside"), noted])
+    text = traceback_of(raised(error), 1_000_000)
+    assert f"note {MOST_NOTES - 1} xxx" in text
+    assert f"note {MOST_NOTES} " not in text
+    assert "... (more notes)" in text
+    assert len(text) < 1_000_000
+    assert len(traceback_of(raised(error), 8_000)) == 8_000
+    assert "what went wrong" in text
+
+
+def test_a_few_notes_are_all_there():
+    """As Python shows them: also what is no sequence, by its repr."""
+    error = ValueError("x")
+    error.add_note("the first\nof two lines")
+    error.add_note("the second")
+    assert traceback_of(raised(error), 8_000) == "".join(traceback.format_exception(error))
+    error.__notes__ = {"no": "sequence"}  # type: ignore[assignment]
+    assert traceback_of(raised(error), 8_000).endswith("ValueError: x\n{'no': 'sequence'}\n")
