@@ -89,7 +89,13 @@ class Connection:
 
     async def handshake(self, commands: Sequence[Command], replies: list[Any]) -> None:
         """Send `commands` and append their replies to `replies` as they arrive."""
-        await self.stream.send(pack_unchecked(commands))
+        try:
+            await self.stream.send(pack_unchecked(commands))
+        except (OSError, anyio.BrokenResourceError):
+            with suppress(Exception):  # a server with too many connections says so, and closes this one
+                await self.feed()
+                replies.append(self.reader.gets())
+            raise
         while len(replies) < len(commands):
             await self.feed()
             while len(replies) < len(commands) and (reply := self.reader.gets()) is not False:

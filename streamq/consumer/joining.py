@@ -14,7 +14,7 @@ import anyio
 from streamq.consumer.leases import LeaseKeeper
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
-from streamq.queue.remedies import advised
+from streamq.queue.remedies import TOO_MANY_CLIENTS, advised
 from streamq.queue.server_errors import passes
 from streamq.queue.store import Store
 
@@ -65,4 +65,5 @@ async def register(leases: LeaseKeeper) -> None:
 
 def is_temporary(store: Store, error: BrokerError) -> bool:
     """Return whether an error at the start may end by itself. A server that was never reached is a wrong address."""
-    return passes(error) or (error.code in _CONNECTION and store.client.ever_connected)
+    reached = store.client.ever_connected or TOO_MANY_CLIENTS in str(error)
+    return passes(error) or (error.code in _CONNECTION and reached)

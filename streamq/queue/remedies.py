@@ -8,6 +8,8 @@ from streamq.client.tls import names_tls_remedy
 from streamq.errors import BrokerError, BrokerUnavailableError
 
 START_SERVER: Final = "start a Redis or Valkey server there, or give another address with --url or STREAMQ_URL"
+TOO_MANY_CLIENTS: Final = "max number of clients reached"  # what a server says before it closes a new connection
+MORE_CLIENTS: Final = "find their programs with redis-cli CLIENT LIST, or redis-cli CONFIG SET maxclients 10000"
 LOG_IN: Final = "give user and password in --url or STREAMQ_URL, before the host: user:password@host"
 MORE_MEMORY: Final = "run more workers (streamq worker), or raise the limit with redis-cli CONFIG SET maxmemory"
 WRITABLE_DISK: Final = "look for errors such as 'No space left' in the server's log; redis-cli INFO persistence"
@@ -40,6 +42,8 @@ def advised(text: str, code: str) -> str:
 def remedy_of(error: BrokerError) -> str:
     """Return what to do about an error of a command line; empty if its text says it, or if that is not known."""
     text = str(error)
+    if TOO_MANY_CLIENTS in text:
+        return MORE_CLIENTS
     if isinstance(error, BrokerUnavailableError):
         return "" if names_tls_remedy(text) else START_SERVER
     if LOGIN_NAMED in text:

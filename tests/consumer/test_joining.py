@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import time
 from contextlib import aclosing, asynccontextmanager
 
@@ -11,6 +13,7 @@ import pytest
 
 from streamq import RedisBroker, Worker, task
 from streamq.errors import BrokerError
+from streamq.queue.remedies import remedy_of
 from tests.servers import REAL_KINDS, available, fresh_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired, pytest.mark.slow]
@@ -227,3 +230,31 @@ async def test_a_loop_over_deliveries_starts_on_a_full_server(server):
                     if len(runs) == 2:
                         break
         assert server.command("XLEN", "queue:standard") == 0
+
+
+async def test_a_worker_waits_for_a_server_with_too_many_clients(anyio_backend, server, caplog):
+    """It was told that no server answers there, and ended. A producer hears what to do."""
+    server.command("CONFIG", "SET", "maxclients", "5")
+    async with RedisBroker(server.url) as broker:
+        others = contextlib.ExitStack()
+        for _ in range(10):
+            others.enter_context(socket.socket(socket.AF_UNIX)).connect(
+                server.url.partition("unix://")[2].partition("?")[0]
+            )
+        with pytest.raises(BrokerError, match="max number of clients reached") as refused:
+            await broker.enqueue(note, 1)
+        assert "CLIENT LIST" in remedy_of(refused.value)
+        worker = Worker(broker, [note])
+        async with anyio.create_task_group() as group:
+            group.start_soon(worker.run)
+            with anyio.fail_after(10):
+                while "max number of clients" not in str(worker.health.trouble):
+                    await anyio.sleep(0.01)
+                others.pop_all().close()
+                while worker.health.trouble is not None or worker.state != "running":
+                    await anyio.sleep(0.01)
+                await broker.enqueue(note, 1)
+                while not runs:
+                    await anyio.sleep(0.01)
+            worker.stop()
+    assert "max number of clients reached; waiting for the server" in caplog.text
