@@ -12,12 +12,12 @@ pytestmark = pytest.mark.slow
 # Within how many histories each is found, and by which questions of the checker.
 WITHIN = {
     "acknowledge-before-run": (5, "P2 acknowledged before the effect"),
-    "renew-without-owner": (150, "P4"),
+    "renew-without-owner": (300, "P4"),
     "sweep-from-the-start": (20, "P1 left in Redis"),
     "retry-in-two-steps": (60, ""),
     "leave-with-pending": (30, ""),
     "group-at-the-end": (60, "P1"),
-    "retry-without-owner": (150, "P4"),
+    "retry-without-owner": (300, "P4"),
     "bury-without-owner": (150, "P1 P4"),
     "prefetched-not-renewed": (100, "P3 live redeliveries"),
     "replies-to-the-wrong": (60, ""),
@@ -28,7 +28,7 @@ WITHIN = {
 
 # Histories that found those that take long: tried first. They stay so only while nothing changes what is played.
 KNOWN = {
-    "group-at-the-end": 34, "renew-without-owner": 80, "retry-without-owner": 80, "bury-without-owner": 102,
+    "group-at-the-end": 34, "renew-without-owner": 254, "retry-without-owner": 254, "bury-without-owner": 102,
     "prefetched-not-renewed": 52, "replies-to-the-wrong": 56, "retries-are-free": 4,
 }  # fmt: skip
 
