@@ -117,7 +117,8 @@ class RunScope:
         if error is None:
             return opened
         cancelled = anyio.get_cancelled_exc_class()
-        if isinstance(error, (*MISNESTED, cancelled)) and anyio.current_effective_deadline() != -inf:
+        goes_on = anyio.current_effective_deadline() != -inf
+        if _is_misnesting(error) or (goes_on and isinstance(error, (*MISNESTED, cancelled))):
             opened.__cause__ = error
             return opened
         log.warning("%s, and raised %s", opened, repr_of(error))

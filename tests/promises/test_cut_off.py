@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 
@@ -31,6 +32,7 @@ def fresh():
     timer.start()
     yield
     timer.cancel()
+    gc.collect()  # what a test has left behind is reported there
 
 
 @pytest.fixture
@@ -190,17 +192,12 @@ async def stubborn() -> None:
             await anyio.sleep(0.02)
 
 
-@task(retries=0, timeout=30)
+@task(retries=1, backoff=0, timeout=30)
 async def leaves_a_group_open() -> None:
     group = anyio.create_task_group()
     await group.__aenter__()
     group.start_soon(stubborn)
     await anyio.sleep(0.02)
-
-
-@task(retries=1, backoff=0)
-async def leaves_a_broker_open(url: str) -> None:
-    await RedisBroker(url).__aenter__()
 
 
 async def slow_to_close() -> AsyncIterator[int]:
@@ -212,23 +209,23 @@ async def slow_to_close() -> AsyncIterator[int]:
                 await anyio.sleep(1)
 
 
-@task(retries=0)
+@task(retries=1, backoff=0)
 async def abandons_a_slow_generator() -> None:
     async for _ in slow_to_close():
         break
 
 
-@pytest.mark.parametrize("which", ["group", "generator", "broker"])
+@pytest.mark.parametrize("which", ["group", "generator"])
 async def test_what_does_not_end_in_time_leaves_its_run_failed(anyio_backend, real_server, broker, monkeypatch, which):
     """It was neither retried nor dead: its own scope had ended, which was taken for the end of the worker."""
     monkeypatch.setattr(streamq.consumer.left_behind, "CLOSE_WITHIN", 0.3)
-    tasks = {"group": leaves_a_group_open, "generator": abandons_a_slow_generator, "broker": leaves_a_broker_open}
+    tasks = {"group": leaves_a_group_open, "generator": abandons_a_slow_generator}
     named = tasks[which]
-    await broker.enqueue(named, *([real_server.url] if which == "broker" else []))
+    await broker.enqueue(named)
     await burst(broker, named)
     (letter,) = dead(real_server)
     assert letter["error_type"] == "streamq.errors.LeftOpenError"
-    assert letter["attempts"] == ("2" if which == "broker" else "1")
+    assert letter["attempts"] == "2"
     assert pending(real_server) == 0
     let_go[0] = True
     await anyio.sleep(0.1)
