@@ -20,13 +20,13 @@ from anyio.abc import Process
 
 from streamq.consumer.process_child import call_by_name
 from streamq.consumer.process_outcome import pack, receive
-from streamq.consumer.shortage import NotStartedError, Shortage
+from streamq.consumer.shortage import NO_MORE, NotStartedError, Shortage
 from streamq.consumer.thread_start import says_no_thread
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ProcessDiedError
 
 _OF_UVLOOP = -1  # what uvloop says if it gets no pair of sockets for a process
-_NONE_LEFT = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, _OF_UVLOOP))  # descriptors, memory, ...
+_NONE_LEFT = NO_MORE | {errno.EAGAIN, _OF_UVLOOP}
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
 

@@ -17,7 +17,7 @@ from streamq.tasks.retry_policy import Backoff
 
 log = SafeLog("streamq")
 
-_NO_MORE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+NO_MORE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 _LONGEST_PAUSE: Final = 1.0  # seconds until the next try
 _PAUSE: Final = Backoff(base=0.05, factor=2.0, cap=_LONGEST_PAUSE)
 
@@ -25,7 +25,7 @@ _PAUSE: Final = Backoff(base=0.05, factor=2.0, cap=_LONGEST_PAUSE)
 def is_shortage(error: BaseException | None) -> bool:
     """Does an error, or its cause, say that the system has no more descriptors or memory? That passes."""
     return error is not None and (
-        (isinstance(error, OSError) and error.errno in _NO_MORE) or is_shortage(error.__cause__)
+        (isinstance(error, OSError) and error.errno in NO_MORE) or is_shortage(error.__cause__)
     )
 
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 from anyio import to_process
 
-from streamq import RedisBroker, Worker, batch_task, task
+from streamq import RedisBroker, Task, Worker, batch_task, task
 from streamq.errors import ProcessDiedError
 from tests.at_work import burst, dead
 
@@ -134,20 +134,10 @@ async def test_what_a_process_handler_starts_is_no_reply(real_server, tmp_path):
     assert not (tmp_path / "unpickled").exists()
 
 
-@task(run_in="process", retries=0, timeout=8, result_ttl=60)
-def takes_three_seconds(number: int) -> int:
-    time.sleep(3)
+@task(run_in="process", retries=0, timeout=5, result_ttl=60)
+def takes_two_seconds(number: int) -> int:
+    time.sleep(2)
     return number
-
-
-async def test_the_wait_for_a_process_is_not_timed(anyio_backend: str) -> None:
-    """There are as many as cores: of tasks that came together most were dead without a run."""
-    async with RedisBroker(f"memory://turns-{anyio_backend}") as broker:
-        handles = await broker.enqueue_many([takes_three_seconds.call(number) for number in range(4)])
-        to_process.current_default_process_limiter().total_tokens = 1
-        with anyio.fail_after(60):
-            await Worker(broker, [takes_three_seconds], burst=True).run()
-        assert [await handle.result(timeout=1) for handle in handles] == list(range(4))
 
 
 @batch_task(size=1, wait=0.01, run_in="process", retries=0, timeout=5, result_ttl=60)
@@ -156,13 +146,14 @@ def batch_takes_two_seconds(numbers: list[int]) -> list[int]:
     return numbers
 
 
-async def test_neither_is_that_of_a_batch(anyio_backend: str) -> None:
-    """It was."""
-    async with RedisBroker(f"memory://batch-turns-{anyio_backend}") as broker:
-        handles = await broker.enqueue_many([batch_takes_two_seconds.call(number) for number in range(4)])
+@pytest.mark.parametrize("slow", [takes_two_seconds, batch_takes_two_seconds], ids=["task", "batch"])
+async def test_the_wait_for_a_process_is_not_timed(anyio_backend: str, slow: Task[[int], int]) -> None:
+    """There are as many as cores: of tasks that came together most were dead without a run."""
+    async with RedisBroker(f"memory://turns-{slow.name}-{anyio_backend}") as broker:
+        handles = await broker.enqueue_many([slow.call(number) for number in range(4)])
         to_process.current_default_process_limiter().total_tokens = 1
         with anyio.fail_after(60):
-            await Worker(broker, [batch_takes_two_seconds], burst=True).run()
+            await Worker(broker, [slow], burst=True).run()
         assert [await handle.result(timeout=1) for handle in handles] == list(range(4))
 
 
