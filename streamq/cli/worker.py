@@ -32,6 +32,10 @@ from streamq.cli.usage_errors import CommandLineError
 @click.option("--lease", type=duration, default="30s", show_default=True, show_envvar=True,
               help="Visibility timeout: after this time other workers take over the tasks of a worker that "
               "died. Tasks may run longer.")  # fmt: skip
+@click.option("--max-crashes", type=WholeNumber(2, 1000), default=3, show_default=True, show_envvar=True,
+              help="Workers that a task may crash before it is dead-lettered (crash_loop).")  # fmt: skip
+@click.option("--unknown-wait", type=duration, default="5m", show_default=True, show_envvar=True,
+              help="A task that no worker knows is dead-lettered (unknown_task) after this time.")  # fmt: skip
 @click.option("--reload", is_flag=True, show_envvar=True, help="Restart when a source file of the modules changes.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, show_envvar=True,
               help="json: one object per line, with ts, level, logger, pid, message, exc, stack.")  # fmt: skip

@@ -110,7 +110,8 @@ def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
             prefetch_bytes=settings.prefetch_bytes,
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=loaded.lifespan,
-            name=settings.name, burst=settings.burst,
+            name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
+            unknown_wait=settings.unknown_wait,
         )  # fmt: skip
     except StreamqError as error:
         raise from_streamq_error(error) from error

@@ -17,7 +17,8 @@ class Settings:
 
     `weights` are the weights of the tiers to serve; None serves all tiers with their own weights.
     `explicit_options` are the names of the server options that were given on the command line, not by the
-    environment. `first` is False in child processes that do not print the banner. `grace` and `lease` are seconds.
+    environment. `first` is False in child processes that do not print the banner. `grace`, `lease` and `unknown_wait`
+    are seconds.
     """
 
     modules: tuple[str, ...]
@@ -32,6 +33,8 @@ class Settings:
     burst: bool = False
     grace: float = 25.0
     lease: float = 30.0
+    max_crashes: int = 3
+    unknown_wait: float = 300.0
     reload: bool = False
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"

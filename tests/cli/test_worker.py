@@ -106,6 +106,24 @@ def test_burst_and_every_option_from_the_environment(streamq, valkey):
     assert "0.5 s, grace period 3 s, burst" in output
 
 
+def test_crashes_and_unknown_tasks_have_their_bounds_on_the_command_line(streamq, valkey, tmp_path, anyio_backend):
+    """--max-crashes is how many workers a task may take down, --unknown-wait how long one waits that nobody knows."""
+    (tmp_path / "dies.py").write_text(
+        "import os\nfrom streamq import task\n\n@task\nasync def die():\n    os._exit(9)\n"
+    )
+    enqueue(valkey, "die")
+    enqueue(valkey, "nobody")
+    command = ("worker", str(tmp_path / "dies.py"), "--url", valkey.url, "--burst", "--lease", "300ms")
+    command += ("--backend", anyio_backend, "--max-crashes", "2", "--unknown-wait", "0")
+    codes = []
+    while len(codes) < 3 and codes[-1:] != [0]:
+        codes.append(streamq(*command)[0])
+        time.sleep(0.3)
+    assert codes == [9, 9, 0]
+    letters = [fields[fields.index(b"reason") + 1] for _, fields in valkey.command("XRANGE", "queue:dead", "-", "+")]
+    assert sorted(letters) == [b"crash_loop", b"unknown_task"]
+
+
 def test_json_log_and_no_password(streamq, valkey):
     """With --log-format json each line is one object. The banner is in `facts`. No password is shown."""
     valkey.command("ACL", "SETUSER", "bob", "on", ">hunter2", "~*", "&*", "+@all")
