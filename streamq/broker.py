@@ -21,7 +21,7 @@ from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
 from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.middleware.producer import Producer
 from streamq.queue.delayed import Scheduled, scheduled
-from streamq.queue.results import Handle, Waiters
+from streamq.queue.results import Handle
 from streamq.queue.schedules import (
     Schedule,
     ScheduleDefinition,
@@ -34,6 +34,7 @@ from streamq.queue.schedules import (
 from streamq.queue.sending import MessageBuilder
 from streamq.queue.server_url import ServerUrl
 from streamq.queue.store import Store
+from streamq.queue.waiters import Waiters
 from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
 from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
@@ -233,17 +234,23 @@ class RedisBroker:
 
     # --- tasks that were sent --------------------------------------------------------------------
 
-    def handle(self, task_id: str, *, tier: str | None = None) -> Handle[Any]:
+    @overload
+    def handle(self, task_id: str, *, task: Task[..., R], tier: str | None = None) -> Handle[R]: ...
+    @overload
+    def handle(self, task_id: str, *, tier: str | None = None) -> Handle[Any]: ...
+    def handle(self, task_id: str, *, task: Task[..., R] | None = None, tier: str | None = None) -> Handle[Any]:
         """Return the handle of a task by its id, without a round trip. The task need not exist.
 
-        Its methods look for the task in `tier` first, and then in all others. Raises ConfigurationError for an unknown
-        tier, and for a text that no task can have as its id.
+        With `task`, `result()` gives what that task returns; without it, the JSON as it is. Its methods look for the
+        task in `tier` first, and then in all others. Raises ConfigurationError for an unknown tier, for what is no
+        task, and for a text that no task can have as its id.
         """
         if self._waiters is None:
             raise NotOpenError(repr(self))
         check_name("task_id", task_id)
         first = 0 if tier is None else self._builder.tier_of(tier)
-        return Handle(task_id, "", first, "", False, True, self.store, self._waiters)
+        name = "" if task is None else check_type("task", task, Task, "a task, made with @task").name
+        return Handle(task_id, name, first, "", False, True, self.store, self._waiters, _task=task)
 
     async def cancel(self, task_id: str, *, tier: str | None = None) -> bool:
         """Withdraw a task by its id if it was not delivered yet. A task that runs is asked to stop.

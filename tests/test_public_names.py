@@ -24,8 +24,8 @@ PUBLIC = {
         DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError LeftOpenError
         MessageError MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError
         PayloadTooLargeError ProcessDiedError ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError
-        RetryLater SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
-        UnrecordableError WrongLoopError
+        ResultTypeError RetryLater SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError
+        UndecodableError UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

@@ -22,7 +22,6 @@ from streamq.consumer.unrun_result import PLAIN, awaited
 from streamq.errors import TaskTimeoutError
 from streamq.middleware import Context, MiddlewareChain
 from streamq.queue.store import Store
-from streamq.tasks.arguments import encode_extra
 from streamq.tasks.batch import BatchTask
 from streamq.tasks.task import Task
 from streamq.wire.delivery import Delivery
@@ -46,7 +45,7 @@ class Handler:
         "_without_middleware",
         "batches",
         "call",
-        "default",
+        "encode",
         "result_ttl",
         "runner_timeout",
         "task",
@@ -60,7 +59,9 @@ class Handler:
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store
-        self.default = encode_extra if task.arguments.converter is not None else None
+        self.encode = (
+            task.arguments.result_type.encode
+        )  # made ready now: later there may be no descriptor for an import
         self._threads = threads
         self._processes = processes
         self.batches: Batches | None = None
@@ -125,10 +126,10 @@ class Handler:
             if DEDUP_UNTIL in delivery.fields:
                 await store.started(delivery)
             limit = delivery.timeout or None if b"timeout" in delivery.fields else timeout
+            if kwargs or len(args) != 1:
+                arguments.bind(args, kwargs)  # raises
             if converter is not None:
                 args, _ = converter(args, kwargs)
-            else:
-                arguments.bind(args, kwargs)
             return await batches.run(delivery, args[0], limit)
 
         return call
@@ -169,10 +170,8 @@ class Handler:
         threads, processes = self._threads, self._processes
 
         def fit(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-            if converter is not None:
-                return converter(args, kwargs)
             arguments.bind(args, kwargs)
-            return args, kwargs
+            return (args, kwargs) if converter is None else converter(args, kwargs)
 
         def in_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
             if converter is not None:

@@ -62,7 +62,7 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
     if THEN in delivery.fields:
         try:
             stages = delivery.then or []
-            payload = encoded_result(stages, handler.task.name, result, default=handler.default, limit=limit)
+            payload = encoded_result(stages, handler.task.name, result, encode=handler.encode, limit=limit)
         except MessageError as error:
             log.error("task %s %s: %s", delivery.task, delivery.task_id, error)  # noqa: TRY400
             return DeadLetter(Reason.REJECTED, failure_of(error))
@@ -74,10 +74,10 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
 def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
     """Return a result as waiters get it; if it is not JSON, they get an error."""
     try:
-        encoded = dumps({"ok": result}, handler.default)
+        encoded = b'{"ok":%b}' % handler.encode(result)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
         why = result.why if isinstance(result, LostResult) else str_of(error)
-        return _not_kept(delivery, f"is not JSON: {why}")
+        return _not_kept(delivery, f"cannot be sent as JSON: {why}")
     if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
         return _not_kept(delivery, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
     return encoded

@@ -26,8 +26,9 @@ __all__ = [
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
     "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
     "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError",
-    "Reject", "ResultNotKeptError", "ResultTimeoutError", "RetryLater", "SignatureError", "StreamqError",
-    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
+    "Reject", "ResultNotKeptError", "ResultTimeoutError", "ResultTypeError", "RetryLater", "SignatureError",
+    "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError",
+    "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -320,6 +321,19 @@ class ResultNotKeptError(StreamqError):
         super().__init__(
             f"task {task!r} keeps no result: declare it with @task(result_ttl=seconds) "
             "or enqueue it with options(result_ttl=seconds)"
+        )
+
+
+class ResultTypeError(StreamqError, TypeError):
+    """Raised if a kept result is not of the type that its task returns, by the annotation here: `reason` says why."""
+
+    def __init__(self, task: str, task_id: str, reason: str) -> None:
+        self.task = task
+        self.task_id = task_id
+        self.reason = reason
+        super().__init__(
+            f"the result of task {task!r} {task_id!r} is not what its annotation says: {reason}; if the worker runs "
+            "another version of it, broker.handle(task_id) gives the JSON as it is"
         )
 
 

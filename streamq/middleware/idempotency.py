@@ -14,7 +14,7 @@ from streamq.errors import TaskTimeoutError, UnrecordableError
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.limit_key import Key, check_key, resolve_key
 from streamq.queue.once import LEASE, TTL, Effect, once_for
-from streamq.tasks.arguments import encode_extra
+from streamq.tasks.json_type import UnfitError
 from streamq.wire import bounds
 
 log = SafeLog("streamq")
@@ -45,7 +45,7 @@ class Idempotency:
         owner, key = self._owner_and_key(context)
         async with once_for(owner, key, ttl=self._ttl, lease=self._lease, wait=self._wait, broker=context) as effect:
             if effect.done:
-                return effect.result
+                return _recorded(effect, context)
             try:
                 result = await call_next(context)
             except (TaskTimeoutError, anyio.get_cancelled_exc_class()):
@@ -61,9 +61,17 @@ class Idempotency:
         return "", resolve_key(self._key, context)
 
 
+def _recorded(effect: Effect, context: Context) -> Any:
+    """Return the recorded result as its run returned it. Raises UnrecordableError if it is not of the task's type."""
+    try:
+        return context.task.arguments.result_type.decode(effect.result_json)
+    except UnfitError as error:
+        raise UnrecordableError(effect.key, f"it is not what task {context.task.name!r} returns: {error}") from error
+
+
 def _record(effect: Effect, result: Any, context: Context) -> None:
     """Record a result. One that is not JSON does not fail this run, but every later run that asks for it."""
     try:
-        effect.record(result, encode_extra if context.task.arguments.converter is not None else None)
+        effect.record(result, context.task.arguments.result_type.encode)
     except UnrecordableError as error:
         log.error("task %s %s: %s", context.task.name, context.delivery.task_id, error)  # noqa: TRY400

@@ -15,9 +15,10 @@ from streamq.errors import OutcomeUnknownError
 from streamq.middleware.chain import MiddlewareChain, SendNext
 from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll, check_handle
 from streamq.queue.enqueue_requests import EnqueueReply
-from streamq.queue.results import Handle, Waiters
+from streamq.queue.results import Handle
 from streamq.queue.sending import MessageBuilder, PreparedMessage, new_task_id
 from streamq.queue.store import Store
+from streamq.queue.waiters import Waiters
 from streamq.queue.workflow_start import PreparedWorkflow, Workflow, WorkflowSteps
 from streamq.tasks.options import Durable
 from streamq.tasks.task import Call, TaskRef
@@ -46,7 +47,7 @@ class Producer:
         message = self._builder.prepare(self._store, call)
         if self._store.clock.outdated:
             await self._store.compare_clocks()
-            message = self._builder.prepare(self._store, call)
+            message = self._builder.prepare(self._store, message.call)  # an iterator among its arguments is used up
         try:
             durable: Durable | None = call.task.send_options.durable
             (accepted,) = await self._enqueue((message.command,), () if durable is None else (durable,))
@@ -60,7 +61,7 @@ class Producer:
         messages = self._builder.prepare_all(self._store, calls)
         if self._store.clock.outdated:
             await self._store.compare_clocks()
-            messages = self._builder.prepare_all(self._store, calls)
+            messages = self._builder.prepare_all(self._store, [message.call for message in messages])
         if not messages:
             return []
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
@@ -78,6 +79,7 @@ class Producer:
         return Handle(
             accepted.task_id or message.task_id, task.name, message.tier, accepted.entry_id, accepted.fresh, keeps,
             self._store, self._waiters, None, accepted.replaced, accepted.since,
+            None if isinstance(task, TaskRef) else task,
         )  # fmt: skip
 
     # --- through middleware --------------------------------------------------------------------
@@ -123,6 +125,7 @@ class Producer:
             workflow = steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
             if self._store.clock.outdated:
                 await self._store.compare_clocks()
+                calls = [call for call, _, _ in workflow.steps]
                 workflow = steps.prepare(self._builder, self._store, calls, chosen, guarded=guarded)
             return await self._send_workflow(chosen, workflow)
 

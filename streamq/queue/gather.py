@@ -11,9 +11,8 @@ from typing import Any, Literal, TypeVar, overload
 import anyio
 
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
-from streamq.queue.result_payload import decode_result
 from streamq.queue.results import Handle
-from streamq.wire import bounds
+from streamq.queue.waiters import deadline_of
 from streamq.wire.argument_types import check_type
 
 R = TypeVar("R")
@@ -47,16 +46,16 @@ async def gather(
     """
     found: list[Any] = [None] * len(handles)
     missing = set(range(len(handles)))
-    with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
-        async with aclosing(_arrivals(handles)) as arrivals:
-            async for place, payload in arrivals:
-                try:
-                    found[place] = decode_result(handles[place].task_id, payload)
-                except TaskFailedError as error:
-                    if not return_exceptions:
-                        raise
-                    found[place] = error
-                missing.discard(place)
+    deadline = deadline_of(timeout)
+    async with aclosing(_arrivals(handles, deadline)) as arrivals:
+        async for place, payload in arrivals:
+            try:
+                found[place] = handles[place].decoded(payload)
+            except TaskFailedError as error:
+                if not return_exceptions:
+                    raise
+                found[place] = error
+            missing.discard(place)
     if missing:
         raise _timeout_error(handles, missing, timeout)
     return found
@@ -72,23 +71,20 @@ async def as_completed(
 
     Raises what `gather` raises, except TaskFailedError: `result()` raises that.
     """
-    deadline = None if timeout is None else anyio.current_time() + bounds.WAIT_TIMEOUT.check(timeout)
     missing = set(range(len(handles)))
-    async with aclosing(_arrivals(handles)) as arrivals:
-        while missing:
-            arrived = None
-            # No cancel scope may be open while this yields, so each wait has its own.
-            with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
-                arrived = await anext(arrivals)
-            if arrived is None:
-                raise _timeout_error(handles, missing, timeout)
-            place, payload = arrived
+    async with aclosing(_arrivals(handles, deadline_of(timeout))) as arrivals:
+        async for place, payload in arrivals:
             missing.discard(place)
             yield handles[place].with_result(payload)
+    if missing:
+        raise _timeout_error(handles, missing, timeout)
 
 
-async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield the place of each handle and its encoded result, as the results arrive."""
+async def _arrivals(handles: Sequence[Handle[Any]], deadline: float) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yield the place of each handle and its encoded result, as the results arrive, until a time (of the loop's clock).
+
+    Results that are there are yielded though it is over.
+    """
     places: dict[str, list[int]] = defaultdict(list)
     for place, handle in enumerate(handles):
         check_type("a handle", handle, Handle, "what enqueue returned, each by itself: gather(*handles)")
@@ -98,10 +94,9 @@ async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int,
     waiters = handles[0].waiters
     if any(handle.waiters is not waiters for handle in handles):
         raise ConfigurationError("the handles are of several brokers: wait for those of each broker separately")
-    found = await waiters.read(places)  # results that are there already need no subscription
+    found = await waiters.read_now(places, deadline)  # results that are there already need no subscription
     with waiters.waiting_for(places.keys() - {key for key, _ in found}) as waiter:
-        if waiter.keys:
-            await waiters.subscribe(waiter)
+        subscribed = False
         while True:
             for key, payload in found:
                 waiter.open.discard(key)
@@ -109,7 +104,15 @@ async def _arrivals(handles: Sequence[Handle[Any]]) -> AsyncGenerator[tuple[int,
                     yield place, payload
             if not waiter.open:
                 return
-            found = await waiters.next_payloads(waiter)
+            found = []
+            # No cancel scope may be open while this yields, so each wait has its own.
+            with anyio.CancelScope(deadline=deadline):
+                if not subscribed:
+                    await waiters.subscribe(waiter)
+                    subscribed = True
+                found = await waiters.next_payloads(waiter)
+            if not found:
+                return
 
 
 def _timeout_error(

@@ -12,7 +12,7 @@ This module knows no worker and no middleware. It uses the store of the given br
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
@@ -35,7 +35,7 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.exception_groups import only_leaf
 from streamq.wire import bounds
-from streamq.wire.message import MAX_PAYLOAD, Default, dumps
+from streamq.wire.message import MAX_PAYLOAD, dumps
 from streamq.wire.names import check_name, qualified
 
 TTL: Final = 86_400.0  # seconds that a record is kept
@@ -79,6 +79,11 @@ class Effect:
 
         Raises UnrecordableError if the value could not be recorded.
         """
+        return orjson.loads(self.result_json)
+
+    @property
+    def result_json(self) -> bytes:
+        """The recorded value as JSON. Raises UnrecordableError if the value could not be recorded."""
         try:
             value = orjson.loads(self.payload)
         except orjson.JSONDecodeError:
@@ -87,15 +92,15 @@ class Effect:
             raise UnrecordableError(self.key, f"streamq did not write what is there: {self.payload[:80]!r}")
         if "ok" not in value:
             raise UnrecordableError(self.key, str(value.get("error", "")))
-        return value["ok"]
+        return orjson.dumps(value["ok"])
 
     @property
     def payload(self) -> bytes:
         """The record as it is kept in Redis."""
         return self._payload or b'{"ok":null}'
 
-    def record(self, value: Any, default: Default | None = None) -> None:
-        """Set the value that is recorded when the block ends. `default` encodes values that JSON lacks.
+    def record(self, value: Any, encode: Callable[[Any], bytes] = dumps) -> None:
+        """Set the value that is recorded when the block ends. `encode` writes it as JSON.
 
         Raises UnrecordableError if the value is not JSON, or takes more than 1 MiB. The effect still counts as done,
         even if that error ends the block. Raises ConfigurationError if the effect was recorded before.
@@ -103,7 +108,7 @@ class Effect:
         if self.done:
             raise ConfigurationError(f"the effect {self.key!r} was recorded before: look at effect.done first")
         try:
-            packed = dumps({"ok": value}, default)
+            packed = b'{"ok":%b}' % encode(value)
             why = f"it takes {len(packed)} bytes and the limit is {MAX_PAYLOAD}" if len(packed) > MAX_PAYLOAD else ""
         except (TypeError, RecursionError) as error:
             packed, why = b"", f"it is not JSON: {str_of(error)}"

@@ -6,16 +6,29 @@ from typing import Any
 
 import orjson
 
-from streamq.errors import BrokerError, TaskFailedError
+from streamq.diagnostics.safe_text import str_of
+from streamq.errors import BrokerError, ResultTypeError, TaskFailedError
+from streamq.tasks.json_type import UnfitError
+from streamq.tasks.task import Task
 
+_OK = b'{"ok":'
 _FAILED = ("reason", "error_type", "error", "traceback")  # the fields of a task that did not succeed, all texts
 
 
-def decode_result(task_id: str, payload: bytes) -> Any:
-    """Return the value of a kept result. Raises TaskFailedError if the task failed, BrokerError if it is no result."""
+def decode_result(task_id: str, payload: bytes, *, task: Task[..., Any] | None = None) -> Any:
+    """Return the value of a kept result: of the type that `task` returns, as JSON gives it without one.
+
+    Raises TaskFailedError if the task failed, BrokerError if it is no result, ResultTypeError if it is of another type.
+    """
     value = _parsed(task_id, payload)
     if "ok" in value:
-        return value["ok"]
+        if task is None:
+            return value["ok"]
+        whole = len(value) == 1 and payload.startswith(_OK)  # as a worker writes it
+        try:
+            return task.arguments.result_type.decode(payload[len(_OK) : -1] if whole else orjson.dumps(value["ok"]))
+        except UnfitError as error:
+            raise ResultTypeError(task.name, task_id, str_of(error)) from error
     raise TaskFailedError(task_id, **{name: value[name] for name in _FAILED})
 
 

@@ -1,41 +1,24 @@
-"""Handles of sent tasks, and waiting for their results without polling.
-
-A result is a string key with a TTL, and the same JSON is published on the channel of that name. So is the progress of a
-task. A waiter subscribes to the channel first, then reads the key, so it misses no result. Each of the two is one
-command, for any number of results.
-"""
+"""Handles of sent tasks: their results, progress and status. `waiters` waits for results, `lookup` finds tasks."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
-from itertools import chain
 from typing import Generic, TypeVar
 
 import anyio
-import anyio.abc
-import redis.exceptions
 
-from streamq.client import Subscriber
-from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, BrokerUnavailableError, ResultNotKeptError, ResultTimeoutError
+from streamq.errors import ResultNotKeptError, ResultTimeoutError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.result_payload import decode_result, has_succeeded
-from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
-from streamq.wire import bounds
-
-log = SafeLog("streamq")
+from streamq.queue.waiters import Waiters, deadline_of
+from streamq.tasks.task import Task
 
 R_co = TypeVar("R_co", covariant=True)
-_KEYS_PER_READ = 1000  # keys of one MGET
-LOOK_EVERY = 10.0  # seconds between two looks at all that is waited for: a message may not have been published
-LOOK_EVERY_UNSUBSCRIBED = 0.5  # the same, while this user may not subscribe
-_ASK_AGAIN = 60.0  # seconds after which it tries to subscribe again
 
 
 class Status(StrEnum):
@@ -47,203 +30,6 @@ class Status(StrEnum):
     SUCCEEDED = "succeeded"  # known only where results are kept
     FAILED = "failed"  # likewise: it is a dead letter, or was cancelled
     UNKNOWN = "unknown"  # settled and no result kept, or never sent
-
-
-class Waiter:
-    """Waits for any number of keys: collects the messages that came since it last took them."""
-
-    __slots__ = ("_event", "_must_read", "_received", "keys", "open")
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self.keys = frozenset(keys)
-        self.open = set(self.keys)  # the keys that are still waited for
-        self._event = anyio.Event()
-        self._received: dict[str, bytes] = {}
-        self._must_read = True  # a message may have been missed: the keys must be read
-
-    def receive(self, key: str, payload: bytes) -> None:
-        """Take a message; of several for one key, the last counts."""
-        self._received[key] = payload
-        self._event.set()
-
-    def mark_stale(self) -> None:
-        """Note that messages may have been missed."""
-        self._must_read = True
-        self._event.set()
-
-
-class Waiters:
-    """All waiters of one process, for results and progress. They share one connection."""
-
-    def __init__(self, store: Store, group: anyio.abc.TaskGroup) -> None:
-        self._store = store
-        self._group = group
-        self._subscriber: Subscriber | None = None
-        self._ready: anyio.Event | None = None
-        self._waiting: dict[str, set[Waiter]] = {}
-        self._stale: set[str] = set()  # subscribed, and without a waiter
-        self._waiter_left = anyio.Event()
-        self._closed = False
-        self._looking = False
-        self._refused = anyio.Event()  # set while this user may not subscribe
-        self._ask_again_at = 0.0
-
-    def __repr__(self) -> str:
-        return f"<Waiters for {len(self._waiting)} results>"
-
-    def close(self) -> None:
-        """End every wait with an error: the broker is being left."""
-        self._closed = True
-        for waiters in self._waiting.values():
-            for waiter in waiters:
-                waiter.mark_stale()
-
-    async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
-        """Return each key that exists with its value: one round trip, one command per 1,000 keys.
-
-        Raises BrokerError if the server cannot be used.
-        """
-        names = list(keys)
-        chunks = [("MGET", *names[at : at + _KEYS_PER_READ]) for at in range(0, len(names), _KEYS_PER_READ)]
-        payloads = chain.from_iterable(await self._store.call(chunks))
-        return [(key, bytes(payload)) for key, payload in zip(names, payloads, strict=True) if payload is not None]
-
-    @contextmanager
-    def waiting_for(self, keys: Iterable[str]) -> Iterator[Waiter]:
-        """Yield a waiter for these keys; it gets no message before `subscribe`.
-
-        Raises WrongLoopError if the broker was opened elsewhere.
-        """
-        self._store.client.owner.check()
-        waiter = Waiter(keys)
-        for key in waiter.keys:
-            self._waiting.setdefault(key, set()).add(waiter)
-        try:
-            yield waiter
-        finally:
-            # Nothing is awaited here: an async generator that is not exhausted may be closed anywhere.
-            for key in waiter.keys:
-                waiting = self._waiting[key]
-                waiting.discard(waiter)
-                if not waiting:
-                    del self._waiting[key]
-                    self._stale.add(key)
-            self._waiter_left.set()
-
-    async def subscribe(self, waiter: Waiter) -> None:
-        """Subscribe to the channels of a waiter: one command for all its keys.
-
-        This waits for the confirmation: a waiter that reads its keys before may miss a result. If the user has no right
-        to the channels, the keys are read now and then. Raises BrokerError if the server does not confirm it otherwise.
-        """
-        if not self._looking:
-            self._looking = True
-            self._group.start_soon(self._look_forever)
-        if self._refused.is_set() and anyio.current_time() < self._ask_again_at:
-            return
-        try:
-            subscriber = await self._subscribed()
-            await subscriber.subscribe(*waiter.keys)
-        except redis.exceptions.RedisError as error:
-            problem = self._store.explained(translated(error), ("SUBSCRIBE", *waiter.keys))
-            if problem.code != "NOPERM":
-                raise problem from error
-            self._note_refused(problem)
-            self._ask_again_at = anyio.current_time() + _ASK_AGAIN
-        else:
-            if self._refused.is_set():
-                self._refused = anyio.Event()
-
-    def _note_refused(self, problem: BrokerError) -> None:
-        """Note that this user may not subscribe: what is waited for is looked for instead. Logged once."""
-        if not self._refused.is_set():
-            log.warning("results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem)
-        self._refused.set()
-
-    async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
-        """Wait for messages of a subscribed waiter and return them, the newest last.
-
-        Raises BrokerError if the server cannot be used, and BrokerUnavailableError once the broker is being left.
-        """
-        while True:
-            if self._closed:
-                raise BrokerUnavailableError("the broker was closed while a result, or progress, was waited for")
-            found: list[tuple[str, bytes]] = []
-            if waiter._must_read:  # noqa: SLF001 - a waiter is a part of this
-                waiter._must_read = False  # noqa: SLF001
-                found = await self.read(waiter.open)
-            messages, waiter._received = waiter._received, {}  # noqa: SLF001
-            found += messages.items()
-            if found or not waiter.open:
-                return found
-            waiter._event = anyio.Event()  # noqa: SLF001
-            await waiter._event.wait()  # noqa: SLF001
-
-    async def _look_forever(self) -> None:
-        """Read all that is waited for, now and then: a worker without the right to publish says nothing."""
-        while True:
-            if self._refused.is_set():
-                await anyio.sleep(LOOK_EVERY_UNSUBSCRIBED)
-            else:
-                with anyio.move_on_after(LOOK_EVERY):
-                    await self._refused.wait()
-            try:
-                found = await self.read([*self._waiting])
-            except BrokerError:
-                continue  # the next look may find the server again
-            for key, payload in found:
-                for waiter in self._waiting.get(key, ()):
-                    waiter.receive(key, payload)
-
-    async def _subscribed(self) -> Subscriber:
-        if self._ready is None:
-            self._ready = anyio.Event()
-            try:
-                self._subscriber = await self._group.start(self._receive_forever)
-            finally:
-                self._ready.set()
-                if self._subscriber is None:
-                    self._ready = None
-        else:
-            await self._ready.wait()
-        if self._subscriber is None:
-            return await self._subscribed()
-        return self._subscriber
-
-    async def _receive_forever(
-        self, *, task_status: anyio.abc.TaskStatus[Subscriber] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        async with self._store.client.subscriber() as subscriber, anyio.create_task_group() as group:
-            group.start_soon(self._unsubscribe, subscriber)
-            task_status.started(subscriber)
-            while True:
-                try:
-                    channel, payload = await subscriber.receive()
-                except redis.exceptions.RedisError as error:
-                    problem = self._store.explained(translated(error), ("SUBSCRIBE", *self._waiting))
-                    if problem.code == "NOPERM":  # the right was taken away meanwhile
-                        self._note_refused(problem)
-                    else:
-                        log.info("results cannot be received; trying again: %s", error)
-                    await anyio.sleep(0.5)
-                    channel = payload = b""
-                if channel:
-                    key = channel.decode()
-                    for waiter in self._waiting.get(key, ()):
-                        waiter.receive(key, payload)
-                else:  # the connection was lost for a while: every waiter reads its keys again
-                    for waiters in self._waiting.values():
-                        for waiter in waiters:
-                            waiter.mark_stale()
-
-    async def _unsubscribe(self, subscriber: Subscriber) -> None:
-        """Unsubscribe from channels without a waiter, all with one command."""
-        while True:
-            await self._waiter_left.wait()
-            self._waiter_left = anyio.Event()
-            gone = self._stale - self._waiting.keys()
-            self._stale.clear()
-            await subscriber.unsubscribe(*gone)
 
 
 @dataclass(slots=True, unsafe_hash=True)  # a frozen one takes four times as long to make, and every enqueue makes one
@@ -266,30 +52,30 @@ class Handle(Generic[R_co]):
     _payload: bytes | None = field(default=None, repr=False, compare=False)  # the result, if it is known
     replaced: bool = False
     _since: int = field(default=0, repr=False)  # Unix ms: the task has no older entry
+    _task: Task[..., R_co] | None = field(default=None, repr=False, compare=False)  # None: known by its name alone
 
     async def result(self, timeout: float | timedelta | None = None) -> R_co:  # noqa: ASYNC109 - public name of the contract
         """Wait for the task to end and return what its handler returned.
 
         `timeout` is in seconds, None waits for ever. Raises ResultTimeoutError after it, TaskFailedError if the task
-        was dead-lettered or cancelled, ResultNotKeptError if it keeps no result.
+        was dead-lettered or cancelled, ResultNotKeptError if it keeps no result, ResultTypeError if the result is not
+        of the type that the task returns, by its annotation here.
         """
         payload = self._payload
         if payload is None:
-            key = self.result_key
-            with anyio.move_on_after(None if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)):
-                payload = await self._wait(key)
+            payload = await self._wait(self.result_key, deadline_of(timeout))
         if payload is None:
             raise ResultTimeoutError(self.task_id, timeout or 0.0)
-        return decode_result(self.task_id, payload)  # type: ignore[no-any-return]
+        return self.decoded(payload)
 
-    async def _wait(self, key: str) -> bytes:
+    async def _wait(self, key: str, deadline: float) -> bytes | None:
         # A result that exists needs no subscription; and a closed broker raises here.
-        found = await self._waiters.read([key])
+        found = await self._waiters.read_now([key], deadline)
         if not found:
-            with self._waiters.waiting_for([key]) as waiter:
+            with anyio.CancelScope(deadline=deadline), self._waiters.waiting_for([key]) as waiter:
                 await self._waiters.subscribe(waiter)
                 found = await self._waiters.next_payloads(waiter)
-        return found[-1][1]
+        return found[-1][1] if found else None
 
     @property
     def result_key(self) -> str:
@@ -302,6 +88,10 @@ class Handle(Generic[R_co]):
     def waiters(self) -> Waiters:
         """The waiters of its broker, for functions that wait for many handles."""
         return self._waiters
+
+    def decoded(self, payload: bytes) -> R_co:
+        """Return the value of a kept result. Raises TaskFailedError, ResultTypeError or BrokerError."""
+        return decode_result(self.task_id, payload, task=self._task)  # type: ignore[no-any-return]
 
     def with_result(self, payload: bytes) -> Handle[R_co]:
         """Return this handle with its result: `result` then needs no server."""
@@ -319,26 +109,30 @@ class Handle(Generic[R_co]):
         newest report and not those it missed. If the task keeps no result, its end is not noticed: only the timeout
         ends this, or the reader does (with `contextlib.aclosing` if it leaves early).
         """
-        deadline = None if timeout is None else anyio.current_time() + bounds.WAIT_TIMEOUT.check(timeout)
+        deadline = deadline_of(timeout)
         key, end = self._store.keys.progress(self.task_id), None
         if self.keeps_result:
             end = self.result_key
-        last, ended = Progress(-1.0), False
-        with self._waiters.waiting_for([key, end] if end else [key]) as waiter:
+        last, ended, subscribed = Progress(-1.0), False, False
+        keys = [key, end] if end else [key]
+        with self._waiters.waiting_for(keys) as waiter:
+            found = await self._waiters.read_now(keys, deadline)
             while not ended:
-                found: list[tuple[str, bytes]] = []
                 # No scope may be open while this yields: each wait has its own.
-                with anyio.move_on_after(None if deadline is None else deadline - anyio.current_time()):
-                    if last.done < 0:
+                with anyio.CancelScope(deadline=deadline):
+                    if not subscribed and not found:
                         await self._waiters.subscribe(waiter)
-                    found = await self._waiters.next_payloads(waiter)
-                    ended = any(name == end for name, _ in found)
-                    if ended:  # the last report was written before the result
-                        found += await self._waiters.read([key])
+                        subscribed = True
+                    if not found:
+                        found = await self._waiters.next_payloads(waiter)
+                ended = any(name == end for name, _ in found)
+                if ended:  # the last report was written before the result
+                    found += await self._waiters.read_now([key], deadline)
                 if not found:
                     return
                 news = [Progress.parse(payload) for name, payload in found if name == key]
                 newest = max(news, key=lambda one: one.at, default=last)
+                found = []
                 if newest != last:  # not by their times: the clocks of two workers differ
                     last = newest
                     yield newest

@@ -18,7 +18,6 @@ from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.queue.enqueue_requests import GuardedEnqueue, NewestWinsEnqueue
 from streamq.queue.store import Store
-from streamq.tasks.arguments import encode_extra
 from streamq.tasks.options import NO_OPTIONS, OPTION_NAMES, Options
 from streamq.tasks.task import Call, Task, TaskRef
 from streamq.wire import bounds
@@ -96,7 +95,7 @@ class MessageBuilder:
         Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
         """
         task, options = call.task, call.task.send_options
-        tier, priority, extra = self._check_call(call)
+        call, tier, priority, extra = self._check_call(call)
         if options is NO_OPTIONS and priority is None:
             task_id = new_id or new_task_id()
             plain = plain_fields(task.name, task_id, call.args, call.kwargs, extra)
@@ -130,8 +129,10 @@ class MessageBuilder:
         """Return the messages of calls. Raises what `prepare` raises."""
         return [self.prepare(store, call, new_id) for call, new_id in zip(calls, _new_ids(len(calls)), strict=True)]
 
-    def workflow_step(self, call: Call[Any], task_id: str, *, takes_result: bool) -> tuple[int, NextStep]:
-        """Return the tier and the message of a workflow step. `takes_result`: its first argument is a result.
+    def workflow_step(self, call: Call[Any], task_id: str, *, takes_result: bool) -> tuple[Call[Any], int, NextStep]:
+        """Return a workflow step as it is sent, its tier and its message.
+
+        `takes_result`: its first argument is the result of the step before.
 
         Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
         """
@@ -141,7 +142,7 @@ class MessageBuilder:
                 f"dedup_key={repr_of(options.dedup_key)} of a step of a workflow: "
                 "start(flow, workflow_id=...) starts it once"
             )
-        tier, priority, extra = self._check_call(call, takes_result=takes_result)
+        call, tier, priority, extra = self._check_call(call, takes_result=takes_result)
         keep = options.result_ttl
         if keep is None:
             keep = task.result_ttl if isinstance(task, Task) else RESULT_KEPT
@@ -153,7 +154,7 @@ class MessageBuilder:
             expires=self._expires_at(absolute), headers=options.headers,
         )  # fmt: skip
         delay, due = _delay_and_due(options)
-        return tier, NextStep(
+        return call, tier, NextStep(
             self._keys.tiers[tier].stream, tuple(as_text(message.fields(limit=self.max_payload, default=extra))),
             takes_result, delay or None, due, None if expires is None or absolute is not None else _seconds(expires),
             keep or None,
@@ -170,7 +171,7 @@ class MessageBuilder:
                 raise ConfigurationError(f"{name}={repr_of(value)} cannot be used in a schedule: leave it out")
         if isinstance(options.expires, datetime):
             raise ConfigurationError(f"expires={repr_of(options.expires)} in a schedule: give seconds after each tick")
-        tier, priority, extra = self._check_call(call)
+        call, tier, priority, extra = self._check_call(call)
         message = Message(
             task=task.name, args=call.args, kwargs=call.kwargs, priority=priority, retries=options.retries,
             timeout=options.timeout, result_ttl=options.result_ttl, dedup=dedup_key, dedup_until=dedup_key and "done",
@@ -179,22 +180,20 @@ class MessageBuilder:
         expires = options.expires.total_seconds() if isinstance(options.expires, timedelta) else options.expires
         return ScheduledMessage(self._keys.tiers[tier].stream, fields, dict(options.headers or {}), expires)
 
-    def _check_call(self, call: Call[Any], *, takes_result: bool = False) -> tuple[int, int | None, Default | None]:
-        """Check the arguments of a call. Return its tier, its priority, and the encoder for values that JSON lacks."""
+    def _check_call(
+        self, call: Call[Any], *, takes_result: bool = False
+    ) -> tuple[Call[Any], int, int | None, Default | None]:
+        """Check the arguments of a call. Return it as it is sent, tier, priority, and what encodes other types."""
         task, options = call.task, call.task.send_options
         priority = options.priority
         if not isinstance(task, Task):
-            return self._pick_tier(options, priority), priority, None
-        if takes_result:  # the value is not known yet, so only the number of arguments can be checked
-            task.arguments.bind((None, *call.args), call.kwargs)
-        else:
-            task.arguments.check(call.args, call.kwargs)
+            return call, self._pick_tier(options, priority), priority, None
+        # The value of a result is not known yet: only the number of arguments can be checked.
+        args, kwargs = task.arguments.sendable(call.args, call.kwargs, first=int(takes_result))
+        if args is not call.args:
+            call = Call(task, tuple(args), kwargs)
         priority = task.priority if priority is None else priority
-        return (
-            self._pick_tier(options, priority),
-            priority,
-            encode_extra if task.arguments.converter is not None else None,
-        )
+        return call, self._pick_tier(options, priority), priority, task.arguments.default
 
     def _guarded(self, tier: int, task_id: str, options: Options, fields: list[str]) -> GuardedEnqueue:
         delay, due = _delay_and_due(options)

@@ -112,8 +112,8 @@ class WorkflowSteps:
             if own is not None:
                 guards.append(store.keys.accepted(own))
             task_id = own if own is not None else f"{workflow_id}.{index + 1}"
-            tier, message = builder.workflow_step(call, task_id, takes_result=takes_result[index])
-            steps.append((call, tier, task_id))
+            sent, tier, message = builder.workflow_step(call, task_id, takes_result=takes_result[index])
+            steps.append((sent, tier, task_id))
             messages.append(message)
         if len({task_id for _, _, task_id in steps}) < len(steps):
             raise ConfigurationError("two steps of a workflow have the same task_id: give each its own, or none")

@@ -1,7 +1,6 @@
-"""The check of arguments against a function: its signature, and with pydantic its annotations.
+"""The arguments of a function: checked against its signature, and sent and received by its annotations.
 
-With the extra `pydantic`, arguments are also converted to their annotations (datetime, UUID, Decimal, models, ...).
-Without it, only the signature is checked.
+`json_type` says which types there are, with the extra `pydantic` and without it.
 """
 
 from __future__ import annotations
@@ -10,18 +9,21 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import ArgumentsError
-from streamq.tasks.function import written
+import orjson
 
+from streamq.diagnostics.safe_text import str_of
+from streamq.errors import ArgumentsError, EncodingError
+from streamq.tasks.function import written
+from streamq.tasks.json_type import UNTYPED, JsonType, UnfitError, has_pydantic, return_annotation
+
+SentArguments = tuple[Sequence[Any], Mapping[str, Any]]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Arguments:
-    """The parameters of a function. They are inspected on first use, and not when the task is declared."""
+    """The parameters of a function, and what it returns. Inspected on first use, not when the task is declared."""
 
     def __init__(self, name: str, function: Callable[..., Any], *, validate: bool) -> None:
         self._name = name
@@ -72,70 +74,140 @@ class Arguments:
 
     @functools.cached_property
     def converter(self) -> Converter | None:
-        """The converter of arguments. None without pydantic, without annotations, or with `validate=False`."""
+        """The converter of arguments. None without annotations, or with `validate=False`."""
         annotated = any(p.annotation is not p.empty for p in self.signature.parameters.values())
-        if not self._validate or not annotated or find_spec("pydantic") is None:
-            return None
-        return Converter(self._name, self._function)
+        return Converter(self._name, self._function, self.signature) if self._validate and annotated else None
 
-    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raise ArgumentsError if these arguments do not fit the signature or the annotations."""
-        self.bind(args, kwargs)
-        if self.converter is not None:
-            self.converter(args, kwargs)
+    @functools.cached_property
+    def default(self) -> Callable[[Any], Any] | None:
+        """What encodes values that orjson does not know, where no annotation says how. None without pydantic."""
+        return encode_extra if self.converter is not None and has_pydantic() else None
+
+    @functools.cached_property
+    def result_type(self) -> JsonType:
+        """The type of what a run returns: any, without a return annotation or with `validate=False`."""
+        if not self._validate:
+            return JsonType(default=self.default)
+        try:
+            annotation = self._returned(read_hints(self._name, self._function))
+        except ArgumentsError as error:
+            return JsonType.unusable(error.reason, default=self.default)
+        return JsonType(annotation, default=self.default)
+
+    def _returned(self, hints: Mapping[str, Any]) -> Any:
+        return return_annotation(hints)
+
+    def sendable(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, first: int = 0) -> SentArguments:
+        """Return arguments as they are sent: what arrives is equal to it, and of the annotated types.
+
+        `first` is how many positional arguments come before these. Raises ArgumentsError for what does not fit the
+        signature or the annotations, and EncodingError for what would not arrive as it was sent.
+        """
+        self.bind((*(None,) * first, *args) if first else args, kwargs)
+        return (args, kwargs) if self.converter is None else self.converter.sendable(args, kwargs, first)
 
 
 class Converter:
-    """Checks arguments against annotations, and converts them, with pydantic."""
+    """Makes arguments ready to be sent, and converts those that came, each by its annotation."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        from pydantic import ConfigDict, TypeAdapter  # noqa: PLC0415 - an extra, and slow to import
-        from pydantic_core import ArgsKwargs, ValidationError  # noqa: PLC0415
-
-        # A function of the same signature that returns its arguments: pydantic then validates a call without making it.
-        def returned(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, kwargs
-
-        try:
-            hints = typing.get_type_hints(written(function), include_extras=True)
-        except (NameError, AttributeError, TypeError, SyntaxError) as error:
-            remedy = "import it where the module runs (not under TYPE_CHECKING), or use @task(validate=False)"
-            raise ArgumentsError(name, f"an annotation cannot be read: {error}; {remedy}") from error
-        hints.pop("return", None)
-        signature = inspect.signature(function)
-        parameters = [p.replace(annotation=hints.get(p.name, p.empty)) for p in signature.parameters.values()]
-        returned.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        returned.__annotations__ = hints
-        returned.__module__ = written(function).__module__
+    def __init__(self, name: str, function: Callable[..., Any], signature: inspect.Signature) -> None:
         self._name = name
-        self._positional = [p.name for p in parameters if p.kind in _POSITIONAL]
-        try:
-            config = ConfigDict(arbitrary_types_allowed=True)
-            self._adapter: Any = TypeAdapter(typing.cast("Any", returned), config=config)
-        except Exception as error:  # pydantic raises many kinds for a type that it cannot check
-            remedy = "@task(validate=False) leaves them unchecked"
-            raise ArgumentsError(name, f"its annotations cannot be checked: {error}; {remedy}") from error
-        self._call = ArgsKwargs
-        self._invalid = ValidationError
+        hints = read_hints(name, function)
+        self._positional: list[tuple[str, JsonType]] = []
+        self._further: tuple[str, JsonType] | None = None
+        self._named: dict[str, JsonType] = {}
+        self._others: JsonType | None = None
+        for parameter in signature.parameters.values():
+            kind, annotation = parameter.kind, hints.get(parameter.name, UNTYPED)
+            if kind is parameter.VAR_KEYWORD and typing.get_origin(annotation) is typing.Unpack:
+                (fields,) = typing.get_args(annotation)
+                self._named |= {
+                    key: self._type(key, hint)
+                    for key, hint in typing.get_type_hints(fields, include_extras=True).items()
+                }
+                continue
+            one = self._type(parameter.name, annotation)
+            if kind in _POSITIONAL:
+                self._positional.append((parameter.name, one))
+            if kind is parameter.VAR_POSITIONAL:
+                self._further = (parameter.name, one)
+            elif kind is parameter.VAR_KEYWORD:
+                self._others = one
+            elif kind is not parameter.POSITIONAL_ONLY:
+                self._named[parameter.name] = one
 
-    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return the converted arguments. Raises ArgumentsError, which names each argument that does not fit."""
-        try:
-            converted: Any = self._adapter.validate_python(self._call(tuple(args), dict(kwargs)))
-        except self._invalid as error:
-            wrong = "; ".join(
-                f"argument {self._path(e['loc'])} = {repr_of(e['input']):.80}: {e['msg']}"
-                for e in error.errors(include_url=False)
-            )
-            raise ArgumentsError(self._name, wrong) from None
-        return typing.cast("tuple[Sequence[Any], Mapping[str, Any]]", converted)
+        self._set_positional(self._positional)
 
-    def _path(self, location: Sequence[int | str]) -> str:
-        """Return the path to a value, with the names of the signature: `order.lines.0`."""
-        first, *rest = location or ("?",)
-        if isinstance(first, int) and first < len(self._positional):
-            first = self._positional[first]
-        return ".".join(map(str, (first, *rest)))
+    def _set_positional(self, positional: list[tuple[str, JsonType]]) -> None:
+        self._positional = positional
+        self._exact = [kind.exact for _, kind in positional]
+
+    def _type(self, name: str, annotation: Any) -> JsonType:
+        made = JsonType(annotation)
+        if made.problem and has_pydantic():
+            remedy = "@task(validate=False) leaves it unchecked"
+            raise ArgumentsError(self._name, f"the annotation of {name} cannot be checked: {made.problem}; {remedy}")
+        return made
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SentArguments:
+        """Return converted arguments that were read from JSON. Raises ArgumentsError, which names what does not fit."""
+        if not kwargs and len(args) <= len(self._exact):
+            for exact, value in zip(self._exact, args, strict=False):
+                if exact is not None and type(value) not in exact:
+                    break
+            else:
+                return args, kwargs
+        return self._each(args, kwargs, 0, JsonType.received)
+
+    def sendable(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: int = 0) -> SentArguments:
+        """Return arguments as they are sent. Raises ArgumentsError, which names those that do not fit."""
+        if not kwargs and not first and len(args) <= len(self._exact):
+            for exact, value in zip(self._exact, args, strict=False):
+                if exact is not None and type(value) not in exact:
+                    break
+            else:
+                return args, kwargs
+        return self._each(args, kwargs, first, JsonType.sendable)
+
+    def _each(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], first: int, convert: Callable[[JsonType, Any], Any]
+    ) -> SentArguments:
+        wrong: list[str] = []
+
+        def converted(place: str, kind: JsonType | None, value: Any) -> Any:
+            if kind is None:  # there is no such parameter: the call says so
+                return value
+            try:
+                return convert(kind, value)
+            except UnfitError as error:
+                wrong.extend(
+                    f"argument {'.'.join(filter(None, (place, part)))}{shown and f' = {shown}'}: {why}"
+                    for part, why, shown in error.problems
+                )
+            except (TypeError, ValueError, RecursionError) as error:
+                if convert is not JsonType.sendable:
+                    raise  # in a worker: what a validator raised
+                raise EncodingError(self._name, f"{place!r} ({type(value).__name__})", str_of(error)) from error
+            return None
+
+        known = self._positional[first:] if first else self._positional
+        positional = [converted(name, kind, value) for (name, kind), value in zip(known, args, strict=False)]
+        if len(args) > len(known):
+            name, kind = self._further or ("", None)
+            positional += [converted(f"{name}.{at}", kind, value) for at, value in enumerate(args[len(known) :])]
+        named = {name: converted(name, self._named.get(name, self._others), value) for name, value in kwargs.items()}
+        if wrong:
+            raise ArgumentsError(self._name, "; ".join(wrong))
+        return positional, named
+
+
+def read_hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a task's function. Raises ArgumentsError for one that cannot be read."""
+    try:
+        return typing.get_type_hints(written(function), include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        remedy = "import it where the module runs (not under TYPE_CHECKING), or use @task(validate=False)"
+        raise ArgumentsError(name, f"an annotation cannot be read: {error}; {remedy}") from error
 
 
 def encode_extra(value: Any) -> Any:
@@ -147,6 +219,10 @@ def encode_extra(value: Any) -> Any:
 
     if isinstance(value, Decimal):
         return str(value)
+    if hasattr(value, "get_secret_value"):
+        raise TypeError(f"{type(value).__name__} is a secret: send its value, or a reference to where it is kept")
+    if hasattr(type(value), "__pydantic_fields__"):
+        return orjson.Fragment(JsonType(type(value)).encode(value))
     from pydantic_core import PydanticSerializationError, to_jsonable_python  # noqa: PLC0415
 
     try:

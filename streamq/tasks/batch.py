@@ -7,6 +7,8 @@ The worker collects the messages of a batch in `consumer/batching.py`.
 from __future__ import annotations
 
 import inspect
+import types
+import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -17,6 +19,7 @@ from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.tasks.arguments import Arguments, Converter
 from streamq.tasks.decorator import check_options, task
 from streamq.tasks.exhausted import Exhausted
+from streamq.tasks.json_type import UNTYPED, return_annotation
 from streamq.tasks.options import OptionValues, merge
 from streamq.tasks.retry_policy import BackoffLike, RetriesLike
 from streamq.tasks.task import AsyncTask, RunIn, Task
@@ -115,26 +118,38 @@ class ItemArguments(Arguments):
 
     @cached_property
     def converter(self) -> Converter | None:
-        """The converter of an item. None without pydantic, without an annotation, or with `validate=False`."""
-        if super().converter is None:
-            return None
-        return _ItemConverter(self._name, self._function, self.bind)
+        """The converter of an item. None without an annotation, or with `validate=False`."""
+        return None if super().converter is None else _ItemConverter(self._name, self._function, self.signature)
+
+    def _returned(self, hints: Mapping[str, Any]) -> Any:
+        """Return the type of one result: `R` of `list[R | Exception] | None`; None is one if the list may be None."""
+        whole = return_annotation(hints)
+        found: list[Any] = []
+        for part in _parts(whole):
+            if part is type(None) or part is None:
+                found.append(None)
+            elif (parts := typing.get_args(part)) and isinstance(typing.get_origin(part), type):
+                found += [one for one in _parts(parts[0]) if not (isinstance(one, type) and issubclass(one, Exception))]
+            else:
+                return UNTYPED
+        return typing.Union[tuple(found)] if found else UNTYPED  # noqa: UP007 - of types that are known at run time
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation itself."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
 
 
 class _ItemConverter(Converter):
-    """Checks and converts an item, by the annotation of the handler's list."""
+    """Sends and receives an item, by the annotation of the handler's list."""
 
-    def __init__(
-        self, name: str, function: Callable[..., Any], bind: Callable[[Sequence[Any], Mapping[str, Any]], None]
-    ) -> None:
-        super().__init__(name, function)
-        self._bind = bind
-
-    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return the converted item, as positional arguments. Raises ArgumentsError if it does not fit."""
-        self._bind(args, kwargs)
-        (items,), _ = super().__call__(([args[0]],), {})  # the annotation is that of a list
-        return tuple(items), {}
+    def __init__(self, name: str, function: Callable[..., Any], signature: inspect.Signature) -> None:
+        super().__init__(name, function, signature)
+        ((_, items), *_) = self._positional
+        members = typing.get_args(items.annotation)
+        self._set_positional([("item", self._type("item", members[0] if len(members) == 1 else UNTYPED))])
+        self._named, self._others, self._further = {}, None, None
 
 
 class _Decorator:

@@ -9,7 +9,7 @@ A result passes from step to step as encoded bytes. It is not decoded on the way
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from streamq.diagnostics.safe_text import str_of
 from streamq.errors import EncodingError, PayloadTooLargeError, UndecodableError
 from streamq.wire import bounds
 from streamq.wire.bounds import shown
-from streamq.wire.message import Default, Field, dumps, milliseconds
+from streamq.wire.message import Field, milliseconds
 from streamq.wire.names import check_field
 from streamq.wire.workflow import GROUP_KEPT, check_nesting
 
@@ -130,8 +130,10 @@ def wanted_results(stages: Sequence[Stage]) -> Iterator[tuple[str, float]]:
                 pass
 
 
-def encoded_result(stages: Sequence[Stage], task: str, result: Any, *, default: Default | None, limit: int) -> bytes:
-    """Return a result as JSON if a next step takes it, empty if none does.
+def encoded_result(
+    stages: Sequence[Stage], task: str, result: Any, *, encode: Callable[[Any], bytes], limit: int
+) -> bytes:
+    """Return a result as JSON if a next step takes it, empty if none does. `encode` writes it.
 
     Raises EncodingError or PayloadTooLargeError if such a step cannot be sent with it.
     """
@@ -140,7 +142,7 @@ def encoded_result(stages: Sequence[Stage], task: str, result: Any, *, default: 
         return b""
     receiver = _receiving_step(*receiving[0])
     try:
-        payload = dumps(result, default)
+        payload = encode(result)
     except BaseException as error:  # the encoder runs code of the user, which may raise anything
         what = f"1, the result of {task!r} ({type(result).__name__}),"
         raise EncodingError(receiver.task, what, str_of(error)) from error

@@ -292,7 +292,7 @@ async def test_an_item_that_does_not_fit_its_annotation_joins_no_batch(server, b
     async def insert(rows: list[int]) -> None:
         got.append(rows)
 
-    with pytest.raises(ArgumentsError, match=r"rows\.0"):
+    with pytest.raises(ArgumentsError, match="argument item = 'x'"):
         await broker.enqueue(insert, "x")
     for item in ('["x"]', '["5"]', "[1,2]", "[7]"):
         server.command("XADD", "queue:standard", "*", "task", "insert", "args", item)

@@ -49,7 +49,7 @@ def prints() -> str:
 
 
 @task(run_in="process", result_ttl=60, retries=0, timeout=TIMEOUT)
-def reads() -> bytes | str:
+def reads() -> str:
     return subprocess.run(["/bin/cat"], check=True, capture_output=True, text=True).stdout + os.read(0, 9).decode()
 
 

@@ -240,7 +240,9 @@ async def test_a_result_that_cannot_be_pickled_is_work_done(real_server, tmp_pat
         await broker.enqueue(returns_lock, str(file))
         handle = await broker.enqueue(returns_function, str(file))
         await burst(broker, returns_lock, returns_function)
-        with pytest.raises(TaskFailedError, match=r"succeeded, its result is not JSON: .*pickle.*lambda") as raised:
+        with pytest.raises(
+            TaskFailedError, match=r"succeeded, its result cannot be sent as JSON: .*pickle.*lambda"
+        ) as raised:
             await handle.result(timeout=1)
     assert raised.value.reason == "result"
     assert file.read_text() == "xx"
@@ -286,5 +288,7 @@ async def test_one_item_of_a_batch_does_not_fail_the_others(real_server):
             )
             await burst(broker, each)
             assert (await first.result(timeout=1), await third.result(timeout=1)) == ("a", "b")
-            with pytest.raises(TaskFailedError, match={"error": "5: no", "lock": "not JSON", "stop": "Stop: no"}[bad]):
+            with pytest.raises(
+                TaskFailedError, match={"error": "5: no", "lock": "cannot be sent", "stop": "Stop: no"}[bad]
+            ):
                 await second.result(timeout=1)

@@ -52,7 +52,7 @@ def url(request, real_server):
 @pytest.fixture(autouse=True)
 def looking_often(monkeypatch):
     """Look every half second in place of every ten: these tests are of what happens, not of how late."""
-    monkeypatch.setattr("streamq.queue.results.LOOK_EVERY", 0.5)
+    monkeypatch.setattr("streamq.queue.waiters.LOOK_EVERY", 0.5)
     monkeypatch.setattr("streamq.consumer.promoter.LOOK_EVERY", 0.5)
 
 
@@ -178,7 +178,7 @@ async def test_a_right_that_is_taken_away_meanwhile_is_said(real_server, worker_
 
 async def test_who_waits_while_the_channels_are_taken_away(real_server, worker_user, monkeypatch):
     """The wait goes on by looking, as often as if the channels had been missing from the start."""
-    monkeypatch.setattr("streamq.queue.results.LOOK_EVERY", 60)
+    monkeypatch.setattr("streamq.queue.waiters.LOOK_EVERY", 60)
     async with RedisBroker(worker_user) as broker, RedisBroker(real_server.url) as admin:
         handle, ended = await broker.enqueue(add, 1), anyio.Event()
         async with anyio.create_task_group() as group:

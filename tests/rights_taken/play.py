@@ -27,7 +27,7 @@ from streamq.doctor.queries import Queries
 from streamq.doctor.read_rights import read_rights
 from streamq.errors import BrokerError
 from streamq.middleware import concurrency_permits
-from streamq.queue import results
+from streamq.queue import waiters
 from streamq.testing import FinalState, Limits, Record, Recorder, check, final_state
 from streamq.wire.acl import acl_rules
 from streamq.wire.counters import unpack
@@ -52,7 +52,7 @@ def quick_pauses() -> Any:
     changed: list[tuple[Any, str, Any]] = [
         (set_aside, "_PAUSE", short), (set_aside, "LEFT_PAUSE", 0.3), (tier_refusals, "_PAUSE", short),
         (outage, "_PAUSE", short), (promoter, "LOOK_EVERY", 0.5), (promoter, "_LOOKS", 2),
-        (results, "LOOK_EVERY", 0.5), (results, "_ASK_AGAIN", 1.0), (concurrency_permits, "_ASK_AFTER", 3.0),
+        (waiters, "LOOK_EVERY", 0.5), (waiters, "_ASK_AGAIN", 1.0), (concurrency_permits, "_ASK_AFTER", 3.0),
     ]  # fmt: skip
     before = [(module, name, getattr(module, name)) for module, name, _ in changed]
     for module, name, value in changed:

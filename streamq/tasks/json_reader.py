@@ -1,0 +1,168 @@
+"""Reads values back from JSON by their annotations, without pydantic: of the types that orjson writes.
+
+These are dataclasses, enums, dates and times, UUIDs and typed dicts, in lists, tuples, dicts and unions.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time
+from typing import Any, Final
+from uuid import UUID
+
+Read = Callable[[Any], Any]
+
+
+class UnreadableTypeError(TypeError):
+    """A type cannot be read back from JSON without pydantic."""
+
+    def __init__(self, annotation: Any) -> None:
+        super().__init__(
+            f"{annotation!r} cannot be read back from JSON: pip install 'streamq[pydantic]', or use "
+            "@task(validate=False), which gives the JSON as it is"
+        )
+
+
+def reader_of(annotation: Any) -> Read:
+    """Return what makes a value of this type from parsed JSON. It raises TypeError, ValueError or KeyError.
+
+    Raises UnreadableTypeError for a type that it does not know.
+    """
+    return _reader(annotation, {})
+
+
+def _reader(annotation: Any, known: dict[Any, Read]) -> Read:
+    if annotation.__hash__ is not None and (simple := _SIMPLE.get(annotation)) is not None:
+        return simple
+    if isinstance(annotation, typing.NewType):
+        return _reader(annotation.__supertype__, known)
+    if type(annotation).__name__ == "TypeAliasType":  # `type Name = ...`, from Python 3.12 on
+        return _reader(annotation.__value__, known)
+    origin, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    generic = _GENERIC.get(origin) if isinstance(origin, Hashable) else None
+    return _class(annotation, known) if generic is None else generic(parts, known)
+
+
+def _class(kind: Any, known: dict[Any, Read]) -> Read:
+    """Return the reader of a class that somebody has written. Such classes may hold themselves."""
+    if not isinstance(kind, type):
+        raise UnreadableTypeError(kind)
+    if kind in known:
+        return lambda value: known[kind](value)  # noqa: PLW0108 - looked up when it is called
+    if issubclass(kind, enum.Enum):
+        return kind
+    if is_dataclass(kind):
+        make = _dataclass
+    elif hasattr(kind, "__required_keys__"):
+        make = _typed_dict
+    else:
+        raise UnreadableTypeError(kind)
+    known[kind] = lambda value: value  # in place while its own fields are read
+    known[kind] = make(kind, known)
+    return known[kind]
+
+
+def _dataclass(kind: Any, known: dict[Any, Read]) -> Read:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    readers = {one.name: _reader(hints[one.name], known) for one in fields(kind) if one.init}
+
+    def read(value: Any) -> Any:
+        found = _instance(value, dict)
+        return kind(**{name: reader(found[name]) for name, reader in readers.items() if name in found})
+
+    return read
+
+
+def _typed_dict(kind: Any, known: dict[Any, Read]) -> Read:
+    hints = typing.get_type_hints(kind)
+    readers = {name: _reader(hint, known) for name, hint in hints.items()}
+
+    def read(value: Any) -> Any:
+        found = _instance(value, dict)
+        if missing := sorted(kind.__required_keys__ - found.keys()):
+            raise KeyError(f"{kind.__name__} has no {', '.join(missing)}")
+        return {name: readers[name](part) if name in readers else part for name, part in found.items()}
+
+    return read
+
+
+def _list(parts: tuple[Any, ...], known: dict[Any, Read]) -> Read:
+    read = _reader(parts[0] if parts else Any, known)
+    return lambda value: [read(part) for part in _instance(value, list)]
+
+
+def _dict(parts: tuple[Any, ...], known: dict[Any, Read]) -> Read:
+    key, read = (_reader(part, known) for part in parts or (str, Any))
+    return lambda value: {key(name): read(part) for name, part in _instance(value, dict).items()}
+
+
+def _tuple(parts: tuple[Any, ...], known: dict[Any, Read]) -> Read:
+    if not parts or parts[-1] is ...:
+        read = _reader(parts[0] if parts else Any, known)
+        return lambda value: tuple(read(part) for part in _instance(value, list))
+    readers = [_reader(part, known) for part in parts]
+    return lambda value: tuple(reader(part) for reader, part in zip(readers, _instance(value, list), strict=True))
+
+
+def _union(parts: tuple[Any, ...], known: dict[Any, Read]) -> Read:
+    readers = [_reader(part, known) for part in parts]
+
+    def read(value: Any) -> Any:
+        for one in readers:
+            try:
+                return one(value)
+            except (TypeError, ValueError, KeyError):
+                continue
+        raise TypeError(f"{type(value).__name__} is none of the types of a union")
+
+    return read
+
+
+def _one_of(parts: tuple[Any, ...], _: dict[Any, Read]) -> Read:
+    def read(value: Any) -> Any:
+        for one in parts:
+            if one == value and type(one) is type(value):
+                return one
+        raise TypeError(f"it is none of {', '.join(map(repr, parts))}")
+
+    return read
+
+
+def _exactly(kind: type) -> Read:
+    return lambda value: _instance(value, kind)
+
+
+def _instance(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"it is of type {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _float(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"it is of type {type(value).__name__}, not float")
+    return float(value)
+
+
+def _from_text(parse: Read) -> Read:
+    return lambda value: parse(_instance(value, str))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_SIMPLE: Final[Mapping[Any, Read]] = {
+    Any: _same, object: _same, None: _exactly(type(None)), type(None): _exactly(type(None)), str: _exactly(str),
+    bool: _exactly(bool), int: _exactly(int), float: _float, datetime: _from_text(datetime.fromisoformat),
+    date: _from_text(date.fromisoformat), time: _from_text(time.fromisoformat), UUID: _from_text(UUID),
+}  # fmt: skip
+_GENERIC: Final[Mapping[Any, Callable[[tuple[Any, ...], dict[Any, Read]], Read]]] = {
+    **dict.fromkeys((list, Sequence, MutableSequence), _list), **dict.fromkeys((dict, Mapping, MutableMapping), _dict),
+    **dict.fromkeys((typing.Union, types.UnionType), _union), tuple: _tuple, typing.Literal: _one_of,
+    typing.Annotated: lambda parts, known: _reader(parts[0], known),
+}  # fmt: skip

@@ -1,0 +1,264 @@
+"""A type whose values go through JSON and come back equal, or are refused.
+
+With the extra `pydantic` it is any annotation that pydantic knows. Without it, `json_reader` reads what orjson writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from streamq.diagnostics.safe_text import repr_of, str_of
+from streamq.tasks.json_reader import reader_of
+from streamq.wire.bounds import shown
+from streamq.wire.message import dumps
+
+_SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
+_EXACT: Final = frozenset({int, str, bool, float, type(None)})  # JSON gives back what it was given
+_UNIONS: Final = (typing.Union, types.UnionType)
+UNTYPED: Final = inspect.Parameter.empty  # there is no annotation
+_SHOWN: Final = 5  # problems of one value
+_CUT: Final = 80  # characters of a value
+_CHANGED: Final = (
+    "it would arrive changed: JSON does not carry it as {} writes it (a secret, an excluded field, another type than "
+    "the annotated one)"
+)
+
+
+class Problem(NamedTuple):
+    """What is wrong with a part of a value (empty: the whole). `shown` is that part, empty if it may be a secret."""
+
+    place: str
+    why: str
+    shown: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}" if self.place else self.why
+
+
+class UnfitError(TypeError):
+    """A value does not fit its type, or would not come back from JSON as it was. `problems` are the first few."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("; ".join(map(str, problems)))
+
+
+class _Way(NamedTuple):
+    """The way of values through JSON and back: what is `fitted` is written, and what is written can be read."""
+
+    fitted: Callable[[Any], Any]
+    written: Callable[[Any], bytes]
+    read: Callable[[bytes], Any]
+
+
+class JsonType:
+    """A type on its way through JSON: that of `annotation`. `default` writes what JSON lacks, where it says nothing.
+
+    It never raises when it is made: `problem` says why an annotation cannot be used. Its values are written as they
+    are, and cannot be decoded. `exact` are the types of values that need no conversion; None if no value does.
+    """
+
+    def __init__(self, annotation: Any = UNTYPED, *, default: Callable[[Any], Any] | None = None) -> None:
+        self.annotation = annotation
+        self.problem = ""
+        self._default = default
+        self.exact: frozenset[type] | None = None
+        self._way: _Way | None = None
+        if annotation is not UNTYPED:
+            try:
+                self._way = _way(annotation)
+                self.exact = _exact_types(annotation)
+            except Exception as error:  # noqa: BLE001 - pydantic raises many kinds, and so do classes of users
+                self.problem = str_of(error)
+
+    def __repr__(self) -> str:
+        return f"<JsonType {name_of_type(self.annotation)}>"
+
+    @classmethod
+    def unusable(cls, problem: str, *, default: Callable[[Any], Any] | None = None) -> JsonType:
+        """Return the type of an annotation that cannot be read."""
+        made = cls(default=default)
+        made.problem = problem
+        return made
+
+    def sendable(self, value: Any) -> Any:
+        """Return a value as JSON takes it: itself, or a fragment of JSON. Raises what `encode` raises."""
+        exact, way = self.exact, self._way
+        if exact is None or way is None or type(value) in exact or type(value) is orjson.Fragment:
+            return value
+        return orjson.Fragment(self._encode(way, value))
+
+    def received(self, value: Any) -> Any:
+        """Return what somebody sent of whom this was read, as JSON. Raises UnfitError if it is none of this type."""
+        exact, way = self.exact, self._way
+        return value if exact is None or way is None or type(value) in exact else way.read(dumps(value))
+
+    def encode(self, value: Any) -> bytes:
+        """Return a value as JSON. Raises UnfitError for one that `decode` would not give back.
+
+        Also raises what the encoder raises, for what is no JSON at all.
+        """
+        exact, way = self.exact, self._way
+        if exact is None or way is None or type(value) in exact:
+            return dumps(value, self._default)
+        return self._encode(way, value)
+
+    def _encode(self, way: _Way, value: Any) -> bytes:
+        fitted = way.fitted(value)
+        payload = way.written(fitted)
+        if (place := difference(fitted, way.read(payload))) is not None:
+            raise UnfitError(Problem(place, _CHANGED.format(name_of_type(self.annotation))))
+        return payload
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value that JSON stands for. Raises UnfitError if it is none of this type."""
+        if self.problem:
+            raise UnfitError(Problem("", self.problem))
+        exact, way = self.exact, self._way
+        if exact is not None and not exact and way is not None:
+            return way.read(payload)
+        value = orjson.loads(payload)
+        return value if exact is None or way is None or type(value) in exact else way.read(payload)
+
+
+def has_pydantic() -> bool:
+    """Is the extra `pydantic` installed?"""
+    return find_spec("pydantic") is not None
+
+
+def name_of_type(annotation: Any) -> str:
+    """Return an annotation as somebody would write it."""
+    return (
+        annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str_of(annotation)
+    )
+
+
+def difference(one: Any, other: Any, path: str = "") -> str | None:
+    """Return the path to the first place where two values differ, None if they are the same, types included."""
+    if one is other:
+        return None
+    if type(one) is not type(other):
+        return None if type(other) in _SCALARS and isinstance(one, type(other)) and one == other else path
+    parts, others = _parts(one), _parts(other)
+    if parts is None or others is None:
+        return None if one == other else path
+    if parts.keys() != others.keys():
+        return path
+    for name, part in parts.items():
+        place = f"{path}.{str_of(name)}" if path else str_of(name)
+        if (found := difference(part, others[name], place)) is not None:
+            return found
+    return None
+
+
+def _parts(value: Any) -> Mapping[Any, Any] | None:
+    """Return what a container, a model, a dataclass, or an object without its own equality holds. None for others."""
+    kind = type(value)
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    if is_dataclass(kind):
+        return {part.name: getattr(value, part.name, None) for part in fields(kind)}
+    if (names := getattr(kind, "__pydantic_fields__", None)) is not None:
+        return {name: getattr(value, name, None) for name in names} | (value.__pydantic_extra__ or {})
+    if "__eq__" not in {name for one in kind.__mro__[:-1] for name in vars(one)}:
+        return dict(getattr(value, "__dict__", {}))
+    return None
+
+
+def _exact_types(annotation: Any) -> frozenset[type]:
+    """Return the types of an annotation that JSON gives back as they are. None if there are other types in it."""
+    members = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    found = {type(None) if one is None else one for one in members}
+    return frozenset(found) if found <= _EXACT else frozenset()
+
+
+# --- the two ways --------------------------------------------------------------------------------------
+
+
+def _way(annotation: Any) -> _Way:
+    if annotation is Any or annotation is object:
+        return _Way(_itself, dumps, orjson.loads)
+    if annotation is None or not has_pydantic():
+        return _way_of_reader(annotation)
+    return _way_of_pydantic(annotation)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _way_of_reader(annotation: Any) -> _Way:
+    reader = reader_of(annotation)
+
+    def read(payload: bytes) -> Any:
+        try:
+            return reader(orjson.loads(payload))
+        except Exception as error:  # the constructor of a dataclass may raise anything
+            raise UnfitError(Problem("", str_of(error), shown(payload))) from error
+
+    return _Way(_itself, dumps, read)
+
+
+def _way_of_pydantic(annotation: Any) -> _Way:
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - slow to import
+    from pydantic_core import PydanticSerializationError, ValidationError  # noqa: PLC0415
+
+    try:
+        adapter: Any = TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:  # a class that pydantic does not know: instances of it are taken as they are
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+    def fitted(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value, by_alias=True, by_name=True)
+        except ValidationError as error:
+            raise UnfitError(*_problems(error)) from None
+
+    def written(value: Any) -> bytes:
+        # By name: what a field is called for validation and for serialization may differ.
+        try:
+            return dumps(adapter.dump_python(value, mode="json", round_trip=True, by_alias=False, warnings="error"))
+        except PydanticSerializationError as error:
+            raise UnfitError(Problem("", str_of(error))) from None
+
+    def read(payload: bytes) -> Any:
+        try:
+            return adapter.validate_json(payload, by_alias=True, by_name=True)
+        except ValidationError as error:
+            raise UnfitError(*_problems(error)) from None
+
+    return _Way(fitted, written, read)
+
+
+def _problems(error: Any) -> list[Problem]:
+    """Return what a ValidationError of pydantic says."""
+    found = error.errors(include_url=False, include_context=False)
+    problems = [
+        Problem(".".join(map(str, one["loc"])), one["msg"], repr_of(one["input"], _CUT)) for one in found[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        problems.append(Problem("", f"and {len(found) - _SHOWN} more"))
+    return problems
+
+
+def return_annotation(hints: Mapping[str, Any]) -> Any:
+    """Return what a function gives once it has run: of an awaitable, what that gives."""
+    annotation = hints.get("return", UNTYPED)
+    if annotation is Any or annotation is object:
+        return UNTYPED
+    with suppress(TypeError):
+        origin = typing.get_origin(annotation)
+        if isinstance(origin, type) and issubclass(origin, typing.Awaitable):
+            return (typing.get_args(annotation) or (UNTYPED,))[-1]
+    return annotation

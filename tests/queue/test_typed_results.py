@@ -1,0 +1,245 @@
+"""`Handle[T].result()` is a T: on real servers, on both backends, for every way to a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import uuid
+from collections.abc import Awaitable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel, Field, SecretStr
+
+from streamq import RedisBroker, Worker, as_completed, batch_task, gather, group, once, task
+from streamq.errors import ArgumentsError, ConfigurationError, ResultTimeoutError, ResultTypeError, TaskFailedError
+from streamq.middleware import Idempotency
+from tests.at_work import burst, dead
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+class Invoice(BaseModel):
+    number: int = Field(validation_alias="no")
+    due: date
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    at: datetime
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+INVOICE = Invoice(no=7, due=date(2026, 1, 31))
+
+
+@task(result_ttl=60)
+async def model() -> Invoice:
+    return INVOICE
+
+
+@task(result_ttl=60)
+def in_thread() -> tuple[int, Point]:
+    return 1, Point(2, NOON)
+
+
+@task(result_ttl=60)
+async def several(n: int) -> dict[Color, set[uuid.UUID]] | None:
+    return {Color.RED: {uuid.UUID(int=n)}} if n else None
+
+
+@task(result_ttl=60)
+def awaited() -> Awaitable[Decimal]:
+    async def later() -> Decimal:
+        return Decimal("1.10")
+
+    return later()
+
+
+@task(result_ttl=60)
+async def untyped():
+    return {"when": NOON}
+
+
+@task(result_ttl=60)
+async def due_of(invoice: Invoice) -> date:
+    return invoice.due
+
+
+@task(result_ttl=60)
+async def sum_of(dues: list[date]) -> list[date]:
+    return dues
+
+
+@batch_task(size=10, wait=0.05, result_ttl=60)
+async def points(xs: list[int]) -> list[Point | Exception] | None:
+    return [Point(x, NOON) if x else ValueError("no point") for x in xs]
+
+
+EVERY = [model, in_thread, several, awaited, untyped, due_of, sum_of, points]
+
+
+async def test_each_way_to_a_result_gives_the_declared_type(server):
+    async with RedisBroker(server.url) as broker:
+        handles: list[Any] = [await broker.enqueue(one) for one in (model, in_thread, awaited, untyped)]
+        handles += [await broker.enqueue(several, 7), await broker.enqueue(several, 0)]
+        wanted = [
+            INVOICE, (1, Point(2, NOON)), Decimal("1.10"), {"when": NOON.isoformat()},
+            {Color.RED: {uuid.UUID(int=7)}}, None,
+        ]  # fmt: skip
+        await burst(broker, *EVERY)
+        assert [await handle.result(timeout=5) for handle in handles] == wanted
+        assert await gather(*handles, timeout=5) == wanted
+        assert [await one.result() async for one in as_completed(*handles, timeout=5)] == wanted
+        known = broker.handle(handles[0].task_id, task=model)
+        assert (await known.result(timeout=0)).number == 7
+        assert await broker.handle(handles[0].task_id).result(timeout=0) == {"number": 7, "due": "2026-01-31"}
+        with pytest.raises(ConfigurationError, match="task is of type str"):
+            broker.handle("x", task="model")  # type: ignore[call-overload]
+
+
+async def test_steps_of_a_workflow_get_and_give_the_declared_types(server):
+    async with RedisBroker(server.url) as broker:
+        chain = await broker.start(model.call().then(due_of))
+        joined = await broker.start(group(model.call().then(due_of), model.call().then(due_of)).then(sum_of))
+        await burst(broker, *EVERY)
+        assert await chain.result(timeout=5) == date(2026, 1, 31)
+        assert await chain.steps[0].result(timeout=5) == INVOICE
+        assert await joined.result(timeout=5) == [date(2026, 1, 31)] * 2
+
+
+async def test_each_message_of_a_batch_has_a_result_of_its_own_type(server):
+    async with RedisBroker(server.url) as broker:
+        handles = [await broker.enqueue(points.options(retries=0), x) for x in (1, 0)]
+        await burst(broker, *EVERY)
+        assert await handles[0].result(timeout=5) == Point(1, NOON)
+        with pytest.raises(TaskFailedError, match="no point"):
+            await handles[1].result(timeout=5)
+
+
+async def test_a_recorded_result_comes_back_as_its_run_returned_it(server):
+    runs = []
+
+    @task(result_ttl=60, middleware=[Idempotency("one")])
+    async def charge() -> Invoice:
+        runs.append(1)
+        return INVOICE
+
+    async with RedisBroker(server.url) as broker:
+        handles = [await broker.enqueue(charge) for _ in range(2)]
+        await Worker(broker, tasks=[charge], concurrency=1, burst=True).run()
+        assert [await handle.result(timeout=5) for handle in handles] == [INVOICE, INVOICE]
+        async with once("one", broker=broker) as effect:
+            assert effect.result == {"number": 7, "due": "2026-01-31"}
+    assert runs == [1]
+
+
+async def test_a_result_that_would_be_lost_fails_by_name_and_the_task_has_succeeded(server):
+    class Secret(BaseModel):
+        token: SecretStr
+
+    async def leak():
+        return Secret(token=SecretStr("hunter2"))
+
+    leak.__annotations__ = {"return": Secret}
+    leaking = task(result_ttl=60)(leak)
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(leaking)
+        await burst(broker, leaking)
+        with pytest.raises(TaskFailedError, match=r"the task succeeded, its result .* token: it would arrive changed"):
+            await handle.result(timeout=5)
+        assert "hunter2" not in str(await broker.client.get(f"queue:result:{handle.task_id}"))
+    assert dead(server) == []
+
+
+async def test_a_result_of_another_version_says_so(server):
+    """The worker runs code that returns a text; here a number is declared."""
+
+    @task(name="versioned", result_ttl=60)
+    async def old() -> str:
+        return "seven"
+
+    @task(name="versioned", result_ttl=60)
+    async def new() -> int:
+        return 7
+
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(new)
+        await burst(broker, old)
+        with pytest.raises(ResultTypeError, match=r"'versioned' .* valid integer.*broker\.handle\(task_id\)"):
+            await handle.result(timeout=5)
+        assert await broker.handle(handle.task_id).result(timeout=5) == "seven"
+
+
+async def test_an_unreadable_annotation_says_so_when_the_result_is_asked_for(server):
+    async def hidden(): ...
+
+    hidden.__annotations__ = {"return": "NotImported"}
+    task_ = task(result_ttl=60)(hidden)
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(task_)
+        await burst(broker, task_)
+        with pytest.raises(ResultTypeError, match=r"NotImported.*TYPE_CHECKING"):
+            await handle.result(timeout=5)
+
+
+async def test_what_is_there_is_returned_however_short_the_time(server):
+    async with RedisBroker(server.url) as broker:
+        there, missing = await broker.enqueue(model), await broker.enqueue(model)
+        await there.cancel()
+        for wait in (0, 0.0001, -1):
+            with pytest.raises(TaskFailedError, match="cancelled"):
+                await there.result(timeout=wait)
+            with pytest.raises(ResultTimeoutError):
+                await missing.result(timeout=wait)
+            assert len(await gather(there, timeout=wait, return_exceptions=True)) == 1
+            with pytest.raises(ResultTimeoutError) as caught:
+                await gather(there, missing, timeout=wait, return_exceptions=True)
+            assert caught.value.missing == (missing.task_id,)
+            arrived = as_completed(there, missing, timeout=wait)
+            assert (await anext(arrived)).task_id == there.task_id
+            with pytest.raises(ResultTimeoutError):
+                await anext(arrived)
+            assert [report async for report in there.watch(timeout=wait)] == []
+
+
+async def test_a_wait_of_no_time_for_a_busy_server_ends(real_server):
+    """One read may take a second; then the time counts."""
+    async with RedisBroker(real_server.url) as broker:
+        handle = await broker.enqueue(model)
+        real_server.command("CLIENT", "PAUSE", "3000", "ALL")
+        began = anyio.current_time()
+        with pytest.raises(ResultTimeoutError):
+            await handle.result(timeout=0)
+        assert anyio.current_time() - began < 2.5
+
+
+async def test_arguments_arrive_as_they_were_sent_or_are_refused(server):
+    got: list[Any] = []
+
+    @task
+    async def take(invoice: Invoice, /, colors: set[Color], *rest: date, extra: Point | None = None, **more: Any):
+        got.append((invoice, colors, rest, extra, more))
+
+    async with RedisBroker(server.url) as broker:
+        sent = (INVOICE, {Color.RED}, NOON.date(), NOON.date())
+        await broker.enqueue(take, *sent, extra=Point(1, NOON), other=[1])
+        await broker.enqueue(
+            take, {"no": 7, "due": "2026-01-31"}, [Color.RED], *sent[2:], extra=Point(1, NOON), other=[1]
+        )
+        await broker.enqueue(take, INVOICE, (one for one in [Color.RED]), *sent[2:], extra=Point(1, NOON), other=[1])
+        with pytest.raises(ArgumentsError, match=r"argument rest\.1 = 'soon'"):
+            await broker.enqueue(take, INVOICE, set(), NOON.date(), "soon")  # type: ignore[arg-type]
+        with pytest.raises(ArgumentsError, match="argument other: it would arrive changed"):
+            await broker.enqueue(take, INVOICE, set(), other=NOON)
+        with pytest.raises(ArgumentsError, match=r"argument extra.*; argument other"):
+            await broker.enqueue(take, INVOICE, set(), extra=5, other=(1,))  # type: ignore[arg-type]
+        await burst(broker, take)
+    assert got == [(INVOICE, {Color.RED}, (NOON.date(),) * 2, Point(1, NOON), {"other": [1]})] * 3

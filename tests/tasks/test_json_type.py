@@ -1,0 +1,335 @@
+"""Values of declared types on their way through JSON, with pydantic and without it: they come back, or are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+import operator
+import sys
+import uuid
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_field, field_serializer
+from typing_extensions import TypedDict
+
+from streamq.tasks import json_type
+from streamq.tasks.json_type import JsonType, UnfitError, difference
+
+T = TypeVar("T")
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+NAIVE = NOON.replace(tzinfo=None)
+
+
+@pytest.fixture(params=["pydantic", "core"])
+def extra(request, monkeypatch):
+    """With the extra, and as if it were not installed."""
+    if request.param == "core":
+        remove_pydantic(monkeypatch)
+    return request.param
+
+
+def remove_pydantic(monkeypatch) -> None:
+    monkeypatch.setattr(json_type, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    monkeypatch.setitem(sys.modules, "pydantic_core", None)
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = 7
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    at: datetime
+    next: Point | None = None
+
+
+class Pair(NamedTuple):
+    name: str
+    when: date
+
+
+class Row(TypedDict, total=False):
+    key: str
+    made: datetime
+
+
+class Plain:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+
+UserId = NewType("UserId", int)
+
+# --- what both carry -----------------------------------------------------------------------------------
+
+BOTH = [
+    (int, 5), (float, 1.5), (str, "a\0b"), (bool, True), (None, None), (int | None, None), (UserId, 5),
+    (datetime, NOON), (datetime, NAIVE), (date, date(2026, 1, 31)), (time, time(1, 2, 3)),
+    (uuid.UUID, uuid.UUID(int=7)), (Color, Color.BLUE), (Point, Point(1, NOON, Point(2, NOON))),
+    (Row, {"made": NOON}), (Literal["a", 1], 1), (list[datetime], [NOON]),
+    (tuple[int, datetime], (1, NOON)), (tuple[date, ...], (date(2026, 1, 1),)), (dict[str, Color], {"a": Color.RED}),
+    (datetime | int, 5), (Point | None, Point(1, NOON)), (Annotated[int, "unit"], 5), (Any, {"a": [1, None]}),
+    (dict[str, list[tuple[int, Color]]], {"a": [(1, Color.RED)]}), (dict, {"a": 1}), (list, [1, "a"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("annotation", "value"), BOTH, ids=str)
+def test_a_value_comes_back_equal_and_of_its_type(annotation, value, extra):
+    kind = JsonType(annotation)
+    back = kind.decode(kind.encode(value))
+    assert back == value
+    assert difference(value, back) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (float, math.nan), (list[float], [math.inf]), (int, 2**70), (str, "\ud800"), (int, "x"), (Color, "green"),
+        (list[int], ["x"]), (tuple[int, int], (1, 2, 3)), (Point, {"x": 1}), (Row, {"made": "soon"}),
+        (Literal["a"], "b"), (Any, NOON), (Any, (1, 2)), (Any, {1}), (dict[str, Any], {"a": NOON}), (date, 5.5),
+        (int | None, "x"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_that_cannot_make_the_trip_is_refused(annotation, value, extra):
+    with pytest.raises(TypeError):  # UnfitError is one
+        JsonType(annotation).encode(value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "payload"),
+    [(int, b'"x"'), (Point, b"5"), (Color, b'"green"'), (tuple[int, int], b"[1]"), (Row, b"[]"), (datetime, b'"soon"')],
+    ids=str,
+)
+def test_what_is_none_of_the_type_is_no_value(annotation, payload, extra):
+    with pytest.raises(UnfitError):
+        JsonType(annotation).decode(payload)
+
+
+def test_without_a_type_json_is_what_there_is(extra):
+    kind = JsonType()
+    assert kind.decode(kind.encode((1, NOON))) == [1, NOON.isoformat()]
+    assert kind.sendable(value := object()) is value
+
+
+def test_plain_values_are_not_looked_at_twice(extra):
+    """The common case costs a look at the type of the value."""
+    kind = JsonType(str | None)
+    assert kind.sendable("a") == "a"
+    assert kind.received(None) is None
+
+
+def test_a_subclass_of_a_plain_type_arrives_as_that_type(extra):
+    class Level(enum.IntEnum):
+        HIGH = 3
+
+    kind = JsonType(int)
+    assert kind.decode(kind.encode(Level.HIGH)) == 3
+
+
+# --- without pydantic ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("annotation", [Decimal, set[int], Plain, bytes, BaseModel, list[Plain], "no type"], ids=str)
+def test_without_pydantic_a_type_that_cannot_be_read_says_so(annotation, monkeypatch):
+    """The result is kept as JSON; who asks for it is told the remedy."""
+    remove_pydantic(monkeypatch)
+    kind = JsonType(annotation)
+    assert kind.encode([1]) == b"[1]"
+    with pytest.raises(UnfitError, match=r"streamq\[pydantic\]"):
+        kind.decode(b"[1]")
+
+
+# --- pydantic ------------------------------------------------------------------------------------------
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    when: datetime
+    side: int
+
+    @computed_field
+    @property
+    def area(self) -> int:
+        return self.side**2
+
+
+class Aliased(BaseModel):
+    x: int = Field(0, validation_alias="in_x", serialization_alias="out_x")
+    y: int = Field(0, alias="Y")
+
+
+class Swapped(BaseModel):
+    """Each field is called as the other: which one is meant cannot be told."""
+
+    x: int = Field(0, alias="y")
+    y: int = Field(0, alias="x")
+
+
+class Raw(BaseModel):
+    data: Json[list[int]]
+    blob: bytes = b""
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    cats: list[Cat] = []
+
+
+class Box(BaseModel, Generic[T]):
+    item: T
+
+
+class Secret(BaseModel):
+    token: SecretStr
+
+
+class Revealed(Secret):
+    @field_serializer("token")
+    def _reveal(self, token: SecretStr) -> str:
+        return token.get_secret_value()
+
+
+class Excluded(BaseModel):
+    a: int
+    token: str = Field("", exclude=True)
+
+
+class Derived(Cat):
+    lives: int = 9
+
+
+class Private(BaseModel):
+    a: int
+    _cache: int = 0
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Strict, Strict(when=NOON, side=2)), (Aliased, Aliased(in_x=5, Y=6)), (Raw, Raw(data="[1]", blob=b"_w==")),
+        (Annotated[Cat | Dog, Field(discriminator="kind")], Dog(kind="dog", cats=[Cat(kind="cat")])),
+        (Box[datetime], Box[datetime](item=NOON)), (Revealed, Revealed(token="x")), (Private, Private(a=1)),
+        (Decimal, Decimal("1.10")), (set[uuid.UUID], {uuid.UUID(int=1)}), (bytes, b"x"), (complex, 1 + 2j),
+        (timedelta, timedelta(seconds=1.5)), (Path, Path("/a")), (dict[date, int], {date(2026, 1, 1): 1}),
+        (UserId | str, "5"), (bytes | int, b"x"), (date | datetime, datetime(2026, 1, 1, tzinfo=UTC)),
+        (frozenset[tuple[int, str]], frozenset({(1, "a")})), (list[Decimal | float], [Decimal("1.5")]),
+        (Pair, Pair("a", date(2026, 1, 31))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_pydantic_knows_comes_back(annotation, value):
+    kind = JsonType(annotation)
+    back = kind.decode(kind.encode(value))
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "place"),
+    [
+        (SecretStr, SecretStr("hunter2"), ""), (list[Secret], [Secret(token="hunter2")], "0.token"),
+        (Excluded, Excluded(a=1, token="hunter2"), "token"), (Cat, Derived(kind="cat"), ""),
+        (Box, Box(item=Decimal(1)), "item"), (Swapped, Swapped(x=1, y=2), ""), (Decimal, Decimal("NaN"), ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_would_be_lost_is_refused_with_its_place_and_without_its_value(annotation, value, place):
+    with pytest.raises(UnfitError) as caught:
+        JsonType(annotation).encode(value)
+    assert "hunter2" not in str(caught.value)
+    assert str(caught.value).startswith(place)
+
+
+def test_an_iterator_is_sent_once_as_a_list():
+    kind = JsonType(list[int])
+    sent = kind.sendable(n for n in range(3))
+    assert kind.sendable(sent) is sent
+    assert json_type.orjson.dumps(sent) == b"[0,1,2]"
+
+
+def test_a_class_that_pydantic_does_not_know_is_refused_when_it_is_sent():
+    with pytest.raises(UnfitError, match="Plain"):
+        JsonType(Plain).encode(Plain(1))
+
+
+# --- any type, any value -------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+WHOLE = st.integers(-(2**63), 2**63 - 1)
+BETWEEN = NAIVE.replace(year=1970), NAIVE.replace(year=2200)
+MOMENTS = st.datetimes(*BETWEEN) | st.datetimes(*BETWEEN, timezones=st.just(UTC))
+LEAVES = [
+    (int, WHOLE), (str, TEXTS), (bool, st.booleans()), (float, st.floats(allow_nan=False, allow_infinity=False)),
+    (type(None), st.none()), (datetime, MOMENTS), (date, st.dates()), (uuid.UUID, st.uuids()),
+    (Color, st.sampled_from(Color)), (time, st.times()), (Literal["a", 2], st.sampled_from(["a", 2])),
+]  # fmt: skip
+ONLY_PYDANTIC = [
+    (Decimal, st.decimals(allow_nan=False, allow_infinity=False, places=3)), (timedelta, st.timedeltas()),
+    (Path, st.sampled_from([Path("/a"), Path("b")])), (Annotated[int, Field(ge=0)], st.integers(0, 9)),
+]  # fmt: skip
+
+
+def typed(leaves, *, unions: bool):
+    """Return a strategy of annotations, each with a strategy of its values."""
+
+    def larger(inner):
+        pairs = st.lists(inner, min_size=1, max_size=3)
+        found = (
+            inner.map(lambda one: (list[one[0]], st.lists(one[1], max_size=3)))
+            | inner.map(lambda one: (dict[str, one[0]], st.dictionaries(TEXTS, one[1], max_size=3)))
+            | pairs.map(lambda all_: (tuple[tuple(one[0] for one in all_)], st.tuples(*[one[1] for one in all_])))
+            | pairs.map(_dataclass)
+        )
+        if unions:
+            found |= pairs.map(lambda all_: (_union([one[0] for one in all_]), st.one_of([one[1] for one in all_])))
+        return found
+
+    return st.recursive(st.sampled_from(leaves), larger, max_leaves=6)
+
+
+def _union(members):
+    return functools.reduce(operator.or_, members)
+
+
+def _dataclass(members):
+    names = [f"part_{at}" for at in range(len(members))]
+    made = dataclasses.make_dataclass("Made", [(name, one[0]) for name, one in zip(names, members, strict=True)])
+    made.__module__ = __name__
+    return made, st.builds(made, **dict(zip(names, [one[1] for one in members], strict=True)))
+
+
+@pytest.mark.parametrize("unions", [False, True])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_of_any_type_makes_the_round_trip(data, extra, unions):
+    """Without unions each does. With them, one that would arrive as another member is refused, and none changes."""
+    leaves = LEAVES if extra == "core" else LEAVES + ONLY_PYDANTIC
+    annotation, values = data.draw(typed(leaves, unions=unions))
+    value = data.draw(values)
+    kind = JsonType(annotation)
+    assert kind.problem == ""
+    try:
+        payload = kind.encode(value)
+    except UnfitError:
+        assert unions
+        return
+    back = kind.decode(payload)
+    assert back == value
+    assert difference(value, back) is None
