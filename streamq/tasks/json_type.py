@@ -64,7 +64,7 @@ class JsonType:
     """A type on its way through JSON: that of `annotation`. `default` writes what JSON lacks, where it says nothing.
 
     It never raises when it is made: `problem` says why an annotation cannot be used. Its values are written as they
-    are, and cannot be decoded. `exact` are the types of values that need no conversion; None if no value does.
+    are, and cannot be decoded. `exact` are the types of values that go as they are; None if every value does.
     """
 
     def __init__(self, annotation: Any = UNTYPED, *, default: Callable[[Any], Any] | None = None) -> None:
@@ -100,7 +100,13 @@ class JsonType:
     def received(self, value: Any) -> Any:
         """Return what somebody sent of whom this was read, as JSON. Raises UnfitError if it is none of this type."""
         exact, way = self.exact, self._way
-        return value if exact is None or way is None or type(value) in exact else way.read(dumps(value))
+        if exact is None or way is None or type(value) in exact:
+            return value
+        try:
+            payload = dumps(value)
+        except TypeError as error:  # orjson reads lists that are deeper than those it writes
+            raise UnfitError(Problem("", str_of(error))) from error
+        return way.read(payload)
 
     def encode(self, value: Any) -> bytes:
         """Return a value as JSON. Raises UnfitError for one that `decode` would not give back.

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_fie
 from typing_extensions import TypedDict
 
 from streamq.tasks import json_type
+from streamq.tasks.arguments import Arguments
 from streamq.tasks.json_type import JsonType, UnfitError, difference
+from streamq.wire.message import dumps
 
 T = TypeVar("T")
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -261,7 +264,7 @@ def test_an_iterator_is_sent_once_as_a_list():
     kind = JsonType(list[int])
     sent = kind.sendable(n for n in range(3))
     assert kind.sendable(sent) is sent
-    assert json_type.orjson.dumps(sent) == b"[0,1,2]"
+    assert orjson.dumps(sent) == b"[0,1,2]"
 
 
 def test_a_class_that_pydantic_does_not_know_is_refused_when_it_is_sent():
@@ -333,3 +336,28 @@ def test_any_value_of_any_type_makes_the_round_trip(data, extra, unions):
     back = kind.decode(payload)
     assert back == value
     assert difference(value, back) is None
+    assert as_arguments(annotation, value) == ([value], {"more": value})
+
+
+def as_arguments(annotation, value):
+    """Return what a handler gets that is called with this value, by place and by name."""
+
+    async def handler(*args, **kwargs): ...
+
+    handler.__annotations__ = {"args": annotation, "kwargs": annotation}
+    arguments = Arguments("carry", handler, validate=True)
+    args, kwargs = arguments.sendable((value,), {"more": value})
+    assert arguments.converter is not None
+    got = arguments.converter(*orjson.loads(dumps([args, kwargs])))
+    return [*got[0]], {**got[1]}
+
+
+@pytest.mark.parametrize("depth", [200, 300, 900])
+def test_a_message_that_is_too_deep_fits_no_annotation_or_arrives(depth, extra):
+    deep = orjson.loads(b"[" * depth + b"]" * depth)
+    kind = JsonType(list)
+    if depth < 254:
+        assert kind.received(deep) == deep
+    else:
+        with pytest.raises(UnfitError):
+            kind.received(deep)
