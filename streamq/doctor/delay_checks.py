@@ -33,11 +33,14 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
         keys, delayed_set = tier.keys, tier.delayed
         if delayed_set.overdue and delayed_set.oldest_due is not None:
             late = observed.now - delayed_set.oldest_due
+            why = "no worker runs, or it cannot write"
+            if observed.live_consumers() and not tier.is_served(observed.now):
+                why = f"no worker serves {keys.stream}"
             yield make_finding(
                 "delayed_overdue",
                 f"{counted(delayed_set.overdue, 'task is', 'tasks are')} overdue in {keys.delayed}, by up to "
-                f"{late:.0f} s: no worker runs, or it cannot write",
-                "start a worker: streamq worker app.tasks; if one runs, read its log",
+                f"{late:.0f} s: {why}",
+                "start a worker for this tier: streamq worker app.tasks; if one runs, read its log",
                 key=keys.delayed, overdue=delayed_set.overdue, late_s=round(late, 1),
             )  # fmt: skip
         if delayed_set.without_message:

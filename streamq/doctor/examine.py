@@ -21,6 +21,7 @@ from streamq.doctor.read_server import read_server
 from streamq.doctor.read_signatures import read_late_causes, read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
 from streamq.doctor.read_values import read_foreign_values
+from streamq.doctor.read_waiting import read_other_streams, read_unknown_tasks
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.queue.remedies import LOADED, parted_login, remedy_of
 from streamq.wire import bounds
@@ -76,7 +77,8 @@ async def observe(
         circuits=await read_circuits(queries, now),
         late_schedules=late, late_causes=await read_late_causes(queries, late, now) if late else {},
         signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
-        scan=scanned,
+        scan=scanned, other_streams=await read_other_streams(queries, scanned.streams, now) if scanned else (),
+        unknown_tasks=await read_unknown_tasks(queries),
     )  # fmt: skip
     names = dict.fromkeys(
         [(kind, getattr(tier.keys, kind)) for tier in observed.tiers for kind in ("leases", "crashes", "alive")]

@@ -12,6 +12,7 @@ from streamq.doctor.observations import Observations
 from streamq.doctor.read_keys import WITH_TTL
 
 _MAX_SHOWN: Final = 5
+_SOON: Final = 60.0  # seconds that an entry may wait for the first worker of its stream
 
 
 def keys(observed: Observations) -> Iterator[Finding]:
@@ -50,6 +51,7 @@ def keys(observed: Observations) -> Iterator[Finding]:
             f"streamq doctor --queue {shlex.quote(scan.streams[0])}",
             streams=list(scan.streams),
         )
+    yield from _others_wait(observed)
     if not scan.complete:
         yield make_finding(
             "scan_stopped",
@@ -58,6 +60,27 @@ def keys(observed: Observations) -> Iterator[Finding]:
         )  # fmt: skip
     elif not (without_ttl or scan.unknown):
         yield make_finding("keys_fine", f"all {scan.met} keys in the namespace are known", met=scan.met)
+
+
+def _others_wait(observed: Observations) -> Iterator[Finding]:
+    """Find entries in streams of other tiers that nobody alive reads: a producer may have tiers that no worker has."""
+    waiting = [
+        (other, observed.now - other.since)
+        for other in observed.other_streams
+        if other.length and other.alive == 0 and other.since is not None and observed.now - other.since > _SOON
+    ]
+    if not waiting:
+        return
+    number = sum(other.length for other, _ in waiting)
+    first = shlex.quote(waiting[0][0].name)
+    yield make_finding(
+        "other_streams_wait",
+        f"{counted(number, 'entry waits', 'entries wait')} for up to {max(age for _, age in waiting):.0f} s where no "
+        f"worker is alive, in streams of other tiers: {_first_names([other.name for other, _ in waiting])}",
+        "give producers and workers the same tiers; if a program of other tiers put them there, start its workers; to "
+        f"look: streamq doctor --queue {first}; to run them: streamq worker app.tasks --queue {first}",
+        streams={other.name: {"length": other.length, "oldest_s": round(age, 1)} for other, age in waiting},
+    )  # fmt: skip
 
 
 def values(observed: Observations) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from streamq.wire.acl import escaped
 from streamq.wire.keys import RELEASED_CONSUMER, TierKeys
 
 DEFAULT_LEASE = 30.0  # seconds: the default visibility timeout of a worker
+SERVING = 60.0  # seconds after its last command that a consumer without a heartbeat counts as one that reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,21 @@ class TierObservations:
         """Return how many entries wait for a worker of this group: not delivered, or released."""
         ours = self.group(group)
         parked = sum(consumer.pending for consumer in self.consumers if consumer.name == RELEASED_CONSUMER)
+        if len(self.groups) > 1 and ours is not None and self.waits_since is None:
+            return parked  # the entries are there for the other groups
         return max(0, self.length - (ours.pending if ours else 0)) + parked
+
+    def orphaned(self, now: float) -> int:
+        """Return how many entries dead consumers hold."""
+        return sum(one.pending for one in self.consumers if one.alive_until is not None and one.alive_until <= now)
+
+    def is_served(self, now: float) -> bool:
+        """Does anybody read this stream? A consumer is alive, or has no heartbeat and did something a moment ago."""
+        return any(
+            one.idle < SERVING if one.alive_until is None else one.alive_until > now
+            for one in self.consumers
+            if one.name != RELEASED_CONSUMER
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +175,28 @@ class DeadLetters:
     dropped: int = 0
     totals: str = ""  # the key that has this count
     last_id: str = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherStream:
+    """A stream of a tier that this broker does not have. `alive` is how many consumers of its groups are alive.
+
+    `alive` is None if unknown, `since` the time of its oldest entry.
+    """
+
+    name: str
+    length: int
+    alive: int | None
+    since: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTask:
+    """Delayed tasks of a name that no worker knew that took them, and since when the oldest waits for one."""
+
+    name: str
+    count: int
+    since: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +254,8 @@ class Observations:
     circuits: tuple[StoredCircuit, ...] = ()  # that are not closed
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
+    other_streams: tuple[OtherStream, ...] = ()  # of those in `scan.streams`
+    unknown_tasks: tuple[UnknownTask, ...] = ()
     foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write
     refused: Mapping[str, str] = field(default_factory=dict)
 

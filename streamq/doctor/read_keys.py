@@ -10,7 +10,7 @@ from typing import Final
 
 from streamq.doctor.observations import KeyObservations
 from streamq.doctor.queries import SAMPLE, Queries, rows, text
-from streamq.wire.keys import Keys
+from streamq.wire.keys import RESERVED, Keys
 from streamq.wire.tiers import Tier
 
 _SCAN_STEP: Final = 1000  # keys that one SCAN command scans
@@ -109,10 +109,16 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
             by_kind[kind].append(name)
     return KeyObservations(
         scanned=scanned, met=len(names), complete=complete, unknown=dict(sorted(unknown.items())[:SAMPLE]),
-        streams=tuple(sorted(streams)[:SAMPLE]), without_ttl=tuple(sorted(without_ttl)[:SAMPLE]), wrong=wrong,
+        streams=tuple(sorted(filter(_may_be_tier, streams))[:SAMPLE]),
+        without_ttl=tuple(sorted(without_ttl)[:SAMPLE]), wrong=wrong,
         by_kind={kind: tuple(some) for kind, some in by_kind.items()},
         joins=tuple(name for name in names if types[name] == "hash" and catalogue.kind_of(name) == "join"),
     )  # fmt: skip
+
+
+def _may_be_tier(stream: str) -> bool:
+    """May this be the stream of a tier? `queue:shop:dead` has the dead letters of the namespace `queue:shop`."""
+    return RESERVED.isdisjoint(stream.split(":")[1:])
 
 
 def _kind_in_other_tier(catalogue: KeyCatalogue, name: str, streams: set[str]) -> str | None:

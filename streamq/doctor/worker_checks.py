@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
+from streamq.diagnostics.safe_text import repr_of
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Consumer, Observations
@@ -12,6 +13,7 @@ from streamq.wire.keys import RELEASED_CONSUMER
 
 _FIRST_WORKER_WAIT: Final = 60.0  # seconds that tasks may wait for a first worker
 _TAKEOVER_LEASES: Final = 3.0  # visibility timeouts after which another worker must have taken over
+_DEPLOY: Final = 60.0  # seconds that a task may wait for a worker that knows it, as in a rolling deploy
 _MAX_SHOWN: Final = 5
 
 
@@ -25,37 +27,70 @@ def workers(observed: Observations) -> Iterator[Finding]:
         return
     alive = observed.live_consumers()
     waiting = sum(tier.waiting(observed.group) for tier in observed.tiers)
-    problems = [*_no_worker(observed, alive, waiting), *_dead_consumers(observed, alive), *_not_renewed(observed)]
+    problems = [*_no_worker(observed, alive), *_dead_consumers(observed), *_not_renewed(observed)]
     yield from problems
     if alive and not problems:
+        unserved = [tier.keys.stream for tier in observed.tiers if not tier.is_served(observed.now)]
+        none = f"; none of them serves {', '.join(unserved)}" if unserved else ""
         yield make_finding(
             "workers_fine",
-            f"{counted(len(alive), 'worker is', 'workers are')} alive; {counted(waiting, 'task waits', 'tasks wait')}",
-            workers=alive, waiting=waiting,
+            f"{counted(len(alive), 'worker is', 'workers are')} alive; {counted(waiting, 'task waits', 'tasks wait')}"
+            f"{none}",
+            workers=alive, waiting=waiting, unserved=unserved,
         )  # fmt: skip
 
 
-def _no_worker(observed: Observations, alive: Sequence[str], waiting: int) -> Iterator[Finding]:
-    dead_with_entries = [
-        one for tier in observed.tiers for one in tier.consumers if one.alive_until is not None and one.pending
+def _no_worker(observed: Observations, alive: Sequence[str]) -> Iterator[Finding]:
+    """Find tasks in streams that no worker serves: each worker serves the tiers that it was given."""
+    now = observed.now
+    unserved = [
+        tier
+        for tier in observed.tiers
+        if not tier.is_served(now) and (tier.waiting(observed.group) or tier.orphaned(now))
     ]
-    orphaned = sum(consumer.pending for consumer in dead_with_entries)
-    if alive or not (waiting or orphaned):
+    if not unserved:
         return
-    since = [tier.waits_since for tier in observed.tiers if tier.waits_since is not None]
-    since += [consumer.alive_until for consumer in dead_with_entries if consumer.alive_until is not None]
-    age = max(0.0, observed.now - min(since, default=observed.now))
-    code = "no_worker" if age > _FIRST_WORKER_WAIT else "no_worker_yet"
+    waiting = sum(tier.waiting(observed.group) for tier in unserved)
+    orphaned = sum(tier.orphaned(now) for tier in unserved)
+    since = [tier.waits_since for tier in unserved if tier.waits_since is not None]
+    since += [one.alive_until for tier in unserved for one in tier.consumers if one.alive_until and one.pending]
+    age = max(0.0, now - min(since, default=now))
+    streams = [tier.keys.stream for tier in unserved]
+    who, remedy = "no worker is alive", "start a worker: streamq worker app.tasks"
+    if alive:
+        others = counted(len(alive), "worker is alive, and serves", "workers are alive, and serve")
+        who = f"no worker serves {', '.join(streams)} ({others} other streams)"
+        weights = ",".join(f"{tier.name}=1" for tier in unserved)
+        remedy = f"start a worker for them: streamq worker app.tasks --tiers {weights}; without --tiers it serves all"
     yield make_finding(
-        code,
-        f"{counted(waiting + orphaned, 'task waits', 'tasks wait')}, the oldest for {_duration_text(age)}, "
-        "and no worker is alive",
-        "start a worker: streamq worker app.tasks", waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1),
+        "no_worker" if age > _FIRST_WORKER_WAIT else "no_worker_yet",
+        f"{counted(waiting + orphaned, 'task waits', 'tasks wait')}, the oldest for {_duration_text(age)}, and {who}",
+        remedy, waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1), workers=list(alive), unserved=streams,
         by_stream={tier.keys.stream: tier.waiting(observed.group) for tier in observed.tiers},
     )  # fmt: skip
 
 
-def _dead_consumers(observed: Observations, alive: Sequence[str]) -> Iterator[Finding]:
+def unknown_tasks(observed: Observations) -> Iterator[Finding]:
+    """Report tasks whose name no worker knows: longer than a rolling deploy takes."""
+    late = {one.name: one for one in observed.unknown_tasks if observed.now - one.since > _DEPLOY}
+    if not late:
+        return
+    oldest = sorted(late.values(), key=lambda one: one.since)
+    shown = ", ".join(
+        f"{repr_of(one.name)} for {_duration_text(observed.now - one.since)}" for one in oldest[:_MAX_SHOWN]
+    )
+    more = f" and {len(oldest) - _MAX_SHOWN} more" if len(oldest) > _MAX_SHOWN else ""
+    number = counted(sum(one.count for one in oldest), "task waits", "tasks wait")
+    yield make_finding(
+        "unknown_tasks",
+        f"{number} for a worker that knows the name: {shown}{more}",
+        "start a worker of the modules that have these tasks, or correct the name where it is sent; after the time of "
+        "--unknown-wait (300 s by default) each becomes a dead letter, unknown_task, that can be replayed",
+        tasks={one.name: {"waiting": one.count, "oldest_s": round(observed.now - one.since, 1)} for one in oldest},
+    )  # fmt: skip
+
+
+def _dead_consumers(observed: Observations) -> Iterator[Finding]:
     """Check the consumers that are not alive: those with pending entries, and those without."""
     overdue: list[dict[str, Any]] = []
     due: list[dict[str, Any]] = []
@@ -74,7 +109,8 @@ def _dead_consumers(observed: Observations, alive: Sequence[str]) -> Iterator[Fi
             else:
                 in_time = observed.now - consumer.alive_until <= _TAKEOVER_LEASES * consumer.lease
                 (due if in_time else overdue).append(row)
-    yield from _dead_with_entries(overdue, due, unknown, alive, observed.group)
+    served = {tier.keys.stream for tier in observed.tiers if tier.is_served(observed.now)}
+    yield from _dead_with_entries(overdue, due, unknown, served, observed.group)
     if empty:
         names = list(dict.fromkeys(empty))
         message = (
@@ -88,11 +124,14 @@ def _dead_with_entries(
     overdue: list[dict[str, Any]],
     due: list[dict[str, Any]],
     unknown: list[dict[str, Any]],
-    alive: Sequence[str],
+    served: Collection[str],
     group: str,
 ) -> Iterator[Finding]:
     if overdue:
-        why = "the workers that are alive had no free capacity" if alive else "no worker is alive"
+        unserved = list(dict.fromkeys(row["stream"] for row in overdue if row["stream"] not in served))
+        why = f"no worker is alive for {', '.join(unserved)}"
+        if not unserved:
+            why = "the workers that are alive had no free capacity"
         longest = max(row["dead_for_s"] for row in overdue)
         yield make_finding(
             "orphans",

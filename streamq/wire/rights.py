@@ -193,7 +193,7 @@ _TABLE: Final = (
     ("dead-letters", "o", "latest", "hmget hset pexpire evalsha"),
     ("doctor", "pwmo", "", "info config|get command|list command|info acl|whoami scan time"),
     ("doctor", "pwmo", ANY, "type pttl xlen xrange xrevrange xpending xinfo|stream xinfo|groups xinfo|consumers"),
-    ("doctor", "pwmo", ANY, "hlen hgetall hscan hexists hrandfield zcard zcount zrange zscore zmscore"),
+    ("doctor", "pwmo", ANY, "hlen hgetall hscan hmget hexists hrandfield zcard zcount zrange zscore zmscore"),
 )  # fmt: skip
 
 STEPS: Final = {

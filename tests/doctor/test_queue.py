@@ -172,6 +172,80 @@ class TestWorkers:
         heartbeat(server, "w1", 30)
         assert not {"no_worker", "no_worker_yet"} & set((await examined(server.url)).codes())
 
+    async def test_a_tier_that_no_worker_serves(self, server):
+        """Workers of other tiers are none for it: an error once its tasks have waited, with or without a group."""
+        for stream in ("queue:critical", STREAM):
+            make_group(server, stream)
+        heartbeat(server, "w1", 30, "queue:critical")
+        fine = one(await examined(server.url), "workers_fine")
+        assert fine.evidence["unserved"] == [STREAM, "queue:bulk"]
+        assert fine.message.endswith("0 tasks wait; none of them serves queue:standard, queue:bulk")
+        add(server, stream="queue:bulk")
+        assert one(await examined(server.url), "no_worker_yet").evidence["unserved"] == ["queue:bulk"]
+        add(server, 2, STREAM, at=f"{ms(-600)}-*")
+        add(server, stream="queue:critical", at=f"{ms(-600)}-0")
+        report = await examined(server.url)
+        finding = one(report, "no_worker")
+        assert report.exit_code() == 2
+        assert "workers_fine" not in report.codes()
+        assert (finding.evidence["unserved"], finding.evidence["waiting"]) == ([STREAM, "queue:bulk"], 3)
+        assert finding.evidence["workers"] == ["w1"]
+        assert "no worker serves queue:standard, queue:bulk (1 worker is alive, and serves" in finding.message
+        assert "--tiers standard=1,bulk=1; without --tiers it serves all" in finding.remedy
+        heartbeat(server, "w2", 30, "queue:bulk")
+        heartbeat(server, "w2", 30)
+        assert one(await examined(server.url), "workers_fine").evidence["waiting"] == 4
+
+    async def test_entries_of_other_groups_do_not_wait(self, server):
+        """What this group has settled stays in the stream for another group: nobody is missing here."""
+        make_group(server)
+        make_group(server, name="audit")
+        server.command("ZADD", f"{STREAM}:alive:audit", ms(60), "w9")
+        (entry,) = add(server, at=f"{ms(-600)}-0")
+        take(server, "w1")
+        server.command("XACK", STREAM, GROUP, entry)
+        assert not {"no_worker", "no_worker_yet"} & set((await examined(server.url)).codes())
+        add(server, at=f"{ms(-500)}-0")
+        server.command("XGROUP", "DELCONSUMER", STREAM, GROUP, "w1")
+        assert "no_worker" in (await examined(server.url)).codes()
+
+    async def test_a_reader_without_heartbeat(self, server):
+        """Another program of the group, that has just read, serves the stream."""
+        make_group(server)
+        add(server, 2, at=f"{ms(-600)}-*")
+        take(server, "of another program")
+        assert "no_worker" not in (await examined(server.url)).codes()
+
+    async def test_dead_with_entries_where_no_worker_is(self, server):
+        """Nobody takes over in a tier that no worker serves: not for want of capacity."""
+        make_group(server)
+        add(server)
+        take(server, "w1")
+        heartbeat(server, "w1", -600)
+        heartbeat(server, "w2", 30, "queue:critical")
+        report = await examined(server.url)
+        assert "no worker is alive for queue:standard" in one(report, "orphans").message
+        assert one(report, "no_worker").evidence["orphaned"] == 1
+
+    async def test_unknown_tasks(self, server):
+        """A task that no worker knows is named, once it has waited longer than a deploy takes."""
+        make_group(server)
+        heartbeat(server, "w1", 30)
+        for name, age in (("a", 30), ("b", 200), ("c", 90)):
+            task_name = "lately" if name == "a" else "nosuch"
+            server.command(
+                "HSET", f"{STREAM}:messages", name,
+                f'["id","{name}","task","{task_name}","unknown_since","{ms(-age)}"]',
+            )  # fmt: skip
+            server.command("ZADD", f"{STREAM}:delayed", ms(5), name)
+        server.command("HSET", f"{STREAM}:messages", "d", '{"unknown_since":')
+        server.command("ZADD", f"{STREAM}:delayed", ms(5), "d")
+        finding = one(await examined(server.url), "unknown_tasks")
+        assert finding.severity is Severity.WARNING
+        assert set(finding.evidence["tasks"]) == {"nosuch"}
+        assert finding.evidence["tasks"]["nosuch"]["waiting"] == 2
+        assert "2 tasks wait for a worker that knows the name: 'nosuch' for 3 min" in finding.message
+
     async def test_released(self, server):
         """Released tasks wait. Their consumer `released` is never dead."""
         make_group(server)
@@ -329,6 +403,26 @@ class TestKeys:
         report = await examined(server.url)
         assert one(report, "other_streams").evidence["streams"] == ["queue:express"]
         assert "unknown_keys" not in report.codes()
+
+    async def test_other_streams_wait(self, server):
+        """Entries in a stream of a tier that only the producer knows, where nobody is alive."""
+        add(server, stream="queue:express")
+        add(server, stream="queue:shop:dead", at=f"{ms(-600)}-0")  # the dead letters of another namespace
+        report = await examined(server.url)
+        assert one(report, "other_streams").evidence["streams"] == ["queue:express"]
+        assert "other_streams_wait" not in report.codes()
+        add(server, stream="queue:now", at=f"{ms(-600)}-0")
+        make_group(server, "queue:served")
+        add(server, stream="queue:served", at=f"{ms(-600)}-0")
+        heartbeat(server, "w1", 30, "queue:served")
+        make_group(server, "queue:read", name="theirs")
+        add(server, stream="queue:read", at=f"{ms(-600)}-0")
+        take(server, "of another program", stream="queue:read", group="theirs")
+        finding = one(await examined(server.url), "other_streams_wait")
+        assert finding.severity is Severity.WARNING
+        assert list(finding.evidence["streams"]) == ["queue:now"]
+        assert "1 entry waits for up to 60" in finding.message
+        assert "streamq worker app.tasks --queue queue:now" in finding.remedy
 
     async def test_no_ttl(self, server):
         """Keys that have lost their TTL."""
