@@ -286,15 +286,14 @@ class Consumer:
             while self._reading:
                 await self._block.wait()
                 self._block = anyio.Event()
-                trouble: BrokerError | None = None
-                try:
-                    if self._reading:
-                        await self.reads.block(self._blocking, block)
+                if self._reading:
+                    trouble = await self.reads.block(self._blocking, block)
+                    if self.reads.note_block(trouble) and trouble is not None:
+                        await self.recover("blocking read", trouble)
+                        if self._reading:  # without blocking: it shows at once that the server answers again
+                            trouble = await self.reads.block(self._blocking, None)
+                    if trouble is None:
                         self.outage.over("blocking read")
-                except BrokerError as error:
-                    trouble = error
-                if self.reads.note_block(trouble) and trouble is not None:
-                    await self.recover("blocking read", trouble)
                 self._blocked = False  # only now: `stop_reading` must not wait for a loop that waits for the server
                 self._unblocked.set()
                 self.wake_up()

@@ -55,18 +55,25 @@ class Reads:
             buffer.backlog[tier] = True
         buffer.barred = barred
 
-    async def block(self, connection: BlockingConnection, block: float) -> None:
-        """Block on all tiers that may be read, until one of them has entries, at most `block` seconds."""
+    async def block(self, connection: BlockingConnection, block: float | None) -> BrokerError | None:
+        """Block on all tiers that may be read, until one of them has entries, at most `block` seconds.
+
+        Do not block if `block` is None. Returns the error of the server or of the connection, if there is one.
+        """
         tiers = [tier for tier in range(len(self._store.tiers)) if tier not in self._buffer.barred]
         if not tiers:
-            return
+            return None
         count = max(1, self._buffer.room() // len(tiers))
         command = self._store.read_commands.new_entries(self._name, tiers, count, block)
 
         def take_in(reply: Any) -> None:
             self.accept(tiers, count, reply)
 
-        take_in(await self._store.blocked(connection, command, block=block, on_late_reply=take_in))
+        try:
+            take_in(await self._store.blocked(connection, command, block=block or 0.0, on_late_reply=take_in))
+        except BrokerError as error:
+            return error
+        return None
 
     def load_apart(self, trip: RoundTrip, tiers: list[int], count: int) -> None:
         """Put reads of tiers on a round trip: those that were refused together in commands of their own."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from streamq import Backoff, RedisBroker, Worker, task
+from streamq import Backoff, Event, Recovered, RedisBroker, Trouble, Worker, task
 from streamq.errors import BrokerError, OutcomeUnknownError
 from tests.servers import REAL_KINDS, Kind, RealServer, available, fresh_server
 
@@ -188,3 +188,21 @@ async def test_a_server_that_is_a_replica_for_a_while(kind: Kind, anyio_backend:
             server.command("REPLICAOF", "NO", "ONE")
             await sent(broker, range(20, 60))
             await until(lambda: set(effects) == set(range(60)))
+
+
+async def test_a_cut_of_milliseconds_is_over_at_once(kind: Kind, anyio_backend: str) -> None:
+    """An idle worker whose connections were cut does not wait for its next blocking read to end (5 s)."""
+    heard: list[Event] = []
+    with fresh_server(kind) as server:
+        async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+            worker = Worker(broker, [effect], listeners=[heard.append])
+            await group.start(worker.run)
+            await anyio.sleep(0.3)
+            for _ in range(3):
+                said = len(heard)
+                server.command("CLIENT", "KILL", "TYPE", "normal")
+                await until(lambda: any(isinstance(event, Trouble) for event in heard[said:]), 2)  # noqa: B023
+                await until(lambda: worker.health.trouble is None, 2)
+                await anyio.sleep(0.2)  # it blocks again
+            worker.stop()
+    assert max(event.after for event in heard if isinstance(event, Recovered)) < 1
