@@ -140,6 +140,31 @@ async def test_no_retries_means_one_run(server, broker):
     assert [letter["attempts"] for letter in dead(server)] == ["1", "1"]
 
 
+async def test_what_middleware_rejected_never_ran(server, broker):
+    """A dead letter has no run if its handler did not begin; middleware that fails spends an attempt all the same."""
+
+    async def around(context, call_next):
+        if context.delivery.args == ["reject"]:
+            raise Reject("not today")
+        if context.delivery.args == ["fail"]:
+            raise OSError
+        return await call_next(context)
+
+    @task(retries=1, backoff=0.01, middleware=[around])
+    async def runs(how: str = "") -> None:
+        raise Reject("it ran")
+
+    for how in ("reject", "fail", "run"):
+        await broker.enqueue(runs, how)
+    await burst(broker, runs)
+    counts = {letter["args"]: (letter["reason"], letter["attempts"], letter["starts"]) for letter in dead(server)}
+    assert counts == {
+        '["reject"]': ("rejected", "0", "0"),
+        '["fail"]': ("retries_exhausted", "2", "2"),
+        '["run"]': ("rejected", "1", "1"),
+    }
+
+
 @pytest.mark.parametrize("error", [Reject("no use"), LookupError("gone")])
 async def test_what_repeating_cannot_cure_dies_at_once(server, broker, error):
     """P6: Reject, and what `give_up_on` names."""

@@ -142,14 +142,14 @@ class DeadLetters:
 
     # --- after a refusal -----------------------------------------------------------------------
 
-    def refused(self, outcome: Outcome, why: str) -> DeadLetter:
+    def refused(self, delivery: Delivery, outcome: Outcome, why: str) -> DeadLetter:
         """Return the dead letter that stands in for a settlement that the server refuses."""
         traceback = ""
         match outcome:
             case Retry(_, failure):
                 after, traceback = f"the run raised {failure.error_type}: {failure.error}", failure.traceback
             case Postpone():
-                after = "it was to run again later"
+                after = "it was to run again later" if delivery.began else "it did not run, and was to run later"
             case _:
                 after = "the run succeeded"
         return DeadLetter(Reason.REFUSED, Failure("SettlementRefused", f"{after}; {why}", traceback))

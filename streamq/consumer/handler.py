@@ -20,6 +20,7 @@ from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
 from streamq.errors import TaskTimeoutError
+from streamq.handlers.context import delivery_var
 from streamq.middleware import Context, MiddlewareChain
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
@@ -153,13 +154,17 @@ class Handler:
     def _with_middleware(self, chain: MiddlewareChain) -> Runnable:
         """Return the call inside the middleware: waiting in middleware is not timed."""
         inner, task, store = self._without_middleware, self.task, self._store
+        run_of = delivery_var.get
 
         def innermost(context: Context) -> Awaitable[Any]:
+            if (delivery := run_of()) is not None:
+                delivery.began = True
             return inner(context.delivery, context.args, context.kwargs)
 
         whole = chain.around(innermost)
 
         def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+            delivery.began = False
             return whole(Context(task, delivery.copy(), args, kwargs, store))
 
         return call

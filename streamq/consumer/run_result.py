@@ -14,7 +14,7 @@ from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import MessageError, UndecodableError
-from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, decide, failure_of
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, decide, failure_of, never_called
 from streamq.wire.bounds import RESULT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
@@ -49,6 +49,8 @@ def after_failure(handler: Handler, delivery: Delivery, error: BaseException, un
     except BaseException as broken:
         log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
         return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
+    if isinstance(outcome, DeadLetter) and never_called(error, handler.task.policy):
+        delivery.began = False
     log_outcome(delivery, error, outcome)
     return outcome
 

@@ -355,7 +355,7 @@ class Settler:
     ) -> list[Way]:
         """Return the dead letters that stand in for a settlement that is refused: each without more consequences."""
         event = self._events.get(delivery)  # kept: if all are refused, the acknowledgement itself is tried again
-        letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(outcome, why)
+        letter = outcome if isinstance(outcome, DeadLetter) else self.dead_letters.refused(delivery, outcome, why)
         lesser = self.dead_letters.lesser(delivery, letter, keep, why, as_decided=letter is not outcome)
         duration = event.duration if event else duration
         return [self._way(_Settlement(one.command, delivery, letter, duration), one) for one in lesser]

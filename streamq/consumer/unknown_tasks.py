@@ -26,6 +26,7 @@ class UnknownTasks:
 
     def outcome(self, delivery: Delivery, now: float) -> Outcome:
         """Return the outcome of a delivery: postponed, until it has waited long enough. `now` is the server's time."""
+        delivery.began = False
         since = delivery.unknown_since
         waited = 0.0 if since is None else now - since
         name = delivery.task

@@ -33,7 +33,7 @@ class Reason(StrEnum):
     UNDECODABLE = UNDECODABLE
     UNKNOWN_TASK = "unknown_task"
     UNKNOWN_GROUP = "unknown_group"  # it names a consumer group that its stream does not have
-    REFUSED = "refused"  # it ran, and the server refuses what follows
+    REFUSED = "refused"  # the server refuses what follows its delivery
     INTERNAL_ERROR = "internal_error"  # streamq, or code of the user that it asked, failed with this delivery
 
 
@@ -149,6 +149,12 @@ def decide(
             return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised))
         case _:
             return Retry(policy.delay(attempt, error, random, run=run), failure_of(error, raised))
+
+
+def never_called(error: BaseException, policy: RetryPolicy) -> bool:
+    """Is this the error of arguments that do not fit the handler, so that it was not called?"""
+    deciding_one = deciding(error, policy)
+    return isinstance(deciding_one, ArgumentsError) and is_of_message(deciding_one)
 
 
 def _rejects(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ UNDECODABLE = "undecodable"  # the reason; also that of a field that can be deco
 _NOT_STARTED = frozenset(
     {"crash_loop", "expired", "unknown_group", "unknown_task", UNDECODABLE}
 )  # reasons known before a run
+_SPENT = "retries_exhausted"  # the reason of a delivery that spent an attempt
 _NAME_KEPT = 1_000  # bytes of a name or an id that is kept for people
 
 
@@ -124,10 +125,11 @@ def undecoded_fields(
 def runs_of(delivery: Delivery, reason: str) -> tuple[int, int]:
     """Return the runs of the retry budget that a dead task has had, and all its starts.
 
-    The delivery counts as a run, unless it became a dead letter before it started. Numbers that cannot be read, or are
-    beyond their bounds, are not believed.
+    The delivery counts as a run, unless it became a dead letter before its handler began. One that spent the last
+    attempt counts, although middleware failed in its place. Numbers that cannot be read, or are beyond their bounds,
+    are not believed.
     """
-    not_started = reason in _NOT_STARTED
+    not_started = reason in _NOT_STARTED or (not delivery.began and reason != _SPENT)
     try:
         return delivery.attempt - not_started, delivery.starts - not_started
     except UndecodableError:

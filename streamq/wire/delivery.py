@@ -39,13 +39,13 @@ class Delivery:
 
     Not a frozen dataclass: one is made per message on the hot path. `crashed_workers` are the workers that died while
     they held this entry. `owner_died`: the sweep that reclaimed it found its owner dead. `crash_proven`: that owner ran
-    nothing else. `isolated`: it is a suspect that runs with nothing beside it. Properties raise UndecodableError
-    where the entry is not a message.
+    nothing else. `began`: its handler did, as far as is known. `isolated`: a suspect that runs with nothing beside it.
+    Properties raise UndecodableError where the entry is not a message.
     """
 
     __slots__ = (
-        "_fields", "crash_proven", "crashed_workers", "entry_id", "flat", "isolated", "only_basic_fields", "owner_died",
-        "redelivered", "state", "tier", "tier_name", "verified",
+        "_fields", "began", "crash_proven", "crashed_workers", "entry_id", "flat", "isolated", "only_basic_fields",
+        "owner_died", "redelivered", "state", "tier", "tier_name", "verified",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class Delivery:
         self.crash_proven = False
         self.owner_died = False
         self.verified = False  # its signature was checked, where messages are signed
+        self.began = True  # its handler; where that was not called, the one who knows it takes it back
         self.only_basic_fields = False  # known to have no fields but task, args, kwargs, id and priority
         self.state: Any = None  # the value that the worker's lifespan yielded
         self._fields: dict[bytes, bytes] | None = None
@@ -81,6 +82,7 @@ class Delivery:
         )  # fmt: skip
         other.isolated, other.crash_proven, other.owner_died = self.isolated, self.crash_proven, self.owner_died
         other.verified, other.only_basic_fields, other.state = self.verified, self.only_basic_fields, self.state
+        other.began = self.began
         return other
 
     @property

@@ -105,7 +105,7 @@ async def test_wrong_arguments_are_rejected_without_a_retry(server, flat):
     async with RedisBroker(server.url) as broker:
         await burst(broker, send)
     (letter,) = dead(server)
-    assert (letter["reason"], letter["attempts"]) == ("rejected", "1")
+    assert (letter["reason"], letter["attempts"], letter["starts"]) == ("rejected", "0", "0")  # it never ran
     assert letter["error_type"] == "streamq.errors.ArgumentsError"
     assert ran == []
     assert_nothing_left(server)

@@ -14,6 +14,7 @@ from streamq import Backoff, RedisBroker, RetryLater, Worker, task
 from streamq.consumer import set_aside, tier_refusals
 from streamq.consumer.events import Settled
 from streamq.errors import BrokerError, TaskFailedError
+from streamq.middleware import CallNext, Context
 from streamq.tasks.outcome import Postpone, Retry
 from streamq.wire.acl import acl_rules
 from streamq.wire.dead_letter_fields import Failure
@@ -138,6 +139,33 @@ class TestOfOneTask:
         assert (letter["reason"], letter["error"]) == ("retries_exhausted", "as always")
         assert "WRONGTYPE" in letter["refused"]
         assert b"as always" in server.command("GET", "queue:result:poison")  # its waiters are told all the same
+
+    async def test_one_that_middleware_postponed_never_ran(self, server, broker):
+        """Its dead letter has 0 runs and says so; one that its handler postponed ran. Both keep the reason."""
+
+        async def postpones(context: Context, call_next: CallNext) -> Any:
+            if context.delivery.args:
+                return await call_next(context)
+            raise RetryLater(after=0.01)
+
+        @task(name="limited", middleware=[postpones], retries=0)
+        async def limited(value: int = 0) -> None:
+            runs.append("limited")
+            raise RetryLater(after=0.01)
+
+        async with working(broker, limited):
+            server.command("SET", f"{STANDARD}:messages", "of somebody else")
+            await broker.enqueue(limited)
+            await broker.enqueue(limited, 1)
+            server.command("XADD", STANDARD, "*", "task", "nosuch")
+            await until(lambda: len(dead(server)) == 3)
+        letters = {(one["task"], one["args"]): one for one in dead(server)}
+        assert {one["reason"] for one in letters.values()} == {"refused"}
+        assert runs == ["limited"]
+        counts = {name: (one["attempts"], one["starts"]) for name, one in letters.items()}
+        assert counts == {("limited", "[]"): ("0", "0"), ("limited", "[1]"): ("1", "1"), ("nosuch", "[]"): ("0", "0")}
+        assert "it did not run, and was to run later" in letters["limited", "[]"]["error"]
+        assert "it was to run again later" in letters["limited", "[1]"]["error"]
 
     @pytest.mark.parametrize(("name", "text"), [("flaky", "the first time"), ("later", "run again later")])
     async def test_a_later_run_that_cannot_be_kept(self, server, broker, name, text):
