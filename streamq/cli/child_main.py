@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 
+from streamq.cli import inherited, output
 from streamq.cli.stop_signals import StopSignals
 from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError
 from streamq.cli.worker_process import serve
 
 if __name__ == "__main__":
+    inherited.make_usable()
     stops = StopSignals()
     stops.install()
     channel = SupervisorChannel(int(sys.argv[1]))
@@ -24,3 +26,5 @@ if __name__ == "__main__":
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        output.give_up()

@@ -84,12 +84,14 @@ def enqueue(
     sent = send(server, name, [json_or_text(arg) for arg in args], kwargs, options)
     if as_json:
         output.result_json(sent)
-        return
-    if sent["replaced"]:
-        output.note("streamq: replaced the waiting message of this task")
-    elif not sent["fresh"]:
-        output.note("streamq: not enqueued: this task already holds the task id or dedup key")
-    output.result(sent["task_id"])
+    else:
+        if sent["replaced"]:
+            output.note("streamq: replaced the waiting message of this task")
+        elif not sent["fresh"]:
+            output.note("streamq: not enqueued: this task already holds the task id or dedup key")
+        output.result(sent["task_id"])
+    if (reason := output.unwritten()) is not None:  # no error: whoever sees one sends it again
+        output.note(f"streamq: the task id is {sent['task_id']}; standard output cannot be written: {reason}")
 
 
 def _kwargs(kwargs_json: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:

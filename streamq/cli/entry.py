@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
 import streamq
-from streamq.cli import output
+from streamq.cli import inherited, output
 from streamq.cli.acl import acl
 from streamq.cli.cancel import cancel
 from streamq.cli.demo.command import demo
@@ -47,38 +48,16 @@ cli.add_command(demo)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 2 for a usage error, 130 after Ctrl-C."""
-    _open_standard_files()
+    inherited.make_usable()
     try:
         sys.exit(_run(arguments))
     finally:
-        _give_up_output()
-
-
-def _open_standard_files() -> None:
-    """Open those that whoever started this has closed: or a socket has such a number, and uvloop aborts at its end."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
-
-
-def _give_up_output() -> None:
-    """Drop what cannot be written: Python tries it once more at its end, and would exit with 120."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # it was closed when Python began
-            continue
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        output.give_up()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = cli.main(arguments, prog_name="streamq", standalone_mode=False)
-        output.flush()
+        return _invoke(arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         output.block(error.format_message(), err=True)
         return USAGE
@@ -94,4 +73,25 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:  # noqa: BLE001 - a fault of ours, with texts that may be a stranger's
         output.block(traceback_of(error, _MOST_TRACEBACK), err=True)
         return FAILED
-    return code if isinstance(code, int) else 0
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
+    """Run a command and return its exit code; 1 in the place of 0 if its result could not be written."""
+    code = 0
+    try:
+        code = cli.main(arguments, prog_name="streamq", standalone_mode=False) or 0
+        output.flush()
+    except output.UnwrittenError as error:
+        output.note(f"streamq: error: {error}")
+        return code or FAILED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or not _is_of_click(error):
+            raise
+        output.note(f"streamq: error: {output.UnwrittenError(error)}")  # click writes --help and --version
+        return FAILED
+    return code
+
+
+def _is_of_click(error: OSError) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("click.")

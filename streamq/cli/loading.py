@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from streamq.broker import RedisBroker
-from streamq.cli.source_watch import relative_name
+from streamq.cli.source_watch import current_directory, relative_name
 from streamq.cli.usage_errors import CommandLineError
 from streamq.diagnostics.safe_text import frames_of, str_of, type_name
 from streamq.middleware import MiddlewareChain
@@ -47,8 +47,9 @@ class Loaded:
 
 def load(specs: Iterable[str]) -> Loaded:
     """Import modules and return their content. Raises LoadingError if one cannot be used."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    here = current_directory()
+    if here is not None and "" not in sys.path and str(here) not in sys.path:
+        sys.path.insert(0, str(here))
     found = [_LoadedModule.of(spec) for spec in specs]
     tasks: dict[int, Task[Any, Any]] = {id(task): task for each in found for task in each.tasks}
     for each in found:
@@ -167,6 +168,8 @@ def _import(place: str) -> ModuleType:
 
 def _import_path(path: Path, place: str) -> ModuleType:
     """Import a file under its dotted name. The folder above its outermost package joins sys.path."""
+    if not path.is_absolute() and current_directory() is None:
+        raise LoadingError(f"{place}: the current directory has been removed; change to the folder that holds the file")
     path = path.resolve()
     if path.is_dir():
         path /= "__init__.py"
@@ -194,8 +197,9 @@ def _import_name(name: str, place: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}.") and not _user_frames(error):
+            here = current_directory() or "the current directory has been removed"
             raise LoadingError(
-                f"no module {error.name!r} here ({Path.cwd()}): check the name, or change to the folder that holds it"
+                f"no module {error.name!r} here ({here}): check the name, or change to the folder that holds it"
             ) from error
         raise _import_error(name, place, error) from error
     except BaseException as error:

@@ -1,26 +1,48 @@
 """The one door from the command line to the terminal. What goes through it is escaped (see `wire/printable.py`).
 
 Results go to stdout, all else to stderr. No other module of the command line prints (tests/cli/test_output.py).
-A result that cannot be written is an error. What goes to stderr is not: a full disk, or a reader that has gone, must
-not change what a command does.
+What goes to stderr and cannot be written is dropped: a full disk, or a reader that has gone, must not change what a
+command does. A result that cannot be written stops no command either. `flush` says so at its end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from typing import IO, Any
 
 import click
 
+from streamq.cli.inherited import was_closed
 from streamq.wire.printable import LONGEST, json_line, printable, printable_lines
+
+_STDOUT = 1
+_failed: list[OSError] = []  # the first failed write of a result; after it no other is tried
+
+
+class UnwrittenError(Exception):
+    """A result could not be written to standard output."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+        super().__init__(f"standard output cannot be written: {error.strerror}")
+
+
+def _print(text: str) -> None:
+    if _failed:
+        return
+    try:
+        click.echo(text)
+    except OSError as error:
+        _failed.append(error)
 
 
 def result(text: str, *, cut: bool = False, limit: int = LONGEST) -> None:
     """Print one line of a result. With `cut` it is cut to the width of a terminal."""
     line = printable(text, limit)
-    click.echo(line[: shutil.get_terminal_size().columns] if cut and sys.stdout.isatty() else line)
+    _print(line[: shutil.get_terminal_size().columns] if cut and sys.stdout.isatty() else line)
 
 
 def note(text: str, *, file: IO[Any] | None = None) -> None:
@@ -34,7 +56,7 @@ def block(text: str, *, err: bool = False, limit: int = LONGEST) -> None:
     if err:
         _say(whole)
     else:
-        click.echo(whole)
+        _print(whole)
 
 
 def _say(text: str, file: IO[Any] | None = None) -> None:
@@ -44,12 +66,32 @@ def _say(text: str, file: IO[Any] | None = None) -> None:
 
 def result_json(value: Any) -> None:
     """Print a result as one line of JSON. Raises TypeError for a value that is nested too deep."""
-    click.echo(json_line(value))
+    _print(json_line(value))
 
 
 def flush() -> None:
-    """Hand what was printed to whoever reads it."""
-    sys.stdout.flush()
+    """Hand what was printed to whoever reads it. Raises UnwrittenError or BrokenPipeError if a result was lost."""
+    try:
+        if _failed:
+            raise _failed[0]
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnwrittenError(error) from error
+
+
+def unwritten() -> str | None:
+    """Return why what was printed is not written, None if it is. No error at the end then: the caller says it."""
+    if was_closed(_STDOUT):
+        return "it is closed"
+    try:
+        flush()
+    except (UnwrittenError, BrokenPipeError) as error:
+        give_up()
+        _failed.clear()
+        return str((error.error if isinstance(error, UnwrittenError) else error).strerror)
+    return None
 
 
 def passed_over(count: int, what: str) -> int:
@@ -57,3 +99,13 @@ def passed_over(count: int, what: str) -> int:
     if count:
         note(f"streamq: {count} {what}")
     return int(count > 0)
+
+
+def give_up() -> None:
+    """Drop what cannot be written: Python tries it once more at its end, and would exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

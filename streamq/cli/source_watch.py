@@ -19,8 +19,16 @@ def loaded_sources() -> list[str]:
 
 def relative_name(name: str) -> str:
     """Return a file name relative to the current directory, if the file is below it."""
-    path = Path(name)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else name
+    path, here = Path(name), current_directory()
+    return str(path.relative_to(here)) if here is not None and path.is_relative_to(here) else name
+
+
+def current_directory() -> Path | None:
+    """Return the current directory, None if it has been removed, as after a deploy."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
 
 
 class SourceWatch:

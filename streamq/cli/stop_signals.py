@@ -2,11 +2,13 @@
 
 The first request drains, the second releases at once, the third exits. The handlers are Python's own and not those of
 an event loop: they are called even if a handler of a task blocks the loop. Then nobody in the loop can act on them, so
-a thread ends the process when its time is over.
+a thread ends the process when its time is over. Whoever ends it waits for no reader of its output: a write to a full
+pipe may never end.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -23,6 +25,7 @@ log = SafeLog("streamq.cli")
 _EXIT_AT: Final = 3  # the third signal exits at once
 _MARGIN: Final = 20.0  # seconds beyond the grace period until a process whose loop is blocked exits
 _AT_ONCE: Final = 10.0  # seconds that the second request may take
+_LAST_WORDS: Final = 1.0  # seconds that a reader of the output gets before the process exits
 
 
 class StopSignals:
@@ -58,13 +61,12 @@ class StopSignals:
         if self._request is None:
             exit_now(0)
         self._request(level)
-        exit_after(self._grace + _MARGIN if level == 1 else _AT_ONCE, code=1)
+        exit_after(self._grace + _MARGIN if level == 1 else _AT_ONCE)
 
     def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002 - as `signal` calls it
         self._signals += 1
         if self._signals >= _EXIT_AT:
-            os.write(2, b"got 3 stop signals: exiting at once\n")
-            exit_now(128 + number)
+            exit_now(128 + number, b"got 3 stop signals: exiting at once\n")
         self.ask(self._signals)
 
 
@@ -82,21 +84,47 @@ def _default_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def exit_now(code: int) -> NoReturn:
-    """Exit at once, whatever waits."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a signal handler may interrupt a write
-            stream.flush()
+def exit_now(code: int, words: bytes = b"") -> NoReturn:
+    """Exit at once, whatever waits. `words` are written to stderr, if somebody reads it."""
+
+    def say() -> None:
+        if words:
+            with contextlib.suppress(OSError):
+                os.write(2, words)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a signal handler may interrupt a write
+                stream.flush()
+
+    _try_for(_LAST_WORDS, say)
     os._exit(code)
 
 
-def exit_after(seconds: float, code: int) -> None:
-    """Exit after this time even if the event loop or the interpreter waits for what never ends."""
+def exit_after(seconds: float) -> None:
+    """Exit with 1 after this time even if the event loop or the interpreter waits for what never ends."""
 
     def end() -> None:
         time.sleep(seconds)
-        log.error("not stopped within %g s: exiting", seconds)
-        exit_now(code)
+        _try_for(_LAST_WORDS, lambda: log.error("not stopped within %g s: exiting", seconds))
+        exit_now(1)
 
     with contextlib.suppress(RuntimeError):  # no thread to be had: the next signal, or SIGKILL, ends it
         threading.Thread(target=end, name="streamq shutdown timeout", daemon=True).start()
+
+
+def _try_for(seconds: float, step: Callable[[], None]) -> None:
+    """Carry out a step that may never end, in a thread, and wait for it this long at most.
+
+    A signal handler may call this in the middle of anything, so it takes no lock but its own.
+    """
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def carry_out() -> None:
+        try:
+            step()
+        finally:
+            done.release()
+
+    with contextlib.suppress(RuntimeError):  # no thread to be had: nothing is said
+        _thread.start_new_thread(carry_out, ())
+        done.acquire(timeout=seconds)

@@ -18,8 +18,8 @@ import anyio
 from streamq.cli import logs
 from streamq.cli.child_process import WorkerProcess
 from streamq.cli.source_watch import SourceWatch, relative_name
-from streamq.cli.stop_signals import ignore
-from streamq.cli.usage_errors import USAGE
+from streamq.cli.stop_signals import exit_now, ignore
+from streamq.cli.usage_errors import FAILED, USAGE
 from streamq.cli.worker_settings import Settings
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.tasks.retry_policy import Backoff
@@ -29,14 +29,18 @@ log = SafeLog("streamq.cli")
 _WATCH_INTERVAL = 0.4  # seconds between two checks for changed files
 _HEALTHY_AFTER = 10.0  # seconds of uptime after which earlier failures of a slot no longer count
 _EXIT_TIMEOUT = 10.0  # seconds that a child may take to exit, beyond the grace period
+_LAST_WORDS = 1.0  # seconds that a reader of the log gets at the end
 _RELOAD_GRACE = 2.0  # seconds for running tasks when source files changed
 _RESTART_BACKOFF = Backoff(base=0.5, factor=2.0, cap=30.0, jitter=False)
 
 
 def supervise(settings: Settings) -> int:
     """Run child processes until stopped, or with --burst until the queue is empty. Return the exit code."""
-    logs.set_up(settings.log_format, settings.log_level)
-    return anyio.run(_Supervisor(settings).run)
+    written = logs.set_up_aside(settings.log_format, settings.log_level)  # its loop must hear signals
+    code = anyio.run(_Supervisor(settings).run)
+    if not written(_LAST_WORDS):
+        exit_now(code)
+    return code
 
 
 class _Supervisor:
@@ -85,6 +89,8 @@ class _Supervisor:
                 await child.send_stop(self.stop_level)
             exit_code = await self._wait_for_exit(slot, child)
             del self._children[slot]
+            if self.stop_level and exit_code == FAILED:  # it says so: it failed, or could not stop in time
+                self.exit_code = self.exit_code or FAILED
             if self.stop_level or (self.settings.burst and exit_code == 0):
                 return
             if child.replaced:
@@ -162,6 +168,7 @@ class _Supervisor:
         for child in children:
             if child.process.returncode is None:
                 log.warning("pid %d did not exit within %g s: killed", child.process.pid, timeout)
+                self.exit_code = self.exit_code or FAILED
                 await child.send_stop(3)
 
     async def _watch_sources(self) -> None:

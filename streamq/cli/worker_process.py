@@ -162,7 +162,7 @@ class _WorkerRun:
 
     async def main(self) -> None:
         """Run the worker until it ends."""
-        failed, code = None, 1
+        failed = None
         schedule = scheduler()
         try:
             with anyio.CancelScope() as self._scope:
@@ -173,10 +173,9 @@ class _WorkerRun:
                     await self._run_worker()
                 except Exception as error:  # noqa: BLE001 - raised below, when the end is watched
                     failed = error
-            code = 0 if failed is None else 1
         finally:
             ignore()
-            exit_after(_SHUTDOWN_TIMEOUT, code=code)
+            exit_after(_SHUTDOWN_TIMEOUT)
         if failed is not None:
             raise failed
 

@@ -7,6 +7,7 @@ of its error has.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,7 @@ class Processes:
             while pool is not None and _alive(pool.get(())) < limiter.borrowed_tokens:
                 if self._shortage.failures:
                     await self._shortage.wait()
+                _hear_children()
                 with suppress(NotStartedError):
                     await self._call(task, _nothing)
             if self._shortage.failures:
@@ -98,6 +100,12 @@ class Processes:
 
 def _alive(processes: Iterable[Process]) -> int:
     return sum(process.returncode is None for process in processes)
+
+
+def _hear_children() -> None:
+    """Have this thread hear SIGCHLD: it may inherit a mask, and only by it does uvloop notice that a process ended."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def _nothing() -> None:

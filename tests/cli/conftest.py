@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,24 +45,35 @@ async def broken():
 """
 
 
-_DEAF = ("sh", "-c", 'trap "" TERM INT; exec "$@"', "sh")
+_DEAF = "TERM INT"
+_MASKED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, map(int, sys.argv[1].split()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Program:
     """A running command. Its output (stdout and stderr together) is read line by line.
 
     `deaf`: it begins with SIGTERM and SIGINT ignored, as the kernel does it for the first process of a container.
-    `shell`: redirections.
+    `shell`: redirections. `ignored`: names of signals that are ignored then, `blocked`: signals that are blocked.
+    `before`: a command that runs it.
     """
 
     def __init__(
-        self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, deaf: bool = False, shell: str = ""
-    ) -> None:
+        self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, deaf: bool = False, shell: str = "",
+        ignored: str = "", blocked: Sequence[int] = (), before: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMQ_")}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
         redirecting = ["sh", "-c", f'exec "$@" {shell}', "sh"] if shell else []
+        ignored = ignored or _DEAF * deaf
+        ignoring = ["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"] if ignored else []
+        masking = [sys.executable, "-c", _MASKED, " ".join(map(str, map(int, blocked)))] if blocked else []
         self.process = subprocess.Popen(
-            [*_DEAF * deaf, *redirecting, sys.executable, "-m", "streamq", *arguments], cwd=cwd, env=environment,
+            [*before, *ignoring, *redirecting, *masking, sys.executable, "-m", "streamq", *arguments],
+            cwd=cwd, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.seen: list[str] = []
@@ -123,8 +135,8 @@ def start(app: Path) -> Iterator[Callable[..., Program]]:
     """Start commands in the folder of `app`. Kill those that still run at the end."""
     programs: list[Program] = []
 
-    def started(*arguments: str, env: dict[str, str] | None = None, deaf: bool = False, shell: str = "") -> Program:
-        programs.append(Program(*arguments, cwd=app, env=env, deaf=deaf, shell=shell))
+    def started(*arguments: str, **options: Any) -> Program:
+        programs.append(Program(*arguments, **{"cwd": app, **options}))
         return programs[-1]
 
     yield started

@@ -1,4 +1,4 @@
-"""P14: a worker whose log cannot be written works on: a full disk, a reader that has gone, closed files."""
+"""P14: a log, or a result, that cannot be written: a full disk, a reader that has gone, closed files."""
 
 from __future__ import annotations
 
@@ -107,3 +107,48 @@ def test_an_error_keeps_its_exit_code(run, to):
     """A usage error is 2, whether or not somebody can read why."""
     assert run("worker", "missing_module", to=to).wait(PATIENCE) == 2
     assert run("worker", "marks", "--url", "redis://127.0.0.1:1", to=to).wait(PATIENCE) == 2
+
+
+@pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_an_enqueue_without_stdout_is_no_failure(start, shared_server, closed, as_json):
+    """The task is accepted: whoever sees a failure sends it again. The id is on stderr."""
+    server = shared_server("valkey")
+    program = start("enqueue", "mark", '"one"', "--task-id", "my-own", "--url", server.url, *as_json, shell=closed)
+    assert program.ended() == 0, program.output
+    assert "the task id is my-own" in program.output
+    assert "Traceback" not in program.output
+    assert server.command("XLEN", "queue:standard") == 1
+
+
+COMMANDS = [
+    ["dlq", "ls"], ["doctor", "-q"], ["schedules", "ls"], ["cancel", "first", "second"], ["acl", "--role", "worker"],
+    ["--version"], ["dlq", "ls", "--json"], ["cancel", "--help"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", ">/dev/full"])
+def test_no_command_has_a_traceback_for_what_it_cannot_write(url, start, command, closed):
+    """A closed file is /dev/null; a full one is one line, and 1."""
+    server = [] if command[0] in ("acl", "--version") or "--help" in command else ["--url", url]
+    wanted = int(command[:2] == ["cancel", "first"])
+    program = start(*command, *server, shell=closed, env={"PYTHONUNBUFFERED": ""})
+    code = program.ended()
+    assert "Traceback" not in program.output
+    if command[0] != "doctor":
+        assert (code, "standard output cannot be written" in program.output) in (
+            [(1, True)] if "full" in closed and command[:2] not in (["dlq", "ls"], ["schedules", "ls"]) else
+            [(wanted, False)]
+        )  # fmt: skip
+
+
+def test_a_cancel_goes_on_although_it_cannot_say_so(start, streamq, shared_server):
+    """The second id is cancelled, too."""
+    server = shared_server("valkey")
+    for name in ("first", "second"):
+        assert streamq("enqueue", "mark", '"x"', "--task-id", name, "--url", server.url)[0] == 0
+    program = start("cancel", "first", "second", "--url", server.url, shell=">/dev/full")
+    assert program.ended() == 1
+    assert "No space left on device" in program.output
+    assert server.command("XLEN", "queue:standard") == 0
