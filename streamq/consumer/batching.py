@@ -25,7 +25,7 @@ from streamq.consumer.shortage import NotStartedError
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
-from streamq.handlers.context import store_var
+from streamq.handlers.context import nothing_here, store_var
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.wire.delivery import Delivery
@@ -43,7 +43,7 @@ def current_batch() -> tuple[Delivery, ...]:
     try:
         return tuple(one.copy() for one in _deliveries.get())
     except LookupError:
-        raise LookupError("no batch is being handled here: call this inside the handler of a batch task") from None
+        raise nothing_here("no batch is being handled here: call this inside the handler of a batch task") from None
 
 
 class _BatchedMessage:

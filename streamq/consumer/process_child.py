@@ -26,6 +26,7 @@ from streamq.client.owner import end_child
 from streamq.consumer.process_outcome import Sent, send_error, send_result, unpack
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
+from streamq.handlers.context import note_process
 from streamq.tasks.task import Task
 
 _SIGNALS = [int(number) for number in signal.valid_signals()]
@@ -46,6 +47,7 @@ def call_by_name(module: str, qualname: str, packed: bytes, *, batch: bool = Fal
     """
     try:
         _set_apart()
+        note_process()
         returned = _run(module, qualname, packed)
     except BaseException as error:  # noqa: BLE001 - as in a thread, whatever it is belongs to this run
         return send_error(error)

@@ -48,10 +48,28 @@ class Cancellation:
 cancellation_var: ContextVar[Cancellation] = ContextVar("streamq_cancellation")
 
 
+_processes_of_handlers: list[bool] = []  # not empty in a process that runs handlers
+
+
+def note_process() -> None:
+    """Note that this is a process of `run_in="process"`: its handlers have nothing of their worker."""
+    _processes_of_handlers[:] = [True]
+
+
+def nothing_here(text: str) -> LookupError:
+    """Return the error of a call that needs its worker. In a process of handlers it says so, in place of `text`."""
+    if _processes_of_handlers:
+        text = (
+            'a handler with run_in="process" has no delivery, no batch and no worker, and reports no progress: pass '
+            "what it needs as arguments, or run the task in a thread"
+        )
+    return LookupError(text)
+
+
 def running_delivery() -> Delivery:
     """Return the delivery that the worker holds, for streamq alone. Raises LookupError outside a handler."""
     if (delivery := delivery_var.get()) is None:
-        raise LookupError("no delivery is being handled here: call this inside a task's handler")
+        raise nothing_here("no delivery is being handled here: call this inside a task's handler")
     return delivery
 
 
@@ -60,7 +78,7 @@ def current_delivery() -> Delivery:
 
     For async handlers and handlers in threads. A handler in a process of its own has no delivery.
 
-    Raises LookupError outside a handler.
+    Raises LookupError outside a handler, and in a process.
     """
     return running_delivery().copy()
 
@@ -70,7 +88,7 @@ def current_store() -> Any:
     try:
         return store_var.get()
     except LookupError:
-        raise LookupError("no worker runs here: call this inside a task's handler, or give a broker") from None
+        raise nothing_here("no worker runs here: call this inside a task's handler, or give a broker") from None
 
 
 def current_cancellation() -> Cancellation:
@@ -83,7 +101,7 @@ def current_cancellation() -> Cancellation:
     try:
         return cancellation_var.get()
     except LookupError:
-        raise LookupError(
+        raise nothing_here(
             "no handler runs in this thread; an async handler is cancelled and needs no request"
         ) from None
 

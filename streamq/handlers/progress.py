@@ -16,7 +16,7 @@ import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import BrokerError, ConfigurationError
-from streamq.handlers.context import cancel_requested, reporter_var, running_delivery
+from streamq.handlers.context import cancel_requested, nothing_here, reporter_var, running_delivery
 from streamq.wire import bounds
 from streamq.wire.message import dumps
 
@@ -129,7 +129,7 @@ def _reporter() -> Any:
     try:
         return reporter_var.get()
     except LookupError:
-        raise LookupError("no worker runs here: report progress inside a task's handler") from None
+        raise nothing_here("no worker runs here: report progress inside a task's handler") from None
 
 
 def _encode_data(data: Any) -> bytes:

@@ -10,14 +10,27 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio import to_process
 
-from streamq import RedisBroker, Task, Worker, batch_task, task
+from streamq import (
+    RedisBroker,
+    Task,
+    Worker,
+    batch_task,
+    current_batch,
+    current_cancellation,
+    current_delivery,
+    report_progress_sync,
+    task,
+)
+from streamq.dead_letter import DeadLetterQueue
 from streamq.errors import ProcessDiedError
+from streamq.handlers.context import current_store
 from tests.at_work import burst, dead
 
 pytestmark = [pytest.mark.slow, pytest.mark.paired]
@@ -223,6 +236,35 @@ async def test_real_descriptors_that_are_used_up_are_waited_for(anyio_backend):
 
 def _highest_descriptor() -> int:
     return max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+
+
+ASKED = {
+    "delivery": current_delivery, "batch": current_batch, "cancellation": current_cancellation,
+    "progress": partial(report_progress_sync, 1), "store": current_store,
+}  # fmt: skip
+
+
+@task(run_in="process", retries=0, timeout=TIMEOUT)
+def asks(what: str) -> None:
+    ASKED[what]()
+
+
+async def test_what_a_process_does_not_have_is_said(anyio_backend):
+    """The error does not tell to call it inside a handler: it is inside one."""
+    for what, ask in ASKED.items():
+        with pytest.raises(LookupError) as raised:
+            ask()
+        assert "process" not in str(raised.value), what
+    async with RedisBroker(f"memory://asks-{anyio_backend}") as broker:
+        for what in ASKED:
+            await broker.enqueue(asks, what)
+        await burst(broker, asks)
+        letters = await DeadLetterQueue(broker=broker).peek()
+    assert len(letters) == len(ASKED)
+    for letter in letters:
+        assert letter.error_type == "LookupError"
+        assert letter.error.startswith('a handler with run_in="process" has no delivery, no batch and no worker')
+        assert "pass what it needs as arguments, or run the task in a thread" in letter.error
 
 
 UNGUARDED = """
