@@ -21,7 +21,9 @@ from streamq.scripts import step
 from streamq.tasks.outcome import Reason
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, Message
+from streamq.wire.side_effects import upstream_mark
 from streamq.wire.tiers import Tier
+from streamq.wire.workflow_steps import decode, wanted_results
 
 log = SafeLog("streamq")
 
@@ -51,7 +53,24 @@ class Replay:
             keys += (store.keys.dedup(letter.options["dedup"]), store.keys.latest(letter.options["dedup"]))
         if store.signer is not None:
             fields = store.signer.sign(stream, fields)
-        return step("replay")(keys, letter.entry_id, self.task_id, letter.task_id, ttl, *fields)
+        later = [store.keys.result(task_id) for task_id in self._later_steps()]
+        return step("replay")(
+            keys, letter.entry_id, self.task_id, letter.task_id, ttl, upstream_mark(letter.task_id), len(later), *later,
+            *fields,
+        )  # fmt: skip
+
+    def _later_steps(self) -> list[str]:
+        """Return the ids of the later steps of its workflow whose results are kept: now they say that this one failed.
+
+        The dead task keeps its own result: it did fail, and its replay has another id.
+        """
+        if "then" not in self.letter.options:
+            return []
+        try:
+            stages = decode(self.letter.options["then"].encode())
+        except UndecodableError:  # the worker that runs it says so
+            return []
+        return [task_id for task_id, _ in wanted_results(stages)]
 
     def held(self, holder: bytes) -> DedupKeyHeldError:
         """Return the error of a replay that was refused because this task holds the deduplication key."""

@@ -18,6 +18,7 @@ from streamq.wire.message import Field, as_text, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect
 from streamq.wire.signing import Signer
 
+_NOTHING_LEFT = ("", "")  # by an earlier task: the id is new
 CANCEL_KEPT = 24 * 3600.0  # seconds that a mark is kept: the run of this entry is to be cancelled
 
 
@@ -41,6 +42,7 @@ class EnqueueCommands:
         return step("enqueue")(
             [keys.stream, keys.delayed, keys.messages, *(key for key, _ in wanted.guards)],
             wanted.task_id, milliseconds(wanted.delay), _due(wanted), self.keys.wake, wanted.packed,
+            *(_left_by(self.keys, wanted.task_id) if wanted.own_id else _NOTHING_LEFT),
             *(milliseconds(ttl) for _, ttl in wanted.guards), *wanted.fields,
         )  # fmt: skip
 
@@ -54,15 +56,22 @@ class EnqueueCommands:
             ],
             wanted.task_id, wanted.tier + 1, milliseconds(wanted.delay), _due(wanted), milliseconds(wanted.ttl),
             -1 if wanted.bound is None else milliseconds(wanted.bound), milliseconds(wanted.accepted), self.keys.wake,
-            rest, *wanted.fields,
+            rest, *(_left_by(self.keys, wanted.task_id) if wanted.accepted else _NOTHING_LEFT), *wanted.fields,
         )  # fmt: skip
 
     def start_workflow(
-        self, workflow_id: str, also: Sequence[SideEffect], guards: Sequence[str] = (), *, accepted: float
-    ) -> Command:
-        """Return the command that sends the first steps of a workflow, once per guard key within `accepted` seconds."""
+        self, workflow_id: str, also: Sequence[SideEffect], guards: Sequence[str] = (), *, accepted: float,
+        own_ids: Sequence[str] = (),
+    ) -> Command:  # fmt: skip
+        """Return the command that sends the first steps of a workflow, once per guard key within `accepted` seconds.
+
+        `own_ids` are the task ids of its steps that earlier tasks may have had.
+        """
         names, values = side_effect_arguments(self.keys, also, self._signer)
-        return step("start_workflow")([*guards, *names], workflow_id, len(guards), milliseconds(accepted), *values)
+        left = [name for task_id in own_ids for name in (*_left_by(self.keys, task_id), self.keys.join(task_id))]
+        return step("start_workflow")(
+            [*guards, *names], workflow_id, len(guards), milliseconds(accepted), len(left), *left, *values
+        )
 
     def withdraw(
         self, tier: int, task_id: str, entry_id: str, also: Sequence[SideEffect] = (),
@@ -101,6 +110,11 @@ class SignedEnqueueCommands(EnqueueCommands):
         """Return the command that accepts a task with a deduplication key for which the newest message wins."""
         fields = self._signs.sign_latest(wanted.fields)
         return super().newest_wins(replace(wanted, fields=fields, packed=pack_flat(fields)))
+
+
+def _left_by(keys: Keys, task_id: str) -> tuple[str, str]:
+    """Return the keys that an earlier task of this id may have left."""
+    return keys.result(task_id), keys.progress(task_id)
 
 
 def _due(wanted: GuardedEnqueue | NewestWinsEnqueue) -> int:

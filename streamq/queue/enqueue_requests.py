@@ -28,7 +28,8 @@ class EnqueueReply(NamedTuple):  # a tuple costs a third: there is one for every
 class GuardedEnqueue:
     """An enqueue that needs a script: it has a task id of its own, guard keys, or a delay.
 
-    It is accepted only if none of its guard keys exists.
+    It is accepted only if none of its guard keys exists. `own_id`: the sender gave the id, so an earlier task may have
+    had it.
     """
 
     tier: int
@@ -38,6 +39,7 @@ class GuardedEnqueue:
     delay: float = 0.0
     due: float | None = None  # Unix seconds
     guards: Sequence[tuple[str, float]] = ()  # key, TTL in s
+    own_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)

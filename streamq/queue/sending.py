@@ -205,7 +205,8 @@ class MessageBuilder:
             if _dedup_until(options) is not None:  # counts from the due time; a window in seconds counts from now
                 ttl += delay if due is None else max(0.0, due - self._now())
             guards.append((self._keys.dedup(_dedup_key(options) or ""), max(0.001, ttl)))
-        return GuardedEnqueue(tier, task_id, fields, pack_flat(fields), delay, due, guards)
+        own = options.task_id is not None
+        return GuardedEnqueue(tier, task_id, fields, pack_flat(fields), delay, due, guards, own_id=own)
 
     def _newest_wins(self, tier: int, task_id: str, options: Options, fields: list[str]) -> NewestWinsEnqueue:
         delay, due = _delay_and_due(options)

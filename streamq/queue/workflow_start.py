@@ -107,6 +107,7 @@ class WorkflowSteps:
         takes_result = {step.index: step.takes_result for step in _all_steps(self._places)}
         steps: list[tuple[Call[Any], int, str]] = []
         messages: list[NextStep] = []
+        own_ids: list[str] = []
         for index, call in enumerate(calls):
             own = call.task.send_options.task_id
             if own is not None:
@@ -114,6 +115,8 @@ class WorkflowSteps:
             task_id = own if own is not None else f"{workflow_id}.{index + 1}"
             sent, tier, message = builder.workflow_step(call, task_id, takes_result=takes_result[index])
             steps.append((sent, tier, task_id))
+            if guarded or own is not None:
+                own_ids.append(task_id)
             messages.append(message)
         if len({task_id for _, _, task_id in steps}) < len(steps):
             raise ConfigurationError("two steps of a workflow have the same task_id: give each its own, or none")
@@ -124,8 +127,10 @@ class WorkflowSteps:
         _check_size(effects, builder.max_payload)
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
         return PreparedWorkflow(
-            store.enqueue_commands.start_workflow(workflow_id, effects, guards, accepted=ACCEPTED_KEPT), steps, durable
-        )
+            store.enqueue_commands.start_workflow(
+                workflow_id, effects, guards, accepted=ACCEPTED_KEPT, own_ids=own_ids
+            ), steps, durable,
+        )  # fmt: skip
 
     def _number(self, flow: Flow[Any], depth: int, *, first: bool) -> tuple[_StepPlace | _GroupPlaces, ...]:
         match flow:

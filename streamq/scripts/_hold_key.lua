@@ -10,5 +10,6 @@ end
 
 local function reply(fresh, id, entry, replaced)
   if ARGV[7] ~= '0' then call('SET', KEYS[3], id, 'PX', whole(ARGV[7], 1)) end
+  if fresh == 1 then delete_old(10, 2) end
   return {fresh, id, entry, fresh == 1 and whole(now) or '0', replaced}
 end

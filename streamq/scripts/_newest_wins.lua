@@ -31,7 +31,7 @@ end
 
 -- Send the message under this id, now or later; returns its entry, or ''.
 local function send(id, at)
-  if at <= now then return call('XADD', KEYS[mine], '*', 'id', id, unpack(ARGV, 10)) end
+  if at <= now then return call('XADD', KEYS[mine], '*', 'id', id, unpack(ARGV, 12)) end
   delay(KEYS[mine + 1], KEYS[mine + 2], ARGV[8], at, id, message(id))
   return ''
 end

@@ -1,6 +1,6 @@
 -- debounce: accept a task, or replace the message of the delayed one and let that wait again.
 -- KEYS: dedup latest accepted, then for each tier: stream delayed messages
--- ARGV: id tier(from 1) delay_ms due_ms(0: by delay, -1: now) ttl_ms bound_ms accepted_ms(0: none) channel rest field value...
+-- ARGV: id tier(from 1) delay_ms due_ms(0: by delay, -1: now) ttl_ms bound_ms accepted_ms(0: none) channel rest old_result old_progress(see enqueue) field value...
 -- Returns {1 if it is a task of its own, id of the task that will run, its entry or '', now or 0, 1 if it replaced a message}.
 if known then return {0, known, '', '0', 0} end
 local place = holder and delayed(holder)

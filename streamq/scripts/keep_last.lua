@@ -1,6 +1,6 @@
 -- keep_last: accept a task, or replace the message of the one that waits. While one runs, one waits for its end.
 -- KEYS: dedup latest accepted, then for each tier: stream delayed messages
--- ARGV: id tier(from 1) delay_ms due_ms(0: by delay, -1: now) ttl_ms bound_ms accepted_ms(0: none) channel rest field value...
+-- ARGV: id tier(from 1) delay_ms due_ms(0: by delay, -1: now) ttl_ms bound_ms accepted_ms(0: none) channel rest old_result old_progress(see enqueue) field value...
 -- Returns {1 if it is a task of its own, id of the task that will run, its entry or '', now or 0, 1 if it replaced a message}.
 if known then return {0, known, '', '0', 0} end
 local place = holder and delayed(holder)
@@ -15,7 +15,7 @@ if place then -- delayed: it keeps its due time
 end
 for k = 4, #KEYS, 3 do -- an entry cannot be changed: a new one goes to the end of the stream, unless the task has waited too long
   if KEYS[k] == notes.stream and notes.entry ~= '' and now < since + bound and entry_state(KEYS[k], notes.entry) == 'queued' then
-    local entry = call('XADD', KEYS[mine], '*', 'id', holder, unpack(ARGV, 10)) -- first: if it is refused, the old entry stays
+    local entry = call('XADD', KEYS[mine], '*', 'id', holder, unpack(ARGV, 12)) -- first: if it is refused, the old entry stays
     call('XDEL', KEYS[k], notes.entry)
     call('HSET', KEYS[2], 'entry', entry, 'stream', KEYS[mine])
     return reply(0, holder, entry, 1)

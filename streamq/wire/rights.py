@@ -119,17 +119,18 @@ _TABLE: Final = (
     ("workflows", "pw", "messages", "hset hlen hexists evalsha"),
     ("workflows", "pw", "accepted", "get set evalsha"),
     ("workflows", "pw", "&wake", "publish"),
-    ("workflows", "w", "join", "hget hset hlen del pexpire evalsha"),
+    ("workflows", "pw", "join", "del"),
+    ("workflows", "w", "join", "hget hset hlen pexpire evalsha"),
     ("workflows", "w", "result", "set evalsha"),
     ("workflows", "w", "&result", "publish"),
     ("results", "pw", "", "eval"),
-    ("results", "pw", "result", "get mget"),
+    ("results", "pw", "result", "get mget del"),
     ("results", "pw", "&result", "subscribe unsubscribe"),
     ("results", "pw", "stream", "xrange xpending evalsha"),
     ("results", "pw", "messages", "hmget"),
     ("results", "w", "result", "set evalsha"),
     ("results", "w", "&result", "publish"),
-    ("progress", "pw", "progress", "get mget"),
+    ("progress", "pw", "progress", "get mget del"),
     ("progress", "pw", "&progress", "subscribe unsubscribe"),
     ("progress", "w", "", "eval"),
     ("progress", "w", "progress", "set evalsha"),
@@ -191,6 +192,7 @@ _TABLE: Final = (
     ("dead-letters", "o", "stream", "xadd xinfo|groups evalsha"),
     ("dead-letters", "o", "dedup", "get set evalsha"),
     ("dead-letters", "o", "latest", "hmget hset pexpire evalsha"),
+    ("dead-letters", "o", "result", "get del"),
     ("doctor", "pwmo", "", "info config|get command|list command|info acl|whoami scan time"),
     ("doctor", "pwmo", ANY, "type pttl xlen xrange xrevrange xpending xinfo|stream xinfo|groups xinfo|consumers"),
     ("doctor", "pwmo", ANY, "hlen hgetall hscan hmget hexists hrandfield zcard zcount zrange zscore zmscore"),
@@ -201,7 +203,7 @@ STEPS: Final = {
         "ack ack_side_effects add_counters dead_letter mark_isolated postpone promote reclaim release "
         "remove_consumers renew skip"
     ),
-    "delayed": "enqueue",
+    "delayed results progress": "enqueue",
     "dedup": "debounce keep_last task_started free_key",
     "workflows": "start_workflow send_task delay_task join_group",
     "consume results": "ack_results",
@@ -217,7 +219,7 @@ STEPS: Final = {
     "idempotency": "once_begin once_end once_renew",
     "dead-letters": "replay count_dropped",
 }
-"""The scripts of each feature, or of two together, and the side effects in them. A test compares them."""
+"""The scripts of each feature, or of several together, and the side effects in them. A test compares them."""
 
 
 def features_of(roles: Iterable[Role], wanted: Collection[str] | None = None) -> list[str]:

@@ -19,6 +19,7 @@ from streamq.wire.message import Field, dumps
 from streamq.wire.workflow_steps import JoinMessage, NextMessage, Stage, next_messages, wanted_results
 
 _OK = b'{"ok":'  # the beginning of a kept result
+_FAILED = " before it failed ("
 DEDUP, DEDUP_UNTIL, THEN = b"dedup", b"dedup_until", b"then"  # fields that give the end of a task side effects
 
 
@@ -150,8 +151,13 @@ def effects_of_sending(
     return found
 
 
+def upstream_mark(task_id: str) -> bytes:
+    """Return the part of the results of later steps that says that this task failed."""
+    return dumps(f" {task_id}{_FAILED}")[1:-1]
+
+
 def _upstream_failure(delivery: Delivery, payload: bytes) -> bytes:
     """Return the result that waiters for a later step get, after a step before it failed."""
     failure = orjson.loads(payload)
-    error = f"{delivery.task} {delivery.task_id} before it failed ({failure['reason']}): {failure['error']}"
+    error = f"{delivery.task} {delivery.task_id}{_FAILED}{failure['reason']}): {failure['error']}"
     return dumps({**failure, "error": error, "reason": "upstream"})

@@ -92,6 +92,7 @@ def limited(server: RealServer, *rules: str) -> None:
 
 NAMES, PARTS = following(TELL, FREE, SEND, LATER, JOIN)
 NAMES_LATER, PARTS_LATER = following(SEND, JOIN_LATER)
+OLD = ("old r", "old p")  # what an earlier task of the same id has left
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
 ALIVE, LEASES = "s:alive", "s:leases"
 LIMIT = ("permits", "called", "line", "limits", DELAYED)
@@ -116,22 +117,26 @@ CASES = {
     "cancel, queued": Case("cancel", (*TIER, CRASHES, *NAMES), ("queued", "wake", 9000, 1, "y", *PARTS), queued=True),
     "cancel, running": Case("cancel", (*TIER, CRASHES), ("entry", "wake", 9000, 1, "y")),
     "task_started": Case("task_started", FREE[0], FREE[1]),
-    "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, *PARTS)),
-    "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", 9000, 9000, *FIELDS)),
-    "enqueue, later": Case("enqueue", (*TIER, "g1"), ("n", 5000, 0, "wake", '["task","t"]', 9000, *FIELDS)),
-    "debounce": Case("debounce", NEWEST, ("n", 1, 0, -1, 9000, -1, 9000, "wake", '"task","t"]', *FIELDS)),
-    "debounce, later": Case("debounce", NEWEST, ("n", 2, 5000, 0, 9000, -1, 9000, "wake", '"task","t"]', *FIELDS)),
-    "keep_last": Case("keep_last", NEWEST, ("n", 2, 0, -1, 9000, 0, 9000, "wake", '"task","t"]', *FIELDS)),
+    "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, 2, *OLD, *PARTS)),
+    "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", *OLD, 9000, 9000, *FIELDS)),
+    "enqueue, later": Case("enqueue", (*TIER, "g1"), ("n", 5000, 0, "wake", '["task","t"]', "", "", 9000, *FIELDS)),
+    "debounce": Case("debounce", NEWEST, ("n", 1, 0, -1, 9000, -1, 9000, "wake", '"task","t"]', *OLD, *FIELDS)),
+    "debounce, later": Case(
+        "debounce", NEWEST, ("n", 2, 5000, 0, 9000, -1, 9000, "wake", '"task","t"]', *OLD, *FIELDS)
+    ),
+    "keep_last": Case("keep_last", NEWEST, ("n", 2, 0, -1, 9000, 0, 9000, "wake", '"task","t"]', *OLD, *FIELDS)),
     "keep_last, queued": Case(
-        "keep_last", NEWEST, ("n", 2, 0, -1, 9000, FAR, 9000, "wake", '"task","t"]', *FIELDS), queued=True
+        "keep_last", NEWEST, ("n", 2, 0, -1, 9000, FAR, 9000, "wake", '"task","t"]', *OLD, *FIELDS), queued=True
     ),
     "keep_last, running": Case(
-        "keep_last", NEWEST, ("n", 1, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *FIELDS), queued=True
+        "keep_last", NEWEST, ("n", 1, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *OLD, *FIELDS), queued=True
     ),
     "promote": Case("promote", TIER, (100,)),
-    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", "x", 0, *FIELDS)),
-    "replay, with its key": Case("replay", (DEAD, STREAM, "g1", "latest"), ("7-0", "n", "x", 9000, *FIELDS)),
-    "replay, the key is its own": Case("replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, *FIELDS)),
+    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", "x", 0, "theirs", 1, "old r", *FIELDS)),
+    "replay, with its key": Case("replay", (DEAD, STREAM, "g1", "latest"), ("7-0", "n", "x", 9000, "", 0, *FIELDS)),
+    "replay, the key is its own": Case(
+        "replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, "", 0, *FIELDS)
+    ),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
     "reclaim": Case(
         "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)
@@ -186,6 +191,9 @@ OPTIONAL: dict[str, set[str] | None] = {
     "hmget": {"renew", "reclaim"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
     **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
+    # What an earlier task of the same id has left, stays. (Two of them delete keys of their own, too.)
+    "get": {"replay"},
+    "del": {"enqueue", "start_workflow", "replay", "debounce", "keep_last"},
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
@@ -231,6 +239,7 @@ def prepared(server: RealServer, case: Case) -> bytes:
     server.command("ZADD", "line", 1, f"8-8 0 {DELAYED} later")
     server.command("HSET", "bucket", "tail", 1, "gate", 1)
     server.command("PEXPIRE", "bucket", 900_000)
+    server.command("MSET", "old r", "theirs", "old p", "theirs")
     server.command("HSET", "circuit", "state", "half_open", "period", 1, "since", 1)
     if case.queued:
         server.command("ZREM", DELAYED, "x")

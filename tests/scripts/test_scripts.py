@@ -830,10 +830,10 @@ def test_a_consumer_of_whom_nothing_is_known_is_reaped_once_it_did_nothing_for_l
 # --- enqueue, promote, cancel ---------------------------------------------------------------------
 
 
-def accept(server, task_id="x", delay=0, due=-1, guards=(), fields=("task", "t")):
+def accept(server, task_id="x", delay=0, due=-1, guards=(), fields=("task", "t"), old=("", "")):
     names = [STREAM, DELAYED, MESSAGES, *(key for key, _ in guards)]
     packed = orjson.dumps(list(fields))
-    return run(server, "enqueue", names, task_id, delay, due, WAKE, packed, *(ttl for _, ttl in guards), *fields)
+    return run(server, "enqueue", names, task_id, delay, due, WAKE, packed, *old, *(ttl for _, ttl in guards), *fields)
 
 
 def promote(server, limit=100):
@@ -998,10 +998,12 @@ def test_a_queued_task_is_cancelled_and_a_running_one_is_told(server):
 def test_a_dead_letter_is_replayed_once(server):
     """It becomes a task, and is gone from the dead letters."""
     dead = server.command("XADD", DEAD, "*", "task", "t")
-    entry, _ = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "task", "t", "retries", "3")
+    entry, _ = run(
+        server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "", 0, "task", "t", "retries", "3"
+    )
     assert server.command("GET", "k") == b"n"
     assert server.command("XRANGE", STREAM, "-", "+") == [[entry, [b"task", b"t", b"retries", b"3"]]]
-    assert run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "m", "x", 9000, "task", "t") == [b"", b""]
+    assert run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "m", "x", 9000, "", 0, "task", "t") == [b"", b""]
     assert length(server) == 1
     assert length(server, DEAD) == 0
 
@@ -1012,7 +1014,7 @@ def test_a_replay_takes_the_key_from_its_dead_task_alone(server, holder):
     dead = server.command("XADD", DEAD, "*", "task", "t")
     server.command("SET", "k", holder)
     server.command("HSET", "latest", "id", "x", "next", "after")
-    reply = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "task", "t")
+    reply = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "", 0, "task", "t")
     if holder == "x":
         assert server.command("GET", "k") == b"n"
         assert server.command("HMGET", "latest", "id", "next") == [b"n", b"after"]
