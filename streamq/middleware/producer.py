@@ -16,7 +16,7 @@ from streamq.middleware.chain import MiddlewareChain, SendNext
 from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll, check_handle
 from streamq.queue.enqueue_requests import EnqueueReply
 from streamq.queue.results import Handle
-from streamq.queue.sending import MessageBuilder, PreparedMessage, new_task_id
+from streamq.queue.sending import RESULT_KEPT, MessageBuilder, PreparedMessage, new_task_id
 from streamq.queue.store import Store
 from streamq.queue.waiters import Waiters
 from streamq.queue.workflow_start import PreparedWorkflow, Workflow, WorkflowSteps
@@ -75,9 +75,11 @@ class Producer:
 
     def _handle(self, message: PreparedMessage, accepted: EnqueueReply) -> Handle[Any]:
         task = message.call.task
-        keeps = isinstance(task, TaskRef) or task.result_ttl is not None or task.send_options.result_ttl is not None
+        keep = task.send_options.result_ttl  # 0: none, though the task keeps its results
+        if keep is None:
+            keep = RESULT_KEPT if isinstance(task, TaskRef) else task.result_ttl  # that of a name is not known
         return Handle(
-            accepted.task_id or message.task_id, task.name, message.tier, accepted.entry_id, accepted.fresh, keeps,
+            accepted.task_id or message.task_id, task.name, message.tier, accepted.entry_id, accepted.fresh, bool(keep),
             self._store, self._waiters, None, accepted.replaced, accepted.since,
             None if isinstance(task, TaskRef) else task,
         )  # fmt: skip

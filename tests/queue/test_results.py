@@ -9,7 +9,7 @@ from decimal import Decimal
 import anyio
 import pytest
 
-from streamq import RedisBroker, Reject, task
+from streamq import RedisBroker, Reject, group, task
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from tests.at_work import assert_nothing_left, burst, until, working
 
@@ -268,6 +268,22 @@ async def test_a_task_that_keeps_none_says_so_at_once(server, broker):
     await burst(broker, silent)
     assert await handle.result(timeout=5) is None
     assert not [name for name in server.keys() if name.startswith("queue:result:") and name[13:] != handle.task_id]  # noqa: SIM118
+
+
+@pytest.mark.parametrize("none", [0, dt.timedelta(0)])
+async def test_an_enqueue_that_keeps_none_says_so_at_once(server, broker, none):
+    """`result_ttl=0` says that no result is kept, whatever the task says; so of a name, and of the end of a flow."""
+    handles = [
+        await broker.enqueue(double.options(result_ttl=none), 1),
+        await broker.enqueue("double", 1, result_ttl=none),
+        await broker.start(double.call(1).then(double.options(result_ttl=none))),
+        await broker.start(group(double.options(result_ttl=none).call(1), double.call(2))),
+    ]
+    for handle in handles:
+        with pytest.raises(ResultNotKeptError, match="result_ttl"):
+            await handle.result()
+    await burst(broker, double)
+    assert len(server.command("KEYS", "queue:result:*")) == 2  # the first step of the chain, and one of the group
 
 
 async def test_a_producer_that_has_only_the_name_can_wait(server, broker):
