@@ -7,6 +7,7 @@ from streamq.client.address import Address
 from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resources
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
+from streamq.client.connection import RefusedAddressError
 from streamq.client.dial import Dial
 from streamq.client.owner import Owner, refuse_in_loading_process, scheduler
 from streamq.client.pipeline import Pipeline
@@ -26,6 +27,7 @@ __all__ = [
     "OwnedGroup",
     "Owner",
     "Pipeline",
+    "RefusedAddressError",
     "Resources",
     "Script",
     "ServerFeatures",

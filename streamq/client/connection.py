@@ -41,6 +41,10 @@ _FAILURES_COUNTED: Final = 64  # redis-py's backoff raises 2 to this power, whic
 _RECONNECT_CODES: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
 
 
+class RefusedAddressError(exceptions.ConnectionError):
+    """Raised if the server has no such database, or is no Redis or Valkey server: to wait is no use."""
+
+
 class Connection:
     """A byte stream to a server and the parser of its replies."""
 
@@ -141,7 +145,8 @@ class Connector:
         """Wait for the backoff, then dial once and log in.
 
         Raises AuthenticationError if the server refuses the user or the password,
-        BusyLoadingError if it is not ready yet (LOADING, MASTERDOWN), and
+        BusyLoadingError if it is not ready yet (LOADING, MASTERDOWN), RefusedAddressError
+        if it is no such server or has no such database, and
         redis.exceptions.ConnectionError for every other failure, the connect timeout included.
         """
         await self._wait_for_backoff()
@@ -179,7 +184,12 @@ class Connector:
         except Exception as error:
             await _close(connection)
             server_error = next((str(reply) for reply in replies if isinstance(reply, Exception)), "")
-            reason = server_error or _text(_root_cause(error)) + await self._remedy(error, connection, replies)
+            remedy = "" if server_error else await self._remedy(error, connection, replies)
+            if isinstance(error, hiredis.ProtocolError) and not (self._reached or server_error or remedy):
+                raise RefusedAddressError(
+                    f"{place} does not answer as a Redis or Valkey server does ({error}): give the address of one"
+                ) from error
+            reason = server_error or _text(_root_cause(error)) + remedy
             raise exceptions.ConnectionError(f"no connection to {place}: {reason}") from error
         except BaseException:
             await _close(connection)
@@ -259,7 +269,10 @@ class Connector:
             harmless = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
             refused = name == "PING" and not harmless
             if name == "SELECT":
-                raise exceptions.ConnectionError(f"{place} refuses database {self.address.db}: {reply}")
+                raise RefusedAddressError(
+                    f"{place} refuses database {self.address.db}: {str(reply).strip().rstrip('.')}; give one that it "
+                    "has, or none, at the end of the URL (redis-cli CONFIG GET databases)"
+                )
             if refused or isinstance(reply, exceptions.ConnectionError):
                 raise exceptions.ConnectionError(f"no connection to {place}: {reply}")
 
@@ -267,6 +280,10 @@ class Connector:
 def _login_refused(address: Address, what: str, reply: Exception) -> exceptions.AuthenticationError:
     """Return the error of a login, with what to write: in the scheme of the address, for its place."""
     begin, end = f"{address.scheme}://", f"@{address.place}"
+    if "without any password configured" in str(reply) or "no password is set" in str(reply):
+        return exceptions.AuthenticationError(
+            f"{address.place} {what}: it has no password; leave the password out of the URL: {begin}{address.place}"
+        )
     return exceptions.AuthenticationError(
         f"{address.place} {what}: {str(reply).rstrip('.')}; write the user and the password into the URL: "
         f"{begin}user:password{end}, or {begin}:password{end} if the server has one password for all (requirepass)"

@@ -24,6 +24,7 @@ from streamq.doctor.read_values import read_foreign_values
 from streamq.doctor.read_waiting import read_other_streams, read_unknown_tasks
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.queue.remedies import LOADED, parted_login, remedy_of
+from streamq.queue.remedies import NOT_READY as NOT_READY_YET
 from streamq.wire import bounds
 from streamq.wire.rights import ROLES, Role, features_of
 
@@ -101,6 +102,6 @@ def _server_unusable(error: BrokerError, address: str) -> Finding:
     if error.code in _LOGIN_CODES:
         found, remedy = parted_login(error)
         return make_finding("login_refused", found, remedy, error=error.code)
-    if error.code in NOT_READY or " is not ready: " in str(error):
+    if error.code in NOT_READY or NOT_READY_YET in str(error):
         return make_finding("not_ready", str(error), remedy or LOADED, error=error.code)
     return make_finding("unreachable", f"{address} cannot be used: {error}", remedy, error=error.code)

@@ -50,7 +50,13 @@ def features(observed: Observations) -> Iterator[Finding]:
     """Check that the server has the commands that streamq can use."""
     known = observed.server.features
     missing = [name for name, present in known.items() if not present]
-    if needed := [name for name in missing if name in _REQUIRED]:
+    if observed.server.info.get("redis_mode", observed.server.info.get("server_mode")) == "sentinel":
+        yield make_finding(
+            "too_old", "this is a Sentinel: it holds no tasks, and has none of the commands",
+            "give the address of the primary: redis-cli -p PORT SENTINEL GET-MASTER-ADDR-BY-NAME NAME",
+            missing=missing, version=observed.server.version,
+        )  # fmt: skip
+    elif needed := [name for name in missing if name in _REQUIRED]:
         yield make_finding(
             "too_old", f"{observed.server.product} {observed.server.version} has no {', '.join(needed)}",
             "run Redis 6.2 or newer, or Valkey", missing=needed, version=observed.server.version,

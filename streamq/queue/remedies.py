@@ -14,9 +14,12 @@ LOG_IN: Final = "give user and password in --url or STREAMQ_URL, before the host
 MORE_MEMORY: Final = "run more workers (streamq worker), or raise the limit with redis-cli CONFIG SET maxmemory"
 WRITABLE_DISK: Final = "look for errors such as 'No space left' in the server's log; redis-cli INFO persistence"
 MORE_REPLICAS: Final = "start the replicas, or redis-cli CONFIG SET min-replicas-to-write 0"
+NOT_READY: Final = " is not ready: "  # in the error of a connection to a server that loads its data
 LOADED: Final = "wait until it has loaded its data, and run this again"
 KEY_OF_OTHERS: Final = "another program uses that name: rename its key, or choose another namespace"
-LOGIN_NAMED: Final = "; write the user and the password into the URL"  # in the error of a login, from the client
+LOGIN_NAMED: Final = (  # in the error of a login, from the client
+    "; write the user and the password into the URL", "; leave the password out of the URL",
+)  # fmt: skip
 _GIVE_IT: Final = "give it with --url or STREAMQ_URL"
 _OF_SERVER: Final = {
     "READONLY": "it is a replica: give the address of its primary",
@@ -25,6 +28,8 @@ _OF_SERVER: Final = {
     "NOREPLICAS": MORE_REPLICAS,
     "WRONGTYPE": KEY_OF_OTHERS,
     "BUSY": "wait until its script has ended, or end it with redis-cli SCRIPT KILL",
+    "MOVED": "it is a node of a cluster, and another node has these keys: give its address, and keep the keys of a "
+    "namespace in one slot with --namespace '{queue}'",
     "CLUSTERDOWN": "wait until the cluster has all its slots; redis-cli CLUSTER INFO",
 }
 _OF_COMMAND: Final = {"NOAUTH": LOG_IN, "WRONGPASS": LOG_IN, "LOADING": LOADED, "MASTERDOWN": LOADED}
@@ -45,8 +50,10 @@ def remedy_of(error: BrokerError) -> str:
     if TOO_MANY_CLIENTS in text:
         return MORE_CLIENTS
     if isinstance(error, BrokerUnavailableError):
+        if NOT_READY in text:
+            return LOADED
         return "" if names_tls_remedy(text) else START_SERVER
-    if LOGIN_NAMED in text:
+    if any(named in text for named in LOGIN_NAMED):
         return _GIVE_IT
     remedy = {**_OF_SERVER, **_OF_COMMAND}.get(error.code, "")
     return "" if remedy in text else remedy
@@ -54,5 +61,8 @@ def remedy_of(error: BrokerError) -> str:
 
 def parted_login(error: BrokerError) -> tuple[str, str]:
     """Return the error of a login without its remedy, and the remedy."""
-    text, named, remedy = str(error).partition(LOGIN_NAMED)
-    return text, f"{named.removeprefix('; ')}{remedy}; {_GIVE_IT}" if named else LOG_IN
+    for which in LOGIN_NAMED:
+        text, named, remedy = str(error).partition(which)
+        if named:
+            return text, f"{named.removeprefix('; ')}{remedy}; {_GIVE_IT}"
+    return str(error), LOG_IN

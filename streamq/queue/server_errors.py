@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import redis.exceptions
 
-from streamq.client import OutcomeUnknown
+from streamq.client import OutcomeUnknown, RefusedAddressError
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 
 
@@ -22,8 +22,8 @@ def translated(error: Exception) -> BrokerError:
             return error
         case OutcomeUnknown():
             return OutcomeUnknownError(text)
-        case redis.exceptions.AuthenticationError():
-            return BrokerError(text, code="NOAUTH")
+        case RefusedAddressError() | redis.exceptions.AuthenticationError():
+            return BrokerError(text, code=ADDRESS if isinstance(error, RefusedAddressError) else "NOAUTH")
         case redis.exceptions.ResponseError():
             return BrokerError(text, code=_code(error))
         case redis.exceptions.BusyLoadingError() | redis.exceptions.DataError():
@@ -56,6 +56,7 @@ def _code(error: redis.exceptions.ResponseError) -> str:
     return "NOGROUP" if code == "UNBLOCKED" else code
 
 
+ADDRESS = "ADDRESS"  # the code if the address names no Redis or Valkey server, or a database that it does not have
 CLOSED = "CLOSED"  # the code of a command on which the server closes the connection (see `lost_commands`)
 SHORTAGE = "SHORTAGE"  # the code of a command that could not be built: this process lacks descriptors or memory
 UNPACKABLE = "UNPACKABLE"  # the code of a command that cannot be packed, so it was not sent
@@ -67,7 +68,7 @@ _OTHERS: dict[type[Exception], str] = {
 _STATES = frozenset({
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN",
 })  # fmt: skip
-_SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT"}
+_SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT", ADDRESS}
 _PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT", SHORTAGE})
 # A deleted stream has lost its group, too. In a script, the server says of a missing right no code.
 _INSIDE = (

@@ -8,7 +8,7 @@ from redis import exceptions
 from redis.backoff import ConstantBackoff
 
 from streamq.client import Address, Client, OutcomeUnknown
-from streamq.client.connection import _login_refused
+from streamq.client.connection import RefusedAddressError, _login_refused
 from streamq.errors import ConfigurationError
 from streamq.testing.clock import VirtualTime
 from tests.client.scripted import MEMORY, Faults, Server, echo
@@ -135,7 +135,7 @@ async def test_loading_for_too_long():
         ),
         (answering(CLIENT=b"-ERR max number of clients reached\r\n"), exceptions.ConnectionError, "max number"),
         (answering(CLIENT=b"-DENIED protected mode\r\n", PING=b"-DENIED protected mode\r\n"), None, "protected mode"),
-        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), exceptions.ConnectionError, "no connection to memory"),
+        (answering(CLIENT=b"HTTP/1.1 400 Bad Request\r\n"), RefusedAddressError, "memory does not answer as"),
     ],
 )
 async def test_refused_handshake(handler, kind, text):

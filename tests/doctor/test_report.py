@@ -47,6 +47,13 @@ def test_an_old_server():
     assert "features" in codes()
 
 
+def test_a_sentinel():
+    """It answers, and holds no tasks."""
+    found = codes(info={"redis_mode": "sentinel"}, features=dict.fromkeys(FEATURES, False))["too_old"]
+    assert "Sentinel" in found.message
+    assert "GET-MASTER-ADDR-BY-NAME" in found.remedy
+
+
 @pytest.mark.parametrize(("lag", "expected"), [("0", "primary"), ("10", "primary"), ("11", "replica_behind")])
 def test_a_replica_without_reports(lag, expected):
     """A replica reports its offset each second."""
