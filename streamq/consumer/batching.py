@@ -256,7 +256,7 @@ class Batches:
         """Give each message its own result."""
         if returned is None:
             return
-        if not isinstance(returned, list | tuple) or len(returned) != len(members):
+        if not issubclass(type(returned), list | tuple) or len(returned) != len(members):
             raise BatchResultError(self._task.name, len(members), returned)
         for member, result in zip(members, returned, strict=True):
             if issubclass(type(result), BaseException):  # `isinstance` asks the object, which may raise

@@ -15,11 +15,13 @@ from typing import Any
 import anyio
 
 from streamq.consumer.batching import Batches
+from streamq.consumer.process_outcome import EncodedResult, pack
 from streamq.consumer.process_run import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
-from streamq.errors import TaskTimeoutError
+from streamq.diagnostics.safe_text import str_of
+from streamq.errors import ArgumentsError, TaskTimeoutError
 from streamq.handlers.context import delivery_var
 from streamq.middleware import Context, MiddlewareChain
 from streamq.queue.store import Store
@@ -60,9 +62,9 @@ class Handler:
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store
-        self.encode = (
-            task.arguments.result_type.encode
-        )  # made ready now: later there may be no descriptor for an import
+        task.arguments.prepare()
+        encode = task.arguments.result_type.encode
+        self.encode = encode if task.run_in != "process" else partial(_of_process, encode)
         self._threads = threads
         self._processes = processes
         self.batches: Batches | None = None
@@ -129,7 +131,9 @@ class Handler:
             limit = delivery.timeout or None if b"timeout" in delivery.fields else timeout
             if kwargs or len(args) != 1:
                 arguments.bind(args, kwargs)  # raises
-            if converter is not None:
+            if task.run_in == "process":  # it converts what it gets: here one item that does not fit is found
+                _check_for_process(task, args)
+            elif converter is not None:
                 args, _ = converter(args, kwargs)
             return await batches.run(delivery, args[0], limit)
 
@@ -137,14 +141,14 @@ class Handler:
 
     def _batch_function(self) -> Callable[[list[Any]], Awaitable[Any]]:
         """Return the function that runs the handler of a batch with its items."""
-        function, threads, processes, name = self.task.function, self._threads, self._processes, self.task.name
+        task, function, threads, processes = self.task, self.task.function, self._threads, self._processes
 
         async def in_thread(items: list[Any]) -> Any:
             results = await threads.run(partial(function, items))
             return results if type(results) in PLAIN else await awaited(results)
 
         async def in_process(items: list[Any]) -> Any:
-            return await processes.run(name, function, (items,), {}, batch=True)
+            return await processes.run(task, (items,), {}, batch=True)
 
         ways: dict[str, Callable[[list[Any]], Awaitable[Any]]] = {
             "loop": function, "thread": in_thread, "process": in_process
@@ -161,7 +165,11 @@ class Handler:
                 delivery.began = True
             return inner(context.delivery, context.args, context.kwargs)
 
-        whole = chain.around(innermost)
+        async def decoded(context: Context) -> Any:
+            result = await innermost(context)
+            return task.arguments.result_type.decode(result.payload) if type(result) is EncodedResult else result
+
+        whole = chain.around(decoded if task.run_in == "process" else innermost)
 
         def call(delivery: Delivery, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
             delivery.began = False
@@ -193,10 +201,24 @@ class Handler:
             return result if type(result) in PLAIN else await awaited(result)
 
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            args, kwargs = fit(args, kwargs)
-            return await processes.run(task.name, function, args, kwargs)
+            return await processes.run(task, args, kwargs)
 
         return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+
+
+def _of_process(encode: Callable[[Any], bytes], result: Any) -> bytes:
+    """Return a result of a process as JSON: as it was encoded there, unless middleware has put another in its place."""
+    return result.payload if type(result) is EncodedResult else encode(result)
+
+
+def _check_for_process(task: Task[Any, Any], args: Sequence[Any]) -> None:
+    """Raise ArgumentsError for an item that does not fit, or cannot be sent to a process: others of its batch can."""
+    if task.arguments.converter is not None:
+        task.arguments.converter(args, {})
+    try:
+        pack(args, {})
+    except Exception as error:  # JSON that is too deep; what middleware put there may raise anything
+        raise ArgumentsError(task.name, f"the item cannot be sent to a process: {str_of(error)}") from error
 
 
 async def _with_timeout(limit: float, name: str, running: Awaitable[Any]) -> Any:

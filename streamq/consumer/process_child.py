@@ -18,15 +18,19 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamq.client.owner import end_child
-from streamq.consumer.process_outcome import Sent, send_error, send_result, unpack
+from streamq.consumer.process_outcome import Sent, SentRefusal, send_error, send_result, unpack
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
+from streamq.diagnostics.safe_text import str_of
+from streamq.errors import ArgumentsError
 from streamq.handlers.context import note_process
+from streamq.tasks.arguments import Arguments, SentArguments
+from streamq.tasks.batch import ItemArguments
 from streamq.tasks.task import Task
 
 _SIGNALS = [int(number) for number in signal.valid_signals()]
@@ -37,24 +41,46 @@ _TRIES = 100
 
 _pipes: list[int] = []  # anyio's two, once they are no longer the standard descriptors
 _replaced: dict[int, Any] = {}  # the handlers that were there before `_go_on`
+_known: dict[tuple[str, str, str], Arguments] = {}  # of the functions that have run here
 
 
-def call_by_name(module: str, qualname: str, packed: bytes, *, batch: bool = False) -> Sent:
-    """Run a task's function: it is looked up by name, no code is sent. Return its outcome.
+class _RefusedError(Exception):
+    """The arguments do not fit, for this reason."""
+
+
+class How(NamedTuple):
+    """How a function is called. `batch`: with a list of items, and each item of a list that it returns has an outcome
+    of its own. `validate`: by its annotations.
+    """
+
+    batch: bool
+    validate: bool
+
+
+def get_ready(token: int) -> tuple[int, None]:
+    """Is the first call of a process."""
+    _set_apart()
+    return token, None
+
+
+def call_by_name(token: int, task: str, module: str, qualname: str, packed: bytes, how: How) -> tuple[int, Sent]:
+    """Run a task's function: it is looked up by name, no code is sent. Return its outcome, with the token of the call.
 
     Nothing is raised: what is raised, and what is returned, anyio pickles; a SystemExit would end this process, and
-    the next task with it. `batch`: each item of a list that it returns has an outcome of its own.
+    the next task with it.
     """
     try:
         _set_apart()
         note_process()
-        returned = _run(module, qualname, packed)
+        returned, encode = _run(task, module, qualname, packed, how)
+    except _RefusedError as refused:
+        return token, SentRefusal(str_of(refused))
     except BaseException as error:  # noqa: BLE001 - as in a thread, whatever it is belongs to this run
-        return send_error(error)
-    return send_result(returned, batch=batch)
+        return token, send_error(error)
+    return token, send_result(returned, encode, batch=how.batch)
 
 
-def _run(module: str, qualname: str, packed: bytes) -> Any:
+def _run(task: str, module: str, qualname: str, packed: bytes, how: How) -> tuple[Any, Callable[[Any], bytes]]:
     process, put_back, outlive_worker = os.getpid(), _state(), _end_with_worker()
     try:
         with warnings.catch_warnings():  # the next run in this process begins as this one did
@@ -63,15 +89,40 @@ def _run(module: str, qualname: str, packed: bytes) -> Any:
             for part in qualname.split("."):
                 found = getattr(found, part)
             function: Callable[..., Any] = found.function if isinstance(found, Task) else found
+            arguments = _arguments(task, module, qualname, function, how)
+            encode = arguments.result_type.encode
+            try:
+                args, kwargs = _fitted(arguments, args, kwargs, how)
+            except ArgumentsError as error:
+                raise _RefusedError(error.reason) from None
             returned = RunContext().call(function, *args, **kwargs)
             if type(returned) not in PLAIN:
-                refuse_unrun(found.name if isinstance(found, Task) else "", returned)
-            return returned
+                refuse_unrun(task, returned)
+            return returned, encode
     finally:
         if os.getpid() != process:  # the handler forked, and this is the child
             end_child()
         _insist(put_back)
         _insist(outlive_worker)
+
+
+def _arguments(task: str, module: str, qualname: str, function: Callable[..., Any], how: How) -> Arguments:
+    key = (module, qualname, task)
+    if key not in _known:
+        kind = ItemArguments if how.batch else Arguments
+        _known[key] = kind(task, function, validate=how.validate)
+    return _known[key]
+
+
+def _fitted(arguments: Arguments, args: Sequence[Any], kwargs: Mapping[str, Any], how: How) -> SentArguments:
+    """Return arguments that were read from JSON as the function takes them. Raises ArgumentsError."""
+    converter = arguments.converter
+    if how.batch:
+        if converter is None:
+            return args, kwargs
+        return ([[converter((item,), {})[0][0] for item in args[0]]], kwargs)
+    arguments.bind(args, kwargs)
+    return (args, kwargs) if converter is None else converter(args, kwargs)
 
 
 # --- what a run leaves behind -----------------------------------------------------------------

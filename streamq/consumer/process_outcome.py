@@ -3,7 +3,8 @@
 Pickle runs code of the user, which may raise anything, and what anyio's own pickling raises ends that process or its
 run. So the process makes bytes and texts of its outcome itself, and nothing here raises on the way:
 
-- A result that cannot be pickled is replaced by a `LostResult`, which is no JSON: the work is done.
+- A result is written as JSON there, as waiters get it: no code of the user's runs in the worker for it. One that cannot
+  be written is replaced by a `LostResult`, which is no JSON: the work is done.
 - An exception arrives as its pickle if it comes out of that as it was. One with an `__init__` of its own often does
   not: it is made again from its class, `args` and attributes, without a call of its `__init__`. Else it is replaced by
   a `ProcessHandlerError`, and so is what would end the worker. Its traceback in the process becomes its cause.
@@ -18,17 +19,34 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final, assert_never
+
+import orjson
 
 from streamq.diagnostics.process_traceback import ProcessTraceback
 from streamq.diagnostics.safe_text import frames_of, str_of, traceback_of, type_name
-from streamq.errors import ProcessHandlerError
+from streamq.errors import ArgumentsError, ProcessHandlerError
+from streamq.wire.bounds import RESULT
 from streamq.wire.dead_letter_fields import ERROR_KEPT
-from streamq.wire.message import TRACEBACK_TAIL
+from streamq.wire.message import TRACEBACK_TAIL, dumps
 
 _OF_WORKER = 2_000  # characters left for the worker's part of a traceback
 _OURS = "streamq.consumer."
+_AS_JSON: Final = b"j"  # the first byte of arguments
+_AS_PICKLE: Final = b"p"
 _MAIN = "__mp_main__"  # the name of the program's main module in the process, as in multiprocessing
+
+
+class EncodedResult:
+    """What a handler in a process returned, as JSON."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+
+    def __repr__(self) -> str:
+        return f"<EncodedResult of {len(self.payload)} bytes>"
 
 
 class LostResult:
@@ -43,9 +61,9 @@ class LostResult:
 
 @dataclass(frozen=True, slots=True)
 class SentValue:
-    """A result, pickled; or why it could not be: then `pickled` is None, and `kind` the name of its class."""
+    """A result as JSON; or why it could not be written: then `encoded` is None, and `kind` the name of its class."""
 
-    pickled: bytes | None
+    encoded: bytes | None
     kind: str = ""
     why: str = ""
 
@@ -71,25 +89,36 @@ class SentError:
 
 @dataclass(frozen=True, slots=True)
 class SentBatch:
-    """The results of a batch, each for itself."""
+    """The results of a batch, each for itself; None if its handler returned None."""
 
-    items: tuple[SentValue | SentError, ...]
+    items: tuple[SentValue | SentError, ...] | None
 
 
-Sent = SentValue | SentError | SentBatch
+@dataclass(frozen=True, slots=True)
+class SentRefusal:
+    """The arguments do not fit, for this reason: the function was not called."""
+
+    reason: str
+
+
+Sent = SentValue | SentError | SentBatch | SentRefusal
 
 
 # --- in the process ---------------------------------------------------------------------------
 
 
-def send_result(returned: Any, *, batch: bool) -> Sent:
-    """Return what a handler returned, as it is sent. Never raises."""
+def send_result(returned: Any, encode: Callable[[Any], bytes], *, batch: bool) -> Sent:
+    """Return what a handler returned, as it is sent: `encode` writes it as JSON. Never raises."""
     try:
-        if batch and issubclass(type(returned), list | tuple):
-            return SentBatch(
-                tuple(send_error(one) if issubclass(type(one), BaseException) else _value(one) for one in returned)
-            )
-        return _value(returned)
+        if not batch:
+            return _value(returned, encode)
+        if returned is None:
+            return SentBatch(None)
+        if not issubclass(type(returned), list | tuple):
+            return SentValue(None, str_of(type(returned).__name__), "it is no list")
+        return SentBatch(
+            tuple(send_error(one) if issubclass(type(one), BaseException) else _value(one, encode) for one in returned)
+        )
     except BaseException as error:  # noqa: BLE001 - the user's code: a list of a class of its own, `__class__`
         return SentValue(None, str_of(type(returned).__name__), f"{type_name(error)}: {str_of(error)}")
 
@@ -104,11 +133,15 @@ def send_error(error: BaseException) -> SentError:
         return SentError(kind, text, trace)
 
 
-def _value(value: Any) -> SentValue:
+def _value(value: Any, encode: Callable[[Any], bytes]) -> SentValue:
+    kind = str_of(type(value).__name__)
     try:
-        return SentValue(_dumps(value))
-    except BaseException as error:  # noqa: BLE001 - `__reduce__` may raise anything
-        return SentValue(None, str_of(type(value).__name__), str_of(error))
+        encoded = encode(value)
+    except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
+        return SentValue(None, kind, str_of(error))
+    if len(encoded) > RESULT.highest:
+        return SentValue(None, kind, f"it has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
+    return SentValue(encoded)
 
 
 def _send(error: BaseException, kind: str, text: str, trace: str = "") -> SentError:
@@ -156,24 +189,42 @@ def _main_module(name: str) -> str:
 
 
 def pack(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Return arguments as a process unpacks them, inside of its run."""
-    return _dumps((args, kwargs))
+    """Return arguments as a process unpacks them, inside of its run: as the JSON that they came in.
+
+    Middleware may have put something else in their place, which is pickled. Raises what that raises.
+    """
+    try:
+        return _AS_JSON + dumps([args, kwargs])
+    except TypeError:
+        return _AS_PICKLE + _dumps((args, kwargs))
 
 
 def unpack(packed: bytes) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """Return the arguments in the process."""
-    return _loads(packed)  # type: ignore[no-any-return]
+    if packed.startswith(_AS_PICKLE):
+        return _loads(packed[len(_AS_PICKLE) :])  # type: ignore[no-any-return]
+    args, kwargs = orjson.loads(packed[len(_AS_JSON) :])
+    return args, kwargs
 
 
-def receive(sent: Sent) -> Any:
-    """Return the result of a process, or raise what its handler raised. It is an Exception, or SystemExit."""
+def receive(task: str, sent: Sent) -> Any:
+    """Return the result of a process, or raise what its handler raised. It is an Exception, or SystemExit.
+
+    Raises ArgumentsError if the arguments did not fit.
+    """
     match sent:
+        case SentRefusal():
+            raise ArgumentsError(task, sent.reason)
         case SentError():
             raise error_of(sent)
-        case SentBatch():
-            return [error_of(one) if isinstance(one, SentError) else _received(one) for one in sent.items]
+        case SentBatch(items=None):
+            return None
+        case SentBatch(items=items):
+            return [error_of(one) if isinstance(one, SentError) else _received(one) for one in items or ()]
         case SentValue():
             return _received(sent)
+        case _:
+            assert_never(sent)
 
 
 def error_of(sent: SentError) -> BaseException:
@@ -189,13 +240,9 @@ def error_of(sent: SentError) -> BaseException:
 
 
 def _received(sent: SentValue) -> Any:
-    kind, why = sent.kind, sent.why
-    if sent.pickled is not None:
-        try:
-            return _loads(sent.pickled)
-        except BaseException as error:  # noqa: BLE001 - the user's code
-            kind, why = "object", f"it cannot be unpickled: {type_name(error)}: {str_of(error)}"
-    return type(kind, (LostResult,), {})(why)
+    if sent.encoded is None:
+        return type(sent.kind, (LostResult,), {})(sent.why)
+    return EncodedResult(sent.encoded)
 
 
 def _checked(error: BaseException | None, sent: SentError) -> BaseException | None:

@@ -10,24 +10,28 @@ import errno
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import inf
 from typing import Any
 
-from anyio import BrokenWorkerProcess, CapacityLimiter, EndOfStream, IncompleteRead
+from anyio import BrokenWorkerProcess, CancelScope, CapacityLimiter, EndOfStream, IncompleteRead
 from anyio.abc import Process
 
-from streamq.consumer.process_child import call_by_name
+from streamq.consumer.process_child import How, call_by_name, get_ready
 from streamq.consumer.process_outcome import pack, receive
 from streamq.consumer.shortage import NO_MORE, NotStartedError, Shortage
 from streamq.consumer.thread_start import says_no_thread
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ProcessDiedError
+from streamq.tasks.task import Task
 
 _OF_UVLOOP = -1  # what uvloop says if it gets no pair of sockets for a process
 _NONE_LEFT = NO_MORE | {errno.EAGAIN, _OF_UVLOOP}
+_AS_IT_STARTED = "it ended as it started"
+_STARTS = 3  # of processes that end as they start, one after the other, until that fails the run
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
 
@@ -39,6 +43,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._shortage = Shortage("processes")
+        self._calls = 0
 
     def __repr__(self) -> str:
         return f"<Processes {self._shortage!r}>"
@@ -52,50 +57,118 @@ class Processes:
     async def turn(self, task: str) -> AsyncIterator[None]:
         """Hold a process that has started; wait for one that the system does not have now.
 
-        Raises ProcessDiedError if it ended as it started.
+        Raises ProcessDiedError if it ended as it started, several times.
         """
         from anyio import to_process  # noqa: PLC0415 - it loads pickle, half a MiB
 
         limiter = to_process.current_default_process_limiter()
         async with limiter:
-            pool: Any = getattr(to_process, "_process_pool_workers", None)  # anyio has no public name for it
-            while pool is not None and _alive(pool.get(())) < limiter.borrowed_tokens:
+            failures = 0
+            while _alive(_workers()) < limiter.borrowed_tokens:
                 if self._shortage.failures:
                     await self._shortage.wait()
                 _hear_children()
-                with suppress(NotStartedError):
-                    await self._call(task, _nothing)
+                try:
+                    await self._call(task, get_ready)
+                except NotStartedError:
+                    continue
+                except ProcessDiedError:  # Ctrl-C, for one, reaches it before it sets that aside
+                    failures += 1
+                    if failures == _STARTS:
+                        raise
             if self._shortage.failures:
                 await self._shortage.wait()
             yield
 
     async def run(
-        self, task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *,
-        batch: bool = False,
-    ) -> Any:  # fmt: skip
-        """Return what the function of a task returns in a process; the caller has its `turn`.
+        self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: bool = False
+    ) -> Any:
+        """Return what the function of a task returns in a process, encoded; the caller has its `turn`.
 
-        `batch`: each item of a list that it returns has an outcome of its own.
+        `args` and `kwargs` are as they were read from JSON. `batch`: the function takes a list of items, and each item
+        of a list that it returns has an outcome of its own.
 
         Raises ProcessDiedError if the process ends before, and NotStartedError if the system has none: the function has
         not begun, and the next turn waits.
         """
-        call = partial(call_by_name, function.__module__, function.__qualname__, pack(args, kwargs), batch=batch)
-        return receive(await self._call(task, call))
+        function, how = task.function, How(batch, task.arguments.validates)
+        call = partial(self._call, task.name, call_by_name, task.name, function.__module__, function.__qualname__)
+        return receive(task.name, await call(pack(args, kwargs), how))
 
-    async def _call(self, task: str, call: Callable[[], Any]) -> Any:
+    async def _call(self, task: str, function: Callable[..., tuple[int, Any]], *args: Any) -> Any:
         from anyio import to_process  # noqa: PLC0415
 
+        self._calls += 1
+        token = self._calls
         try:
-            sent = await to_process.run_sync(call, cancellable=True, limiter=CapacityLimiter(inf))
+            answer = await to_process.run_sync(
+                partial(function, token, *args), cancellable=True, limiter=CapacityLimiter(inf)
+            )
         except BrokenWorkerProcess as error:
-            raise ProcessDiedError(task, _return_code(error), _reason(error)) from error
-        except (OSError, RuntimeError) as error:  # of the start: what the handler raised is in `sent`
-            if not _says_none_left(error):
+            code = _return_code(error)
+            await _close(_process_of(error))
+            raise ProcessDiedError(task, code, _reason(error)) from error
+        except BaseException as error:
+            if (process := _answered_with(error)) is not None:
+                raise await _given_up(process, task, type_name(error)) from None
+            if isinstance(error, ProcessLookupError):  # anyio kills a process that has ended as it started
+                await _close(_process_of(error))
+                raise ProcessDiedError(task, None, _AS_IT_STARTED) from error
+            if not isinstance(error, OSError | RuntimeError) or not _says_none_left(error):
                 raise
             raise self._shortage.note(error) from error
+        if type(answer) is not tuple or answer[0] != token:
+            raise await _given_up(_idle()[-1][0], task, "the answer of another call")
         self._shortage.failures = 0
-        return sent
+        return answer[1]
+
+
+async def _given_up(process: Process, task: str, answer: str) -> ProcessDiedError:
+    """Kill a process that gave an answer that is none, and return the error of its run.
+
+    A signal that meets it between two calls makes it answer once more. Each later answer would go to another run.
+    """
+    _workers().discard(process)
+    idle = _idle()
+    for one in [one for one in idle if one[0] is process]:
+        idle.remove(one)
+    await _close(process)
+    return ProcessDiedError(task, None, f"it answered with what is not the outcome of this run: {answer}")
+
+
+async def _close(process: Process | None) -> None:
+    """End a process, and close its pipes: anyio leaves those of one that did not start to the garbage collector."""
+    if process is not None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        with CancelScope(shield=True):
+            await process.aclose()
+
+
+def _answered_with(error: BaseException) -> Process | None:
+    """Return the process that answered with an exception; None if it was raised here."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        process = frame.f_locals.get("process")
+        if frame.f_locals.get("retval") is error and isinstance(process, Process):
+            return process
+    return None
+
+
+def _workers() -> set[Process]:
+    """Return anyio's processes in this event loop. It has no public name for them."""
+    return to_process_variable("_process_pool_workers") or set()
+
+
+def _idle() -> deque[tuple[Process, float]]:
+    """Return those that have no call, the one that had the last call at the end."""
+    return to_process_variable("_process_pool_idle_workers") or deque()
+
+
+def to_process_variable(name: str) -> Any:
+    """Return what a variable of anyio's module holds in this event loop, None before the first process."""
+    from anyio import to_process  # noqa: PLC0415
+
+    return getattr(to_process, name).get(None)
 
 
 def _alive(processes: Iterable[Process]) -> int:
@@ -106,10 +179,6 @@ def _hear_children() -> None:
     """Have this thread hear SIGCHLD: it may inherit a mask, and only by it does uvloop notice that a process ended."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-
-
-def _nothing() -> None:
-    """Is the first call of a process."""
 
 
 def _says_none_left(error: OSError | RuntimeError) -> bool:
@@ -128,18 +197,24 @@ def _reason(error: BrokenWorkerProcess) -> str:
     if isinstance(cause, TimeoutError):
         return "it did not start within 20 s"
     if cause is None or isinstance(cause, BrokenWorkerProcess | EndOfStream | IncompleteRead):
-        return "it ended as it started"
+        return _AS_IT_STARTED
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     return f"it could not load the main module of the program, {main}: {type_name(cause)}: {str_of(cause)}"
 
 
 def _return_code(error: BrokenWorkerProcess) -> int | None:
     """Return how the process of anyio's error ended: its exit code, a signal below 0, None if that is not known."""
+    process = _process_of(error)
+    code = None if process is None else process.returncode
+    return code if process is None or code != _UNKNOWN_TO_ASYNCIO else _reaped_code(process)
+
+
+def _process_of(error: BaseException) -> Process | None:
+    """Return the process that an error of anyio is about, None if it has none."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         process = frame.f_locals.get("process")
         if isinstance(process, Process):
-            code = process.returncode
-            return _reaped_code(process) if code == _UNKNOWN_TO_ASYNCIO else code
+            return process
     return None
 
 

@@ -78,7 +78,7 @@ def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
     try:
         encoded = b'{"ok":%b}' % handler.encode(result)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
-        why = result.why if isinstance(result, LostResult) else str_of(error)
+        why = result.why if issubclass(type(result), LostResult) else str_of(error)
         return _not_kept(delivery, f"cannot be sent as JSON: {why}")
     if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
         return _not_kept(delivery, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")

@@ -3,12 +3,14 @@
 Its task would be acknowledged although nothing of it ran. A sync decorator around an async function returns its
 coroutine, and so do a lambda and a callable object: a thread has run them, and the event loop runs what they returned.
 An async function that forgets to await, and whatever returns a generator, has failed.
+
+Only the type of what was returned is looked at: `isinstance` asks the object, and a lazy proxy may raise then.
 """
 
 from __future__ import annotations
 
-import inspect
 from contextlib import suppress
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final
 
 # What most handlers return; their classes need no look.
@@ -17,9 +19,7 @@ PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple,
 
 async def awaited(returned: Any) -> Any:
     """Await what a function in a thread returned, if it is a coroutine or another awaitable."""
-    if inspect.iscoroutine(returned) or hasattr(type(returned), "__await__"):
-        return await returned
-    return returned
+    return await returned if hasattr(type(returned), "__await__") else returned
 
 
 def refuse_unrun(task: str, returned: Any) -> None:
@@ -28,10 +28,10 @@ def refuse_unrun(task: str, returned: Any) -> None:
     A coroutine or a generator is closed.
     """
     kind = type(returned)
-    if inspect.iscoroutine(returned) or inspect.isgenerator(returned):
+    if issubclass(kind, CoroutineType | GeneratorType):
         with suppress(BaseException):  # what has begun runs code of the user
             returned.close()
-    elif not (inspect.isasyncgen(returned) or hasattr(kind, "__await__")):
+    elif not (issubclass(kind, AsyncGeneratorType) or hasattr(kind, "__await__")):
         return
     whose = f"task {task!r}" if task else "a task"
     raise TypeError(

@@ -8,14 +8,16 @@ local reply, cancelled, at, refused = {whole(now)}, {}, 4, nil
 for k = 1, #KEYS, 4 do
   local in_full, kept, lost = ARGV[at] == '1', {}, {}
   for i = at + 2, math.min(at + 1 + ARGV[at + 1], #ARGV) do
-    local fine, to = pcall(function() return holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost end)
+    local fine, to = pcall(function()
+      return (holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) or dropped_entry(KEYS[k], ARGV[1], ARGV[i])) and kept or lost
+    end)
     if fine then to[#to + 1] = ARGV[i] else refused = refused or to end
   end
   at = at + ARGV[at + 1] + 2
   local replies = {}
   for from = 1, #kept, 1000 do -- Lua's unpack allows some thousands
     local some = {unpack(kept, from, math.min(from + 999, #kept))}
-    some[#some + 1] = 'JUSTID'
+    some[#some + 1], some[#some + 2] = 'FORCE', 'JUSTID' -- FORCE for those that were dropped
     replies[#replies + 1] = redis.pcall('XCLAIM', KEYS[k], ARGV[1], ARGV[2], 0, unpack(some))
   end
   reply[#reply + 1], cancelled[#cancelled + 1] = lost, cancelled_among(KEYS[k + 3], kept)

@@ -28,7 +28,7 @@ class Arguments:
     def __init__(self, name: str, function: Callable[..., Any], *, validate: bool) -> None:
         self._name = name
         self._function = function
-        self._validate = validate
+        self.validates = validate
 
     def __repr__(self) -> str:
         return f"<Arguments of {self._name}{self.signature}>"
@@ -76,7 +76,7 @@ class Arguments:
     def converter(self) -> Converter | None:
         """The converter of arguments. None without annotations, or with `validate=False`."""
         annotated = any(p.annotation is not p.empty for p in self.signature.parameters.values())
-        return Converter(self._name, self._function, self.signature) if self._validate and annotated else None
+        return Converter(self._name, self._function, self.signature) if self.validates and annotated else None
 
     @functools.cached_property
     def default(self) -> Callable[[Any], Any] | None:
@@ -86,13 +86,19 @@ class Arguments:
     @functools.cached_property
     def result_type(self) -> JsonType:
         """The type of what a run returns: any, without a return annotation or with `validate=False`."""
-        if not self._validate:
+        if not self.validates:
             return JsonType(default=self.default)
         try:
             annotation = self._returned(read_hints(self._name, self._function))
         except ArgumentsError as error:
             return JsonType.unusable(error.reason, default=self.default)
         return JsonType(annotation, default=self.default)
+
+    def prepare(self) -> None:
+        """Load what values of any type need, now: a worker may have no descriptor left for an import later."""
+        if self.converter is not None:
+            self.converter.prepare()
+        self.result_type.prepare()
 
     def _returned(self, hints: Mapping[str, Any]) -> Any:
         return return_annotation(hints)
@@ -148,6 +154,13 @@ class Converter:
             remedy = "@task(validate=False) leaves it unchecked"
             raise ArgumentsError(self._name, f"the annotation of {name} cannot be checked: {made.problem}; {remedy}")
         return made
+
+    def prepare(self) -> None:
+        """Make each type ready for values that need a conversion."""
+        further = () if self._further is None else (self._further[1],)
+        others = () if self._others is None else (self._others,)
+        for kind in (*(one for _, one in self._positional), *further, *self._named.values(), *others):
+            kind.prepare()
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SentArguments:
         """Return converted arguments that were read from JSON. Raises ArgumentsError, which names what does not fit."""

@@ -70,15 +70,21 @@ class JsonType:
     def __init__(self, annotation: Any = UNTYPED, *, default: Callable[[Any], Any] | None = None) -> None:
         self.annotation = annotation
         self.problem = ""
+        self.exact = None if annotation is UNTYPED else _exact_types(annotation)
         self._default = default
-        self.exact: frozenset[type] | None = None
         self._way: _Way | None = None
-        if annotation is not UNTYPED:
+        if self.exact == frozenset():
             try:
-                self._way = _way(annotation)
-                self.exact = _exact_types(annotation)
+                self.prepare()
             except Exception as error:  # noqa: BLE001 - pydantic raises many kinds, and so do classes of users
                 self.problem = str_of(error)
+                self.exact = None
+
+    def prepare(self) -> _Way | None:
+        """Return the way of values that do not go as they are, None if all do. Loads pydantic, if there is one."""
+        if self._way is None and self.exact is not None:
+            self._way = _way(self.annotation)
+        return self._way
 
     def __repr__(self) -> str:
         return f"<JsonType {name_of_type(self.annotation)}>"
@@ -92,33 +98,30 @@ class JsonType:
 
     def sendable(self, value: Any) -> Any:
         """Return a value as JSON takes it: itself, or a fragment of JSON. Raises what `encode` raises."""
-        exact, way = self.exact, self._way
-        if exact is None or way is None or type(value) in exact or type(value) is orjson.Fragment:
+        exact = self.exact
+        if exact is None or type(value) in exact or type(value) is orjson.Fragment:
             return value
-        return orjson.Fragment(self._encode(way, value))
+        return orjson.Fragment(self.encode(value))
 
     def received(self, value: Any) -> Any:
         """Return what somebody sent of whom this was read, as JSON. Raises UnfitError if it is none of this type."""
-        exact, way = self.exact, self._way
-        if exact is None or way is None or type(value) in exact:
+        exact = self.exact
+        if exact is None or type(value) in exact:
             return value
         try:
             payload = dumps(value)
         except TypeError as error:  # orjson reads lists that are deeper than those it writes
             raise UnfitError(Problem("", str_of(error))) from error
-        return way.read(payload)
+        return self._read(payload)
 
     def encode(self, value: Any) -> bytes:
         """Return a value as JSON. Raises UnfitError for one that `decode` would not give back.
 
         Also raises what the encoder raises, for what is no JSON at all.
         """
-        exact, way = self.exact, self._way
-        if exact is None or way is None or type(value) in exact:
+        exact = self.exact
+        if exact is None or type(value) in exact or (way := self.prepare()) is None:
             return dumps(value, self._default)
-        return self._encode(way, value)
-
-    def _encode(self, way: _Way, value: Any) -> bytes:
         fitted = way.fitted(value)
         payload = way.written(fitted)
         if (place := difference(fitted, way.read(payload))) is not None:
@@ -129,11 +132,14 @@ class JsonType:
         """Return the value that JSON stands for. Raises UnfitError if it is none of this type."""
         if self.problem:
             raise UnfitError(Problem("", self.problem))
-        exact, way = self.exact, self._way
-        if exact is not None and not exact and way is not None:
-            return way.read(payload)
+        if self.exact == frozenset():
+            return self._read(payload)
         value = orjson.loads(payload)
-        return value if exact is None or way is None or type(value) in exact else way.read(payload)
+        return value if self.exact is None or type(value) in self.exact else self._read(payload)
+
+    def _read(self, payload: bytes) -> Any:
+        way = self.prepare()
+        return orjson.loads(payload) if way is None else way.read(payload)
 
 
 def has_pydantic() -> bool:

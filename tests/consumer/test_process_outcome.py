@@ -14,6 +14,7 @@ import pytest
 from streamq import RedisBroker, Reject, RetryLater, batch_task, task
 from streamq.consumer.process_outcome import LostResult, SentError, error_of, receive, send_error, send_result
 from streamq.errors import ArgumentsError, ProcessHandlerError, StreamqError, TaskFailedError
+from streamq.wire.message import dumps
 from tests.at_work import burst, dead
 
 FAST: dict[str, Any] = {"run_in": "process", "retries": 1, "backoff": 0.01, "timeout": 20.0}
@@ -146,12 +147,17 @@ def test_what_cannot_be_raised_here_is_replaced() -> None:
 
 @pytest.mark.parametrize("value", [threading.Lock(), (n for n in range(3)), lambda: 1, Leaves()])
 def test_a_result_that_cannot_arrive_is_lost_and_no_error(value) -> None:
-    result = receive(send_result(value, batch=False))
+    result = receive("t", send_result(value, dumps, batch=False))
     assert isinstance(result, LostResult)
     assert result.why
-    one, lost, error = receive(send_result([1, value, OwnInitError(5, "no")], batch=True))
-    assert (one, type(lost).__name__, str(error)) == (1, type(result).__name__, "5: no")
-    assert isinstance(receive(send_result([1, value], batch=False)), LostResult)
+    one, lost, error = receive("t", send_result([1, value, OwnInitError(5, "no")], dumps, batch=True))
+    assert (one.payload, type(lost).__name__, str(error)) == (b"1", type(result).__name__, "5: no")
+    assert isinstance(receive("t", send_result([1, value], dumps, batch=False)), LostResult)
+
+
+def test_what_is_no_outcome_is_no_success() -> None:
+    with pytest.raises(AssertionError):
+        receive("t", None)  # type: ignore[arg-type]
 
 
 # --- of real processes ----------------------------------------------------------------------------
@@ -241,7 +247,7 @@ async def test_a_result_that_cannot_be_pickled_is_work_done(real_server, tmp_pat
         handle = await broker.enqueue(returns_function, str(file))
         await burst(broker, returns_lock, returns_function)
         with pytest.raises(
-            TaskFailedError, match=r"succeeded, its result cannot be sent as JSON: .*pickle.*lambda"
+            TaskFailedError, match=r"succeeded, its result cannot be sent as JSON: .*function"
         ) as raised:
             await handle.result(timeout=1)
     assert raised.value.reason == "result"

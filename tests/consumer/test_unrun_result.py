@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, batch_task, task
+from streamq.errors import TaskFailedError
 from tests.at_work import burst, dead, pending, until, working
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.paired]
@@ -117,3 +118,39 @@ async def test_an_error_at_the_end_of_the_grace_period_spends_no_attempt(real_se
     asked = raised in (RetryLater, Reject)
     assert pending(real_server) == (0 if asked else 1)
     assert real_server.command("ZCARD", "queue:standard:delayed") == (raised is RetryLater)
+
+
+class Outside:
+    """A lazy proxy outside of its context, as those of web frameworks: whoever looks at it gets an error."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of application context")
+
+
+@task(retries=1, backoff=0.01, result_ttl=60)
+async def lazy_in_loop():
+    return Outside()
+
+
+@task(retries=1, backoff=0.01)
+def lazy_in_thread():
+    return Outside()
+
+
+@batch_task(size=2, wait=0.2, retries=0, result_ttl=60)
+async def lazy_batch(items: list[int]) -> list[int]:
+    return [Outside() if item else 5 for item in items]  # type: ignore[misc]
+
+
+async def test_work_is_done_though_its_result_cannot_be_looked_at(real_server, broker):
+    """One run, acknowledged; who waits for the result is told why there is none. Others of its batch have theirs."""
+    alone = await broker.enqueue(lazy_in_loop)
+    await broker.enqueue(lazy_in_thread)
+    handles = [await broker.enqueue(lazy_batch, item) for item in (0, 1)]
+    await burst(broker, lazy_in_loop, lazy_in_thread, lazy_batch)
+    assert await handles[0].result(timeout=5) == 5
+    for handle in (alone, handles[1]):
+        with pytest.raises(TaskFailedError, match="the task succeeded, its result"):
+            await handle.result(timeout=5)
+    assert dead(real_server) == []

@@ -494,6 +494,20 @@ def test_renewal_keeps_what_is_held_and_names_what_is_lost(server):
     assert abs(int(now) - int(server.command("TIME")[0]) * 1000) < 5000
 
 
+def test_a_renewal_takes_back_what_delconsumer_dropped(server):
+    """It was cancelled and lay in the stream for ever. Where another group reads, it may have been settled."""
+    prepare(server)
+    dropped, settled = sent(server, 2)
+    taken(server)
+    ack(server, settled)
+    server.command("XGROUP", "DELCONSUMER", STREAM, "g", "me")
+    assert renew(server, dropped, settled)[1] == [settled]
+    assert held(server) == {dropped: "me"}
+    server.command("XGROUP", "CREATE", STREAM, "others", "0")
+    server.command("XGROUP", "DELCONSUMER", STREAM, "g", "me")
+    assert renew(server, dropped)[1] == [dropped]
+
+
 @pytest.mark.timeout(20)
 def test_a_renewal_that_counts_more_than_it_names_ends(server):
     """Found by the fuzzer: the server went through 2^63 ids that were not there, and nobody else was heard."""
