@@ -23,7 +23,7 @@ from streamq.queue import lease_commands
 from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Retry
 from streamq.worker import State
 from tests import deferred
-from tests.at_work import assert_nothing_left, burst, dead, entries, pending, until, working
+from tests.at_work import STREAMS, assert_nothing_left, burst, dead, entries, pending, until, working
 
 pytestmark = pytest.mark.paired("memory")
 
@@ -1084,6 +1084,26 @@ async def test_a_server_that_lost_everything_is_gone_on_with(server, broker):
         await until(lambda: done == [1, 2], 10)
         await until(lambda: worker.health.trouble is None)
     assert [type(event) for event in heard if isinstance(event, Trouble | Recovered)][:2] in ([], [Trouble, Recovered])
+
+
+@pytest.mark.parametrize("server", ["memory", "redis"], indirect=True)
+async def test_an_emptied_server_is_said_in_one_line(server, broker, caplog):
+    """FLUSHALL beside an idle worker: that data are gone, not that three reads are refused."""
+
+    @task
+    async def nothing() -> None:
+        pass
+
+    async with working(broker, nothing, visibility_timeout=1) as worker:
+        await anyio.sleep(0.3)  # it blocks
+        caplog.clear()
+        server.command("FLUSHALL")
+        await until(lambda: len(server.keys()) >= len(STREAMS))
+        await anyio.sleep(1.2)
+        await until(lambda: not worker.health.trouble and not worker.health.refused)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len([line for line in said if "the server was emptied (FLUSHALL" in line]) == 1
+    assert not [line for line in said if "is refused" in line]
 
 
 async def test_a_stream_is_never_trimmed(server, broker):

@@ -380,19 +380,19 @@ class Consumer:
         streams = [keys.stream for keys in self.store.keys.tiers]
         return TierRefusals(what, streams, self.outage, self._clock, self.restore_groups, self._random)
 
-    async def restore_groups(self) -> None:
-        """Create streams and groups that are missing, as far as the server lets us."""
+    async def restore_groups(self) -> BrokerError | None:
+        """Create streams and groups that are missing, and say so. Returns the error if the server refuses that."""
         self.reads.group_missing = False
         try:
             await self.store.ensure_groups()
         except BrokerError as error:
             log.info("%s: not all groups can be created: %s", self.name, error)
+            return error
+        self.outage.note_restored()
+        return None
 
     async def recover(self, loop: str, error: BrokerError, *, longest: float = LONGEST_PAUSE) -> None:
         """Create missing groups again, then wait with backoff, at most `longest` seconds, before the next try."""
         if error.code == "NOGROUP":
-            try:
-                await self.store.ensure_groups()
-            except BrokerError as inner:
-                error = inner
+            error = await self.restore_groups() or error
         await self.outage.wait(loop, error, longest)

@@ -9,6 +9,7 @@ refused) is logged again.
 from __future__ import annotations
 
 import random
+from math import inf
 from typing import Final
 
 import anyio
@@ -31,6 +32,7 @@ _STEPS: Final = {
     "promote": "promoting delayed tasks", "burst": "looking whether the queue is empty",
 }  # fmt: skip
 _ROLE: Final = "worker"  # whose rights are missing
+_ONE_LOSS: Final = 30.0  # seconds in which missing groups are one loss
 _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
 
@@ -47,6 +49,7 @@ class Outage:
         self._error: BrokerError | None = None
         self._lacking: dict[str, tuple[str, str]] = {}  # by loop: what is late, and why
         self._since = 0.0
+        self._restored_at = -inf
         self._refusals = Refusals(name, clock=clock, role=_ROLE)
         self._said = SaidBefore()  # causes of this outage
         self._last_cause = ""
@@ -83,6 +86,16 @@ class Outage:
     def note_refused(self, what: str, error: BrokerError, *, part: str = "") -> None:
         """Note that the server refuses something, which concerns nothing else."""
         self._refusals.note_refused(what, error, part=part)
+
+    def note_restored(self) -> None:
+        """Note that streams or groups were missing and are there again. All loops notice that: it is logged once."""
+        now, before = self._clock.elapsed(), self._restored_at
+        self._restored_at = now
+        if now >= before + _ONE_LOSS:
+            log.warning(
+                "%s: streams or consumer groups were gone, and are created anew: the server was emptied (FLUSHALL, a "
+                "restart without persistence), or somebody deleted them; tasks that waited there are lost", self._name
+            )  # fmt: skip
 
     def note_accepted(self, what: str, part: str = "") -> None:
         """Note that the server refuses something no longer: it has carried it out."""

@@ -31,7 +31,7 @@ class TierRefusals:
         streams: Sequence[str],
         outage: Outage,
         clock: Clock | ServerClock,
-        restore: Callable[[], Awaitable[None]],
+        restore: Callable[[], Awaitable[object]],
         uniform: random.Random,
     ) -> None:
         self.refused: dict[int, float] = {}
@@ -50,7 +50,8 @@ class TierRefusals:
         self._streaks[tier] += 1
         pause = _PAUSE.ceiling(self._streaks[tier]) * self._random.uniform(0.75, 1.0)
         self.refused[tier] = self._clock.elapsed() + pause
-        self._outage.note_refused(self._names[tier], error)
+        if error.code != "NOGROUP" or self._streaks[tier] > 1:  # at first the group is created, and that is said
+            self._outage.note_refused(self._names[tier], error)
 
     def note_accepted(self, tiers: Iterable[int]) -> None:
         """Note that the step of these tiers was carried out."""
