@@ -139,18 +139,18 @@ class Options:
     def _check_numbers(self) -> None:
         for name in ("at", "expires"):
             moment = getattr(self, name)
-            if isinstance(moment, datetime) and moment.tzinfo is None:
-                raise ConfigurationError(
-                    f"{name}={repr_of(moment)} has no time zone: use datetime.now(UTC) and its like"
-                )
+            if isinstance(moment, datetime):
+                if moment.utcoffset() is None:
+                    raise ConfigurationError(
+                        f"{name}={repr_of(moment)} has no time zone: use datetime.now(UTC) and its like"
+                    )
+                bounds.AT.check(min(moment.timestamp(), bounds.LAST_MOMENT), f"{name} of {moment}: Unix seconds")
         for name, bound in _BOUNDS:
             value = getattr(self, name)
             if isinstance(value, int | float | timedelta):
                 seconds = bound.check(value, name)
                 if isinstance(value, timedelta) and name not in _TIMEDELTAS:
                     object.__setattr__(self, name, seconds)
-        if isinstance(self.at, datetime):
-            bounds.AT.check(min(self.at.timestamp(), bounds.LAST_MOMENT), f"at of {self.at}: Unix seconds")
         if isinstance(self.at, int | float):
             bounds.AT.check(self.at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
 
@@ -77,3 +77,26 @@ def test_moments_may_be_numbers_or_aware_datetimes():
     assert Options(at=now, expires=timedelta(hours=1)).at == now
     assert Options(at=now.timestamp(), expires=now).expires == now
     assert Options(delay=timedelta(seconds=3)).delay == timedelta(seconds=3)
+
+
+class Nowhere(tzinfo):
+    """A time zone that does not know its offset: to `datetime` such a time is a naive one."""
+
+    def utcoffset(self, _):
+        return None
+
+    dst = utcoffset
+
+
+@pytest.mark.parametrize("name", ["at", "expires"])
+@pytest.mark.parametrize(
+    ("moment", "says"),
+    [
+        (datetime(2027, 1, 1, tzinfo=Nowhere()), "has no time zone"),
+        (datetime(2027, 1, 1), "has no time zone"),  # noqa: DTZ001
+        (datetime(1, 1, 1, tzinfo=UTC), "of 0001-01-01 00:00:00.*: Unix seconds=-62135596800.0 cannot be used"),
+    ],
+)
+def test_a_time_that_cannot_be_used_is_refused_by_name(name, moment, says):
+    with pytest.raises(ConfigurationError, match=f"{name}.*{says}"):
+        Options(**{name: moment})
