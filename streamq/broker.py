@@ -121,7 +121,10 @@ class RedisBroker:
 
     async def __aenter__(self) -> Self:
         if self._resources is not None:
-            raise ConfigurationError(f"{self!r} is open already: open a broker once")
+            raise ConfigurationError(
+                f"{self!r} is open already: open it once, and use it in the event loop and the thread that opened it; "
+                "elsewhere, open another RedisBroker, or call this one through a portal (anyio.from_thread)"
+            )
         refuse_in_loading_process("a broker")
         resources = self._resources = Resources()
         self._opened_by = anyio.get_current_task().id

@@ -116,7 +116,7 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
         yield make_finding(
             "stranded",
             f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: they never run "
-            "(a group created at $, or XACK without XDEL)",
+            "(a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held them)",
             f"to run them: stop the workers, then {set_id}; to remove them: "
             f"{redis_cli_command('XDEL', stream, *tier.stranded[:3])}",
             stream=stream, entries=list(tier.stranded),

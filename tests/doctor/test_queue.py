@@ -132,6 +132,7 @@ class TestStreams:
         take(server, "w1")
         report = await examined(server.url)
         assert one(report, "stranded").evidence["entries"] == ids
+        assert "XGROUP DELCONSUMER" in one(report, "stranded").message
         server.command("XGROUP", "SETID", STREAM, GROUP, "0")  # the remedy
         take(server, "w1", 100)
         assert "stranded" not in (await examined(server.url)).codes()
