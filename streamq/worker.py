@@ -29,6 +29,7 @@ from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.leaving import Leaving, cancellation_stops, running
+from streamq.consumer.lifespan import check_lifespan, check_manager
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
@@ -55,7 +56,6 @@ log = SafeLog("streamq")
 _BURST_CHECK_EVERY = 0.05  # seconds between two looks whether the queue is empty
 _BURST_HORIZON = 60.0  # seconds: a burst worker waits for tasks that are delayed by less
 _SUSPECT_AFTER = 2
-_A_LIFESPAN = "a function of the worker that returns an async context manager"
 
 Lifespan = Callable[["Worker"], AbstractAsyncContextManager[Any]]
 
@@ -133,7 +133,7 @@ class Worker:
             _check_batch(task, self.concurrency)
         self.burst = check_type("burst", burst, bool, "True or False")
         self.state = State.NEW
-        self._lifespan = None if lifespan is None else check_callable("lifespan", lifespan, _A_LIFESPAN)
+        self._lifespan = None if lifespan is None else check_lifespan(lifespan)
         given = check_items("listeners", listeners, "a list of functions of one argument, an event")
         self._listeners = tuple(
             check_callable("a listener", one, "a function of one argument, an event") for one in given
@@ -202,7 +202,7 @@ class Worker:
         self.state = State.STARTING
         failed: BaseException | None = None
         try:
-            async with self._lifespan(self) if self._lifespan else nullcontext() as state:
+            async with check_manager(self._lifespan(self)) if self._lifespan else nullcontext() as state:
                 try:
                     await self._work(state, task_status)
                 except BrokerError as error:  # a task group of the lifespan would wrap it

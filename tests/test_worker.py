@@ -474,6 +474,19 @@ async def test_the_lifespan_wraps_the_whole_run_and_its_state_is_at_hand(server,
     assert story == ["open starting", 5, "close 0"]
 
 
+async def test_a_lifespan_that_is_no_context_manager_is_refused_with_the_remedy(broker):
+    """An async generator is where the worker is made; what a function returns, where it runs."""
+
+    async def bare(worker):
+        yield
+
+    with pytest.raises(ConfigurationError, match="async generator: decorate it with @contextlib"):
+        Worker(broker, [send], lifespan=bare)
+    worker = Worker(broker, [send], lifespan=lambda worker: bare(worker))  # noqa: PLW0108 - a function around it
+    with pytest.raises(ConfigurationError, match="lifespan has returned an object of type async_generator"):
+        await worker.run()
+
+
 async def test_a_lifespan_that_fails_is_the_error_of_the_run(server, broker):
     """As itself, before anything is read."""
 

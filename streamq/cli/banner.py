@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import platform
 from typing import Any
@@ -44,13 +45,19 @@ def describe(worker: Worker, server: ServerFeatures, *, loop: str, processes: in
             for own_tier, keys in zip(broker.tiers, broker.keys.tiers, strict=True)
         },
         "tasks": sorted(worker.tasks),
-        "middleware": [type(each).__name__ for each in worker.middleware],
+        "middleware": [_name_of(each) for each in (*broker.middleware, *worker.middleware)],
         "concurrency": worker.concurrency,
         "processes": processes,
         "lease": worker.visibility_timeout,
         "grace": worker.grace_period,
         "burst": worker.burst,
     }
+
+
+def _name_of(middleware: Any) -> str:
+    """Return the name of a function, or that of the class of another object."""
+    name = middleware.__name__ if inspect.isroutine(middleware) else type(middleware).__name__
+    return str(name)
 
 
 def banner_text(description: dict[str, Any]) -> str:

@@ -6,24 +6,31 @@ Imports user code, so any error can happen here. Each becomes one line that name
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import streamq
 from streamq.broker import RedisBroker
-from streamq.cli.source_watch import current_directory, relative_name
+from streamq.cli.source_watch import current_directory, installed_folders, relative_name
 from streamq.cli.usage_errors import CommandLineError
+from streamq.consumer.lifespan import check_lifespan
+from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of, str_of, type_name
-from streamq.middleware import MiddlewareChain
+from streamq.errors import ConfigurationError
+from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.tasks.task import Task
+from streamq.wire.argument_types import check_type
 from streamq.worker import Lifespan
 
-_CLI_FOLDER = str(Path(__file__).resolve().parent)
+log = SafeLog("streamq.cli")
+
+_PACKAGE = f"{Path(streamq.__file__).resolve().parent}/"
+_INSTALLED = installed_folders()
 
 
 class LoadingError(CommandLineError):
@@ -36,13 +43,14 @@ class LoadingError(CommandLineError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The content of the modules. `broker_path` is the dotted name of the broker."""
+    """The content of the modules. `broker_path` and `lifespan_path` are dotted names."""
 
     tasks: tuple[Task[Any, Any], ...]
     middleware: MiddlewareChain
     broker: RedisBroker | None = None
     broker_path: str = ""
     lifespan: Lifespan | None = None
+    lifespan_path: str = ""
 
 
 def load(specs: Iterable[str]) -> Loaded:
@@ -61,12 +69,12 @@ def load(specs: Iterable[str]) -> Loaded:
     if not tasks:
         raise LoadingError(f"{', '.join(each.spec for each in found)}: no tasks; name a module that has some")
     broker_path, broker = _only_one("broker", found)
-    _, lifespan = _only_one("lifespan", found)
+    lifespan_path, lifespan = _only_one("lifespan", found)
     chains: dict[int, MiddlewareChain] = {
         id(each.extras["middleware"]): each.extras["middleware"] for each in found if "middleware" in each.extras
     }
     chain = MiddlewareChain(*(link for each in chains.values() for link in each))
-    return Loaded(tuple(tasks.values()), chain, broker, broker_path, lifespan)
+    return Loaded(tuple(tasks.values()), chain, broker, broker_path, lifespan, lifespan_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +132,45 @@ def _tasks_at(spec: str, module: ModuleType, attribute: str) -> list[Task[Any, A
     raise LoadingError(f"{spec} is of type {kind}, not a task: decorate it with @task, or name a list of tasks")
 
 
+# The names with a meaning in a module, and what checks their values as `Worker` does.
+_MEANINGS: dict[str, Callable[[Any], Any]] = {
+    "broker": lambda value: check_type("broker", value, RedisBroker, "a RedisBroker"),
+    "middleware": as_chain,
+    "lifespan": check_lifespan,
+}
+
+
 def _extras(module: ModuleType) -> dict[str, Any]:
-    """Return `broker`, `middleware` and `lifespan` if the module defines them with the right type."""
+    """Return `broker`, `middleware` and `lifespan` of a module. Raises LoadingError for one of a wrong type.
+
+    An imported module of that name is not meant, and a lazy proxy is passed over.
+    """
     extras: dict[str, Any] = {}
-    values = vars(module)
-    if _is(values.get("broker"), RedisBroker):
-        extras["broker"] = values["broker"]
-    if _is(values.get("middleware"), MiddlewareChain):
-        extras["middleware"] = values["middleware"]
-    lifespan = values.get("lifespan")
-    if inspect.isasyncgenfunction(lifespan):
-        raise LoadingError(
-            f"{module.__name__}.lifespan is an async generator: decorate it with @contextlib.asynccontextmanager"
-        )
-    if inspect.isroutine(lifespan):
-        extras["lifespan"] = lifespan
+    for name, check in _MEANINGS.items():
+        value = vars(module).get(name)
+        if value is None or not _has_class(value):
+            continue
+        if isinstance(value, ModuleType):
+            if not value.__name__.startswith("streamq."):
+                log.warning("%s.%s is a module, so the worker does not use it as its %s; import it under another name, "
+                            "or import the %s in it", module.__name__, name, name, name)  # fmt: skip
+            continue
+        try:
+            extras[name] = check(value)
+        except ConfigurationError as error:
+            raise LoadingError(
+                f"{module.__name__}.{error}; or give it another name, also on import (as ...), if it is not for the "
+                f"worker, which uses what a module calls broker, middleware or lifespan",
+                _files_of(module),
+            ) from error
     return extras
+
+
+def _has_class(value: object) -> bool:
+    try:
+        return isinstance(value.__class__, type)
+    except Exception:  # noqa: BLE001 - that of a lazy proxy runs code of the user
+        return False
 
 
 def _only_one(name: str, found: Iterable[_LoadedModule]) -> tuple[str, Any]:
@@ -209,7 +240,9 @@ def _import_name(name: str, place: str) -> ModuleType:
 def _import_error(name: str, place: str, error: BaseException) -> LoadingError:
     """Return the error of a failed import with file and line."""
     frames = _user_frames(error)
-    at = f"{relative_name(frames[-1].filename)}:{frames[-1].lineno}" if frames else place
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(_INSTALLED)), None)
+    last = last or (frames[-1] if frames else None)
+    at = f"{relative_name(last.filename)}:{last.lineno}" if last is not None else place
     text = f"{error}"
     if isinstance(error, SyntaxError) and error.filename:
         at, text = f"{relative_name(error.filename)}:{error.lineno}", str(error.msg)
@@ -228,7 +261,7 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     return [
         frame
         for frame in traceback.extract_tb(frames_of(error))
-        if not frame.filename.startswith(("<frozen", _CLI_FOLDER)) and frame.filename != importlib.__file__
+        if not frame.filename.startswith(("<", _PACKAGE)) and frame.filename != importlib.__file__
     ]
 
 

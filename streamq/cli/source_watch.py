@@ -10,11 +10,16 @@ from pathlib import Path
 
 def loaded_sources() -> list[str]:
     """Return the source files of loaded modules, except those of Python and of installed packages."""
-    installed = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if "lib" in name})
+    installed = installed_folders()
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     return sorted(
         name for name in files if isinstance(name, str) and name.endswith(".py") and not name.startswith(installed)
     )
+
+
+def installed_folders() -> tuple[str, ...]:
+    """Return the folders of Python's library and of installed packages."""
+    return tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if "lib" in name})
 
 
 def relative_name(name: str) -> str:

@@ -35,6 +35,7 @@ class StopSignals:
         self._signals = 0
         self._grace = 0.0
         self._request: Callable[[int], None] | None = None
+        self._obstacle: Callable[[], str] | None = None
 
     def __repr__(self) -> str:
         return f"<StopSignals {self._signals} heard>"
@@ -46,11 +47,15 @@ class StopSignals:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_default_signals)
 
-    def pass_on(self, request: Callable[[int], None], *, grace: float) -> None:
+    def pass_on(
+        self, request: Callable[[int], None], *, grace: float, obstacle: Callable[[], str] | None = None
+    ) -> None:
         """Call `request` with each level from now on, in the main thread or in that of the supervisor's channel.
 
-        `grace` (s) is how long running tasks may take after the first.
+        `grace` (s) is how long running tasks may take after the first. `obstacle` says what keeps the process when its
+        time is over, as the end of a sentence.
         """
+        self._obstacle = obstacle
         self._grace = grace
         self._request = request
         if self._signals:  # heard between two steps
@@ -61,7 +66,7 @@ class StopSignals:
         if self._request is None:
             exit_now(0)
         self._request(level)
-        exit_after(self._grace + _MARGIN if level == 1 else _AT_ONCE)
+        exit_after(self._grace + _MARGIN if level == 1 else _AT_ONCE, self._obstacle)
 
     def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002 - as `signal` calls it
         self._signals += 1
@@ -99,12 +104,13 @@ def exit_now(code: int, words: bytes = b"") -> NoReturn:
     os._exit(code)
 
 
-def exit_after(seconds: float) -> None:
+def exit_after(seconds: float, obstacle: Callable[[], str] | None = None) -> None:
     """Exit with 1 after this time even if the event loop or the interpreter waits for what never ends."""
 
     def end() -> None:
         time.sleep(seconds)
-        _try_for(_LAST_WORDS, lambda: log.error("not stopped within %g s: exiting", seconds))
+        why = obstacle() if obstacle is not None else ""
+        _try_for(_LAST_WORDS, lambda: log.error("not stopped within %g s%s: exiting", seconds, why))
         exit_now(1)
 
     with contextlib.suppress(RuntimeError):  # no thread to be had: the next signal, or SIGKILL, ends it

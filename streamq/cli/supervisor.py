@@ -147,9 +147,10 @@ class _Supervisor:
             self._stopped.set()
             action = {1: "draining", 2: "releasing the running tasks of"}.get(self.stop_level, "killing")
             log.info(
-                "%s %d processes%s",
+                "%s %d process%s%s",
                 action,
                 len(self._children),
+                "es" * (len(self._children) != 1),
                 "; press Ctrl-C or send SIGTERM again to stop now" * (self.stop_level == 1),
             )
             if self.stop_level > 2:

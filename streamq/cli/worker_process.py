@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,6 +18,7 @@ import redis.exceptions
 
 from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
+from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
 from streamq.cli.loading import Loaded, LoadingError, load
 from streamq.cli.options import SIGNING_OPTIONS
@@ -37,6 +39,7 @@ from streamq.worker import State, Worker
 
 log = SafeLog("streamq.cli")
 
+_LIFESPAN_END = 5.0  # seconds for a lifespan to end after the second request; that ends the process after 10 s
 _SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
 
 
@@ -52,29 +55,39 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
     typing.clear_overloads()  # those of redis-py take half a MiB and only tools read them; user modules come later
     try:
         loaded = load(settings.modules)
-        worker = _make_worker(settings, loaded)
+        lifespan = None if loaded.lifespan is None else AppLifespan(loaded.lifespan_path, loaded.lifespan)
+        worker = _make_worker(settings, loaded, lifespan)
     except LoadingError as problem:
         if channel is not None:
             channel.send(files=[*loaded_sources(), *problem.files])
         raise
     if channel is not None:
         channel.send(files=loaded_sources())
-    process = _WorkerRun(settings, loaded, worker, stops, channel, loop="uvloop" if use_uvloop else settings.backend)
+    loop = "uvloop" if use_uvloop else settings.backend
+    process = _WorkerRun(settings, loaded, worker, lifespan, stops, channel, loop=loop)
     hear_signals_apart()
+    _exit(_run_to_its_end(process, use_uvloop=use_uvloop))
+
+
+def _run_to_its_end(process: _WorkerRun, *, use_uvloop: bool) -> int:
+    """Return the exit code. Raises CommandLineError for a usage error that only the run has found."""
     try:
-        run(process.main, backend=settings.backend, use_uvloop=use_uvloop, own_signals=True)
+        run(process.main, backend=process.settings.backend, use_uvloop=use_uvloop, own_signals=True)
     except KeyboardInterrupt:
-        _exit(130)
+        return 130
     except (CommandLineError, SystemExit):
         raise
+    except LifespanFailedError as failure:
+        failure.log()
+        return 1
     except Exception:
         log.exception("the worker failed")
-        _exit(1)
+        return 1
     except BaseException as error:  # noqa: BLE001 - a cancellation: signals are none
         what = "the worker was ended by %r: has a handler cancelled a task that is not its own?"
         log.error(what, error)  # noqa: TRY400 - its trace is our own
-        _exit(1)
-    _exit(0)
+        return 1
+    return 0
 
 
 def _check_url(settings: Settings) -> None:
@@ -96,7 +109,7 @@ def _choose_uvloop(settings: Settings) -> bool:
     return installed if settings.uvloop is None else settings.uvloop
 
 
-def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
+def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> Worker:
     """Make the worker. Raises CommandLineError if its options cannot be used."""
     broker = _choose_broker(settings, loaded)
     own = {tier.name: tier.weight for tier in broker.tiers}
@@ -109,7 +122,7 @@ def _make_worker(settings: Settings, loaded: Loaded) -> Worker:
         return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
             prefetch_bytes=settings.prefetch_bytes,
-            visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=loaded.lifespan,
+            visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=lifespan,
             name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
             unknown_wait=settings.unknown_wait,
         )  # fmt: skip
@@ -145,17 +158,21 @@ class _WorkerRun:
     """One run of a worker. Signals and the supervisor can stop it."""
 
     def __init__(
-        self, settings: Settings, loaded: Loaded, worker: Worker, stops: StopSignals,
+        self, settings: Settings, loaded: Loaded, worker: Worker, lifespan: AppLifespan | None, stops: StopSignals,
         channel: SupervisorChannel | None, *, loop: str,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.loaded = loaded
         self.worker = worker
+        self.lifespan = lifespan
         self.stops = stops
         self.channel = channel
         self.loop = loop
         self._stop_level = 0
-        self._scope: anyio.CancelScope | None = None  # cancelled to stop a worker that has not started
+        self._stop_asked = 0.0  # by `time.monotonic`, 0 if not yet
+        self._scope: anyio.CancelScope | None = None  # cancelled to stop what is no worker yet, or no more
+        if lifespan is not None:
+            lifespan.on_end, lifespan.patience = self._limit_end, self._left_of_grace
 
     def __repr__(self) -> str:
         return f"<_WorkerRun {self.worker!r} stop_level={self._stop_level}>"
@@ -167,8 +184,9 @@ class _WorkerRun:
         try:
             with anyio.CancelScope() as self._scope:
                 self.stops.pass_on(
-                    lambda level: schedule(partial(self._request_stop, level)), grace=self.settings.grace
-                )
+                    lambda level: schedule(partial(self._request_stop, level)), grace=self.settings.grace,
+                    obstacle=None if self.lifespan is None else self.lifespan.obstacle,
+                )  # fmt: skip
                 try:
                     await self._run_worker()
                 except Exception as error:  # noqa: BLE001 - raised below, when the end is watched
@@ -177,7 +195,8 @@ class _WorkerRun:
             ignore()
             exit_after(_SHUTDOWN_TIMEOUT)
         if failed is not None:
-            raise failed
+            own = None if self.lifespan is None else self.lifespan.failure
+            raise own if own is not None and own.error is failed else failed
 
     async def _run_worker(self) -> None:
         settings, worker = self.settings, self.worker
@@ -190,6 +209,16 @@ class _WorkerRun:
             await worker.run(task_status=_CallOnStarted(self._ready))
             log.info("worker %s ended", worker.name)
 
+    def _limit_end(self) -> None:
+        """Leave the lifespan some time if the second request came before its end began."""
+        if self._stop_level > 1 and self._scope is not None:
+            self._scope.deadline = anyio.current_time() + _LIFESPAN_END
+
+    def _left_of_grace(self) -> float:
+        """Return the seconds until the grace period is over, 1 s at least."""
+        elapsed = time.monotonic() - self._stop_asked if self._stop_asked else 0.0
+        return max(1.0, self.settings.grace - elapsed)
+
     def _ready(self) -> None:
         _freeze_garbage_collector()
         if self.channel is not None:
@@ -200,12 +229,17 @@ class _WorkerRun:
         worker = self.worker
         while self._stop_level < min(level, 2):
             self._stop_level += 1
-            if worker.state in (State.NEW, State.STARTING) and self._scope is not None:
+            self._stop_asked = self._stop_asked or time.monotonic()
+            if self._scope is not None and worker.state in (State.NEW, State.STARTING):
                 if self._stop_level > 1:
                     log.warning("the start does not end when it is cancelled: exiting")
                     exit_now(1)
                 log.info("stopping before the worker has started")
                 self._scope.cancel()
+            elif self._scope is not None and self.lifespan is not None and self.lifespan.is_ending:
+                if self._stop_level > 1:
+                    log.warning("cancelling the end of %s", self.lifespan.name)
+                    self._scope.cancel()
             elif self._stop_level == 1:
                 running = worker.health.running
                 again = "" if self.channel is not None else "; send the signal again to stop now"

@@ -384,7 +384,8 @@ class Settler:
         """Count deliveries that another consumer settled first, or reclaimed."""
         self.superseded += count
         self.counting.of(delivery).superseded += count
-        log.info("%d deliveries of tier %s were settled by another consumer first", count, delivery.tier_name)
+        shown = "1 delivery was" if count == 1 else f"{count} deliveries were"
+        log.info("%s settled by another consumer first, in tier %s", shown, delivery.tier_name)
         self._listeners.emit(Superseded(delivery))
 
 

@@ -26,11 +26,21 @@ def modules(app):
         "a = task(name='same')(one)\nb = task(name='same')(two)\n"
     )
     (app / "generator.py").write_text("from app import send\nasync def lifespan(worker):\n    yield\n")
+    for name, line in MEANT.items():
+        (app / f"{name}.py").write_text(f"from app import send\n{line}\n")
+    (app / "option.py").write_text("from streamq import task\n\n@task(retires=3)\nasync def f(): ...\n")
+    (app / "minute.py").write_text("from streamq import task\n\n@task(cron='61 * * * *')\nasync def f(): ...\n")
     (app / "bad-name.py").write_text("")
     (app / "sub").mkdir()
     (app / "sub" / "json.py").write_text("from streamq import task\n@task\nasync def f(): pass\n")
 
 
+MEANT = {
+    "chain": "middleware = [print]", "function": "async def middleware(context, call_next): ...",
+    "url": "broker = 'redis://'", "number": "lifespan = 1", "coroutine": "async def lifespan(worker): ...",
+    "simple": "def lifespan(worker):\n    yield",
+}  # fmt: skip
+OTHER = "; or give it another name, also on import (as ...)"
 NOWHERE = "redis://:hunter2@localhost:1"
 # fmt: off
 WRONG = {
@@ -50,6 +60,16 @@ WRONG = {
     "file name": (["worker", "bad-name.py"], ["rename the file"]),
     "hidden file": (["worker", "sub/json.py"], ["is shadowed by", "rename the file"]),
     "lifespan": (["worker", "generator"], ["async generator", "@contextlib.asynccontextmanager"]),
+    "middleware in a list": (["worker", "chain"], [
+        "chain.middleware is of type list: give a MiddlewareChain, as in MiddlewareChain(first, second)", OTHER,
+    ]),
+    "middleware alone": (["worker", "function"], ["function.middleware is of type function: give a Middle", OTHER]),
+    "broker by its url": (["worker", "url"], ["url.broker is of type str: give a RedisBroker", OTHER]),
+    "lifespan of a wrong type": (["worker", "number"], ["number.lifespan is of type int: give a function", OTHER]),
+    "lifespan without yield": (["worker", "coroutine"], ["lifespan is a coroutine function", "one 'yield'", OTHER]),
+    "lifespan not async": (["worker", "simple"], ["lifespan is a generator function: write 'async def'", OTHER]),
+    "option of a task": (["worker", "option"], ["@task has no option retires", "(option.py:3)"]),
+    "schedule of a task": (["worker", "minute"], ["Bad minute", "(minute.py:3)"]),
     "no server": (["worker", "app", "--url", NOWHERE], ["no connection to localhost:1", "--url or STREAMQ_URL"]),
     "no server, supervised": (["worker", "app", "-p", "2", "--url", NOWHERE], ["no connection to localhost:1"]),
     "enqueue, no server": (["enqueue", "send", "--url", NOWHERE], ["no connection to localhost:1", "--url"]),

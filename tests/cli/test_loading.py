@@ -63,3 +63,19 @@ def test_one_that_is_asked_for_tasks_is_one_line(module, name, says):
     """With what it raised."""
     with pytest.raises(LoadingError, match=f"{name} {says}"):
         load([name])
+
+
+@pytest.mark.parametrize(
+    ("line", "warned"), [("import json as broker", True), ("from streamq import middleware", False)]
+)
+def test_an_imported_module_of_such_a_name_is_not_meant(tmp_path, monkeypatch, caplog, line, warned):
+    """It is named in the log: the broker may be in it. One of ours is no mistake."""
+    (tmp_path / "imports_one.py").write_text(f"from streamq import task\n{line}\n\n@task\nasync def hello(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        loaded = load(["imports_one"])
+    finally:
+        sys.modules.pop("imports_one", None)
+    assert loaded.broker is None
+    assert len(loaded.middleware) == 0
+    assert ("imports_one.broker is a module, so the worker does not use it" in caplog.text) == warned

@@ -151,14 +151,22 @@ def test_a_module_may_define_broker_middleware_and_lifespan(streamq, valkey, app
 import contextlib
 from streamq import RedisBroker, task
 from streamq.middleware import MiddlewareChain
-broker = RedisBroker({valkey.url!r}, namespace="mine")
+
+class Quiet:
+    async def __call__(self, context, call_next):
+        return await call_next(context)
+
+broker = RedisBroker({valkey.url!r}, namespace="mine", middleware=MiddlewareChain(Quiet()))
+
+async def plain(context, call_next):
+    return await call_next(context)
 
 class Loud:
     async def __call__(self, context, call_next):
         print("before", context.delivery.state, flush=True)
         return await call_next(context)
 
-middleware = MiddlewareChain(Loud())
+middleware = MiddlewareChain(Loud(), plain)
 
 @contextlib.asynccontextmanager
 async def lifespan(worker):
@@ -177,7 +185,7 @@ async def hello():
     lines = [line for line in output.splitlines() if line in ("up", "down", "hello", "before resource", "sent b 1")]
     assert lines == ["up", "before resource", "hello", "before resource", "sent b 1", "down"]
     assert "(from pack.parts.broker)" in output
-    assert "Loud" in output
+    assert "Quiet > Loud > plain" in output
 
 
 LOOK = """
