@@ -21,8 +21,9 @@ PUBLIC = {
     """,
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
-        DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EncodingError LeftOpenError
-        MessageError MissingExtraError NotDurableError NotHeldError NotOpenError OutcomeUnknownError
+        DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EffectNotBegunError
+        EncodingError LeftOpenError MessageError MissingExtraError NotDurableError NotHeldError NotOpenError
+        OutcomeUnknownError
         PayloadTooLargeError ProcessDiedError ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError
         ResultTypeError RetryLater SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError
         UndecodableError UnrecordableError WrongLoopError

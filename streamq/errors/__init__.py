@@ -24,11 +24,11 @@ from streamq.errors.requests import (
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
-    "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError",
-    "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError",
-    "Reject", "ResultNotKeptError", "ResultTimeoutError", "ResultTypeError", "RetryLater", "SignatureError",
-    "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError",
-    "WrongLoopError",
+    "EffectNotBegunError", "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError",
+    "NotHeldError", "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError",
+    "ProcessHandlerError", "Reject", "ResultNotKeptError", "ResultTimeoutError", "ResultTypeError", "RetryLater",
+    "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
+    "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -117,6 +117,19 @@ class OutcomeUnknownError(BrokerError, ConnectionError):
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
         self.task_id = task_id
         super().__init__(message, code="UNKNOWN")
+
+
+class EffectNotBegunError(BrokerError, RetryLater):
+    """Raised by `once` in a run of a task if the server could not be asked whether the effect may begin: nothing began.
+
+    `key` is that of the effect, `after` when (s) to try again. A handler that lets it pass is run again after that
+    time, and spends no attempt.
+    """
+
+    def __init__(self, key: str, why: str, *, code: str, after: float) -> None:
+        self.key = key
+        RetryLater.__init__(self, f"the effect {key!r} cannot begin: {why}", after=after)
+        self.code = code
 
 
 class NotDurableError(OutcomeUnknownError):

@@ -47,9 +47,10 @@ class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a fail
 
 
 class EffectInProgressError(RetryLater):
-    """Raised by `once` if another run has the effect. `after` is the rest of its lease (s).
+    """Raised by `once` if another run has the effect. `after` is when (s) to look again.
 
-    A handler that lets it pass is run again after that time, and spends no attempt.
+    That is as long as the effect has been in progress: at least 0.5 s, at most the rest of the other run's lease. A
+    handler that lets it pass is run again after that time, and spends no attempt.
     """
 
     def __init__(self, key: str, *, after: float) -> None:

@@ -26,7 +26,7 @@ class Idempotency:
     `key` is a format string over the task's arguments ("payment:{payment_id}"), or a function of the context. Without
     one it is the group and the task's id, so that a task that is delivered twice runs once. A run that fails is not
     recorded. A run in progress is leased for `lease` seconds and renewed. Another run of the key waits up to `wait`
-    seconds for its end, in its slot, and then goes to the delayed set until that lease is over.
+    seconds for its end, in its slot, and then goes to the delayed set for as long as the run has taken by then.
 
     Raises ConfigurationError for a value that cannot be used.
     """

@@ -7,13 +7,19 @@ run that was overtaken can do none of them. Such a run can still make the effect
 effect by the token where it takes place (`UPDATE ... WHERE fence < token`).
 Cost: two round trips, and one more every third of the lease.
 
+A rival comes back after as long as the effect has been in progress by then (the token is when it began), and at the end
+of its lease at the latest. So it comes at most twice as late as the effect ends, and its tries are few: each is twice
+as late as the one before.
+
 This module knows no worker and no middleware. It uses the store of the given broker, or that of the running handler.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import anyio
@@ -27,9 +33,10 @@ from streamq.errors import (
     ConfigurationError,
     EffectInProgressError,
     EffectLostError,
+    EffectNotBegunError,
     UnrecordableError,
 )
-from streamq.handlers.context import current_store
+from streamq.handlers.context import current_store, delivery_var
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.scripts import step
@@ -43,6 +50,10 @@ LEASE: Final = 30.0  # seconds after the last renewal until another run can take
 _SHORTEST: Final = 0.1  # seconds
 _PAUSES: Final = (0.05, 1.0)  # seconds between two tries to record an effect: the first pause, and the longest
 _POLL_EVERY: Final = 1.0  # seconds between two tries of a run that waits and may not subscribe
+_FIRST_AGAIN: Final = 0.5  # seconds after which a rival comes back, at least
+_SERVER_AGAIN: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
+_BEGINNING: Final = "beginning an effect"
+_WAIT: Final = "its tasks wait, and everything else goes on"
 _RELEASE_WITHIN: Final = 2.0  # seconds that a cancelled run has to release its effect
 
 
@@ -128,8 +139,9 @@ def once(
     waits up to `wait` seconds for its end. Without a `broker` the queue is that of the running worker.
 
     Raises EffectInProgressError if another run has the effect; EffectLostError if another run has taken it over, in
-    which case the block was cancelled or its result was not recorded. Both are RetryLater. Raises BrokerError if the
-    server cannot be used, LookupError without broker and worker, ConfigurationError for a value that cannot be used.
+    which case the block was cancelled or its result was not recorded; EffectNotBegunError if the server cannot be asked
+    in a run of a task. These are RetryLater. Raises BrokerError if the server cannot be used otherwise, LookupError
+    without broker and worker, ConfigurationError for a value that cannot be used.
     """
     return once_for("", key, ttl=ttl, lease=lease, wait=wait, broker=broker)
 
@@ -144,7 +156,14 @@ async def once_for(
     lease = bounds.EFFECT_LEASE.check(lease)
     wait = bounds.EFFECT_WAIT.check(wait)
     record = _EffectRecord(current_store() if broker is None else broker.store, owner, key, ttl, lease)
-    effect = await record.begin(wait)
+    try:
+        effect = await record.begin(wait)
+    except BrokerError as error:
+        # What is in the key of a type that is not ours stays there, so waiting does not help.
+        if delivery_var.get() is None or error.code == "WRONGTYPE":
+            raise
+        after = random.uniform(_SERVER_AGAIN, 2 * _SERVER_AGAIN)
+        raise EffectNotBegunError(key, str(error), code=error.code, after=after) from error
     if effect.done:
         yield effect
         return
@@ -173,6 +192,19 @@ async def once_for(
         raise EffectLostError(key, effect.token, after=lease)
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Another run has the effect: for how long (s) its lease is valid, and since when (s) the effect is in progress."""
+
+    lease_left: float
+    age: float
+
+    @property
+    def again_after(self) -> float:
+        """When (s) a rival is to come back."""
+        return min(self.lease_left, max(_FIRST_AGAIN, self.age))
+
+
 class _EffectRecord:
     """The record of one key, for the run that wants to make its effect."""
 
@@ -197,7 +229,7 @@ class _EffectRecord:
         if isinstance(found, Effect):
             return found
         if not wait:
-            raise EffectInProgressError(self._key, after=found)
+            raise EffectInProgressError(self._key, after=found.again_after)
         try:
             async with self._store.client.subscriber() as subscriber:
                 await subscriber.subscribe(*self._keys)
@@ -205,8 +237,8 @@ class _EffectRecord:
                 while not isinstance(found := await self._try_begin(), Effect):
                     left = end - now()
                     if left <= 0:
-                        raise EffectInProgressError(self._key, after=found)
-                    with anyio.move_on_after(min(left, found)):
+                        raise EffectInProgressError(self._key, after=found.again_after)
+                    with anyio.move_on_after(min(left, found.lease_left)):
                         await subscriber.receive()
         except redis.exceptions.RedisError as error:
             problem = translated(error)
@@ -221,18 +253,18 @@ class _EffectRecord:
         while not isinstance(found := await self._try_begin(), Effect):
             left = end - now()
             if left <= 0:
-                raise EffectInProgressError(self._key, after=found)
-            await anyio.sleep(min(left, found, _POLL_EVERY))
+                raise EffectInProgressError(self._key, after=found.again_after)
+            await anyio.sleep(min(left, found.lease_left, _POLL_EVERY))
         return found
 
-    async def _try_begin(self) -> Effect | float:
-        """Return the effect, or the rest of the lease (s) of the run that has it."""
+    async def _try_begin(self) -> Effect | _Taken:
+        """Return the effect, or what is known of the run that has it."""
         asked_at = self._store.clock.elapsed()
         state, token, *rest = await self._ask(
-            "beginning an effect", step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
+            _BEGINNING, step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
         )
         if state == b"taken":
-            return float(rest[0]) / 1000
+            return _Taken(float(rest[0]) / 1000, float(rest[1]) / 1000)
         self._lease_ends = asked_at + self._lease
         return Effect(self._key, int(token), rest[0] if rest else None)
 
@@ -288,12 +320,14 @@ class _EffectRecord:
             await self._ask("releasing an effect", step("once_end")(self._keys, effect.token, self._ms(self._ttl)))
 
     async def _ask(self, what: str, command: Command) -> Any:
-        """Carry out a step. A missing right is named in the health of the worker, too. Raises BrokerError."""
+        """Carry out a step. A refusal is named in the health of the worker, too. Raises BrokerError."""
         refusals = self._store.refusals
         try:
             reply = await self._store.one(command)
         except BrokerError as error:
-            if error.code == "NOPERM":  # another refusal is about this key, and the error of the run says it
+            if what == _BEGINNING and error.code != "WRONGTYPE":
+                refusals.note_failed(what, error, then=_WAIT)
+            elif error.code == "NOPERM":  # another refusal is about this key, and the error of the run says it
                 refusals.note_refused(what, error)
             raise
         if refusals:
