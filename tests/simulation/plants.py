@@ -74,7 +74,8 @@ def acknowledge_before_run(stack: ExitStack) -> None:
 @plant
 def renew_without_owner(stack: ExitStack) -> None:
     """P3, P4: a worker that lost a delivery takes it back when it renews."""
-    _rewritten(stack, "renew", "holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) and kept or lost", "kept")
+    held = "(holds(KEYS[k], ARGV[1], ARGV[2], ARGV[i]) or dropped_entry(KEYS[k], ARGV[1], ARGV[i]))"
+    _rewritten(stack, "renew", f"{held} and kept or lost", "kept")
 
 
 @plant
