@@ -615,8 +615,6 @@ def test_an_embedded_server_has_no_password(url):
 async def test_a_second_open_says_where_a_broker_may_be_used(anyio_backend):
     """In another thread, say: it is opened once, and used where it was opened."""
     async with RedisBroker("memory://") as broker:
-        with pytest.raises(
-            ConfigurationError, match="in the event loop and the thread that opened it; elsewhere, open"
-        ):
+        with pytest.raises(ConfigurationError, match="the thread that opened it; elsewhere, open"):
             await broker.__aenter__()
         await broker.client.command("PING")
