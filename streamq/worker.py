@@ -29,7 +29,7 @@ from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.leaving import Leaving, cancellation_stops, running
-from streamq.consumer.lifespan import check_lifespan, check_manager
+from streamq.consumer.lifespan import CUT_SHORT, check_lifespan, check_manager
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
@@ -200,11 +200,12 @@ class Worker:
         self._owner = self.broker.client.owner
         self._owner.check()
         self.state = State.STARTING
-        failed: BaseException | None = None
+        failed: BaseException | None = ConfigurationError(CUT_SHORT)
         try:
             async with check_manager(self._lifespan(self)) if self._lifespan else nullcontext() as state:
                 try:
                     await self._work(state, task_status)
+                    failed = None
                 except BrokerError as error:  # a task group of the lifespan would wrap it
                     failed = error
                 except BaseExceptionGroup as group:

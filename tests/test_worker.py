@@ -487,6 +487,41 @@ async def test_a_lifespan_that_is_no_context_manager_is_refused_with_the_remedy(
         await worker.run()
 
 
+@pytest.mark.parametrize("how", ["its scope", "its timeout", "swallowed"])
+async def test_a_lifespan_that_ends_the_run_is_an_error_of_its_own(server, broker, how):
+    """The worker has not been told to stop: nobody starts again what ended well."""
+
+    @asynccontextmanager
+    async def lifespan(worker):
+        with anyio.CancelScope() as scope, anyio.move_on_after(0.3 if how == "its timeout" else None):
+            async with anyio.create_task_group() as group:
+
+                async def disturb():
+                    await anyio.sleep(0.3)
+                    if how == "its scope":
+                        scope.cancel()
+                    if how == "swallowed":
+                        raise ValueError("swallowed")
+
+                group.start_soon(disturb)
+                try:
+                    yield
+                finally:
+                    group.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def swallowing(worker):
+        try:
+            async with lifespan(worker):
+                yield
+        except ExceptionGroup:
+            pass
+
+    worker = Worker(broker, [send], lifespan=swallowing)
+    with anyio.fail_after(10), pytest.raises(ConfigurationError, match="lifespan has ended the run of its worker"):
+        await worker.run()
+
+
 async def test_a_lifespan_that_fails_is_the_error_of_the_run(server, broker):
     """As itself, before anything is read."""
 
