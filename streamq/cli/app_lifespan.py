@@ -37,7 +37,7 @@ class LifespanFailedError(Exception):
         error = self.error
         if error.__cause__ is None and not isinstance(error.__context__, Exception):
             error.__suppress_context__ = True  # a cancellation
-        own = error.with_traceback(self._trace or error.__traceback__)
+        own = error.with_traceback(self._trace)
         log.exception("%s", str(self), error=own)  # noqa: LOG004 - it is given
 
 

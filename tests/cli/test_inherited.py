@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import PATIENCE, ROOT
 from tests.servers import fresh_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -133,3 +135,34 @@ def test_a_start_in_a_removed_directory(works, start, tmp_path_factory, url):
     assert worker.ended() == 2
     assert "the current directory has been removed" in worker.output
     assert "Traceback" not in worker.output
+
+
+OWN_PROGRAM = """
+import os, signal
+import anyio
+from streamq import RedisBroker, Worker
+from works import dies
+
+async def main():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    async with RedisBroker("memory://") as broker:
+        await broker.enqueue(dies)
+        await Worker(broker, tasks=[dies], burst=True).run()
+        print("dead letters:", await broker.client.xlen("queue:dead"))
+
+anyio.run(main, backend=BACKEND, backend_options=OPTIONS)
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_worker_in_a_program_that_blocks_sigchld_knows_of_the_end_of_a_process(works, loop):
+    """uvloop hears of it by that signal alone. The pool of processes unblocks it."""
+    backend = "trio" if loop == "trio" else "asyncio"
+    options = {"use_uvloop": True} if loop == "uvloop" else {}
+    (works / "own.py").write_text(OWN_PROGRAM.replace("BACKEND", repr(backend)).replace("OPTIONS", repr(options)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "own.py"], cwd=works, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+        check=True,
+    )  # fmt: skip
+    assert "dead letters: 1" in ended.stdout
