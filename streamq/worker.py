@@ -29,7 +29,7 @@ from streamq.consumer.handler import Handler
 from streamq.consumer.joining import create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.leaving import Leaving, cancellation_stops, running
-from streamq.consumer.lifespan import CUT_SHORT, check_lifespan, check_manager
+from streamq.consumer.lifespan import check_lifespan, check_manager
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
@@ -41,7 +41,7 @@ from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import BrokerError, ConfigurationError, TaskNameError
+from streamq.errors import BrokerError, ConfigurationError, LifespanEndedError, TaskNameError
 from streamq.middleware.chain import MiddlewareChain, Resident, as_chain
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
@@ -200,7 +200,7 @@ class Worker:
         self._owner = self.broker.client.owner
         self._owner.check()
         self.state = State.STARTING
-        failed: BaseException | None = ConfigurationError(CUT_SHORT)
+        failed: BaseException | None = LifespanEndedError()
         try:
             async with check_manager(self._lifespan(self)) if self._lifespan else nullcontext() as state:
                 try:

@@ -22,11 +22,10 @@ PUBLIC = {
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError ConfigurationError
         DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError EffectNotBegunError
-        EncodingError LeftOpenError MessageError MissingExtraError NotDurableError NotHeldError NotOpenError
-        OutcomeUnknownError
-        PayloadTooLargeError ProcessDiedError ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError
-        ResultTypeError RetryLater SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError
-        UndecodableError UnrecordableError WrongLoopError
+        EncodingError LeftOpenError LifespanEndedError MessageError MissingExtraError NotDurableError
+        NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError ProcessDiedError ProcessHandlerError
+        Reject ResultNotKeptError ResultTimeoutError ResultTypeError RetryLater SignatureError StreamqError
+        TaskFailedError TaskNameError TaskTimeoutError UndecodableError UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

@@ -18,7 +18,7 @@ from streamq.consumer import cancellation
 from streamq.consumer import consumer as consumers
 from streamq.consumer.events import Recovered, Settled, Started, Superseded, Trouble
 from streamq.dead_letter import DeadLetterQueue
-from streamq.errors import BrokerUnavailableError, ConfigurationError, TaskNameError
+from streamq.errors import BrokerUnavailableError, ConfigurationError, LifespanEndedError, TaskNameError
 from streamq.queue import lease_commands
 from streamq.tasks.outcome import Ack, DeadLetter, Postpone, Retry
 from streamq.worker import State
@@ -518,7 +518,7 @@ async def test_a_lifespan_that_ends_the_run_is_an_error_of_its_own(server, broke
             pass
 
     worker = Worker(broker, [send], lifespan=swallowing)
-    with anyio.fail_after(10), pytest.raises(ConfigurationError, match="lifespan has ended the run of its worker"):
+    with anyio.fail_after(10), pytest.raises(LifespanEndedError):
         await worker.run()
 
 

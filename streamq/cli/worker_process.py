@@ -32,7 +32,7 @@ from streamq.client import scheduler
 from streamq.client.server_features import ServerFeatures
 from streamq.consumer.cancellation import hear_signals_apart
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, StreamqError
+from streamq.errors import BrokerError, LifespanEndedError, StreamqError
 from streamq.queue.server_errors import passes, translated
 from streamq.queue.server_url import ServerUrl
 from streamq.worker import State, Worker
@@ -196,6 +196,8 @@ class _WorkerRun:
             exit_after(_SHUTDOWN_TIMEOUT)
         if failed is not None:
             own = None if self.lifespan is None else self.lifespan.failure
+            if isinstance(failed, LifespanEndedError) and self.lifespan is not None:
+                raise LifespanFailedError(self.lifespan.name, "end", failed)
             raise own if own is not None and own.error is failed else failed
 
     async def _run_worker(self) -> None:

@@ -11,10 +11,6 @@ from streamq.errors import ConfigurationError
 from streamq.wire.argument_types import check_callable
 
 _WANTED: Final = "a function of the worker that returns an async context manager"
-CUT_SHORT: Final = (
-    "lifespan has ended the run of its worker: a cancel scope around its yield was cancelled, or it has swallowed what "
-    "was raised there; call worker.stop() to end the worker, and let errors out"
-)
 _REMEDY: Final = "decorate it with @contextlib.asynccontextmanager"
 
 

@@ -23,12 +23,12 @@ from streamq.errors.requests import (
 
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
-    "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError", "EffectLostError",
-    "EffectNotBegunError", "EncodingError", "LeftOpenError", "MessageError", "MissingExtraError", "NotDurableError",
-    "NotHeldError", "NotOpenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError",
-    "ProcessHandlerError", "Reject", "ResultNotKeptError", "ResultTimeoutError", "ResultTypeError", "RetryLater",
-    "SignatureError", "StreamqError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
-    "UnrecordableError", "WrongLoopError",
+    "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError",
+    "EffectLostError", "EffectNotBegunError", "EncodingError", "LeftOpenError", "LifespanEndedError",
+    "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OutcomeUnknownError",
+    "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError", "Reject", "ResultNotKeptError",
+    "ResultTimeoutError", "ResultTypeError", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError",
+    "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -241,6 +241,16 @@ class LeftOpenError(StreamqError, RuntimeError):
         self.task = task
         hint = where or ": leave it before the handler ends; if an async generator opens it, use contextlib.aclosing"
         super().__init__(f"task {task!r} ended and left a cancel scope or a task group open{hint}")
+
+
+class LifespanEndedError(StreamqError, RuntimeError):
+    """Raised if the lifespan of a worker has ended its run: by its own cancel scope, or as it swallowed an error."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "lifespan has ended the run of its worker: a cancel scope around its yield was cancelled, or it has "
+            "swallowed what was raised there; call worker.stop() to end the worker, and let errors out"
+        )
 
 
 class ProcessHandlerError(StreamqError):

@@ -66,6 +66,14 @@ def test_one_that_fails_is_named(app, streamq, url, anyio_backend, when):
     assert "the worker failed" not in output
 
 
+def test_one_that_ends_the_run_by_itself_is_a_failure(app, streamq, url, anyio_backend):
+    """Exit code 1: a service manager starts it again, and so does a supervisor."""
+    write(app, "with anyio.move_on_after(0.5):", "    yield")
+    code, output = streamq("worker", "held", "--url", url, "--backend", anyio_backend)
+    assert code == 1
+    assert "held.lifespan failed at its end: streamq.errors.LifespanEndedError: lifespan has ended" in output
+
+
 def test_an_error_of_redis_in_a_lifespan_is_no_error_of_the_url(app, streamq, url, anyio_backend):
     """The client of the app is not that of the worker."""
     write(app, "from redis.exceptions import AuthenticationError", "raise AuthenticationError('not mine')", "yield")
