@@ -8,6 +8,8 @@ the first link that was added is outermost. This module knows no limit and no ci
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from inspect import CORO_CREATED, getcoroutinestate
+from types import CoroutineType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from streamq.diagnostics.safe_text import repr_of
@@ -137,14 +139,43 @@ def as_chain(middleware: MiddlewareChain | None) -> MiddlewareChain:
 
 
 def _wrap_run(link: Any, call_next: CallNext) -> CallNext:
-    def call(context: Context) -> Awaitable[Any]:
-        return link(context, call_next)  # type: ignore[no-any-return]
+    async def call(context: Context) -> Any:
+        begun: Any = None
+
+        def noted(context: Context) -> Awaitable[Any]:
+            nonlocal begun
+            begun = call_next(context)
+            return begun  # type: ignore[no-any-return]
+
+        result = await link(context, noted)
+        if type(begun) is CoroutineType and begun.cr_frame is not None:  # it has not ended
+            _check_awaited(begun, link, "call_next(context)")
+        return result
 
     return call
 
 
 def _wrap_enqueue(link: SendMiddleware, send_next: SendNext) -> SendNext:
-    def send(call: Call[Any]) -> Awaitable[Handle[Any]]:
-        return link.enqueue(call, send_next)
+    async def send(call: Call[Any]) -> Handle[Any]:
+        begun: Any = None
+
+        def noted(call: Call[Any]) -> Awaitable[Handle[Any]]:
+            nonlocal begun
+            begun = send_next(call)
+            return begun  # type: ignore[no-any-return]
+
+        handle = await link.enqueue(call, noted)
+        if type(begun) is CoroutineType and begun.cr_frame is not None:
+            _check_awaited(begun, link, "send_next(call)")
+        return handle
 
     return send
+
+
+def _check_awaited(begun: CoroutineType[Any, Any, Any], link: object, called: str) -> None:
+    """Raise ConfigurationError if a link has called the next one and did not await it: nothing of that would run."""
+    if getcoroutinestate(begun) == CORO_CREATED:
+        begun.close()
+        raise ConfigurationError(
+            f"the middleware {repr_of(link)} called {called} and did not await it: write 'await {called}'"
+        )

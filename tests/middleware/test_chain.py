@@ -11,7 +11,7 @@ import pytest
 from streamq import RedisBroker, Worker, group, task
 from streamq.errors import ConfigurationError, PayloadTooLargeError
 from streamq.middleware import MiddlewareChain
-from tests.at_work import burst
+from tests.at_work import burst, dead
 
 seen = []
 
@@ -236,6 +236,90 @@ async def test_one_that_swallows_the_error_of_the_server_has_no_handle(server):
     async with RedisBroker(server.url, middleware=MiddlewareChain(Odd(swallows)), max_payload=200) as broker:
         with pytest.raises(PayloadTooLargeError):
             await broker.enqueue_many([plain.call(5)])
+
+
+class Forgets:
+    """Calls the next link, and does not await it."""
+
+    def __init__(self, returns):
+        self.returns = returns
+
+    async def __call__(self, context, call_next):
+        begun = call_next(context)
+        return begun if self.returns else None
+
+    async def enqueue(self, call, send_next):
+        begun = send_next(call)
+        return begun if self.returns else None
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["drops it", "returns it"])
+@pytest.mark.parametrize("inner", [False, True], ids=["outermost", "around another"])
+@pytest.mark.parametrize("way", ["loop", "thread", "with a timeout"])
+async def test_one_that_forgets_to_await_fails_the_run(server, returns, inner, way):
+    """Its task was acknowledged, and no handler had run."""
+    ran = []
+
+    if way == "thread":
+
+        @task(retries=0)
+        def noted() -> None:
+            ran.append(1)
+
+    else:
+
+        @task(retries=0, timeout=None if way == "loop" else 5)
+        async def noted() -> None:
+            ran.append(1)
+
+    chain = MiddlewareChain(Forgets(returns), *([Named("inner")] if inner else []))
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(noted)
+        await burst(broker, noted, middleware=chain)
+    (letter,) = dead(server)
+    assert letter["error_type"] == "streamq.errors.ConfigurationError"
+    assert "Forgets" in letter["error"]
+    assert "did not await it: write 'await call_next(context)'" in letter["error"]
+    assert ran == []
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["drops it", "returns it"])
+async def test_one_that_forgets_to_await_refuses_the_call(server, returns):
+    """Of one, of many and of a workflow. Nothing is sent."""
+    _, plain = tasks()
+    async with RedisBroker(server.url, middleware=MiddlewareChain(Forgets(returns), Named("inner"))) as broker:
+        for send in (
+            lambda: broker.enqueue(plain, 1),
+            lambda: broker.enqueue_many([plain.call(1), plain.call(2)]),
+            lambda: broker.start(plain.call(1).then(plain)),
+        ):
+            with pytest.raises(ConfigurationError, match=r"Forgets.* write 'await send_next\(call\)'"):
+                await send()
+    assert server.command("EXISTS", "queue:standard") == 0
+
+
+async def test_one_may_never_call_the_next_or_return_before_it_ends(server):
+    """It answers by itself; or it leaves the rest to a task that has begun."""
+    ran = []
+
+    class Answers:
+        async def __call__(self, context, call_next):
+            if context.args[0] == 1:
+                return "by itself"
+            async with anyio.create_task_group() as group_:
+                group_.start_soon(call_next, context)
+            return "by another task"
+
+    @task(result_ttl=60)
+    async def noted(n: int) -> str:
+        ran.append(n)
+        return "by the handler"
+
+    async with RedisBroker(server.url) as broker:
+        handles = [await broker.enqueue(noted, n) for n in (1, 2)]
+        await burst(broker, noted, middleware=MiddlewareChain(Answers()))
+        assert [await handle.result(timeout=1) for handle in handles] == ["by itself", "by another task"]
+    assert ran == [2]
 
 
 async def test_one_may_answer_by_itself_or_send_twice(server):
