@@ -21,8 +21,8 @@ pytestmark = pytest.mark.paired("memory")
 SCHEDULES = ("queue:schedules", "queue:ticks", "queue:ticked")
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 

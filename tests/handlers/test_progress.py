@@ -32,8 +32,8 @@ from tests.queue.test_gather import commands, spent
 from tests.servers import fresh_server
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 

@@ -28,8 +28,8 @@ WINDOWS = {
 FREED_BY_SUCCESS = ("until_started", "until_done")
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 

@@ -23,8 +23,8 @@ from tests.crew import Crew, say
 async def note(n: int = 0) -> None: ...
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 

@@ -34,8 +34,8 @@ KEY = "queue:once:k"
 LONG = 30.0  # seconds that nobody here waits for
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 
