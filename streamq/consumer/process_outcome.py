@@ -30,6 +30,7 @@ from streamq.wire.bounds import RESULT
 from streamq.wire.dead_letter_fields import ERROR_KEPT
 from streamq.wire.message import TRACEBACK_TAIL, dumps
 
+_LARGEST = 1 << 18  # bytes of a part of an exception that is sent
 _OF_WORKER = 2_000  # characters left for the worker's part of a traceback
 _OURS = "streamq.consumer."
 _AS_JSON: Final = b"j"  # the first byte of arguments
@@ -148,16 +149,22 @@ def _send(error: BaseException, kind: str, text: str, trace: str = "") -> SentEr
     group = issubclass(type(error), BaseExceptionGroup)
     raw_args = BaseException.__dict__["args"].__get__(error)
     attributes = _or_none(lambda: dict(object.__getattribute__(error, "__dict__"))) or {}
-    packed = {str_of(name): _or_none(partial(_dumps, value)) for name, value in attributes.items()}
+    packed = {str_of(name): _small(partial(_dumps, value)) for name, value in attributes.items()}
     return SentError(
         kind, text, trace,
         module=_main_module(str_of(type(error).__module__)), qualname=str_of(type(error).__qualname__),
-        pickled=None if group else _or_none(lambda: _unchanged(error, text)),
-        args=None if group else _or_none(lambda: _dumps(raw_args)),
+        pickled=None if group else _small(lambda: _unchanged(error, text)),
+        args=None if group else _small(lambda: _dumps(raw_args)),
         attributes={name: value for name, value in packed.items() if value is not None},
         message=str_of(BaseExceptionGroup.__dict__["message"].__get__(error)) if group else "",
         members=_send_members(error) if group else None,
     )  # fmt: skip
+
+
+def _small(make: Callable[[], bytes | None]) -> bytes | None:
+    """Return a part of an exception, None if it raises or is large: the worker unpickles it in its event loop."""
+    found = _or_none(make)
+    return found if found is None or len(found) <= _LARGEST else None
 
 
 def _send_members(group: BaseException) -> tuple[SentError, ...]:

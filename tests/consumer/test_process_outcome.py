@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -112,6 +113,16 @@ def test_an_exception_keeps_its_type_its_text_and_its_attributes(error) -> None:
     assert again.__notes__ == ["a note"]
     for name in ("code", "after", "headers", "errno", "start"):
         assert getattr(again, name, None) == getattr(error, name, None)
+
+
+def test_what_is_large_in_an_exception_stays_behind() -> None:
+    """The worker unpickles it in its event loop."""
+    error = OwnInitError(5, "no")
+    error.rows = [{"row": number} for number in range(100_000)]  # type: ignore[attr-defined]
+    again = sent_back(error)
+    assert (type(again), str(again), again.code) == (OwnInitError, "5: no", 5)
+    assert not hasattr(again, "rows")
+    assert len(pickle.dumps(send_error(error))) < 10_000
 
 
 def test_a_group_keeps_its_members() -> None:
