@@ -34,8 +34,8 @@ from tests.crew import Crew, say
 pytestmark = pytest.mark.paired("memory")
 
 
-@pytest.fixture
-async def broker(server):
+@pytest.fixture(name="broker")  # a worker of this module would take it for its own
+async def opened(server):
     async with RedisBroker(server.url) as opened:
         yield opened
 
