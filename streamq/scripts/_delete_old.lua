@@ -3,7 +3,7 @@
 -- the whole step. So what they hold stays. (If a cluster can run a step, its keys have one hash tag: the namespace.)
 -- With `mark` a key is deleted only if its value contains that.
 local function delete_old(at, count, mark)
-  for i = at, at + count - 1 do
+  for i = at, math.min(at + count - 1, #ARGV) do
     local value = mark and redis.pcall('GET', ARGV[i])
     if ARGV[i] ~= '' and (not mark or type(value) == 'string' and string.find(value, mark, 1, true)) then
       redis.pcall('DEL', ARGV[i])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from importlib.resources import files
@@ -516,6 +517,18 @@ def test_a_renewal_that_counts_more_than_it_names_ends(server):
     taken(server)
     _, lost, _ = run(server, "renew", [STREAM, ALIVE, LEASES, CRASHES], "g", "me", 30_000, 0, 2**63, mine)
     assert lost == []
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("count", ["9223372036854775807", "1e300", "inf"])
+def test_a_script_that_counts_more_old_keys_than_it_names_ends(server, count):
+    """Found by the fuzzer: as the one above."""
+    accepted, *_ = run(server, "start_workflow", [], "flow", 0, 1000, count, "old")
+    assert accepted == 1
+    prepare(server)
+    with contextlib.suppress(Exception):
+        run(server, "replay", [STREAM, STREAM], sent(server, 1)[0], "new", "dead", 0, "mark", count, "old")
+    assert server.command("PING")
 
 
 def test_a_renewal_says_which_runs_are_to_be_cancelled(server):
