@@ -62,8 +62,9 @@ class Handler:
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store
-        task.arguments.prepare()
-        encode = task.arguments.result_type.encode
+        encode = (
+            task.arguments.result_type.encode
+        )  # made now, with the types of arguments: pydantic may be loaded for it
         self.encode = encode if task.run_in != "process" else partial(_of_process, encode)
         self._threads = threads
         self._processes = processes
