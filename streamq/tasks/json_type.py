@@ -120,6 +120,8 @@ class JsonType:
         Also raises what the encoder raises, for what is no JSON at all.
         """
         exact = self.exact
+        if exact is not None and type(value) in exact and type(value) is not float:  # NaN is a float
+            return orjson.dumps(value)
         if exact is None or type(value) in exact or (way := self.prepare()) is None:
             return dumps(value, self._default)
         fitted = way.fitted(value)
