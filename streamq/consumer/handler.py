@@ -62,9 +62,8 @@ class Handler:
         self.task = task
         self.result_ttl = task.result_ttl
         self._store = store
-        encode = (
-            task.arguments.result_type.encode
-        )  # made now, with the types of arguments: pydantic may be loaded for it
+        # Made now, as the types of the arguments below: later there may be no descriptor to load pydantic.
+        encode = task.arguments.result_type.encode
         self.encode = encode if task.run_in != "process" else partial(_of_process, encode)
         self._threads = threads
         self._processes = processes

@@ -156,15 +156,15 @@ def _answered_with(error: BaseException) -> Process | None:
 
 def _workers() -> set[Process]:
     """Return anyio's processes in this event loop. It has no public name for them."""
-    return to_process_variable("_process_pool_workers") or set()
+    return _variable_of_anyio("_process_pool_workers") or set()
 
 
 def _idle() -> deque[tuple[Process, float]]:
     """Return those that have no call, the one that had the last call at the end."""
-    return to_process_variable("_process_pool_idle_workers") or deque()
+    return _variable_of_anyio("_process_pool_idle_workers") or deque()
 
 
-def to_process_variable(name: str) -> Any:
+def _variable_of_anyio(name: str) -> Any:
     """Return what a variable of anyio's module holds in this event loop, None before the first process."""
     from anyio import to_process  # noqa: PLC0415
 

@@ -188,7 +188,7 @@ class MessageBuilder:
         priority = options.priority
         if not isinstance(task, Task):
             return call, self._pick_tier(options, priority), priority, None
-        # The value of a result is not known yet: only the number of arguments can be checked.
+        # The result of the step before is not known yet: it counts as an argument, and only the others are checked.
         args, kwargs = task.arguments.sendable(call.args, call.kwargs, first=int(takes_result))
         if args is not call.args:
             call = Call(task, tuple(args), kwargs)
