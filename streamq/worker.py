@@ -32,6 +32,7 @@ from streamq.consumer.leaving import Leaving, cancellation_stops, running
 from streamq.consumer.lifespan import check_lifespan, check_manager
 from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
+from streamq.consumer.outcome_log import log_done, logs_done
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
 from streamq.consumer.process_run import Processes
 from streamq.consumer.progress_reporter import ProgressReporter
@@ -47,7 +48,7 @@ from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.tasks.task import Task
 from streamq.wire import bounds
-from streamq.wire.argument_types import check_callable, check_items, check_type
+from streamq.wire.argument_types import check_callable, check_items, check_level, check_type
 from streamq.wire.keys import Keys
 from streamq.wire.tiers import Tier
 
@@ -100,7 +101,8 @@ class Worker:
     beyond the running ones, at most; `prefetch_bytes` is how many bytes of large deliveries it holds, running ones
     included. `lifespan(worker)` is an async context manager around the whole run; the value it
     yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends once the queue is
-    empty. `seed` seeds the jitter, for tests.
+    empty. `log_failures` is the level of the line that is logged for each failed attempt, with its traceback: "debug",
+    "info", "warning" or "error". `seed` seeds the jitter, for tests.
 
     Raises ConfigurationError or TaskNameError if an argument cannot be used.
     """
@@ -111,7 +113,7 @@ class Worker:
         tiers: Mapping[str, int] | None = None, max_crashes: int = 3, unknown_wait: float = 300.0,
         max_prefetch: int = 500, prefetch_bytes: int = PREFETCH_BYTES,
         lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
-        name: str | None = None, burst: bool = False, seed: int | None = None,
+        name: str | None = None, burst: bool = False, log_failures: str = "info", seed: int | None = None,
     ) -> None:  # fmt: skip
         self.broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
         self.name = consumer_name(name)
@@ -132,6 +134,7 @@ class Worker:
         for task in self.tasks.values():
             _check_batch(task, self.concurrency)
         self.burst = check_type("burst", burst, bool, "True or False")
+        self._failure_level = check_level("log_failures", log_failures)
         self.state = State.NEW
         self._lifespan = None if lifespan is None else check_lifespan(lifespan)
         given = check_items("listeners", listeners, "a list of functions of one argument, an event")
@@ -284,19 +287,21 @@ class Worker:
             suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), suspect_wait=self.visibility_timeout,
             clock=self.broker.clock.elapsed, prefetch_bytes=self.prefetch_bytes,
         )  # fmt: skip
+        listeners = (*self._listeners, *([log_done] if logs_done() else []))
         consumer = Consumer(
             store, buffer, name=self.name, visibility_timeout=self.visibility_timeout,
             on_ready=lambda: runners.wake(),  # noqa: PLW0108 - the pool is made below, from this consumer
             on_lost=lambda delivery: runners.end_run(delivery),  # noqa: PLW0108
             keep=lambda delivery: runners.keep(delivery),  # noqa: PLW0108
-            max_crashes=self.max_crashes, listeners=self._listeners, uniform=self._random,
+            max_crashes=self.max_crashes, listeners=listeners, uniform=self._random,
         )  # fmt: skip
         handlers = [
-            Handler(task, self._chains[name], threads, self._processes, store) for name, task in self.tasks.items()
+            Handler(task, self._chains[name], threads, self._processes, store, failure_level=self._failure_level)
+            for name, task in self.tasks.items()
         ]
         runners = Runners(
             consumer, handlers, reporter=reporter, unknown_wait=self.unknown_wait, state=state, uniform=self._random,
-            listening=bool(self._listeners),
+            listening=bool(listeners),
         )  # fmt: skip
         return consumer, runners
 

@@ -40,6 +40,7 @@ PUBLIC = {
         Checker FinalState Limits LogError Question Record Recorder Report Row VirtualTime check final_state read
         scenarios summary table
     """,
+    "streamq.logs": "JsonFormatter TaskFields TextFormatter add_task_fields task_fields",
     "streamq.embedded": "EmbeddedServer MemoryServer open_embedded",
     "streamq.doctor": "Finding Report SEVERITIES Severity examine",
 }

@@ -38,7 +38,7 @@ class LifespanFailedError(Exception):
         if error.__cause__ is None and not isinstance(error.__context__, Exception):
             error.__suppress_context__ = True  # a cancellation
         own = error.with_traceback(self._trace)
-        log.exception("%s", str(self), error=own)  # noqa: LOG004 - it is given
+        log.exception("%s", str(self), event="lifespan_failed", error=own)  # noqa: LOG004 - it is given
 
 
 class AppLifespan(AbstractAsyncContextManager[Any]):
@@ -113,7 +113,11 @@ class AppLifespan(AbstractAsyncContextManager[Any]):
     def _name_if_late(self) -> None:
         """In a thread: the lifespan may block the event loop."""
         if not self._ended.wait(self.patience()):
-            log.warning("%s has not ended, and the grace period is over; a second stop signal cancels it", self.name)
+            log.warning(
+                "%s has not ended, and the grace period is over; a second stop signal cancels it",
+                self.name,
+                event="lifespan_late",
+            )
 
 
 def _nothing() -> None:

@@ -99,8 +99,14 @@ def announce(description: dict[str, Any], *, log_format: str, full: bool) -> Non
     if not logging.getLogger(log.name).isEnabledFor(logging.INFO):
         return
     if not full:
-        log.info("worker %s started", description["worker"])
+        log.info("worker %s started", description["worker"], event="worker_started")
     elif log_format == "json":
-        log.info("streamq %s worker %s", description["version"], description["worker"], extra={"facts": description})
+        log.info(
+            "streamq %s worker %s",
+            description["version"],
+            description["worker"],
+            event="worker_started",
+            extra={"facts": description},
+        )
     else:
         output.block(banner_text(description), err=True)

@@ -39,8 +39,12 @@ def _run_to_its_end(loop: Any, run: Callable[[Any], Any], main: Any) -> Any:
             if main.done():
                 return main.result()
             what = type(error).__name__
-            log.exception("a task of a handler, or a function called by the event loop, raised %s: it goes on", what)
+            log.exception(
+                "a task of a handler, or a function called by the event loop, raised %s: it goes on",
+                what,
+                event="stray_error",
+            )
         except RuntimeError:
             if main.done() or loop.is_closed() or loop.is_running():
                 raise
-            log.error("the event loop was stopped, by a handler: it goes on")  # noqa: TRY400 - the trace is our own
+            log.error("the event loop was stopped, by a handler: it goes on", event="loop_stopped")  # noqa: TRY400 - the trace is our own

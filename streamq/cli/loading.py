@@ -153,7 +153,8 @@ def _extras(module: ModuleType) -> dict[str, Any]:
         if isinstance(value, ModuleType):
             if not value.__name__.startswith("streamq."):
                 log.warning("%s.%s is a module, so the worker does not use it as its %s; import it under another name, "
-                            "or import the %s in it", module.__name__, name, name, name)  # fmt: skip
+                            "or import the %s in it", module.__name__, name, name, name,
+                            event="module_ignored")  # fmt: skip
             continue
         try:
             extras[name] = check(value)

@@ -1,4 +1,4 @@
-"""The log format of a worker process: text, or one JSON object per line. Neither can be forged by what is logged."""
+"""The log of a worker process: where its lines go, in which format, and who writes them."""
 
 from __future__ import annotations
 
@@ -7,57 +7,11 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Final
 
-from streamq.wire.printable import json_line, printable, printable_lines
+from streamq.logs import JsonFormatter, TaskFields, TextFormatter
 
-_MOST_TRACEBACK: Final = 50_000  # characters of a traceback, from its end
 _MOST_WAITING: Final = 10_000  # records that wait for a log that nobody reads
-_TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s"
-
-
-class TextFormatter(logging.Formatter):
-    """Writes one line for a record. The lines of a traceback follow, indented: no text begins a line of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(_TEXT, "%Y-%m-%d %H:%M:%S")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return a record as text, with escapes for what is not printable."""
-        record.message = record.getMessage()
-        record.asctime = self.formatTime(record, self.datefmt)
-        lines = [printable(self.formatMessage(record))]
-        if record.exc_info and record.exc_info[0] is not None:
-            lines.append(self.formatException(record.exc_info))
-        elif record.exc_text:
-            lines.append(record.exc_text)
-        if record.stack_info:
-            lines.append(self.formatStack(record.stack_info))
-        return "\n".join([lines[0], *(printable_lines(text[-_MOST_TRACEBACK:], indent="    ") for text in lines[1:])])
-
-
-class JsonFormatter(logging.Formatter):
-    """Writes one object per line: ts, level, logger, pid, message; `exc`, `stack`, and `facts` for the banner."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return a record as JSON."""
-        line = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "pid": record.process,
-            "message": record.getMessage(),
-        }
-        if record.exc_info and record.exc_info[0] is not None:
-            line["exc"] = self.formatException(record.exc_info)
-        elif record.exc_text:
-            line["exc"] = record.exc_text
-        if record.stack_info:
-            line["stack"] = self.formatStack(record.stack_info)
-        if (facts := getattr(record, "facts", None)) is not None:
-            line["facts"] = facts
-        return json_line(line)
 
 
 class _Aside(logging.Handler):
@@ -108,5 +62,6 @@ def _writer(log_format: str) -> logging.Handler:
 
 
 def _install(handler: logging.Handler, level: str) -> None:
+    handler.addFilter(TaskFields())  # of the one that is called where a line is logged
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

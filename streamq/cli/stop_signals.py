@@ -110,7 +110,9 @@ def exit_after(seconds: float, obstacle: Callable[[], str] | None = None) -> Non
     def end() -> None:
         time.sleep(seconds)
         why = obstacle() if obstacle is not None else ""
-        _try_for(_LAST_WORDS, lambda: log.error("not stopped within %g s%s: exiting", seconds, why))
+        _try_for(
+            _LAST_WORDS, lambda: log.error("not stopped within %g s%s: exiting", seconds, why, event="worker_exits")
+        )
         exit_now(1)
 
     with contextlib.suppress(RuntimeError):  # no thread to be had: the next signal, or SIGKILL, ends it

@@ -132,7 +132,14 @@ class _Supervisor:
         delay = _RESTART_BACKOFF.ceiling(failures)
         waits_for_code = self.settings.reload and exit_code == USAGE
         next_step = "waiting for changed source files" if waits_for_code else f"restart in {delay:g} s"
-        log.warning("worker %d (pid %d) %s; %s", slot + 1, child.process.pid, _exit_reason(exit_code), next_step)
+        log.warning(
+            "worker %d (pid %d) %s; %s",
+            slot + 1,
+            child.process.pid,
+            _exit_reason(exit_code),
+            next_step,
+            event="process_ended",
+        )
         async with anyio.create_task_group() as group:
             for event in (self._stopped, self._changed):
                 group.start_soon(_cancel_after, event, group.cancel_scope)
@@ -152,6 +159,7 @@ class _Supervisor:
                 len(self._children),
                 "es" * (len(self._children) != 1),
                 "; press Ctrl-C or send SIGTERM again to stop now" * (self.stop_level == 1),
+                event="supervisor",
             )
             if self.stop_level > 2:
                 self.exit_code = 128 + number
@@ -168,7 +176,9 @@ class _Supervisor:
                 await child.process.wait()
         for child in children:
             if child.process.returncode is None:
-                log.warning("pid %d did not exit within %g s: killed", child.process.pid, timeout)
+                log.warning(
+                    "pid %d did not exit within %g s: killed", child.process.pid, timeout, event="process_killed"
+                )
                 self.exit_code = self.exit_code or FAILED
                 await child.send_stop(3)
 
@@ -180,7 +190,7 @@ class _Supervisor:
             if not changed or self.stop_level:
                 continue
             names = ", ".join(map(relative_name, changed[:3]))
-            log.info("%s changed: restarting", names)
+            log.info("%s changed: restarting", names, event="reload")
             event, self._changed = self._changed, anyio.Event()
             event.set()
             for child in list(self._children.values()):

@@ -38,10 +38,15 @@ from streamq.cli.usage_errors import CommandLineError
               help="A task that no worker knows is dead-lettered (unknown_task) after this time.")  # fmt: skip
 @click.option("--reload", is_flag=True, show_envvar=True, help="Restart when a source file of the modules changes.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, show_envvar=True,
-              help="json: one object per line, with ts, level, logger, pid, message, exc, stack.")  # fmt: skip
+              help="json: one object per line, with ts, level, logger, pid, message, event, task_id and more."
+              )  # fmt: skip
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
               default="info", show_default=True, show_envvar=True,
               help="Lowest level to log. The banner has the level info.")  # fmt: skip
+@click.option("--log-failures", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+              default="info", show_default=True, show_envvar=True,
+              help="Level of the line about each failed attempt, with its traceback. A dead letter is always an error."
+              )  # fmt: skip
 @click.option(
     "--name",
     show_envvar=True,

@@ -81,11 +81,11 @@ def _run_to_its_end(process: _WorkerRun, *, use_uvloop: bool) -> int:
         failure.log()
         return 1
     except Exception:
-        log.exception("the worker failed")
+        log.exception("the worker failed", event="worker_failed")
         return 1
     except BaseException as error:  # noqa: BLE001 - a cancellation: signals are none
         what = "the worker was ended by %r: has a handler cancelled a task that is not its own?"
-        log.error(what, error)  # noqa: TRY400 - its trace is our own
+        log.error(what, error, event="worker_failed")  # noqa: TRY400 - its trace is our own
         return 1
     return 0
 
@@ -124,7 +124,7 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
             prefetch_bytes=settings.prefetch_bytes,
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=lifespan,
             name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
-            unknown_wait=settings.unknown_wait,
+            unknown_wait=settings.unknown_wait, log_failures=settings.log_failures,
         )  # fmt: skip
     except StreamqError as error:
         raise from_streamq_error(error) from error
@@ -209,7 +209,7 @@ class _WorkerRun:
             )  # fmt: skip
             banner.announce(description, log_format=settings.log_format, full=settings.first)
             await worker.run(task_status=_CallOnStarted(self._ready))
-            log.info("worker %s ended", worker.name)
+            log.info("worker %s ended", worker.name, event="worker_ended")
 
     def _limit_end(self) -> None:
         """Leave the lifespan some time if the second request came before its end began."""
@@ -234,22 +234,26 @@ class _WorkerRun:
             self._stop_asked = self._stop_asked or time.monotonic()
             if self._scope is not None and worker.state in (State.NEW, State.STARTING):
                 if self._stop_level > 1:
-                    log.warning("the start does not end when it is cancelled: exiting")
+                    log.warning("the start does not end when it is cancelled: exiting", event="worker_exits")
                     exit_now(1)
-                log.info("stopping before the worker has started")
+                log.info("stopping before the worker has started", event="worker_stopping")
                 self._scope.cancel()
             elif self._scope is not None and self.lifespan is not None and self.lifespan.is_ending:
                 if self._stop_level > 1:
-                    log.warning("cancelling the end of %s", self.lifespan.name)
+                    log.warning("cancelling the end of %s", self.lifespan.name, event="worker_stopping")
                     self._scope.cancel()
             elif self._stop_level == 1:
                 running = worker.health.running
                 again = "" if self.channel is not None else "; send the signal again to stop now"
-                log.info("draining: %d running, up to %g s%s", running, worker.grace_period, again)
+                log.info(
+                    "draining: %d running, up to %g s%s", running, worker.grace_period, again, event="worker_stopping"
+                )
                 worker.stop()
             else:
                 running = worker.health.running
-                log.warning("releasing %d running task%s and exiting", running, "s" * (running != 1))
+                log.warning(
+                    "releasing %d running task%s and exiting", running, "s" * (running != 1), event="worker_stopping"
+                )
                 worker.stop()
 
 
@@ -293,7 +297,7 @@ def _exit(code: int) -> NoReturn:
     """Exit. Do not wait for threads that still run: their tasks are released already."""
     if busy := busy_threads():
         run = "1 thread still runs" if len(busy) == 1 else f"{len(busy)} threads still run"
-        log.warning("exiting while %s: %s", run, ", ".join(t.name for t in busy[:5]))
+        log.warning("exiting while %s: %s", run, ", ".join(t.name for t in busy[:5]), event="worker_exits")
     if living_threads():
         logging.shutdown()
         exit_now(code)

@@ -38,6 +38,7 @@ class Settings:
     reload: bool = False
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
+    log_failures: str = "info"
     name: str | None = None
     first: bool = True
 

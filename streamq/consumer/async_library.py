@@ -36,6 +36,6 @@ class AsyncLibrary:
         """Put the name back after a run of a task has changed it."""
         log.warning(
             "the task %s has changed sniffio.thread_local.name to %s, and it is put back: put it back in the handler "
-            "before it awaits anything", task, repr_of(self.thread.name),
+            "before it awaits anything", task, repr_of(self.thread.name), event="left_behind",
         )  # fmt: skip
         self.thread.name = self.name

@@ -204,7 +204,9 @@ class Batches:
         except anyio.get_cancelled_exc_class():
             if _cancelled():
                 raise
-            log.warning("the handler of the batch task %s has cancelled its own task", self._task.name)
+            log.warning(
+                "the handler of the batch task %s has cancelled its own task", self._task.name, event="left_behind"
+            )
 
     async def _run(self, batch: _Batch, members: Sequence[_BatchedMessage]) -> None:
         limit = min((member.limit for member in members if member.limit is not None), default=None)

@@ -50,7 +50,14 @@ def note_fatal(fatal: set[bytes], delivery: Delivery, error: BaseException) -> N
     """Note that a run ends the worker. Its delivery is not released: its lease ends, and a crash loop is found."""
     if delivery.entry_id not in fatal:
         fatal.add(delivery.entry_id)
-        log.error("task %s %s raised %r: it ends the worker", delivery.task, delivery.task_id, error)
+        log.error(
+            "task %s %s raised %r: it ends the worker",
+            delivery.task,
+            delivery.task_id,
+            error,
+            event="worker_failed",
+            of=delivery,
+        )
 
 
 def log_cut_off(deliveries: Collection[Delivery], why: str) -> None:
@@ -61,7 +68,7 @@ def log_cut_off(deliveries: Collection[Delivery], why: str) -> None:
     more = len(deliveries) - _MOST_NAMED
     log.warning(
         "%s: %s%s cut off, and will be delivered again unless settled now",
-        why, named, f" and {more} more are" if more > 0 else " is" if len(deliveries) == 1 else " are",
+        why, named, f" and {more} more are" if more > 0 else " is" if len(deliveries) == 1 else " are", event="cut_off",
     )  # fmt: skip
 
 
@@ -69,7 +76,7 @@ def log_cancelled_by_others(now: float, said_at: float) -> float:
     """Say that others have cancelled a runner, unless that was said just now; return when it was said last."""
     if now < said_at + SAID_EVERY:
         return said_at
-    log.warning(CANCELLED_BY_OTHERS)
+    log.warning(CANCELLED_BY_OTHERS, event="left_behind")
     return now
 
 

@@ -107,7 +107,8 @@ class Consumer:
                 keep = self.keep(delivery)
             self.settle(delivery, outcome_of(delivery, error), keep=keep)
         except Exception as second:
-            log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery, error=second)
+            log.exception("%r cannot be dead-lettered either: it is left to its lease", delivery,
+                          event="internal_error", of=delivery, error=second)  # fmt: skip
             self.buffer.forget(delivery.tier, delivery.entry_id)
 
     def release(self, deliveries: list[Delivery]) -> None:
@@ -248,7 +249,7 @@ class Consumer:
                 if handler(reply):
                     worst = reply
             except Exception:  # what follows from one reply must not keep the others from being heard
-                log.exception("%s: a reply of the server could not be taken in", self.name)
+                log.exception("%s: a reply of the server could not be taken in", self.name, event="internal_error")
         if self.reads.group_missing:
             await self.restore_groups()
         self.settler.note_resending(resending=worst is not None)
@@ -342,10 +343,11 @@ class Consumer:
             try:
                 await self._leave_once()
             except BrokerError as error:  # a cut connection, a server that is no primary any more
-                log.info("%s: %s; trying to leave once more", self.name, error)
+                log.info("%s: %s; trying to leave once more", self.name, error, event="group_kept")
                 await self._leave_once()
         except BrokerError as error:
-            log.warning("%s: could not leave the group (%s); its leases end by themselves", self.name, error)
+            log.warning("%s: could not leave the group (%s); its leases end by themselves", self.name, error,
+                        event="group_kept")  # fmt: skip
         except WrongLoopError:  # the child of a fork: what it holds is its parent's
             pass
         finally:
@@ -386,7 +388,7 @@ class Consumer:
         try:
             await self.store.ensure_groups()
         except BrokerError as error:
-            log.info("%s: not all groups can be created: %s", self.name, error)
+            log.info("%s: not all groups can be created: %s", self.name, error, event="groups_missing")
             return error
         self.outage.note_restored()
         return None

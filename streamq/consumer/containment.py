@@ -41,7 +41,13 @@ async def live_forever(resident: Resident, store: Store) -> None:
                 raise
             failures += 1
             pause = _AGAIN.ceiling(failures)
-            log.exception("the loop of %r raised; it is started again in %g s", resident, pause, error=error)
+            log.exception(
+                "the loop of %r raised; it is started again in %g s",
+                resident,
+                pause,
+                event="internal_error",
+                error=error,
+            )
         await anyio.sleep(pause)
 
 
@@ -128,9 +134,10 @@ def is_own_error(error: BaseException) -> bool:
 def outcome_of(delivery: Delivery, error: BaseException) -> DeadLetter | Postpone:
     """Return, and log, what becomes of a delivery with which streamq itself failed: dead, or later."""
     if is_shortage(error):
-        log.warning("%r waits: the system has no more (%s)", delivery, error)
+        log.warning("%r waits: the system has no more (%s)", delivery, error, event="shortage", of=delivery)
         return Postpone(_AFTER_SHORTAGE, str_of(error))
-    log.exception("%r cannot be carried on, and becomes a dead letter", delivery, error=error)  # noqa: LOG004 - given
+    text = "%r cannot be carried on, and becomes a dead letter"
+    log.exception(text, delivery, event="internal_error", of=delivery, error=error)  # noqa: LOG004 - given
     return DeadLetter(Reason.INTERNAL_ERROR, failure_of(error))
 
 

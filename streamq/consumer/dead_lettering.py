@@ -14,10 +14,11 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from streamq.client import Command
+from streamq.consumer.outcome_log import name_of
 from streamq.consumer.refused_settlement import Blame, after_any
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import SignatureError, StreamqError, UndecodableError
+from streamq.errors import SignatureError, UndecodableError
 from streamq.queue.server_errors import UNPACKABLE
 from streamq.queue.side_effect_arguments import side_effect_arguments
 from streamq.queue.store import Store
@@ -137,7 +138,7 @@ class DeadLetters:
             self._store.check_signature(delivery)
         except UndecodableError as error:
             return DeadLetter(Reason.UNDECODABLE, failure_of(error))
-        log.info("task %s is cancelled on request", name_of(delivery))
+        log.info("task %s is cancelled on request", name_of(delivery), event="cancelled", of=delivery)
         return CANCELLED
 
     # --- after a refusal -----------------------------------------------------------------------
@@ -165,7 +166,7 @@ class DeadLetters:
         try:
             also = self.side_effects(delivery, letter, keep)
         except Exception:  # those of the worker are made with code of the user
-            log.exception("%r has no side effects", delivery)
+            log.exception("%r has no side effects", delivery, event="internal_error", of=delivery)
             also, as_decided = [], True
         if as_decided:
             yield LesserLetter(partial(self.command, delivery, letter, also, why), also)
@@ -209,11 +210,3 @@ def _may_be_a_text(blame: Blame) -> bool:
 
 def _cannot_be_written(blame: Blame) -> bool:
     return blame.code == UNPACKABLE
-
-
-def name_of(delivery: Delivery) -> str:
-    """Return the name and the id of a task, for a line of the log."""
-    try:
-        return f"{delivery.task} {delivery.task_id}"
-    except StreamqError:
-        return repr(delivery)

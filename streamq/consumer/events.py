@@ -92,7 +92,9 @@ class Listeners:
                 listener(event if isinstance(event, Trouble | Recovered) else _with_copy(event))
             except BaseException as error:
                 if (times := self._failed(place, error)).bit_count() == 1:  # a power of two
-                    log.exception("listener %r raised, %d times so far", listener, times, error=error)
+                    log.exception(
+                        "listener %r raised, %d times so far", listener, times, event="listener_failed", error=error
+                    )
 
     def _failed(self, place: int, error: BaseException) -> int:
         kind = (place, type(error))

@@ -20,6 +20,7 @@ from streamq.consumer.process_run import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
+from streamq.diagnostics.safe_log import INFO
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, TaskTimeoutError
 from streamq.handlers.context import delivery_var
@@ -38,7 +39,8 @@ class Handler:
     """A task made ready to run. `call` runs one delivery of it.
 
     `runner_timeout` (s) is the timeout that the runner itself enforces (see `timeouts`), for a function of the event
-    loop with nothing around it. None where `call` enforces it, or where there is none.
+    loop with nothing around it. None where `call` enforces it, or where there is none. `failure_level` is the level of
+    the line that is logged for each failed attempt.
     """
 
     __slots__ = (
@@ -49,17 +51,20 @@ class Handler:
         "batches",
         "call",
         "encode",
+        "failure_level",
         "result_ttl",
         "runner_timeout",
         "task",
     )
 
     def __init__(
-        self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, processes: Processes, store: Store
-    ) -> None:
+        self, task: Task[Any, Any], chain: MiddlewareChain, threads: Threads, processes: Processes, store: Store, *,
+        failure_level: int = INFO,
+    ) -> None:  # fmt: skip
         for module in _MODULES[task.run_in]:  # now: later the process may have no descriptor left to open a file
             import_module(module)
         self.task = task
+        self.failure_level = failure_level
         self.result_ttl = task.result_ttl
         self._store = store
         # Made now, as the types of the arguments below: later there may be no descriptor to load pydantic.

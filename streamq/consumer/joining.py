@@ -39,14 +39,14 @@ async def create_groups(store: Store, note: Callable[[BrokerError | None], None]
                 raise
             note(error)
             if not waiting:
-                log.warning("%s; waiting for the server", advised(str(error), error.code))
+                log.warning("%s; waiting for the server", advised(str(error), error.code), event="server_lost")
             waiting = True
             await anyio.sleep(_PAUSE)
         else:
             if refused is not None:
                 what = "this user may not create groups" if refused.code == "NOPERM" else "the server refuses writes"
                 why = advised(str(refused), refused.code)
-                log.warning("%s (%s); the consumer groups exist, so this starts", what, why)
+                log.warning("%s (%s); the consumer groups exist, so this starts", what, why, event="groups_missing")
             note(None)
             return
 

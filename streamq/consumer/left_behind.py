@@ -121,7 +121,7 @@ class RunScope:
         if _is_misnesting(error) or (goes_on and isinstance(error, (*MISNESTED, cancelled))):
             opened.__cause__ = error
             return opened
-        log.warning("%s, and raised %s", opened, repr_of(error))
+        log.warning("%s, and raised %s", opened, repr_of(error), event="left_behind")
         return error
 
     def keep(self, generator: _Generator) -> bool:
@@ -182,7 +182,10 @@ async def _close_generator(generator: _Generator) -> None:
             raise
         if unexpected is not None:  # a cancellation comes again
             log.warning(
-                "the abandoned async generator %s raised as it was closed: %s", _place(generator), repr_of(error)
+                "the abandoned async generator %s raised as it was closed: %s",
+                _place(generator),
+                repr_of(error),
+                event="left_behind",
             )
 
 
@@ -356,6 +359,7 @@ def restore_hooks() -> None:
     if _hooks.wanted:
         log.warning(
             "the hooks of async generators (sys.set_asyncgen_hooks) were changed, by a handler or as the event loop "
-            "began anew, and are put back"
+            "began anew, and are put back",
+            event="left_behind",
         )
         sys.set_asyncgen_hooks(*HOOKS)

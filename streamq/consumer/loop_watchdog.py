@@ -88,7 +88,7 @@ class Watchdog:
         log.warning(
             "%s: this process stood still for %.1f s: it was stopped (SIGSTOP, a paused machine) or got no CPU, and no "
             "task is known to be the cause; its leases end %.1f s after the last renewal",
-            self._name, seconds, self._visibility_timeout,
+            self._name, seconds, self._visibility_timeout, event="process_stood_still",
         )  # fmt: skip
 
     def _log_blocked(self, blocked_for: float) -> None:
@@ -99,7 +99,7 @@ class Watchdog:
         log.error(
             "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. "
             "Make the task a sync function: it runs in a thread, or with run_in='process' in a process.",
-            self._name, blocked_for, what, self._visibility_timeout,
+            self._name, blocked_for, what, self._visibility_timeout, event="loop_blocked",
             stack="Stack of the event loop (most recent call last):\n" + "".join(traceback.format_stack(frame, depth)),
         )  # fmt: skip
 

@@ -89,7 +89,9 @@ class OnExhausted:
         except UndecodableError:  # it crashed its workers before it was decoded
             return []
         except Exception as error:
-            log.exception("on_exhausted of %r cannot be sent", delivery, error=error)
+            log.exception(
+                "on_exhausted of %r cannot be sent", delivery, event="on_exhausted_failed", of=delivery, error=error
+            )
             return []
 
     def confirmed(self, delivery: Delivery, outcome: DeadLetter) -> None:
@@ -98,7 +100,13 @@ class OnExhausted:
         if target is None or isinstance(target, Task):
             return
         if len(self._waiting) >= MOST_WAITING or self._ended.is_set():
-            log.error("on_exhausted of %r is not called: %d calls wait already", delivery, len(self._waiting))
+            log.error(
+                "on_exhausted of %r is not called: %d calls wait already",
+                delivery,
+                len(self._waiting),
+                event="on_exhausted_failed",
+                of=delivery,
+            )
             return
         self._waiting.append((target, Exhausted(delivery.copy(), outcome.reason, outcome.failure)))
         self._wake.set()
@@ -168,7 +176,7 @@ class OnExhausted:
                 await self._call_timed(function, dead)
                 left = await run.close("on_exhausted")
         if left is not None:
-            log.error("on_exhausted of %r: %s", dead.delivery, left)
+            log.error("on_exhausted of %r: %s", dead.delivery, left, event="on_exhausted_failed", of=dead.delivery)
 
     async def _call_timed(self, function: Callable[[Exhausted], object], dead: Exhausted) -> None:
         library = AsyncLibrary()
@@ -187,7 +195,9 @@ class OnExhausted:
         except BaseException as error:
             if anyio.current_effective_deadline() == float("-inf"):  # the worker ends
                 raise
-            log.exception("on_exhausted of %r failed", dead.delivery, error=error)
+            log.exception(
+                "on_exhausted of %r failed", dead.delivery, event="on_exhausted_failed", of=dead.delivery, error=error
+            )
 
     async def _call_in_thread(self, function: Callable[[Exhausted], object], dead: Exhausted) -> object:
         failures = 0

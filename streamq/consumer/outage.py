@@ -69,14 +69,16 @@ class Outage:
         """Note a right without which a loop works on, later: `what` says what is late. Logged once."""
         why = with_remedy(str(error), error.code, _ROLE)
         if loop not in self._lacking:
-            log.warning("%s: %s: %s", self._name, what, why)
+            log.warning("%s: %s: %s", self._name, what, why, event="refused")
             self._listeners.emit(Trouble(f"{what}: {why}"))
         self._lacking[loop] = (what, why)
 
     def has(self, loop: str) -> None:
         """Note that a loop has all its rights."""
         if (lacked := self._lacking.pop(loop, None)) is not None:
-            log.warning("%s: the missing right is back; no longer so: %s", self._name, lacked[0])
+            log.warning(
+                "%s: the missing right is back; no longer so: %s", self._name, lacked[0], event="refused_no_longer"
+            )
 
     @property
     def refused(self) -> list[str]:
@@ -94,7 +96,8 @@ class Outage:
         if now >= before + _ONE_LOSS:
             log.warning(
                 "%s: streams or consumer groups were gone, and are created anew: the server was emptied (FLUSHALL, a "
-                "restart without persistence), or somebody deleted them; tasks that waited there are lost", self._name
+                "restart without persistence), or somebody deleted them; tasks that waited there are lost",
+                self._name, event="server_emptied",
             )  # fmt: skip
 
     def note_accepted(self, what: str, part: str = "") -> None:
@@ -124,10 +127,17 @@ class Outage:
         if not self._streaks:
             self._since, self._said = now, SaidBefore()
             self._said.may_say(cause, now)
-            log.warning("%s: %s; waiting for the server", self._name, advised(str(error), error.code))
+            log.warning(
+                "%s: %s; waiting for the server", self._name, advised(str(error), error.code), event="server_lost"
+            )
             self._listeners.emit(Trouble(str(error)))
         elif cause != self._last_cause and self._said.may_say(cause, now):
-            log.warning("%s: still waiting for the server, now: %s", self._name, advised(str(error), error.code))
+            log.warning(
+                "%s: still waiting for the server, now: %s",
+                self._name,
+                advised(str(error), error.code),
+                event="server_lost",
+            )
         self._error, self._last_cause = error, cause
 
     def over(self, loop: str) -> None:
@@ -136,7 +146,7 @@ class Outage:
             self.note_accepted(_refused_loop(loop))
         if self._streaks and self._streaks.pop(loop, 0) and not self._streaks:
             after = self._clock.elapsed() - self._since
-            log.warning("%s: the server answers again, after %.1f s", self._name, after)
+            log.warning("%s: the server answers again, after %.1f s", self._name, after, event="server_back")
             self._listeners.emit(Recovered(after))
 
 

@@ -68,7 +68,7 @@ class Overdue:
         log.warning(
             "task %s %s was cancelled %g s ago (%s) and goes on: its handler shields itself, or swallows the "
             "cancellation. It holds its slot and its lease until it ends. It is at\n%s",
-            delivery.task, delivery.task_id, LOG_AFTER, why, where or "an unknown place",
+            delivery.task, delivery.task_id, LOG_AFTER, why, where or "an unknown place", event="overdue", of=delivery,
         )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ class ProgressReporter:
         except BrokerError as error:
             refused = self._store.refusals.note_failed(_WRITING, error, then="the tasks go on")
             if not self._trouble and not refused:
-                log.warning("progress cannot be written; the tasks go on: %s", error)
+                log.warning("progress cannot be written; the tasks go on: %s", error, event="refused")
             self._trouble = True
             return False
         if self._trouble:

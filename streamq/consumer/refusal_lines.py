@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from streamq.clock import Clock, ServerClock
 from streamq.consumer.refused_settlement import RefusedSettlement, times
-from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_log import DEBUG, ERROR, WARNING, SafeLog
 from streamq.queue.refusals import REMIND_EVERY, shape
 
 log = SafeLog("streamq")
@@ -62,20 +61,20 @@ class RefusalLines:
 
     def refused(self, one: RefusedSettlement) -> None:
         """Note that a settlement is refused for this reason, and is tried apart."""
-        self._say(one, "refused", log.warning, f"{one}; it is tried apart, everything else goes on")
+        self._say(one, "refused", WARNING, f"{one}; it is tried apart, everything else goes on")
 
     def may_become_dead(self, one: RefusedSettlement) -> None:
         """Note that a settlement was refused so often that dead letters are tried in its place."""
         why = f"{one.what} was refused {times(one.refusals)}: {one.about}"
-        self._say(one, "dead", log.error, f"task {one.name} may become a dead letter ({one.becomes}): {why}")
+        self._say(one, "dead", ERROR, f"task {one.name} may become a dead letter ({one.becomes}): {why}")
 
     def left(self, one: RefusedSettlement) -> None:
         """Note that a settlement is refused in every way, and is left."""
-        self._say(one, "left", log.error, str(one))
+        self._say(one, "left", ERROR, str(one))
 
     def given_up(self, one: RefusedSettlement, then: str) -> None:
         """Note that a settlement is not tried any more; `then` says what follows."""
-        self._say(one, "given up", log.error, f"{one}; {then}")
+        self._say(one, "given up", ERROR, f"{one}; {then}")
         self.ended(one, "given up")
 
     def ended(self, one: RefusedSettlement, how: str) -> None:
@@ -92,19 +91,20 @@ class RefusalLines:
         due = self._clock.elapsed() - REMIND_EVERY
         for kind in [kind for kind in self._kinds.values() if kind.said.get("refused", math.inf) <= due]:
             one = next(iter(kind.members))
-            self._say(one, "refused", log.warning, f"{one}; {len(kind.members)} such settlements are refused still")
+            self._say(one, "refused", WARNING, f"{one}; {len(kind.members)} such settlements are refused still")
 
     # --- lines ---------------------------------------------------------------------------------
 
-    def _say(self, one: RefusedSettlement, stage: str, say: Callable[[str, str], None], text: str) -> None:
+    def _say(self, one: RefusedSettlement, stage: str, level: int, text: str) -> None:
         kind, now = self._kind_of(one), self._clock.elapsed()
         if now < max(kind.quiet_until, kind.said.get(stage, -math.inf) + REMIND_EVERY):
             kind.unsaid[stage] += 1
-            log.debug("%s", text)
+            log.debug("%s", text, event="refused", of=one.delivery)
             return
         kind.said[stage] = now
         more = kind.unsaid.pop(stage, 0)
-        say("%s", f"{text}; {more} more such lines since the last one" if more else text)
+        said = f"{text}; {more} more such lines since the last one" if more else text
+        log.at(level, "%s", said, event="refused", of=one.delivery)
 
     def _say_over(self, kind: _Kind, last: RefusedSettlement) -> None:
         """Log that the last settlement of a kind has ended, if any of them was settled."""
@@ -118,7 +118,8 @@ class RefusalLines:
             parts = ", ".join(f"{how}: {number}" for how, number in kind.ended.items())
             text += f" and {count - 1} more like it have ended ({parts})"
         over = "no longer refused" if AS_DECIDED in kind.ended else "what was refused"
-        (log.warning if kind.said else log.debug)("%s; %s: %s", text, over, kind.cause)
+        level = WARNING if kind.said else DEBUG
+        log.at(level, "%s; %s: %s", text, over, kind.cause, event="refused_no_longer")
 
     # --- kinds -----------------------------------------------------------------------------------
 

@@ -48,5 +48,5 @@ class RoundTrip:
                     if handler(reply):
                         worst = reply
                 except Exception:
-                    log.exception("a reply of the server could not be taken in")
+                    log.exception("a reply of the server could not be taken in", event="internal_error")
         return worst

@@ -47,11 +47,18 @@ def after_failure(handler: Handler, delivery: Delivery, error: BaseException, un
             run=delivery,
         )  # fmt: skip
     except BaseException as broken:
-        log.exception("task %s %s cannot be decided", delivery.task, delivery.task_id, error=broken)
+        log.exception(
+            "task %s %s cannot be decided",
+            delivery.task,
+            delivery.task_id,
+            event="internal_error",
+            of=delivery,
+            error=broken,
+        )
         return DeadLetter(Reason.INTERNAL_ERROR, failure_of(broken))
     if isinstance(outcome, DeadLetter) and never_called(error, handler.task.policy):
         delivery.began = False
-    log_outcome(delivery, error, outcome)
+    log_outcome(delivery, error, outcome, handler.failure_level)
     return outcome
 
 
@@ -66,7 +73,7 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
             stages = delivery.then or []
             payload = encoded_result(stages, handler.task.name, result, encode=handler.encode, limit=limit)
         except MessageError as error:
-            log.error("task %s %s: %s", delivery.task, delivery.task_id, error)  # noqa: TRY400
+            log.error("task %s %s: %s", delivery.task, delivery.task_id, error, event="result_lost", of=delivery)  # noqa: TRY400
             return DeadLetter(Reason.REJECTED, failure_of(error))
         if payload:
             return Ack(b'{"ok":' + payload + b"}")
@@ -86,7 +93,14 @@ def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
 
 
 def _not_kept(delivery: Delivery, why: str) -> bytes:
-    log.error("task %s %s: its result cannot be kept: it %s", delivery.task, delivery.task_id, why)
+    log.error(
+        "task %s %s: its result cannot be kept: it %s",
+        delivery.task,
+        delivery.task_id,
+        why,
+        event="result_lost",
+        of=delivery,
+    )
     failure = {
         "error_type": "EncodingError", "error": f"the task succeeded, its result {why}", "reason": "result",
         "traceback": "",

@@ -351,7 +351,7 @@ class Runners:
         try:
             held = await mark_isolated(self._consumer.store, self._consumer.name, delivery)
         except BrokerError as error:
-            log.warning("%r runs in isolation, but that could not be noted: %s", delivery, error)
+            log.warning("%r runs in isolation, which is not noted: %s", delivery, error, event="refused", of=delivery)
             return True
         if not held:
             self._buffer.forget(delivery.tier, delivery.entry_id)
@@ -370,10 +370,10 @@ class Runners:
         slot.spent |= slot.scope.cancel_called  # also if what it left open did not end in time
         if is_failure(error):
             if not slot.spent and is_cut_off(error):
-                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
+                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error, event="cut_off", of=delivery)
                 await anyio.lowlevel.checkpoint()  # raises the cancellation: the worker ends, and releases the delivery
             if slot.reason == "cancelled":
-                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error)
+                log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, error, event="cut_off", of=delivery)
                 return self._settler.dead_letters.of_cancelled(delivery)
             return after_failure(handler, delivery, without_cancellation(error), self._random)
         cancelled, rest = cancelled_and_rest(error)
@@ -385,7 +385,7 @@ class Runners:
             outcome = after_failure(handler, delivery, failure, self._random)
             self._settle(delivery, outcome, handler, self._elapsed() - started)
         elif rest is not None:
-            log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, rest)
+            log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, rest, event="cut_off", of=delivery)
         if slot.reason == "lost":
             self._consumer.settler.count_superseded(delivery)
         elif slot.reason == "cancelled":

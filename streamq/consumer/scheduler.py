@@ -105,7 +105,12 @@ class Scheduler:
                 await self._tick()
             except BrokerError as error:
                 if error.code == "NOPERM" and not self._declared and not self._active:
-                    log.info("%s has no right to read schedules, so it ticks none: %s", self._consumer.name, error)
+                    log.info(
+                        "%s has no right to read schedules, so it ticks none: %s",
+                        self._consumer.name,
+                        error,
+                        event="schedule_skipped",
+                    )
                     await self._wake.wait()
                     continue
                 self._stale = True
@@ -162,7 +167,7 @@ class Scheduler:
             self._noted[name] = packed
             log.warning(
                 "this worker does not tick the schedule %r: %s; store it anew, or remove it with: "
-                "streamq schedules rm %s", name, why, shlex.quote(name),
+                "streamq schedules rm %s", name, why, shlex.quote(name), event="schedule_skipped",
             )  # fmt: skip
 
     def _is_ours(self, one: ScheduleDefinition) -> bool:
@@ -173,7 +178,7 @@ class Scheduler:
         except SignatureError as error:  # it may be stored anew, with another signature: it is asked again
             if self._refused.get(one.name) != one.sig:
                 self._refused[one.name] = one.sig
-                log.warning("this worker does not tick the schedule %r: %s", one.name, error)
+                log.warning("this worker does not tick the schedule %r: %s", one.name, error, event="schedule_skipped")
             return False
         return one.name in self._declared if one.declared else True
 
@@ -198,7 +203,8 @@ class Scheduler:
                 if stored is False:
                     log.warning(
                         "the schedule %r of @task(cron=...) is not used: a stored schedule has this name; "
-                        "remove that one with: streamq schedules rm %s", name, shlex.quote(name),
+                        "remove that one with: streamq schedules rm %s",
+                        name, shlex.quote(name), event="schedule_skipped",
                     )  # fmt: skip
             unstored |= stored is None
             done |= stored is not None
@@ -247,11 +253,16 @@ class Scheduler:
             except (ConfigurationError, MissingExtraError, OSError) as error:
                 if is_shortage(error):  # the first use of a time zone, or of the parser, opens files
                     one.at = elapsed + _RETRY_REFUSED
-                    log.warning("the schedule %r is ticked late: %s", one.definition.name, error)
+                    log.warning("the schedule %r is ticked late: %s", one.definition.name, error, event="schedule_late")
                     continue
                 self._unusable.add((one.definition.name, one.definition.revision))
                 del self._active[one.definition.name]
-                log.warning("this worker does not tick the schedule %r: %s", one.definition.name, error)
+                log.warning(
+                    "this worker does not tick the schedule %r: %s",
+                    one.definition.name,
+                    error,
+                    event="schedule_skipped",
+                )
         if not commands:
             return
         trouble: BrokerError | None = None

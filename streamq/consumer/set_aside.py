@@ -140,7 +140,7 @@ class SetAside:
         ):
             if some:
                 first = "; ".join(some[:_MOST_NAMED])
-                log.warning("%s: refused to the end; %s: %d: %s", name, what, len(some), first)
+                log.warning("%s: refused to the end; %s: %d: %s", name, what, len(some), first, event="refused")
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -271,7 +271,9 @@ class SetAside:
             try:
                 one.ways += lesser(f"{one.what} was refused {times(one.refusals)}: {one.about}")
             except Exception:
-                log.exception("%r has no other way to be settled", one.delivery)
+                log.exception(
+                    "%r has no other way to be settled", one.delivery, event="internal_error", of=one.delivery
+                )
         for place in range(one.place + 1, len(one.ways)):
             if one.ways[place].helps(blame):
                 one.place = place

@@ -17,8 +17,9 @@ from typing import Any, assert_never
 from streamq.client import Command
 from streamq.consumer.acknowledgements import LINGER, Acknowledgements, AcksOfTier
 from streamq.consumer.counting import Counting
-from streamq.consumer.dead_lettering import DeadLetters, LesserLetter, name_of
+from streamq.consumer.dead_lettering import DeadLetters, LesserLetter
 from streamq.consumer.events import Listeners, Settled, Superseded
+from streamq.consumer.outcome_log import log_dead, name_of, without_error
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.refused_settlement import ACK, RefusedSettlement, Way, what_of
 from streamq.consumer.round_trip import RoundTrip
@@ -26,7 +27,6 @@ from streamq.consumer.set_aside import SetAside, not_built
 from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, SignatureError
-from streamq.queue.missing_right import without_remedy
 from streamq.queue.server_errors import concerns_server
 from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
@@ -116,7 +116,8 @@ class Settler:
                 case _:
                     assert_never(outcome)
         except Exception as error:  # a delivery that cannot be settled as decided must not end the worker
-            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__)
+            log.exception("%r could not be settled as %s", delivery, type(outcome).__name__, event="internal_error",
+                          of=delivery)  # fmt: skip
             self._convict(delivery, error, duration, keep)
 
     def release(self, deliveries: list[Delivery]) -> None:
@@ -170,7 +171,7 @@ class Settler:
         command = partial(self.dead_letters.in_full, delivery, outcome, keep)
         self._events.pop(delivery, None)
         why, name = outcome.failure.error, name_of(delivery)
-        log.warning("task %s is to be a dead letter (%s): %s", name, outcome.reason, why)
+        log.warning("task %s is to be a dead letter (%s): %s", name, outcome.reason, why, event="refused", of=delivery)
         one = RefusedSettlement(
             delivery, what_of(outcome), [self._way(_Settlement(command, delivery, outcome, duration))]
         )
@@ -234,7 +235,8 @@ class Settler:
                 if is_shortage(error):
                     self._set_aside(settlement, not_built(error))
                     continue
-                log.exception("%r could not be settled as decided", settlement.delivery)
+                one = settlement.delivery
+                log.exception("%r could not be settled as decided", one, event="internal_error", of=one)
                 self._convict(settlement.delivery, error, settlement.duration, settlement.keep)
             else:
                 trip.add(command, self._replied, settlement)
@@ -292,9 +294,8 @@ class Settler:
                 counters.retried += 1
             case Postpone():
                 counters.postponed += 1
-            case DeadLetter(reason, failure):
-                said = without_remedy(failure.error) if reason == Reason.REFUSED else failure.error
-                log.warning("task %s is dead (%s): %s: %s", name_of(delivery), reason, failure.error_type, said)
+            case DeadLetter(reason=reason):
+                log_dead(delivery, outcome)
                 counters.failed += reason in _AFTER_A_RUN
                 counters.dead += 1
                 if self.dead_letters.effects is not None:
@@ -319,7 +320,8 @@ class Settler:
     # --- refusals ------------------------------------------------------------------------------
 
     def _set_aside(self, settlement: _Settlement, error: BrokerError) -> None:
-        delivery, outcome = settlement.delivery, settlement.outcome
+        delivery, outcome = settlement.delivery, without_error(settlement.outcome)
+        settlement.outcome = outcome
         one = RefusedSettlement(delivery, what_of(outcome), [self._way(settlement)])
         if isinstance(outcome, Release):
             one.held = False
@@ -385,7 +387,7 @@ class Settler:
         self.superseded += count
         self.counting.of(delivery).superseded += count
         shown = "1 delivery was" if count == 1 else f"{count} deliveries were"
-        log.info("%s settled by another consumer first, in tier %s", shown, delivery.tier_name)
+        log.info("%s settled by another consumer first, in tier %s", shown, delivery.tier_name, event="superseded")
         self._listeners.emit(Superseded(delivery))
 
 

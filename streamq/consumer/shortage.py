@@ -58,7 +58,13 @@ class Shortage:
         self._failed_at = anyio.current_time()
         self.failures += 1
         if self.failures == 1:
-            log.warning("the system has no more %s (%s): handlers in %s wait for one", self._what, error, self._what)
+            log.warning(
+                "the system has no more %s (%s): handlers in %s wait for one",
+                self._what,
+                error,
+                self._what,
+                event="shortage",
+            )
         return NotStartedError(self._why)
 
     async def wait(self) -> None:

@@ -59,7 +59,9 @@ class TakeOvers:
             some = ", ".join(f"{count} of {worker}" for worker, count in workers[:_MOST_NAMED])
             more = f" and of {len(workers) - _MOST_NAMED} more" if len(workers) > _MOST_NAMED else ""
             whose = f"{len(workers)} workers that did not renew their leases in time: {some}{more}"
-        log.info("%s: took over %d %s of %s", self._name, total, "task" if total == 1 else "tasks", whose)
+        log.info(
+            "%s: took over %d %s of %s", self._name, total, "task" if total == 1 else "tasks", whose, event="took_over"
+        )
         self._taken.clear()
         self._said_at = now
 
@@ -70,7 +72,7 @@ class TakeOvers:
         log.warning(
             "task %s %s was in the hands of %d workers that died (%s): it is to run alone, as soon as the others here "
             "have ended, or beside those that take longer than a lease; it becomes a dead letter, crash_loop, %s",
-            *_who(delivery), len(workers), ", ".join(workers[-_MOST_NAMED:]), end,
+            *_who(delivery), len(workers), ", ".join(workers[-_MOST_NAMED:]), end, event="suspect", of=delivery,
         )  # fmt: skip
 
 

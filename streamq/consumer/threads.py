@@ -198,4 +198,5 @@ class Threads:
         log.warning(
             "%s was told to stop %g s ago and its thread goes on; %d of %d threads do. It is at\n%s",
             what, LOG_AFTER, len(self._stopping), self._limit, "".join(traceback.format_list(stack[ours + 1 :])),
+            event="overdue",
         )  # fmt: skip

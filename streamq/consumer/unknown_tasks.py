@@ -36,7 +36,12 @@ class UnknownTasks:
             return DeadLetter(Reason.UNKNOWN_TASK, Failure("UnknownTask", text))
         if name not in self._logged and len(self._logged) < _MOST_NAMES:
             self._logged.add(name)
-            log.warning("this worker does not know the task %r; it is postponed, for %g s at most", name, self._wait)
+            log.warning(
+                "this worker does not know the task %r; it is postponed, for %g s at most",
+                name,
+                self._wait,
+                event="unknown_task",
+            )
         # Longer each time: a deploy is seen soon, and a name that nobody knows costs little.
         pause = max(FIRST_PAUSE, min(waited / 2, LONGEST_PAUSE))
         pause = min(pause, max(0.05, self._wait / 5), max(0.05, self._wait - waited))

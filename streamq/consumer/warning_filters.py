@@ -35,7 +35,9 @@ class WarningFilters:
     def put_back(self) -> None:
         """Put the list back if a run has left none: Python itself could not warn, and no run could be looked after."""
         if not isinstance(getattr(warnings, "filters", None), list):
-            log.warning("warnings.filters was no list of filters any more, after a run, and is put back")
+            log.warning(
+                "warnings.filters was no list of filters any more, after a run, and is put back", event="left_behind"
+            )
             warnings.filters = self.list
             self.list[:] = self.known
 
@@ -47,7 +49,7 @@ class WarningFilters:
             return
         log.warning(
             "warning filters were changed while the task %s ran, and are put back: use warnings.catch_warnings() in a "
-            "handler, and import modules that change filters before the worker starts", name,
+            "handler, and import modules that change filters before the worker starts", name, event="left_behind",
         )  # fmt: skip
         self.list[:] = self.known
         with warnings.catch_warnings():  # entered and left, it makes the interpreter notice the change

@@ -143,7 +143,7 @@ class DeadLetterQueue:
                     if error.code not in _TRANSIENT_CODES:
                         raise
                     failures += 1
-                    log.warning("cannot read dead letters: %s; trying again", error)
+                    log.warning("cannot read dead letters: %s; trying again", error, event="server_lost")
                     await anyio.sleep(_OUTAGE_BACKOFF.ceiling(min(failures, 8)))
                     continue
                 failures = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from streamq.client import Command
 from streamq.dead_letter.entry import DeadLetterEntry, replayed_options
 from streamq.dead_letter.selection import dedup_ttl, is_full_entry_id
-from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_log import DEBUG, WARNING, SafeLog
 from streamq.errors import ConfigurationError, DedupKeyHeldError, SignatureError, StreamqError, UndecodableError
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store
@@ -90,13 +90,13 @@ class PassedOver:
     def note(self, error: StreamqError) -> None:
         """Note that a dead letter stays, and why."""
         count = self._counts[type(error)] = self._counts.get(type(error), 0) + 1
-        (log.warning if count <= _MOST_NAMED else log.debug)("not replayed: %s", error)
+        log.at(WARNING if count <= _MOST_NAMED else DEBUG, "not replayed: %s", error, event="not_replayed")
 
     def log_total(self, replayed: int) -> None:
         """Log how many there were, if not each was named."""
         if any(count > _MOST_NAMED for count in self._counts.values()):
             causes = ", ".join(f"{count} ({cause.__name__})" for cause, count in self._counts.items())
-            log.warning("dead letters replayed: %d; passed over: %s", replayed, causes)
+            log.warning("dead letters replayed: %d; passed over: %s", replayed, causes, event="replayed")
 
 
 def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier]) -> Replay:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict, Unpack
 
-from streamq.diagnostics.safe_text import repr_of, str_of, type_name
+from streamq.diagnostics.log_fields import fields_of
+from streamq.diagnostics.safe_text import frames_of, repr_of, str_of, type_name
 
 LOGGED = 1_000  # characters of one value in a line of the log
 TEXT_LOGGED = 8_000  # characters of a text: the stack of a handler that blocks, say
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 _PLAIN = (bool, int, float, type(None))
 
 
@@ -42,8 +46,25 @@ class LogFaults:
 faults = LogFaults()
 
 
+class Given(TypedDict, total=False):
+    """What a line of the log may have beside its message and its event.
+
+    `of` is the delivery that it is about, `extra` are more fields. `error` is an exception; `trace` its traceback as
+    text, where that has been made already. `stack` is that of another thread, which is written below the message.
+    """
+
+    of: object
+    extra: Mapping[str, Any]
+    error: BaseException | None
+    trace: str
+    stack: str
+
+
 class SafeLog:
-    """A logger whose methods never raise, and never run code of the user outside of their guard."""
+    """A logger whose methods never raise, and never run code of the user outside of their guard.
+
+    Each line has the name of its `event`, and may have fields: the table in `docs/logs.md` has them all.
+    """
 
     __slots__ = ("name",)
 
@@ -53,40 +74,50 @@ class SafeLog:
     def __repr__(self) -> str:
         return f"<SafeLog {self.name}>"
 
-    def debug(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+    def takes(self, level: int) -> bool:
+        """Is a line of this level logged?"""
+        return logging.getLogger(self.name).isEnabledFor(level)
+
+    def debug(self, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
         """Log at the level DEBUG."""
-        self._log(logging.DEBUG, message, args, extra, None)
+        self._log(logging.DEBUG, message, args, event, given)
 
-    def info(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+    def info(self, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
         """Log at the level INFO."""
-        self._log(logging.INFO, message, args, extra, None)
+        self._log(logging.INFO, message, args, event, given)
 
-    def warning(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
+    def warning(self, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
         """Log at the level WARNING."""
-        self._log(logging.WARNING, message, args, extra, None)
+        self._log(logging.WARNING, message, args, event, given)
 
-    def error(self, message: str, *args: object, extra: dict[str, Any] | None = None, stack: str = "") -> None:
-        """Log at the level ERROR, with the `stack` of another thread, which formatters write below the message."""
-        self._log(logging.ERROR, message, args, extra, None, stack)
+    def error(self, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
+        """Log at the level ERROR."""
+        self._log(logging.ERROR, message, args, event, given)
 
-    def exception(self, message: str, *args: object, error: BaseException | None = None) -> None:
+    def exception(self, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
         """Log at the level ERROR, with the traceback of `error`, by default that of the exception in handling."""
-        self._log(logging.ERROR, message, args, None, error or sys.exc_info()[1])
+        given.setdefault("error", sys.exc_info()[1])
+        self._log(logging.ERROR, message, args, event, given)
 
-    def _log(
-        self, level: int, message: str, args: tuple[object, ...], extra: dict[str, Any] | None,
-        error: BaseException | None, stack: str = "",
-    ) -> None:  # fmt: skip
+    def at(self, level: int, message: str, *args: object, event: str, **given: Unpack[Given]) -> None:
+        """Log at a level of `logging`."""
+        self._log(level, message, args, event, given)
+
+    def _log(self, level: int, message: str, args: tuple[object, ...], event: str, given: Given) -> None:
         try:
             logger = logging.getLogger(self.name)
             if not logger.isEnabledFor(level):
                 return
-            values = tuple(map(_shown, args))
-            if stack:  # `Logger.log` takes that of its own thread alone
-                shown = stack[-TEXT_LOGGED:]
-                logger.handle(logger.makeRecord(self.name, level, __file__, 0, message, values, None, sinfo=shown))
-            else:
-                logger.log(level, message, *values, exc_info=error, extra=extra, stacklevel=3)
+            path, line, function, _ = logger.findCaller(stacklevel=3)
+            extra: dict[str, Any] = {"event": event, **fields_of(given.get("of")), **given.get("extra", {})}
+            error, stack = given.get("error"), given.get("stack", "")[-TEXT_LOGGED:] or None
+            record = logger.makeRecord(
+                self.name, level, path, line, message, tuple(map(_shown, args)),
+                None if error is None else (type(error), error, frames_of(error)), function, extra, stack,
+            )  # fmt: skip
+            if trace := given.get("trace", ""):
+                record.exc_text = trace
+            logger.handle(record)
         except BaseException as fault:  # noqa: BLE001 - see the docstring of this module
             faults.note(self.name, fault)
 

@@ -104,12 +104,21 @@ class QueueCollector(Collector):
                 await self.refresh()
             except BrokerError as error:
                 if was_up:
-                    log.warning("cannot read the figures of the queue: %s; trying again every %g s", error, interval)
+                    log.warning(
+                        "cannot read the figures of the queue: %s; trying again every %g s",
+                        error,
+                        interval,
+                        event="figures_missing",
+                    )
             except (NotOpenError, WrongLoopError):
                 raise
             except Exception:  # a fault of ours must not end the program that is watched
                 if was_up:
-                    log.exception("cannot read the figures of the queue; trying again every %g s", interval)
+                    log.exception(
+                        "cannot read the figures of the queue; trying again every %g s",
+                        interval,
+                        event="figures_missing",
+                    )
             task_status.started()
             task_status = anyio.TASK_STATUS_IGNORED
             await anyio.sleep(interval)

@@ -88,7 +88,7 @@ def _harmless(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        log.exception("tracing failed at the %s of a span", what, error=error)
+        log.exception("tracing failed at the %s of a span", what, event="tracing_failed", error=error)
 
 
 async def _run_in_span(span: Span | None, context: Context, call_next: CallNext) -> Any:

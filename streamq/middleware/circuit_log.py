@@ -46,7 +46,7 @@ class CircuitLog:
             self._opened(key, view, after)
         elif view.state is State.CLOSED and (known := self.open.pop(key, None)) is not None:
             lasted = round(self._clock() - known.since, 1)
-            log.info("the circuit %r is closed again, after %g s", self._name(key), lasted)
+            log.info("the circuit %r is closed again, after %g s", self._name(key), lasted, event="circuit_closed")
 
     def _opened(self, key: str, view: CircuitView, after: float) -> None:
         now, known = self._clock(), self.open.get(key)
@@ -58,7 +58,7 @@ class CircuitLog:
         still = "" if known is None else f" still, for {round(now - known.since, 1):g} s"
         log.warning(
             "the circuit %r is open%s: %s; its calls wait, and it is tried again in %g s",
-            self._name(key), still, self._why(view), round(max(0.0, after), 1),
+            self._name(key), still, self._why(view), round(max(0.0, after), 1), event="circuit_open",
         )  # fmt: skip
 
     def _has_room(self, now: float) -> bool:

@@ -217,7 +217,7 @@ class FleetCircuits:
         if not refused and now >= self._ask_server_at + _RETRY_SERVER_AFTER:
             log.warning(
                 "circuit breaker %r cannot use the server, so calls of this process alone decide: %s",
-                self._breaker, error,
+                self._breaker, error, event="circuit_alone",
             )  # fmt: skip
         self._ask_server_at = now + _RETRY_SERVER_AFTER
 

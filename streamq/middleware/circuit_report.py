@@ -87,6 +87,6 @@ class CircuitReporter:
             await store.one(step("circuit_report")(keys, name, self._ttl_ms, MAX_INDEXED, *flat))
         except BrokerError as error:
             if not store.refusals.note_failed(_REPORTING, error, part=name):
-                log.info("circuit %s cannot be reported to the monitor: %s", name, error)
+                log.info("circuit %s cannot be reported to the monitor: %s", name, error, event="circuit_alone")
         else:
             store.refusals.note_accepted(_REPORTING, name)

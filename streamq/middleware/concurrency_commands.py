@@ -105,7 +105,7 @@ class LimitCommands:
                 await self.store.one(step("permit_wake")([found[2]], self._channel, qualified(member, entry), member))
             except BrokerError as error:
                 if not self.store.refusals.note_failed(_WAKING, error, part=found[2], then="it asks by itself later"):
-                    log.info("a waiter cannot be woken, it asks by itself later: %s", error)
+                    log.info("a waiter cannot be woken, it asks by itself later: %s", error, event="limit_refused")
             else:
                 self.store.refusals.note_accepted(_WAKING, found[2])
 

@@ -110,7 +110,7 @@ class Permits:
                 await self._release(name, [run])
             except BrokerError as error:
                 if not self._store.refusals.note_failed(_RELEASING, error, part=name, then=_UNTIL_ITS_LEASE_ENDS):
-                    log.info("the permit of %s for %s is released later: %s", run, name, error)
+                    log.info("the permit of %s for %s is released later: %s", run, name, error, event="limit_refused")
                 if _is_foreign(error):
                     return
             else:
@@ -149,7 +149,7 @@ class Permits:
                 pause = min(pause, await self._sweep())
             except BrokerError as error:
                 if not self._store.refusals.note_failed(_SWEEPING, error, then=_LATE):  # only a sweep raises others
-                    log.info("permits cannot be renewed, released or swept: %s", error)
+                    log.info("permits cannot be renewed, released or swept: %s", error, event="limit_refused")
             with anyio.move_on_after(pause * self._random.uniform(0.8, 1.0) + 0.01):
                 await self._release_added.wait()
                 await anyio.sleep(0.05)  # a release may be deferred because the server cannot be used
@@ -175,7 +175,13 @@ class Permits:
                 self._release_later(name, run)  # it ended meanwhile, and may have been renewed after that
             if lost:
                 self.lost += lost
-                log.warning("%d runs of %s lost their permits: not renewed for %g s", lost, name, self._lease)
+                log.warning(
+                    "%d runs of %s lost their permits: not renewed for %g s",
+                    lost,
+                    name,
+                    self._lease,
+                    event="permits_lost",
+                )
             await self._commands.wake(foreign)
 
     async def _release_deferred(self) -> None:

@@ -51,7 +51,7 @@ class WaiterChecks:
                     await self._check(name, [waiter for waiter in due if waiter.name == name])
             except BrokerError as error:
                 if not self._commands.store.refusals.note_failed(_CHECKING, error, then=_LATE):
-                    log.info("waiters cannot be checked: %s", error)
+                    log.info("waiters cannot be checked: %s", error, event="limit_refused")
             for waiter in due:
                 self._check_again(waiter)
             first = min((at for at, _ in self._to_check.values()), default=None)

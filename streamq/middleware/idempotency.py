@@ -74,4 +74,5 @@ def _record(effect: Effect, result: Any, context: Context) -> None:
     try:
         effect.record(result, context.task.arguments.result_type.encode)
     except UnrecordableError as error:
-        log.error("task %s %s: %s", context.task.name, context.delivery.task_id, error)  # noqa: TRY400
+        task, of = context.task, context.delivery
+        log.error("task %s %s: %s", task.name, of.task_id, error, event="result_lost", of=of)  # noqa: TRY400

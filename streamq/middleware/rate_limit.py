@@ -156,7 +156,9 @@ class RateLimitMiddleware:
             now, reservation = await self._buckets.drain(context.store, name, after)
         except BrokerError as error:
             if concerns_server(error):  # another one is named by the buckets
-                log.warning("the limit for %s cannot be drained for %g s: %s", name, after, error)
+                log.warning(
+                    "the limit for %s cannot be drained for %g s: %s", name, after, error, event="limit_refused"
+                )
             return
         request.after = max(after, reservation.due - now)
         request.headers = {**(request.headers or {}), **self._headers(context, name, reservation)}

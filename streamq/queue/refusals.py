@@ -106,7 +106,7 @@ class Refusals:
             step.why[part], step.at[part] = why, now
         # The errors of two parts differ in the names of keys: their reason is the same.
         if step.said.may_say(error.code if part else shape(why), now):
-            log.warning("%s%s is refused: %s; %s", self._prefix, _named(what, [part]), why, then)
+            log.warning("%s%s is refused: %s; %s", self._prefix, _named(what, [part]), why, then, event="refused")
 
     def note_failed(
         self, what: str, error: BrokerError, *, part: str = "", then: str = "everything else goes on"
@@ -120,7 +120,7 @@ class Refusals:
     def note_accepted(self, what: str, part: str = "") -> None:
         """Note that the server has carried out a step, or this part of it."""
         if self.forget(what, part) and what not in self._steps:
-            log.warning("%s%s is refused no longer", self._prefix, _named(what, [part]))
+            log.warning("%s%s is refused no longer", self._prefix, _named(what, [part]), event="refused_no_longer")
 
     def forget(self, what: str, part: str = "") -> bool:
         """Drop a part that nobody will ask for any more; return whether it was refused."""

@@ -130,7 +130,11 @@ class Store:
             raise
         except BrokerError as error:
             self.clock.give_up()
-            log.warning("the server's time is not known, so times are sent by an older comparison of clocks: %s", error)
+            log.warning(
+                "the server's time is not known, so times are sent by an older comparison of clocks: %s",
+                error,
+                event="clock_unknown",
+            )
         else:
             self.clock.compare(int(seconds) + int(microseconds) / 1e6, asked, self.clock.elapsed())
 

@@ -141,7 +141,9 @@ class Waiters:
     def _note_refused(self, problem: BrokerError) -> None:
         """Note that this user may not subscribe: what is waited for is looked for instead. Logged once."""
         if not self._refused.is_set():
-            log.warning("results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem)
+            log.warning(
+                "results and progress come up to %g s late: %s", LOOK_EVERY_UNSUBSCRIBED, problem, event="results_late"
+            )
         self._refused.set()
 
     async def read_now(self, keys: Collection[str], deadline: float) -> list[tuple[str, bytes]]:
@@ -214,7 +216,7 @@ class Waiters:
                     if problem.code == "NOPERM":  # the right was taken away meanwhile
                         self._note_refused(problem)
                     else:
-                        log.info("results cannot be received; trying again: %s", error)
+                        log.info("results cannot be received; trying again: %s", error, event="results_late")
                     await anyio.sleep(0.5)
                     channel = payload = b""
                 if channel:

@@ -7,7 +7,7 @@ state machine is in `docs/architecture.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -77,10 +77,14 @@ class Postpone:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """The task will not run again. It moves to the dead letters, where people can look at it and replay it."""
+    """The task will not run again. It moves to the dead letters, where people can look at it and replay it.
+
+    `error` is what its last run raised, where it raised; None once the dead letter has to wait for the server.
+    """
 
     reason: Reason
     failure: Failure
+    error: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +142,15 @@ def decide(
             return _postpone(error)
         except Exception as unusable:  # noqa: BLE001 - a mistake of the handler, treated as any other error
             why = type_name(unusable), str_of(unusable)
-            log.warning("%r asked to run again, and has failed: %s: %s", run, *why)
+            log.warning("%r asked to run again, and has failed: %s: %s", run, *why, event="retry_refused", of=run)
             raised = error = unusable
     match error:
         case UndecodableError() if is_of_message(error):
-            return DeadLetter(Reason.UNDECODABLE, failure_of(error, raised))
+            return DeadLetter(Reason.UNDECODABLE, failure_of(error, raised), raised)
         case _ if _rejects(error) or not policy.retryable(error):
-            return DeadLetter(Reason.REJECTED, failure_of(error, raised))
+            return DeadLetter(Reason.REJECTED, failure_of(error, raised), raised)
         case _ if attempt > (policy.max_retries(error) if retries is None else retries):
-            return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised))
+            return DeadLetter(Reason.RETRIES_EXHAUSTED, failure_of(error, raised), raised)
         case _:
             return Retry(policy.delay(attempt, error, random, run=run), failure_of(error, raised))
 

@@ -227,7 +227,14 @@ class RetryPolicy:
             returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
             delay = float(bounds.BACKOFF.check(returned, "the delay of a backoff"))
         except BaseException as broken:
-            log.exception("%r: backoff %r cannot be used, the default is used in its place", run, rule, error=broken)
+            log.exception(
+                "%r: backoff %r cannot be used, the default is used in its place",
+                run,
+                rule,
+                event="retry_refused",
+                of=run,
+                error=broken,
+            )
             delay = Backoff().delay(attempt, random)
         return min(delay, self.max_backoff)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from streamq.diagnostics.safe_log import LEVELS
+from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -35,3 +37,10 @@ def check_callable(what: str, value: Any, wanted: str) -> Any:
     if callable(value):
         return value
     raise ConfigurationError(f"{what} is of type {type(value).__name__}: give {wanted}")
+
+
+def check_level(what: str, value: Any) -> int:
+    """Return the level of `logging` that an argument names."""
+    if isinstance(value, str) and (level := LEVELS.get(value)) is not None:
+        return level
+    raise ConfigurationError(f"{what}={repr_of(value)} cannot be used: give one of {', '.join(map(repr, LEVELS))}")

@@ -49,7 +49,7 @@ def test_a_filter_or_a_handler_that_raises_is_reported_and_swallowed(logger, kin
     logger.addHandler(handler)
     faults.count = 0
     for _ in range(100):
-        log.info("hello %s", 1)
+        log.info("hello %s", 1, event="test")
     assert faults.count == 100
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 7  # the 1st, 2nd, 4th, ... 64th
@@ -69,7 +69,7 @@ def test_a_value_that_cannot_be_shown_costs_its_text_and_not_the_line(logger, ki
 
     handler = Kept()
     logger.addHandler(handler)
-    SafeLog(logger.name).warning("%s is %s and %r", "it", Value(), Value())
+    SafeLog(logger.name).warning("%s is %s and %r", "it", Value(), Value(), event="test")
     assert handler.lines == [
         f"it is <no text: its __str__ raised {kind.__name__}> and <no text: its __repr__ raised {kind.__name__}>"
     ]
@@ -80,9 +80,9 @@ def test_a_value_has_a_bound(logger):
     handler = Kept()
     logger.addHandler(handler)
     log = SafeLog(logger.name)
-    log.info("%s", "x" * 1_000_000)
-    log.info("%s", ValueError("x" * 1_000_000))
-    log.info("%g %d %.1f %s", 1.5, 2, 3.0, "short")
+    log.info("%s", "x" * 1_000_000, event="test")
+    log.info("%s", ValueError("x" * 1_000_000), event="test")
+    log.info("%g %d %.1f %s", 1.5, 2, 3.0, "short", event="test")
     assert len(handler.lines[0]) <= TEXT_LOGGED
     assert len(handler.lines[1]) <= LOGGED
     assert handler.lines[2] == "1.5 2 3.0 short"
@@ -97,7 +97,7 @@ def test_a_stderr_that_is_closed_does_no_harm(logger, monkeypatch):
     logger.addFilter(refuse)
     monkeypatch.setattr("sys.stderr", None)
     faults.count = 0
-    SafeLog(logger.name).error("hello")
+    SafeLog(logger.name).error("hello", event="test")
     assert faults.count == 1
 
 
@@ -106,14 +106,20 @@ def test_a_record_names_the_place_that_logs(logger):
     found = []
     logger.addFilter(found.append)
     logger.addHandler(Kept())
-    SafeLog(logger.name).info("hello")
+    SafeLog(logger.name).info("hello", event="test")
     assert found[0].funcName == "test_a_record_names_the_place_that_logs"
 
 
 def test_streamq_logs_in_no_other_way():
     """A house rule: no module but `safe_log` calls a logger."""
     package = Path(streamq.__file__).parent
-    allowed = {"diagnostics/safe_log.py", "cli/logs.py", "cli/banner.py", "cli/worker_process.py"}  # settings alone
+    allowed = {
+        "diagnostics/safe_log.py",
+        "logs.py",
+        "cli/logs.py",
+        "cli/banner.py",
+        "cli/worker_process.py",
+    }  # levels
     found = []
     for path in package.rglob("*.py"):
         name = str(path.relative_to(package))

@@ -58,6 +58,15 @@ def test_no_block_is_passed_over() -> None:
     assert not unknown
 
 
+# What changes the logging of its whole process, for the tests after it, too.
+GLOBAL = {"logging.config", "structlog", "sentry_sdk"}
+ON_BACKEND = """
+import anyio, runpy
+run = anyio.run
+anyio.run = lambda function, *args: run(function, *args, backend={backend!r})
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
 # --- python ------------------------------------------------------------------------------------
 
 
@@ -78,6 +87,11 @@ def test_python(
 
     path = tmp_path / "program.py"
     path.write_text(program.code)
+    if GLOBAL & set(re.findall(r"^import ([\w.]+)", program.code, re.MULTILINE)):
+        assert program.output is None
+        alone = ON_BACKEND.format(backend=backend, path=str(path))
+        subprocess.run([sys.executable, "-W", "error", "-c", alone], check=True, timeout=60, cwd=tmp_path)
+        return
     main = types.ModuleType("__main__")
     main.__file__ = str(path)
     monkeypatch.setitem(sys.modules, "__main__", main)

@@ -1,0 +1,160 @@
+"""Logs for production: fields that name the task on each line, and formatters for text and JSON.
+
+`TaskFields` gives the lines of handlers, and of the libraries that they call, the fields of their task; streamq's own
+lines have them already. `JsonFormatter` writes every field of a record, `TextFormatter` a line for people. All of them
+are made for `logging.config.dictConfig`, too; `add_task_fields` is the same for structlog. `streamq worker` uses them.
+
+Nothing that is logged can forge a line: what is not printable is written as its escape.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from streamq.diagnostics.log_fields import TASK_FIELDS, current_trace_id, fields_of
+from streamq.diagnostics.safe_text import repr_of, str_of
+from streamq.handlers.context import delivery_var
+from streamq.wire.printable import json_line, printable, printable_lines
+
+__all__ = ["JsonFormatter", "TaskFields", "TextFormatter", "add_task_fields", "task_fields"]
+
+_MOST_TRACEBACK: Final = 50_000  # characters of a traceback, from its end
+_MOST_OF_FIELD: Final = 10_000  # characters of a field's value, as JSON
+_MOST_FIELDS: Final = 100  # of one record, beside those that each line has
+_TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s"
+_OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_PLAIN: Final = (bool, int, float, type(None))
+
+
+def task_fields() -> dict[str, str | int]:
+    """Return the fields of the task whose handler runs here: `task`, `task_id`, `attempt`, `tier`, `trace_id`.
+
+    `trace_id` is that of OpenTelemetry's current trace, or else of the header `traceparent` of the message; it is not
+    there without a trace. Nothing is there outside of a handler.
+    """
+    delivery = delivery_var.get()
+    if delivery is None:
+        return {}
+    fields = fields_of(delivery)
+    try:
+        trace_id = current_trace_id()
+    except Exception:  # noqa: BLE001 - a tracer of the user's; a line is not lost for it
+        return fields
+    return {**fields, "trace_id": trace_id} if trace_id else fields
+
+
+def add_task_fields(logger: Any, method_name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ARG001
+    """Add the fields of the running task to a line of structlog: put this among its processors."""
+    for name, value in task_fields().items():
+        event_dict.setdefault(name, value)
+    return event_dict
+
+
+class TaskFields(logging.Filter):
+    """Gives each record the fields of the task whose handler logs it (see `task_fields`). Lets every record pass.
+
+    It belongs to a handler of `logging`, not to a logger: a logger's filter does not see the records of its children.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields that the record has not got. Return True."""
+        if getattr(record, "task_id", None) is None:
+            for name, value in task_fields().items():
+                if name not in record.__dict__:
+                    record.__dict__[name] = value
+        return True
+
+
+class TextFormatter(logging.Formatter):
+    """Writes one line for a record. The lines of a traceback follow, indented: no text begins a line of its own.
+
+    A line of a handler ends with its task: `[send 1700000000000-0, attempt 1]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT, "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text, with escapes for what is not printable."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        lines = [printable(self.formatMessage(record) + _whose(record))]
+        if trace := _traceback(self, record):
+            lines.append(trace)
+        if record.stack_info:
+            lines.append(self.formatStack(record.stack_info))
+        return "\n".join([lines[0], *(printable_lines(text[-_MOST_TRACEBACK:], indent="    ") for text in lines[1:])])
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes one object per line: ts, level, logger, pid, message, every field of `extra`; `exc`, `stack`.
+
+    A field of `extra` whose name is one of these gets an underscore after its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as JSON."""
+        line: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        trace = _traceback(self, record)
+        reserved = {*line, "exc", "stack"}
+        for name, value in _extra(record).items():
+            line[f"{name}_" if name in reserved else name] = value
+        if trace:
+            line["exc"] = trace[-_MOST_TRACEBACK:]
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json_line(line)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Return the traceback of a record: the text that was made already, if there is one."""
+    if record.exc_text:
+        return record.exc_text
+    return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] is not None else ""
+
+
+def _whose(record: logging.LogRecord) -> str:
+    """Return the task of a handler's line. Those of streamq, which have an event, name it in their words."""
+    fields = record.__dict__
+    if "event" in fields or fields.get("task_id") is None:
+        return ""
+    return f" [{fields.get('task', '?')} {fields['task_id']}, attempt {fields.get('attempt', '?')}]"
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of `extra`, those of the task first."""
+    given = {name: value for name, value in record.__dict__.items() if name not in _OF_EVERY_RECORD}
+    first = [name for name in ("event", *TASK_FIELDS) if name in given]
+    names = [*first, *(name for name in given if name not in first)]
+    fields = {str_of(name, 100): _value(given[name]) for name in names[:_MOST_FIELDS]}
+    if len(names) > _MOST_FIELDS:
+        fields["more_fields"] = len(names) - _MOST_FIELDS
+    return fields
+
+
+def _value(value: Any) -> Any:
+    """Return a value as it is logged: what JSON has within a bound, else its text."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is str:
+        return str_of(value, _MOST_OF_FIELD)
+    try:
+        if len(line := json_line(value)) <= _MOST_OF_FIELD:
+            return json.loads(line)
+    except BaseException:  # noqa: BLE001, S110 - nested too deep; `str` of something within raises, SystemExit too
+        pass
+    return repr_of(value, _MOST_OF_FIELD)
