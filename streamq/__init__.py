@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streamq.broker import RedisBroker
     from streamq.consumer.batching import current_batch
     from streamq.consumer.events import Event, Listener, Reclaimed, Recovered, Settled, Started, Superseded, Trouble
-    from streamq.errors import Reject, RetryLater, StreamqError
+    from streamq.errors import Reject, Retry, RetryLater, StreamqError
     from streamq.handlers.context import Cancellation, cancel_requested, current_cancellation, current_delivery
     from streamq.handlers.inbox import Inbox
     from streamq.handlers.progress import Progress, report_progress, report_progress_sync
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streamq.tasks.decorator import task
     from streamq.tasks.exhausted import Exhausted
     from streamq.tasks.options import Options
-    from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip
+    from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, RetryOutcome, Skip
     from streamq.tasks.retry_policy import Backoff, Delays, Fixed, Linear
     from streamq.tasks.task import Call, Task, TaskRef
     from streamq.wire.dead_letter_fields import DeadLetterBound, Failure
@@ -70,8 +70,9 @@ _HOMES = {
     "RedisBroker": "broker",
     "Reject": "errors",
     "Release": "tasks.outcome",
-    "Retry": "tasks.outcome",
+    "Retry": "errors",
     "RetryLater": "errors",
+    "RetryOutcome": "tasks.outcome",
     "Scheduled": "queue.delayed",
     "Settled": "consumer.events",
     "SigningKeys": "wire.signing",
@@ -133,6 +134,7 @@ __all__ = [
     "Release",
     "Retry",
     "RetryLater",
+    "RetryOutcome",
     "Scheduled",
     "Settled",
     "SigningKeys",

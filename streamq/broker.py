@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 import anyio.abc
 
@@ -37,6 +37,7 @@ from streamq.queue.store import Store
 from streamq.queue.waiters import Waiters
 from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
+from streamq.tasks.options import OptionValues
 from streamq.tasks.outcome import Ack, DeadLetter, Reason, Release, failure_of
 from streamq.tasks.task import Call, Task, TaskRef, check_calls
 from streamq.wire import bounds
@@ -184,12 +185,15 @@ class RedisBroker:
     @overload
     async def enqueue(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
     @overload
+    async def enqueue(self, call: Call[R], /, **options: Unpack[OptionValues]) -> Handle[R]: ...
+    @overload
     async def enqueue(self, task: str | TaskRef, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
     async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Send one task, and return its handle when the server has it. One round trip.
 
-        `task` is a task, or the name of a task whose code is elsewhere. Keyword arguments that are names of options
-        (`Options`) are options, unless the task has a parameter of that name. `task.options(...)` is never ambiguous.
+        `task` is a task, the name of a task whose code is elsewhere, or a call (`task.call(...)`), which has its
+        arguments already. Options (`Options`) are given by `task.options(...)`; for a name and a call, which have no
+        parameters, by keyword arguments, too.
 
         Raises ArgumentsError, EncodingError or PayloadTooLargeError for a message that cannot be sent,
         BrokerUnavailableError if nothing was sent, BrokerError if the server refused it, OutcomeUnknownError if the

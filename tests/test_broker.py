@@ -618,3 +618,19 @@ async def test_a_second_open_says_where_a_broker_may_be_used(anyio_backend):
         with pytest.raises(ConfigurationError, match="the thread that opened it; elsewhere, open"):
             await broker.__aenter__()
         await broker.client.command("PING")
+
+
+async def test_a_call_can_be_sent_as_a_task_can(broker, server):
+    """With its own options, and with those of the enqueue; its arguments are complete."""
+    handle = await broker.enqueue(send.call("a", n=2))
+    await broker.enqueue(send.options(priority=Priority.LOW).call("b"), headers={"x": 1})
+    await broker.enqueue(TaskRef("elsewhere").call(1), priority=Priority.HIGH)
+    (first,), (second,), (third,) = (entries(server, f"queue:{name}") for name in ("standard", "bulk", "critical"))
+    assert (first["id"], first["args"], first["kwargs"]) == (handle.task_id, '["a"]', '{"n":2}')
+    assert (second["args"], second["headers"]) == ('["b"]', '{"x":1}')
+    assert third["task"] == "elsewhere"
+    for args, kwargs, named in [((1,), {}, "1"), ((), {"n": 3}, "n"), (("x",), {"n": 3, "priority": 1}, "'x', n")]:
+        with pytest.raises(
+            ConfigurationError, match=rf"^send\.call\(...\) has its arguments already, so {named} cannot"
+        ):
+            await broker.enqueue(send.call("a"), *args, **kwargs)

@@ -9,7 +9,7 @@ from itertools import islice
 import anyio
 
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import Reject, RetryLater
+from streamq.errors import Reject, Retry, RetryLater
 from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
@@ -120,7 +120,7 @@ def is_cut_off(error: BaseException) -> bool:
 
     Database clients, say, raise an error of their own if they cannot clean up after they were cancelled.
     """
-    return anyio.current_effective_deadline() == float("-inf") and not isinstance(error, RetryLater | Reject)
+    return anyio.current_effective_deadline() == float("-inf") and not isinstance(error, Retry | RetryLater | Reject)
 
 
 def cancelled_and_rest(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

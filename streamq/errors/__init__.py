@@ -17,6 +17,7 @@ from streamq.errors.requests import (
     EffectInProgressError,
     EffectLostError,
     Reject,
+    Retry,
     RetryLater,
     UnrecordableError,
 )
@@ -27,7 +28,7 @@ __all__ = [
     "EffectLostError", "EffectNotBegunError", "EncodingError", "LeftOpenError", "LifespanEndedError",
     "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OutcomeUnknownError",
     "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError", "Reject", "ResultNotKeptError",
-    "ResultTimeoutError", "ResultTypeError", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError",
+    "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError",
     "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
@@ -381,6 +382,7 @@ class TaskFailedError(StreamqError):
 
 for _one in (
     StreamqError,
+    Retry,
     RetryLater,
     Reject,
     EffectInProgressError,

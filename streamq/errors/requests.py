@@ -1,4 +1,4 @@
-"""What a handler raises to choose the outcome of its run: `RetryLater`, `Reject`, and errors that are one of them."""
+"""What a handler raises to choose the outcome of its run: `Retry`, `RetryLater`, `Reject` and errors like them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ class RetryLater(StreamqError):  # noqa: N818 - a request of the handler, not a 
 
 def _is_short(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e15
+
+
+class Retry(StreamqError):  # noqa: N818 - a request of the handler
+    """Raise this in a handler to fail its run and choose when the next attempt is: after `after` (s or timedelta).
+
+    It spends an attempt, unlike RetryLater: with none left the task is dead-lettered, `retries_exhausted`. It is
+    retried whatever `retry_on` and `give_up_on` say, and `max_backoff` does not bound it. If `after` is no time within
+    its bound (`docs/bounds.md`), the task's backoff is used in its place, and the log says so. `raise Retry(...) from
+    error` keeps the cause in the traceback of the dead letter.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | timedelta) -> None:
+        self.reason = reason
+        # A float, unless it is no time at all: that is found when the run is decided.
+        self.after: float = after.total_seconds() if isinstance(after, timedelta) else after
+        super().__init__(reason or "to be tried again")
 
 
 class Reject(StreamqError):  # noqa: N818 - a request of the handler, not a failure

@@ -72,13 +72,15 @@ class MessageBuilder:
         return f"<MessageBuilder for {', '.join(tier.name for tier in self._tiers)}, at most {self.max_payload} bytes>"
 
     def make_call(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[Any]:
-        """Return the call of a task, or of a name, with these arguments.
+        """Return the call of a task, or of a name, with these arguments. A call has its arguments already.
 
         Keyword arguments that are names of options become options, unless the task has a parameter of that name.
         Raises ConfigurationError for an object that is no task.
         """
         if isinstance(task, str):
             task = TaskRef(task)
+        if isinstance(task, Call):
+            return self._with_options(task, args, kwargs)
         if not isinstance(task, Task | TaskRef):
             raise ConfigurationError(f"{repr_of(task)} is no task: decorate it with @task, or give the name of one")
         if kwargs and not OPTION_NAMES.isdisjoint(kwargs):
@@ -88,6 +90,16 @@ class MessageBuilder:
                 kwargs = {name: value for name, value in kwargs.items() if name not in options}
                 task = task.options(**options)  # type: ignore[union-attr]
         return Call(task, tuple(args), kwargs)
+
+    def _with_options(self, call: Call[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[Any]:
+        """Return a call that has its arguments already, sent with these options."""
+        if args or not OPTION_NAMES.issuperset(kwargs):
+            given = [*map(repr_of, args), *(name for name in kwargs if name not in OPTION_NAMES)]
+            raise ConfigurationError(
+                f"{call.task.name}.call(...) has its arguments already, so {', '.join(given)} cannot be used: "
+                "give them to call, or give the task itself"
+            )
+        return call.options(**kwargs) if kwargs else call
 
     def prepare(self, store: Store, call: Call[Any], new_id: str = "") -> PreparedMessage:
         """Return the message of a call, ready to be sent. `new_id` is its id if the call names none.

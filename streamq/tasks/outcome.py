@@ -100,6 +100,7 @@ class Skip:
     """
 
 
+RetryOutcome = Retry  # its public name: `streamq.Retry` is what a handler raises
 Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import ConfigurationError
+from streamq.errors import ConfigurationError, Retry
 from streamq.wire import bounds
 
 log = SafeLog("streamq")
@@ -209,7 +209,7 @@ class RetryPolicy:
 
     def retryable(self, error: BaseException) -> bool:
         """Return whether this failure can be retried at all."""
-        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+        return isinstance(error, Retry) or (isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on))
 
     def max_retries(self, error: BaseException) -> int:
         """Return how many runs there may be after the first if a run failed with this error."""
@@ -219,22 +219,22 @@ class RetryPolicy:
         """Return the delay (s) after this attempt failed with this error. The `repr` of `run` names it in the log.
 
         One of the user's is told of `MOST_TOLD` attempts at most. A backoff that raises, or returns what is no delay
-        within its bound (`docs/bounds.md`), is logged and replaced by the default.
+        within its bound (`docs/bounds.md`), is logged and replaced by the default. `Retry` chooses its own.
         """
+        if isinstance(error, Retry):
+            try:
+                return float(bounds.BACKOFF.check(error.after, "Retry(after)"))
+            except Exception as broken:
+                text = "%r: Retry(after=%r) cannot be used, the task's backoff is used in its place"
+                log.exception(text, run, error.after, event="retry_refused", of=run, error=broken)
         rule = next(rule for kind, rule in self._rules if isinstance(error, kind))
         try:
             told = attempt if attempt <= MOST_TOLD or rule.__class__ in _OURS else MOST_TOLD
             returned = rule.delay(told, random) if isinstance(rule, BackoffStrategy) else rule(told, error)
             delay = float(bounds.BACKOFF.check(returned, "the delay of a backoff"))
         except BaseException as broken:
-            log.exception(
-                "%r: backoff %r cannot be used, the default is used in its place",
-                run,
-                rule,
-                event="retry_refused",
-                of=run,
-                error=broken,
-            )
+            text = "%r: backoff %r cannot be used, the default is used in its place"
+            log.exception(text, run, rule, event="retry_refused", of=run, error=broken)
             delay = Backoff().delay(attempt, random)
         return min(delay, self.max_backoff)
 

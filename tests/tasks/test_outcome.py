@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 
 import pytest
 
-from streamq import Reject, RetryLater
+from streamq import Reject, RetryLater, RetryOutcome
+from streamq import Retry as RetryRequest
 from streamq.errors import ArgumentsError, UndecodableError
 from streamq.tasks.outcome import DeadLetter, Postpone, Reason, Retry, decide, failure_of
 from streamq.tasks.retry_policy import Backoff, RetryPolicy
@@ -34,6 +36,30 @@ def test_a_failure_is_retried_with_backoff_while_the_budget_lasts(attempt, delay
     assert isinstance(outcome, Retry)
     assert outcome.delay == delay
     assert outcome.failure.error == "no"
+
+
+@pytest.mark.parametrize("after", [2.5, timedelta(seconds=2.5), 0, 1e6])
+def test_a_retry_may_choose_its_delay_and_spends_an_attempt(after):
+    """`Retry(after=...)`: not bounded by the policy, whatever that retries, and dead with the last attempt."""
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    strict = RetryPolicy(retries=2, retry_on=(KeyError,), give_up_on=(RetryRequest,), backoff=0.5, max_backoff=1)
+    error = RetryRequest("busy", after=after)
+    outcome = decide(strict, attempt=1, retries=None, error=error, random=random.Random(1))
+    assert isinstance(outcome, RetryOutcome)
+    assert (outcome.delay, outcome.failure.error) == (seconds, "busy")
+    last = decided(RetryRequest(after=after), 3)
+    assert isinstance(last, DeadLetter)
+    assert last.reason is Reason.RETRIES_EXHAUSTED
+    assert isinstance(decided(RetryRequest(after=after), retries=0), DeadLetter)
+
+
+@pytest.mark.parametrize("after", [float("nan"), float("inf"), -1, "soon", None, 2e10, [1]])
+def test_a_delay_that_cannot_be_used_becomes_the_backoff(after, caplog):
+    """The run has failed all the same, and the log says why."""
+    outcome = decided(RetryRequest(after=after))
+    assert isinstance(outcome, RetryOutcome)
+    assert outcome.delay == 4
+    assert "cannot be used, the task's backoff is used in its place" in caplog.text
 
 
 def test_a_spent_budget_is_retries_exhausted():

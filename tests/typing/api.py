@@ -69,6 +69,8 @@ async def calling() -> None:
 async def sending(broker: RedisBroker) -> None:
     handle = await broker.enqueue(send, "a@b.c", n=2)
     assert_type(handle, Handle[dict[str, int]])
+    assert_type(await broker.enqueue(send.call("a", n=2), priority=5, delay=3), Handle[dict[str, int]])
+    await broker.enqueue(send.call("a"), n=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     assert_type(await handle.result(timeout=10), dict[str, int])
     assert_type(await handle.status(), Status)
     assert_type(await handle.cancel(), bool)
