@@ -29,7 +29,7 @@ def send(
                 "task_id": handle.task_id,
                 "task": name,
                 "tier": broker.tiers[handle.tier].name,
-                "stream": broker.keys.tiers[handle.tier].stream,
+                "stream": handle.stream,
                 "entry_id": handle.entry_id or None,
                 "fresh": handle.fresh,
                 "replaced": handle.replaced,

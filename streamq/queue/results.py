@@ -54,6 +54,11 @@ class Handle(Generic[R_co]):
     _since: int = field(default=0, repr=False)  # Unix ms: the task has no older entry
     _task: Task[..., R_co] | None = field(default=None, repr=False, compare=False)  # None: known by its name alone
 
+    @property
+    def stream(self) -> str:
+        """The name of the stream of its tier."""
+        return self._store.keys.tiers[self.tier].stream
+
     async def result(self, timeout: float | timedelta | None = None) -> R_co:  # noqa: ASYNC109 - public name of the contract
         """Wait for the task to end and return what its handler returned.
 

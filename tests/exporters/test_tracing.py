@@ -6,6 +6,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -13,6 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from streamq import Priority, RedisBroker, Reject, RetryLater, task
 from streamq.dead_letter import DeadLetterQueue
+from streamq.errors import ArgumentsError
 from streamq.exporters.tracing import TracingMiddleware, inject_headers
 from streamq.middleware import MiddlewareChain
 from tests.at_work import burst, until, working
@@ -26,10 +29,23 @@ class Spans:
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = provider.get_tracer("tests")
-        self.chain = MiddlewareChain(TracingMiddleware(self.tracer))
+        self.reader = InMemoryMetricReader()
+        self.meter = MeterProvider([self.reader], shutdown_on_exit=False).get_meter("tests")
+        self.chain = MiddlewareChain(TracingMiddleware(self.tracer, meter=self.meter))
 
     def named(self, name):
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+    def of(self, task, kind=SpanKind.CONSUMER):
+        """The spans of a task's runs, or of its enqueues."""
+        found = [span for span in self.exporter.get_finished_spans() if span.kind is kind]
+        return [span for span in found if span.attributes["streamq.task"] == task]
+
+    def metrics(self):
+        """The points of each metric, by its name."""
+        (resource,) = self.reader.get_metrics_data().resource_metrics
+        (scope,) = resource.scope_metrics
+        return {metric.name: list(metric.data.data_points) for metric in scope.metrics}
 
 
 @pytest.fixture
@@ -56,7 +72,7 @@ async def test_a_run_joins_the_trace_of_its_producer(broker, spans):
         await broker.enqueue(options, "a@b.c")
     await burst(broker, send, middleware=spans.chain)
 
-    (run,), (inner,) = spans.named("send"), spans.named("smtp")
+    (run,), (inner,) = spans.of("send"), spans.named("smtp")
     assert run.parent.span_id == request.get_span_context().span_id
     assert run.parent.is_remote
     assert run.context.trace_id == request.get_span_context().trace_id
@@ -65,10 +81,13 @@ async def test_a_run_joins_the_trace_of_its_producer(broker, spans):
     assert run.status.status_code is StatusCode.UNSET
     assert dict(run.attributes) == {
         "messaging.system": "redis",
-        "messaging.operation.name": "run",
+        "messaging.operation.name": "process",
         "messaging.operation.type": "process",
-        "messaging.destination.name": "critical",
+        "messaging.destination.name": "queue:critical",
+        "messaging.consumer.group.name": "workers",
         "messaging.message.id": "mail-1",
+        "streamq.task": "send",
+        "streamq.tier": "critical",
         "streamq.attempt": 1,
         "streamq.redelivered": False,
         "streamq.outcome": "done",
@@ -89,7 +108,7 @@ async def test_without_a_trace_a_run_starts_its_own(broker, spans):
         assert "traceparent" in inject_headers()  # by the propagators of this OpenTelemetry, which may add others
         await burst(broker, send, middleware=spans.chain)
     assert "traceparent" not in inject_headers()
-    runs = spans.named("send")
+    runs = spans.of("send")
     assert [run.parent for run in runs] == [None] * 3
     assert len({run.context.trace_id for run in runs}) == 3
 
@@ -107,7 +126,7 @@ async def test_failed_runs_are_errors_and_children_of_one_span(broker, spans):
     await DeadLetterQueue(broker=broker).replay(task_id=handle.task_id, retries=0)
     await burst(broker, send, middleware=spans.chain)
 
-    runs = spans.named("send")
+    runs = spans.of("send")
     assert [run.attributes["streamq.attempt"] for run in runs] == [1, 2, 1]
     for run in runs:
         assert run.parent.span_id == request.get_span_context().span_id
@@ -145,8 +164,8 @@ async def test_how_a_run_ended(broker, spans, error, outcome, status):
 
     await broker.enqueue(send)
     async with working(broker, send, middleware=spans.chain):
-        await until(lambda: spans.named("send"))
-    (run,) = spans.named("send")
+        await until(lambda: spans.of("send"))
+    (run,) = spans.of("send")
     assert (run.attributes["streamq.outcome"], run.status.status_code) == (outcome, status)
     for event in run.events:
         event.attributes["exception.message"].encode()
@@ -162,7 +181,7 @@ async def test_a_timeout_is_an_error(broker, spans):
 
     await broker.enqueue(send)
     await burst(broker, send, middleware=spans.chain)
-    (run,) = spans.named("send")
+    (run,) = spans.of("send")
     assert run.status.status_code is StatusCode.ERROR
     assert run.attributes["error.type"] == "streamq.errors.TaskTimeoutError"
 
@@ -181,7 +200,7 @@ async def test_a_released_run_is_interrupted(broker, spans):
         await running.wait()
         worker.stop()
         worker.stop()
-    (run,) = spans.named("send")
+    (run,) = spans.of("send")
     assert (run.attributes["streamq.outcome"], run.status.status_code) == ("interrupted", StatusCode.UNSET)
 
 
@@ -238,3 +257,125 @@ async def test_without_a_provider_nothing_is_traced(broker):
     await burst(broker, send, middleware=MiddlewareChain(TracingMiddleware()))
     assert ran == [False]
     assert repr(TracingMiddleware()).startswith("<TracingMiddleware ")
+
+
+async def test_the_middleware_of_a_broker_traces_each_enqueue(spans):
+    """A producer span in the trace of the caller, and the run a child of it, with a link; without `inject_headers`."""
+
+    @task
+    async def send(to):
+        pass
+
+    async with RedisBroker("memory://", middleware=spans.chain) as broker:
+        with spans.tracer.start_as_current_span("request") as request:
+            handle = await broker.enqueue(send.options(priority=Priority.CRITICAL, headers={"tenant": "acme"}), "a")
+            await broker.enqueue_many([send.call("b"), send.call("c")])
+        await burst(broker, send)
+        with trace.use_span(request, end_on_exit=False):
+            await broker.enqueue("elsewhere", headers={"traceparent": "mine"})
+    sent = {span.attributes["messaging.message.id"]: span for span in spans.of("send", SpanKind.PRODUCER)}
+    runs = {span.attributes["messaging.message.id"]: span for span in spans.of("send")}
+    assert len(sent) == 3
+    assert sent.keys() == runs.keys()
+    for task_id, span in sent.items():
+        run = runs[task_id]
+        assert span.parent.span_id == request.get_span_context().span_id
+        assert run.parent.span_id == span.context.span_id
+        assert [link.context.span_id for link in run.links] == [span.context.span_id]
+        assert run.context.trace_id == request.get_span_context().trace_id
+    first = sent[handle.task_id]
+    assert first.name == "send queue:critical"
+    assert runs[handle.task_id].name == "process queue:critical"
+    assert dict(first.attributes) == {
+        "messaging.system": "redis", "messaging.operation.name": "send", "messaging.operation.type": "send",
+        "messaging.destination.name": "queue:critical", "messaging.message.id": handle.task_id, "streamq.task": "send",
+    }  # fmt: skip
+    (foreign,) = spans.of("elsewhere", SpanKind.PRODUCER)
+    assert foreign.parent.span_id == request.get_span_context().span_id
+
+
+async def test_a_run_may_begin_a_trace_of_its_own(spans):
+    """`parent=False`: the link alone says who sent it. Baggage arrives all the same."""
+    found = []
+
+    @task
+    async def send():
+        found.append(baggage.get_baggage("tenant"))
+
+    chain = MiddlewareChain(TracingMiddleware(spans.tracer, meter=spans.meter, parent=False))
+    async with RedisBroker("memory://", middleware=chain) as broker:
+        token = context.attach(baggage.set_baggage("tenant", "acme"))
+        await broker.enqueue(send)
+        context.detach(token)
+        await burst(broker, send)
+    (sent,), (run,) = spans.of("send", SpanKind.PRODUCER), spans.of("send")
+    assert run.parent is None
+    assert run.context.trace_id != sent.context.trace_id
+    assert [link.context.span_id for link in run.links] == [sent.context.span_id]
+    assert found == ["acme"]
+
+
+async def test_an_enqueue_that_fails_is_an_error(spans):
+    """The caller gets the error; nothing is counted as sent without its type."""
+
+    @task
+    async def send(to: int):
+        pass
+
+    async with RedisBroker("memory://", middleware=spans.chain) as broker:
+        with pytest.raises(ArgumentsError):
+            await broker.enqueue(send, "no number")  # type: ignore[arg-type]
+    (sent,) = spans.of("send", SpanKind.PRODUCER)
+    assert sent.status.status_code is StatusCode.ERROR
+    assert sent.attributes["error.type"] == "streamq.errors.ArgumentsError"
+    (point,) = spans.metrics()["messaging.client.sent.messages"]
+    assert point.attributes["error.type"] == "streamq.errors.ArgumentsError"
+
+
+async def test_enqueues_and_runs_are_metrics(spans):
+    """Sent, consumed, and how long the runs took, by destination, group and error."""
+
+    @task(retries=0)
+    async def send(fails):
+        if fails:
+            raise ValueError("no")
+
+    async with RedisBroker("memory://", middleware=spans.chain) as broker:
+        await broker.enqueue_many([send.call(fails=False), send.call(fails=False), send.call(fails=True)])
+        await burst(broker, send)
+    metrics = spans.metrics()
+    assert [point.value for point in metrics["messaging.client.sent.messages"]] == [3]
+    assert [point.value for point in metrics["messaging.client.consumed.messages"]] == [3]
+    by_error = {point.attributes.get("error.type"): point for point in metrics["messaging.process.duration"]}
+    assert {error: point.count for error, point in by_error.items()} == {None: 2, "ValueError": 1}
+    assert dict(by_error[None].attributes) == {
+        "messaging.system": "redis", "messaging.operation.name": "process", "streamq.task": "send",
+        "messaging.destination.name": "queue:standard", "messaging.consumer.group.name": "workers",
+    }  # fmt: skip
+
+
+class Broken:
+    """A tracer and a meter whose every call raises."""
+
+    def create_counter(self, *args):
+        return self
+
+    create_histogram = create_counter
+
+    def __getattr__(self, name):
+        raise SystemExit(name)
+
+
+async def test_what_raises_in_tracing_harms_neither_enqueue_nor_run():
+    """A tracer, a meter or a sampler of somebody else's."""
+    ran = []
+
+    @task
+    async def send():
+        ran.append(1)
+
+    chain = MiddlewareChain(TracingMiddleware(Broken(), meter=Broken()))  # type: ignore[arg-type]
+    async with RedisBroker("memory://", middleware=chain) as broker:
+        await broker.enqueue(send)
+        await burst(broker, send)
+    assert ran == [1]
