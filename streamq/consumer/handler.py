@@ -67,7 +67,7 @@ class Handler:
         self.failure_level = failure_level
         self.result_ttl = task.result_ttl
         self._store = store
-        # Made now, as the types of the arguments below: later there may be no descriptor to load pydantic.
+        task.arguments.prepare()  # likewise
         encode = task.arguments.result_type.encode
         self.encode = encode if task.run_in != "process" else partial(_of_process, encode)
         self._threads = threads

@@ -19,7 +19,8 @@ local function still_needed(stream, own, groups, id)
   return false
 end
 
--- The entries that may be deleted once `own` has acknowledged them. Asks for what that needs, so call it before any change.
+-- The entries that may be deleted once `own` has acknowledged them, and whether `own` reads alone: then whatever is still in
+-- the stream is not settled, though its group or its consumer was removed. Asks for what that needs: call it before any change.
 local function deletable(stream, own, ids)
   local groups, gone = call('XINFO', 'GROUPS', stream), ids
   if #groups > 1 then
@@ -29,9 +30,9 @@ local function deletable(stream, own, ids)
     end
   end
   ask(stream, 'XDEL')
-  return gone
+  return gone, #groups < 2
 end
 
 local function delete_settled(stream, ids)
-  if #ids > 0 then call('XDEL', stream, unpack(ids)) end
+  return #ids > 0 and call('XDEL', stream, unpack(ids)) or 0
 end

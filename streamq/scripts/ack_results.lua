@@ -5,13 +5,14 @@
 local late, at, n = {}, 2 + ARGV[2], #KEYS - 2
 local ids, ttls = {unpack(ARGV, at + 1, at + n)}, {}
 for run = 3, at, 2 do ttls[run] = whole(ARGV[run], 1) end
-local gone, evidence = deletable(KEYS[1], ARGV[1], ids), crashes_exist({KEYS[2]})
+local gone, alone = deletable(KEYS[1], ARGV[1], ids)
+local evidence = crashes_exist({KEYS[2]})
 ask(KEYS[3], 'SET')
 local run, left = 1, 0
 for i, id in ipairs(ids) do
   if left == 0 then run, left = run + 2, tonumber(ARGV[run + 3]) end
   left = left - 1
-  if call('XACK', KEYS[1], ARGV[1], id) == 1 then
+  if call('XACK', KEYS[1], ARGV[1], id) == 1 or (alone and call('XDEL', KEYS[1], id) == 1) then
     call('SET', KEYS[i + 2], ARGV[at + n + i], 'PX', ttls[run])
     publish(KEYS[i + 2], ARGV[at + n + i])
   else

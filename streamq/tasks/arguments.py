@@ -94,6 +94,12 @@ class Arguments:
             return JsonType.unusable(error.reason, default=self.default)
         return JsonType(annotation, default=self.default)
 
+    def prepare(self) -> None:
+        """Load what values of any type need, now: a worker may have no descriptor left for an import later."""
+        if self.converter is not None:
+            self.converter.prepare()
+        self.result_type.prepare()
+
     def _returned(self, hints: Mapping[str, Any]) -> Any:
         return return_annotation(hints)
 
@@ -148,6 +154,13 @@ class Converter:
             remedy = "@task(validate=False) leaves it unchecked"
             raise ArgumentsError(self._name, f"the annotation of {name} cannot be checked: {made.problem}; {remedy}")
         return made
+
+    def prepare(self) -> None:
+        """Make each type ready for values that need a conversion."""
+        further = () if self._further is None else (self._further[1],)
+        others = () if self._others is None else (self._others,)
+        for kind in (*(one for _, one in self._positional), *further, *self._named.values(), *others):
+            kind.prepare()
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SentArguments:
         """Return converted arguments that were read from JSON. Raises ArgumentsError, which names what does not fit."""

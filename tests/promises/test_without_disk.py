@@ -65,6 +65,30 @@ async def test_a_worker_opens_and_imports_nothing_once_it_runs(real_server, anyi
     assert Counter(letter["task"] for letter in dead(real_server)) == DEAD
 
 
+SCALARS = """
+import sys
+import anyio
+from streamq import RedisBroker, Worker, task
+
+@task(result_ttl=60)
+async def half(of: int, by: float = 2.0) -> float:
+    return of / by
+
+async def main():
+    async with RedisBroker("memory://") as broker:
+        await Worker(broker, tasks=[half], burst=True).run()
+
+anyio.run(main, backend=sys.argv[1])
+print("pydantic" in sys.modules)
+"""
+
+
+def test_a_worker_has_loaded_what_a_number_in_a_text_needs(anyio_backend):
+    """Its tasks take plain numbers, and a producer in another language may send "5": that has to be converted."""
+    ended = subprocess.run([sys.executable, "-c", SCALARS, anyio_backend], capture_output=True, check=True, timeout=60)
+    assert ended.stdout.strip() == b"True"
+
+
 # --- what the system lacks is no fault of a task -----------------------------------------------
 
 

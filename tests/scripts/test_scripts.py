@@ -1077,3 +1077,72 @@ def test_a_verdict_stands_until_it_is_carried_out(server):
         make_idle(server, entry, consumer)
         lapse(server, consumer)
         assert reclaim(server, heir)[1] == [(entry, crashes, convicted)]
+
+
+# --- a group or a consumer that an operator has removed ------------------------------------------
+
+
+@pytest.fixture(params=["consumer", "group", "group, not made anew"])
+def remove(request, server):
+    """Remove what holds the deliveries of "g" in STREAM."""
+
+    def now():
+        if request.param == "consumer":
+            server.command("XGROUP", "DELCONSUMER", STREAM, "g", "me")
+        else:
+            server.command("XGROUP", "DESTROY", STREAM, "g")
+            if request.param == "group":
+                server.command("XGROUP", "CREATE", STREAM, "g", "0")
+
+    return now
+
+
+@pytest.mark.parametrize("per_entry", ["0", "1"])
+def test_a_success_counts_though_its_delivery_was_dropped(server, remove, per_entry):
+    """What is still in the stream is not settled, if no other group reads it."""
+    prepare(server)
+    one, two = sent(server, 2)
+    taken(server)
+    remove()
+    assert run(server, "ack", [STREAM, CRASHES], "g", per_entry, 2, one, two) == [[]]
+    assert length(server) == 0
+    again = run(server, "ack", [STREAM, CRASHES], "g", per_entry, 1, one)
+    assert again == [[one if per_entry == "1" else b""]]
+
+
+def test_a_result_is_kept_though_its_delivery_was_dropped(server, remove):
+    """Its entry was deleted, its result was not written, and whoever waited for it waited in vain."""
+    prepare(server)
+    one, two = sent(server, 2)
+    taken(server)
+    remove()
+    names = [STREAM, CRASHES, "r1", "r2"]
+    assert run(server, "ack_results", names, "g", 2, 5000, 2, one, two, "first", "other") == []
+    assert (server.command("GET", "r1"), server.command("GET", "r2"), length(server)) == (b"first", b"other", 0)
+    assert run(server, "ack_results", names[:3], "g", 2, 5000, 1, one, "late") == [one]
+    assert server.command("GET", "r1") == b"first"
+
+
+def test_what_follows_a_success_is_sent_though_its_delivery_was_dropped(server, remove):
+    """Once."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    remove()
+    for late in ([], [entry]):
+        assert (
+            run(server, "ack_side_effects", [STREAM, CRASHES, "next"], "g", entry, "send_task", 1, 2, "task", "n")
+            == late
+        )
+    assert (length(server), length(server, "next")) == (0, 1)
+
+
+def test_a_success_of_a_dropped_delivery_waits_where_others_read(server):
+    """Where another group reads, nobody knows whether it was settled: the delivery comes again."""
+    prepare(server, "g", "h")
+    (entry,) = sent(server)
+    taken(server)
+    server.command("XGROUP", "DESTROY", STREAM, "g")
+    server.command("XGROUP", "CREATE", STREAM, "g", "0")
+    assert run(server, "ack_results", [STREAM, CRASHES, "r1"], "g", 2, 5000, 1, entry, "x") == [entry]
+    assert (server.command("EXISTS", "r1"), length(server)) == (0, 1)

@@ -19,8 +19,8 @@ from streamq.wire.tiers import DEFAULT_TIERS
 FOLDER = Path(streamq.scripts.__file__).parent
 KEYS = Keys.of("queue", "workers", DEFAULT_TIERS)
 _OPTIONS = {
-    "CONSUMERS", "COUNT", "DELCONSUMER", "FORCE", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NX", "OOM", "PX",
-    "READONLY", "SAMPLES", "STREAM", "USAGE", "WITHSCORES", "WRONGTYPE",
+    "CONSUMERS", "COUNT", "DELCONSUMER", "FORCE", "GROUPS", "IDLE", "JUSTID", "LIMIT", "MAXLEN", "NOGROUP", "NX", "OOM",
+    "PX", "READONLY", "SAMPLES", "STREAM", "USAGE", "WITHSCORES", "WRONGTYPE",
 }  # fmt: skip
 """Words of the scripts that are no commands."""
 _ASKING = {"ask", "ask_by_trial"}  # they try the commands that others ask for
