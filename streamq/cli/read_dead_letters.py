@@ -15,7 +15,7 @@ import orjson
 from streamq.broker import RedisBroker
 from streamq.cli import output
 from streamq.errors import BrokerError
-from streamq.queue.server_errors import concerns_server
+from streamq.queue.server_errors import is_final
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
 
@@ -53,7 +53,7 @@ async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> A
 
 
 async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFields]:
-    """Yield entries after the entry id `last`, without end. If the connection is lost, wait and read on."""
+    """Yield entries after the entry id `last`, without end. If the server cannot be used, wait and read on."""
     store, key = broker.store, broker.keys.dead
     failures = 0
     async with store.client.blocking() as connection:
@@ -62,7 +62,7 @@ async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFiel
             try:
                 reply = await store.blocked(connection, command, block=_BLOCK_SECONDS, on_late_reply=lambda _: None)
             except BrokerError as error:
-                if not concerns_server(error):
+                if is_final(error):
                     raise
                 failures += 1
                 if failures == 1:

@@ -30,6 +30,7 @@ _UNBLOCK_WITHIN = 1.0  # seconds that ending a cancelled read may take
 _CLOSE_WITHIN = 2.0
 _FIRST_PAUSE = 0.002  # seconds between one UNBLOCK and the next; doubles each time
 _LONGEST_PAUSE = 0.1
+_BY_CLIENT = "client unblocked via CLIENT UNBLOCK"  # in the error reply after CLIENT UNBLOCK id ERROR
 
 
 class SendCommand(Protocol):
@@ -89,6 +90,8 @@ class BlockingConnection:
         to `on_late_reply` before the cancellation continues. That takes one round trip, and a
         second at most.
 
+        None also if somebody ended the read with CLIENT UNBLOCK, whatever the option: nothing was read.
+
         Raises error replies. Raises OutcomeUnknown if the connection is lost, or if the server is
         silent for `block` and the reply timeout. Raises redis.exceptions.ConnectionError if the
         command was not sent.
@@ -112,6 +115,8 @@ class BlockingConnection:
                 self._request = None
         (reply,) = request.result()
         if isinstance(reply, Exception):
+            if _BY_CLIENT in str(reply):
+                return None
             raise reply
         return reply
 

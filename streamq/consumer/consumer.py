@@ -386,11 +386,11 @@ class Consumer:
         """Create streams and groups that are missing, and say so. Returns the error if the server refuses that."""
         self.reads.group_missing = False
         try:
-            await self.store.ensure_groups()
+            ensured = await self.store.ensure_groups()
         except BrokerError as error:
             log.info("%s: not all groups can be created: %s", self.name, error, event="groups_missing")
             return error
-        self.outage.note_restored()
+        self.outage.note_restored(ensured.streams, ensured.groups)
         return None
 
     async def recover(self, loop: str, error: BrokerError, *, longest: float = LONGEST_PAUSE) -> None:

@@ -33,7 +33,7 @@ async def create_groups(store: Store, note: Callable[[BrokerError | None], None]
     waiting = False
     while True:
         try:
-            refused = await store.ensure_groups()
+            refused = (await store.ensure_groups()).refused
         except BrokerError as error:
             if not is_temporary(store, error):
                 raise

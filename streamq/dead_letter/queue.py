@@ -28,6 +28,7 @@ from streamq.errors import (
     OutcomeUnknownError,
     StreamqError,
 )
+from streamq.queue.server_errors import passes
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
@@ -39,8 +40,8 @@ PAGE = 100  # entries of one round trip
 _BLOCK_SECONDS = 5.0  # seconds of one blocking read
 _OUTAGE_BACKOFF = Backoff(base=0.1, factor=2.0, cap=2.0)
 _TRANSIENT_CODES = frozenset(
-    {"UNAVAILABLE", "UNKNOWN", "LOADING", "MASTERDOWN", "NOGROUP"}
-)  # codes of errors that go away by themselves
+    {"UNAVAILABLE", "UNKNOWN", "NOGROUP", "UNBLOCKED"}
+)  # codes of errors that go away by themselves, beside the states of the server
 _LAST_SEQUENCE = (1 << 64) - 1
 
 
@@ -126,8 +127,8 @@ class DeadLetterQueue:
     async def tail(self, *, after: str | None = None) -> AsyncGenerator[DeadLetterEntry, None]:
         """Yield new dead letters as they arrive, or all `after` an entry id, without end.
 
-        Blocks on its own connection. If the server is down, waits for it. Close the iterator if you leave it
-        before its end (`contextlib.aclosing`).
+        Blocks on its own connection. If the server is down, or becomes a replica, waits for it. Close the iterator if
+        you leave it before its end (`contextlib.aclosing`).
         """
         store = await self._trimmed_store()
         last = checked_entry_id(after) if after is not None else await self._newest_id(store)
@@ -140,7 +141,7 @@ class DeadLetterQueue:
                         connection, command, block=_BLOCK_SECONDS, on_late_reply=_ignore_late_reply
                     )
                 except BrokerError as error:
-                    if error.code not in _TRANSIENT_CODES:
+                    if error.code not in _TRANSIENT_CODES and not passes(error):
                         raise
                     failures += 1
                     log.warning("cannot read dead letters: %s; trying again", error, event="server_lost")

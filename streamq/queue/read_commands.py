@@ -6,6 +6,7 @@ They are built from keys alone; nothing here sends.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamq.client import Command
@@ -14,6 +15,19 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.keys import Keys
 from streamq.wire.message import milliseconds
 from streamq.wire.tiers import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class EnsuredGroups:
+    """What was missing and was created: `streams` with their group, and `groups` alone, by the name of their stream.
+
+    `refused` is the error with which the server refused to create groups that exist: a full server, or one that is
+    read-only, refuses before it looks.
+    """
+
+    streams: tuple[str, ...]
+    groups: tuple[str, ...]
+    refused: BrokerError | None
 
 
 class ReadCommands:

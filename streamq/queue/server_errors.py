@@ -53,7 +53,15 @@ def _code(error: redis.exceptions.ResponseError) -> str:
     code = _CODES.get(type(error)) or getattr(error, "status_code", None) or text.partition(" ")[0]
     if code == "ERR" or not code.isupper():
         return next((inside for words, inside in _INSIDE if words in text), "ERR")
-    return "NOGROUP" if code == "UNBLOCKED" else code
+    return _why_unblocked(text) if code == "UNBLOCKED" else code
+
+
+def _why_unblocked(text: str) -> str:
+    """Return the code of the error with which a server ends a blocked read: what happened to it.
+
+    CLIENT UNBLOCK is no error here (see `BlockingConnection.read`).
+    """
+    return next((code for words, code in _UNBLOCKED if words in text), "UNBLOCKED")
 
 
 ADDRESS = "ADDRESS"  # the code if the address names no Redis or Valkey server, or a database that it does not have
@@ -69,7 +77,11 @@ _STATES = frozenset({
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN",
 })  # fmt: skip
 _SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT", ADDRESS}
-_PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT", SHORTAGE})
+_PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT", "UNBLOCKED", SHORTAGE})
+_UNBLOCKED = (
+    ("no longer exists", "NOGROUP"),  # Redis before 7.2, of a stream: deleted, renamed, expired, overwritten
+    ("instance state changed", "READONLY"),  # a failover: it has become a replica
+)
 # A deleted stream has lost its group, too. In a script, the server says of a missing right no code.
 _INSIDE = (
     ("NOGROUP", "NOGROUP"),

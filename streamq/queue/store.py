@@ -31,7 +31,7 @@ from streamq.queue.missing_right import (
     suspects,
     where_refused,
 )
-from streamq.queue.read_commands import ReadCommands
+from streamq.queue.read_commands import EnsuredGroups, ReadCommands
 from streamq.queue.refusals import Refusals
 from streamq.queue.refused_command import ask_types, said, wrong_key, wrong_keys
 from streamq.queue.remedies import KEY_OF_OTHERS, advised
@@ -157,16 +157,17 @@ class Store:
 
     # --- consuming ---------------------------------------------------------------------------
 
-    async def ensure_groups(self) -> BrokerError | None:
+    async def ensure_groups(self) -> EnsuredGroups:
         """Create each stream and its consumer group, from the beginning of the stream, where they are missing.
 
-        Returns None, or the error with which the server refused to create groups that exist: a full server, or one that
-        is read-only, refuses before it looks. Raises BrokerError if a group is missing and cannot be created, and
-        (WRONGTYPE) if a stream, or a key into which a settlement moves entries, exists with another type.
+        Raises BrokerError if a group is missing and cannot be created, and (WRONGTYPE) if a stream, or a key into
+        which a settlement moves entries, exists with another type.
         """
         creations = self.read_commands.create_groups()
         checks = self.read_commands.check_types()
-        replies = await self._send([*(command for _, command in creations), *(command for *_, command in checks)])
+        before = [("XINFO", "GROUPS", name) for name, _ in creations]
+        sent = await self._send([*before, *(command for _, command in creations), *(command for *_, command in checks)])
+        known, replies = sent[: len(before)], sent[len(before) :]
         asked = [*((name, "stream") for name, _ in creations), *((name, kind) for name, kind, _ in checks)]
         refused: list[tuple[str, BrokerError]] = []
         for place, ((name, kind), reply) in enumerate(zip(asked, replies, strict=True)):
@@ -177,7 +178,16 @@ class Store:
                 raise BrokerError(f"WRONGTYPE: the key {name!r} is no {kind}; {KEY_OF_OTHERS}", code="WRONGTYPE")
             if place < len(creations) and error.code != "BUSYGROUP":
                 refused.append((name, error))
-        return await self._first_refusal(refused) if refused else None
+        made = [
+            (name, isinstance(found, Exception) and translated(found).code == "NOGROUP")
+            for (name, _), found, reply in zip(creations, known, replies, strict=False)
+            if not isinstance(reply, Exception)
+        ]
+        return EnsuredGroups(
+            streams=tuple(name for name, was_gone in made if was_gone),
+            groups=tuple(name for name, was_gone in made if not was_gone),
+            refused=await self._first_refusal(refused) if refused else None,
+        )
 
     async def _first_refusal(self, refused: Sequence[tuple[str, BrokerError]]) -> BrokerError:
         """Return the first of these errors. Raises that of a group that does not exist."""

@@ -11,6 +11,7 @@ from streamq.cli.dlq import REASONS
 from streamq.cli.entry import _run
 from streamq.tasks.outcome import Reason
 from tests.docs.pages import ROOT
+from tests.servers import available
 
 
 @pytest.fixture
@@ -100,6 +101,25 @@ def test_tail_begins_now(start, valkey):
     while not any(b"cmd=xread" in line for line in valkey.command("CLIENT", "LIST").splitlines()):
         pass
     die(valkey, "after")
+    assert "after" in program.expect("ValueError")
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_tail_goes_on_after_a_failover(start, shared_server, kind):
+    """The server becomes a replica for a moment, and ends the blocked read: tail prints on, until Ctrl-C."""
+    if not available(kind):
+        pytest.skip(f"no {kind}-server on PATH")
+    server = shared_server(kind)
+    program = start("dlq", "tail", "--url", server.url)
+    program.expect("DIED AT")
+    try:
+        while b"cmd=xread" not in server.command("CLIENT", "LIST"):
+            pass
+        server.command("REPLICAOF", "127.0.0.1", "1")
+        program.expect("waiting for the server")
+    finally:
+        server.command("REPLICAOF", "NO", "ONE")
+    die(server, "after")
     assert "after" in program.expect("ValueError")
 
 

@@ -140,6 +140,26 @@ async def test_unblock(client):
         assert ids(await blocking.read(read_new("s"), block=10, on_late_reply=never)) == [entry]
 
 
+async def test_a_read_that_somebody_unblocks_has_read_nothing(client):
+    """CLIENT UNBLOCK id ERROR, by an operator: no error, and the next read is served."""
+    results = []
+    async with client.blocking() as blocking:
+        async with anyio.create_task_group() as tasks:
+
+            async def read():
+                results.append(await blocking.read(read_new("s"), block=10, on_late_reply=never))
+
+            tasks.start_soon(read)
+            with anyio.fail_after(5):
+                while not results:
+                    for row in await client.client_list():
+                        if "b" in row["flags"]:
+                            await client.command("CLIENT", "UNBLOCK", row["id"], "ERROR")
+        assert results == [None]
+        entry = await client.xadd("s", {"a": 1})
+        assert ids(await blocking.read(read_new("s"), block=10, on_late_reply=never)) == [entry]
+
+
 async def test_error_reply_is_raised(client):
     """NOGROUP is a ResponseError, and the connection stays open."""
     async with client.blocking() as blocking:

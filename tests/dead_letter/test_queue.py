@@ -537,6 +537,29 @@ class TestTail:
                             break
         assert got == [f"t{at}" for at in range(1, PAGE + 5)]
 
+    async def test_goes_on_after_a_failover(self, real_server):
+        """A server that becomes a replica ends the blocked read: it is waited for, and no dead letter is missed."""
+        got: list[str] = []
+        async with RedisBroker(real_server.url) as broker, anyio.create_task_group() as group:
+            queue = DeadLetterQueue(broker=broker)
+
+            async def watch():
+                async with contextlib.aclosing(queue.tail()) as letters:
+                    async for letter in letters:
+                        got.append(letter.task_id)  # noqa: PERF401 - seen while it grows
+
+            group.start_soon(watch)
+            await until(lambda: b"cmd=xread " in real_server.command("CLIENT", "LIST"))
+            try:
+                real_server.command("REPLICAOF", "127.0.0.1", "1")
+                await anyio.sleep(0.3)
+            finally:
+                real_server.command("REPLICAOF", "NO", "ONE")
+            ids = await _die(broker, *"ab")
+            await until(lambda: len(got) == 2)
+            group.cancel_scope.cancel()
+        assert got == ids
+
     async def test_of_a_server_without_any(self, server):
         """The stream does not have to exist."""
         async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import pytest
@@ -206,3 +206,111 @@ async def test_a_cut_of_milliseconds_is_over_at_once(kind: Kind, anyio_backend: 
                 await anyio.sleep(0.2)  # it blocks again
             worker.stop()
     assert max(event.after for event in heard if isinstance(event, Recovered)) < 1
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+async def until_it_blocks(server: RealServer, command: bytes = b"xreadgroup") -> bytes:
+    """Wait until a client blocks in this command, and return its id."""
+    ids: list[bytes] = []
+
+    def blocks() -> bool:
+        for line in server.command("CLIENT", "LIST").splitlines():
+            fields = dict(pair.split(b"=", 1) for pair in line.split())
+            if fields[b"cmd"] == command and b"b" in fields[b"flags"]:
+                ids.append(fields[b"id"])
+        return bool(ids)
+
+    await until(blocks)
+    return ids[0]
+
+
+async def fail_over(server: RealServer) -> None:
+    """Make the server a replica while something blocks in it, and a primary again."""
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    await anyio.sleep(0.5)
+    server.command("REPLICAOF", "NO", "ONE")
+
+
+async def test_a_failover_loses_nothing_and_says_so(
+    kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server ends the blocked read with UNBLOCKED: it is a replica now, and no stream is gone."""
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            await until_it_blocks(server)
+            await fail_over(server)
+            await until(lambda: worker.health.trouble is None)
+            await sent(broker, range(20))
+            await until(lambda: set(effects) == set(range(20)))
+    said = warned(caplog)
+    assert any("instance state changed" in line and "waiting for the server" in line for line in said), said
+    assert not [line for line in said if "lost" in line or "created anew" in line]
+
+
+async def test_a_loop_by_hand_goes_on_after_a_failover(kind: Kind, anyio_backend: str) -> None:
+    """`consume` waits for the server, as a worker does."""
+    with fresh_server(kind) as server:
+        async with RedisBroker(server.url) as broker, anyio.create_task_group() as group:
+
+            async def send_after_failover() -> None:
+                await until_it_blocks(server)
+                await fail_over(server)
+                await sent(broker, range(1))
+
+            group.start_soon(send_after_failover)
+            with anyio.fail_after(20):
+                async with aclosing(broker.consume()) as messages:
+                    message = await anext(messages)
+                    assert message.args == [0]
+                    await broker.ack(message.task_id)
+
+
+async def test_an_operator_who_unblocks_a_read_disturbs_nothing(
+    kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CLIENT UNBLOCK id ERROR: the worker blocks again at once, and has nothing to say."""
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            for _ in range(5):
+                server.command("CLIENT", "UNBLOCK", await until_it_blocks(server), "ERROR")
+            await until_it_blocks(server)
+            assert worker.health.trouble is None
+            await sent(broker, range(5))
+            await until(lambda: set(effects) == set(range(5)))
+    assert warned(caplog) == []
+
+
+async def test_a_destroyed_group_loses_nothing_and_says_so(
+    kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """XGROUP DESTROY leaves the stream: what waits there runs, by a group made anew from the beginning."""
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            await until_it_blocks(server)
+            await sent(broker, range(50))
+            server.command("XGROUP", "DESTROY", "queue:standard", "workers")
+            await until(lambda: set(effects) == set(range(50)))
+            await until(lambda: worker.health.trouble is None)
+    said = warned(caplog)
+    assert len([line for line in said if "the consumer group was gone from queue:standard" in line]) == 1, said
+    assert not [line for line in said if "are lost" in line]
+
+
+async def test_a_deleted_stream_is_said_to_be_lost(
+    kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DEL beside a worker that blocks: each kind of server has its own words for it."""
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            await until_it_blocks(server)
+            server.command("DEL", "queue:standard")
+            await until(lambda: server.command("EXISTS", "queue:standard"))
+            await sent(broker, range(5))
+            await until(lambda: set(effects) == set(range(5)))
+            await until(lambda: worker.health.trouble is None)
+    said = warned(caplog)
+    assert len([line for line in said if "streams were gone (queue:standard)" in line]) == 1, said
+    assert not [line for line in said if "XGROUP DESTROY" in line]

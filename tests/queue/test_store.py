@@ -41,6 +41,15 @@ async def store(server):
         (redis.exceptions.ResponseError("ERR Error running script: NOGROUP No such"), BrokerError, "NOGROUP"),
         (redis.exceptions.ResponseError("ERR no such key"), BrokerError, "NOGROUP"),
         (redis.exceptions.ResponseError("MISCONF cannot persist"), BrokerError, "MISCONF"),
+        (redis.exceptions.ResponseError("UNBLOCKED the stream key no longer exists"), BrokerError, "NOGROUP"),
+        (
+            redis.exceptions.ResponseError(
+                "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+            ),
+            BrokerError,
+            "READONLY",
+        ),
+        (redis.exceptions.ResponseError("UNBLOCKED for a reason of tomorrow"), BrokerError, "UNBLOCKED"),
         (redis.exceptions.ResponseError("wrong number of arguments"), BrokerError, "ERR"),
         (BrokerError("x", code="Y"), BrokerError, "Y"),
     ],
@@ -65,6 +74,18 @@ async def test_groups_are_made_once_and_again(server, store):
         await store.ensure_groups()
     rows = server.command("XREADGROUP", "GROUP", "workers", "me", "STREAMS", "queue:bulk", ">")
     assert rows[0][1][0][1] == [b"task", b"early"]
+
+
+async def test_what_was_missing_is_known(server, store):
+    """A stream that is gone has lost what waited in it; a group alone has lost nothing."""
+    streams = tuple(keys.stream for keys in store.keys.tiers)
+    first, second = await store.ensure_groups(), await store.ensure_groups()
+    assert (first.streams, first.groups, first.refused) == (streams, (), None)
+    assert (second.streams, second.groups) == ((), ())
+    server.command("XGROUP", "DESTROY", streams[0], "workers")
+    server.command("DEL", streams[1])
+    third = await store.ensure_groups()
+    assert (third.streams, third.groups) == (streams[1:2], streams[:1])
 
 
 async def test_a_stream_of_another_type_is_an_error(server, store):
