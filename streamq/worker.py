@@ -26,7 +26,7 @@ from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.containment import Loops, is_own_error, live_forever, single_exception
 from streamq.consumer.events import Listener
 from streamq.consumer.handler import Handler
-from streamq.consumer.joining import create_groups, register
+from streamq.consumer.joining import check_reading, create_groups, register
 from streamq.consumer.leases import LeaseKeeper
 from streamq.consumer.leaving import Leaving, cancellation_stops, running
 from streamq.consumer.lifespan import check_lifespan, check_manager
@@ -236,6 +236,8 @@ class Worker:
         )
         watchdog = Watchdog(self.name, self.tasks.values(), visibility_timeout=self.visibility_timeout)
         await register(leases)
+        if consumer.is_registered:
+            await check_reading(store, self.name)
         crashed, leaving = False, Leaving(self._stop_now)
         try:
             async with cancellation_stops(self._stop_at_once), Loops() as loops:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -323,6 +325,45 @@ async def test_any_exception_of_a_handler_is_its_own_affair(server, broker, erro
     assert len(runs) == 2
     assert dead(server)[0]["reason"] == "retries_exhausted"
     assert_nothing_left(server)
+
+
+INTERRUPTED = """
+import sys
+import anyio
+from streamq import RedisBroker, Worker, task
+
+@task(retries=0, result_ttl=60)
+def in_thread() -> int:
+    return 1
+
+@task(retries=0)
+async def interrupted() -> None:
+    await anyio.sleep(0.05)
+    raise KeyboardInterrupt
+
+async def main():
+    async with RedisBroker("memory://") as broker:
+        handle = await broker.enqueue(in_thread)
+        await broker.enqueue_many([interrupted.call()] * int(sys.argv[2]))
+        worker = Worker(broker, [in_thread, interrupted], concurrency=1)
+        if sys.argv[3] == "beside":
+            async with anyio.create_task_group() as group:
+                await group.start(worker.run)
+                await anyio.sleep(30)
+        await worker.run()
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("where", ["beside", "alone"])
+@pytest.mark.parametrize("count", ["1", "3"])
+def test_a_program_ends_after_a_keyboard_interrupt_of_a_handler(anyio_backend, count, where):
+    """Raised again in the task of `Worker.run`, it broke asyncio's end of the loop: idle threads kept the program."""
+    program = [sys.executable, "-c", INTERRUPTED, anyio_backend, count, where]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=25, check=False)
+    assert ended.returncode not in (0, None)
+    assert "KeyboardInterrupt" in ended.stderr
 
 
 # asyncio lets a KeyboardInterrupt out through the loop; tasks that had not begun are dropped by it.

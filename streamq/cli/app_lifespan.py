@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Final
@@ -25,7 +25,7 @@ _NOT_SHOWN: Final = frozenset({__file__, contextlib.__file__})  # their frames
 class LifespanFailedError(Exception):
     """The lifespan of the app raised. `when` is "start" or "end"."""
 
-    def __init__(self, name: str, when: str, error: Exception) -> None:
+    def __init__(self, name: str, when: str, error: BaseException) -> None:
         self.error = error
         self._trace = error.__traceback__
         while self._trace is not None and self._trace.tb_frame.f_code.co_filename in _NOT_SHOWN:
@@ -78,17 +78,11 @@ class AppLifespan(AbstractAsyncContextManager[Any]):
         """Start it."""
         assert self._worker is not None  # noqa: S101 - a worker calls it first
         self._phase = "starting"
-        try:
+        with self._failing("start"):
             returned = self._lifespan(self._worker)
-        except Exception as error:
-            self.failure = LifespanFailedError(self.name, "start", error)
-            raise
         self._manager = check_manager(returned)
-        try:
+        with self._failing("start"):
             state = await self._manager.__aenter__()
-        except Exception as error:
-            self.failure = LifespanFailedError(self.name, "start", error)
-            raise
         self._phase = ""
         return state
 
@@ -101,14 +95,25 @@ class AppLifespan(AbstractAsyncContextManager[Any]):
         with contextlib.suppress(RuntimeError):  # no thread to be had: it is not named
             threading.Thread(target=self._name_if_late, name="streamq lifespan", daemon=True).start()
         try:
-            return await self._manager.__aexit__(kind, error, trace)
-        except Exception as raised:
-            if not isinstance(error, Exception):  # or it is the worker's
-                self.failure = LifespanFailedError(self.name, "end", raised)
-            raise
+            if isinstance(error, Exception | SystemExit):  # what is raised may be the worker's
+                return await self._manager.__aexit__(kind, error, trace)
+            with self._failing("end"):
+                return await self._manager.__aexit__(kind, error, trace)
         finally:
             self._phase = ""
             self._ended.set()
+
+    @contextlib.contextmanager
+    def _failing(self, when: str) -> Iterator[None]:
+        """Note what a step of it raises. `sys.exit()` in it is a failure, too: it would say that all is well."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = LifespanFailedError(self.name, when, error)
+            raise
+        except SystemExit as error:
+            self.failure = LifespanFailedError(self.name, when, error)
+            raise self.failure from error
 
     def _name_if_late(self) -> None:
         """In a thread: the lifespan may block the event loop."""

@@ -142,8 +142,14 @@ def outcome_of(delivery: Delivery, error: BaseException) -> DeadLetter | Postpon
 
 
 def single_exception(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception in a group of one; the group itself if there are more."""
+    """Return the one exception in a group of one; the group itself if there are more.
+
+    Under asyncio KeyboardInterrupt and SystemExit stay in their group. They have left the event loop once. Raised again
+    by another task they would do so again, in the middle of its end: threads that wait for work would wait for ever.
+    """
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
         found = found.exceptions[0]
-    return group if isinstance(found, BaseExceptionGroup | anyio.get_cancelled_exc_class()) else found
+    cancelled = anyio.get_cancelled_exc_class()
+    ends_loop = isinstance(found, KeyboardInterrupt | SystemExit) and not cancelled.__module__.startswith("trio")
+    return group if ends_loop or isinstance(found, BaseExceptionGroup | cancelled) else found

@@ -63,6 +63,21 @@ async def register(leases: LeaseKeeper) -> None:
             raise
 
 
+async def check_reading(store: Store, consumer: str) -> None:
+    """Raise BrokerError if this user has the right to read no tier: the worker would run, and never do anything.
+
+    It reads what this consumer holds, which is nothing. Whatever else is refused is found by the loops.
+    """
+    commands = store.read_commands.held_entries(consumer)
+    try:
+        replies = await store.attempt(commands)
+    except BrokerError:
+        return
+    refused = [one for one in replies if isinstance(one, BrokerError) and one.code == "NOPERM"]
+    if len(refused) == len(commands):
+        raise await store.explain(refused[0], commands[0])
+
+
 def is_temporary(store: Store, error: BrokerError) -> bool:
     """Return whether an error at the start may end by itself. A server that was never reached is a wrong address."""
     reached = store.client.ever_connected or TOO_MANY_CLIENTS in str(error)

@@ -175,6 +175,8 @@ def _set_apart() -> None:
         _pipes.append(os.dup(raw.fileno()))
         raw.__init__(_pipes[-1], mode)  # the same object, which anyio holds, on another descriptor
     _close((0, 1, 2, *copies))
+    sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115 - those of anyio are the pipes
+    sys.__stdout__ = sys.__stderr__ = open(1, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     if hasattr(signal, "pthread_sigmask"):  # a program that the handler starts would inherit the mask
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,7 +17,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from anyio import BrokenWorkerProcess, CancelScope, CapacityLimiter, EndOfStream, IncompleteRead
+from anyio import BrokenWorkerProcess, CancelScope, CapacityLimiter, DelimiterNotFound, EndOfStream, IncompleteRead
 from anyio.abc import Process
 
 from streamq.consumer.process_child import How, call_by_name, get_ready
@@ -31,6 +31,7 @@ from streamq.tasks.task import Task
 _OF_UVLOOP = -1  # what uvloop says if it gets no pair of sockets for a process
 _NONE_LEFT = NO_MORE | {errno.EAGAIN, _OF_UVLOOP}
 _AS_IT_STARTED = "it ended as it started"
+_SPOILED = "it wrote into the pipe by which it answers its worker, and was killed"
 _STARTS = 3  # of processes that end as they start, one after the other, until that fails the run
 _UNKNOWN_TO_ASYNCIO = 255  # its return code where somebody else has waited for the process
 
@@ -105,9 +106,9 @@ class Processes:
                 partial(function, token, *args), cancellable=True, limiter=CapacityLimiter(inf)
             )
         except BrokenWorkerProcess as error:
-            code = _return_code(error)
+            code, reason = _return_code(error), _reason(error)
             await _close(_process_of(error))
-            raise ProcessDiedError(task, code, _reason(error)) from error
+            raise ProcessDiedError(task, None if reason == _SPOILED else code, reason) from error
         except BaseException as error:
             if (process := _answered_with(error)) is not None:
                 raise await _given_up(process, task, type_name(error)) from None
@@ -193,7 +194,7 @@ def _reason(error: BrokenWorkerProcess) -> str:
     """Return why a process broke, as far as anyio's error tells."""
     cause = error.__cause__
     if not str_of(error).startswith("Error during worker process init"):
-        return str_of(error)
+        return _SPOILED if isinstance(cause, ValueError | RuntimeError | DelimiterNotFound) else str_of(error)
     if isinstance(cause, TimeoutError):
         return "it did not start within 20 s"
     if cause is None or isinstance(cause, BrokenWorkerProcess | EndOfStream | IncompleteRead):

@@ -232,7 +232,7 @@ def _signal_name(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         return "of no name"
-    return f"{name}: out of memory?" if name == "SIGKILL" else name
+    return f"{name}: out of memory, or it closed its pipe to the worker?" if name == "SIGKILL" else name
 
 
 class LeftOpenError(StreamqError, RuntimeError):

@@ -53,6 +53,11 @@ class ReadCommands:
             "STREAMS", *streams, *[">"] * len(streams),
         )  # fmt: skip
 
+    def held_entries(self, consumer: str) -> list[Command]:
+        """Return, for each tier, the command that reads the first entry which this consumer holds already."""
+        names = [keys.stream for keys in self.keys.tiers]
+        return [("XREADGROUP", "GROUP", self.keys.group, consumer, "COUNT", 1, "STREAMS", name, "0") for name in names]
+
     def deliveries(self, reply: Any) -> dict[int, list[Delivery]]:
         """Return the deliveries in a reply to XREADGROUP, by tier."""
         found: dict[int, list[Delivery]] = {}

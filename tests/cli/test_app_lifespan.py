@@ -66,6 +66,21 @@ def test_one_that_fails_is_named(app, streamq, url, anyio_backend, when):
     assert "the worker failed" not in output
 
 
+@pytest.mark.parametrize("code", [0, 7])
+@pytest.mark.parametrize("when", FAILS)
+def test_one_that_exits_is_a_failure(app, streamq, url, anyio_backend, when, code):
+    """`sys.exit(0)` said that all was well, and no line said why the worker had ended."""
+    write(
+        app,
+        "import sys",
+        *(line.replace("raise ConnectionError('no database')", f"sys.exit({code})") for line in FAILS[when]),
+    )
+    found, output = streamq("worker", "held", "--url", url, "--burst", "--backend", anyio_backend)
+    assert found == 1
+    assert f"held.lifespan failed at its {when}: SystemExit: {code}" in output
+    assert "/held.py" in output
+
+
 def test_one_that_ends_the_run_by_itself_is_a_failure(app, streamq, url, anyio_backend):
     """Exit code 1: a service manager starts it again, and so does a supervisor."""
     write(app, "with anyio.move_on_after(0.5):", "    yield")

@@ -51,6 +51,23 @@ def test_a_lazy_proxy_is_passed_over(module):
     assert load([f"{module}:hello"]).tasks == loaded.tasks
 
 
+def test_what_only_claims_to_be_a_task_is_passed_over(tmp_path, monkeypatch):
+    """A mock of a task, in a module of tasks."""
+    lines = (
+        "from unittest.mock import Mock",
+        "from streamq import Task, task",
+        "fake = Mock(spec=Task)",
+        "@task",
+        "async def ok(): ...",
+    )
+    (tmp_path / "has_a_mock.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert [task.name for task in load(["has_a_mock"]).tasks] == ["ok"]
+    finally:
+        sys.modules.pop("has_a_mock", None)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -194,6 +194,21 @@ async def test_a_worker_that_cannot_begin_raises_one_error_and_says_nothing_else
     assert caplog.messages == []
 
 
+async def test_a_worker_that_may_read_no_tier_does_not_begin(server, caplog):
+    """It ran on for ever and did nothing. What it holds is read: a delivery must not be taken for this."""
+    async with with_groups(server, 1):
+        server.command("ACL", "SETUSER", "bob", "on", ">right", "~*", "&*", "+@all", "-xreadgroup")
+        async with RedisBroker(server.url.replace("unix://", "unix://bob:right@")) as broker:
+            with pytest.raises(BrokerError, match=r"NOPERM.*xreadgroup.*streamq doctor --role worker") as caught:
+                with anyio.fail_after(10):
+                    await Worker(broker, [note]).run()
+            server.command("ACL", "SETUSER", "bob", "+xreadgroup")
+            await Worker(broker, [note], burst=True).run()
+    assert caught.value.code == "NOPERM"
+    assert runs == [0]
+    assert caplog.messages == []
+
+
 async def test_a_tier_that_is_refused_at_the_start_is_named_and_the_others_are_served(server, caplog):
     """The worker begins with those that it may serve."""
     async with with_groups(server, 1):

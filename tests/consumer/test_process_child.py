@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import os
 import pickle
 import resource
@@ -62,6 +63,21 @@ def prints() -> str:
 
 
 @task(run_in="process", result_ttl=60, retries=0, timeout=TIMEOUT)
+def uses_the_first_streams() -> str:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        stream.write("RETURN 2\nxx")  # type: ignore[union-attr]
+        faulthandler.dump_traceback(stream)  # type: ignore[arg-type]
+    return sys.__stdin__.read()  # type: ignore[union-attr]
+
+
+@task(run_in="process", retries=0, timeout=TIMEOUT)
+def spoils_its_pipe() -> None:
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"no answer\n")
+
+
+@task(run_in="process", result_ttl=60, retries=0, timeout=TIMEOUT)
 def reads() -> str:
     return subprocess.run(["/bin/cat"], check=True, capture_output=True, text=True).stdout + os.read(0, 9).decode()
 
@@ -94,6 +110,26 @@ def batch_dies(items: list[int]) -> None:
     os._exit(items[0])
 
 
+async def test_the_streams_that_python_began_with_are_empty_too(real_server):
+    """They were the pipes to the worker: what was written there was taken for an answer, and a read never returned."""
+    async with RedisBroker(real_server.url) as broker:
+        handle = await broker.enqueue(uses_the_first_streams)
+        await burst(broker, uses_the_first_streams)
+        assert await handle.result(timeout=1) == ""
+
+
+async def test_a_process_that_spoils_its_pipe_is_named_as_that(real_server):
+    """It was said to have been killed for want of memory: the worker had killed it."""
+    async with RedisBroker(real_server.url) as broker:
+        await broker.enqueue(spoils_its_pipe)
+        await burst(broker, spoils_its_pipe)
+    (letter,) = dead(real_server)
+    assert letter["error"] == (
+        "the process of task 'spoils_its_pipe' ended before its run did: it wrote into the pipe by which it answers "
+        "its worker, and was killed"
+    )
+
+
 async def test_the_error_of_a_process_that_ended_says_how(real_server):
     """It names the task, and the signal or the exit code. It spends attempts, and is no crash of the worker."""
     async with RedisBroker(real_server.url) as broker:
@@ -105,7 +141,7 @@ async def test_the_error_of_a_process_that_ended_says_how(real_server):
     letters = dead(real_server)
     assert {letter["error"] for letter in letters} == {
         "the process of task 'dies' ended with exit code 3",
-        "the process of task 'dies' ended with signal 9 (SIGKILL: out of memory?)",
+        "the process of task 'dies' ended with signal 9 (SIGKILL: out of memory, or it closed its pipe to the worker?)",
         "the process of task 'dies' ended with signal 11 (SIGSEGV)",
         "the process of task 'batch_dies' ended with exit code 4",
     }
