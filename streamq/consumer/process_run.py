@@ -7,6 +7,7 @@ of its error has.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -29,6 +30,7 @@ from streamq.errors import ProcessDiedError
 from streamq.tasks.task import Task
 
 _OF_UVLOOP = -1  # what uvloop says if it gets no pair of sockets for a process
+_NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # what it means
 _NONE_LEFT = NO_MORE | {errno.EAGAIN, _OF_UVLOOP}
 _AS_IT_STARTED = "it ended as it started"
 _SPOILED = "it wrote into the pipe by which it answers its worker, and was killed"
@@ -117,7 +119,8 @@ class Processes:
                 raise ProcessDiedError(task, None, _AS_IT_STARTED) from error
             if not isinstance(error, OSError | RuntimeError) or not _says_none_left(error):
                 raise
-            raise self._shortage.note(error) from error
+            of_uvloop = isinstance(error, OSError) and error.errno == _OF_UVLOOP
+            raise self._shortage.note(_NO_DESCRIPTOR if of_uvloop else error) from error
         if type(answer) is not tuple or answer[0] != token:
             raise await _given_up(_idle()[-1][0], task, "the answer of another call")
         self._shortage.failures = 0

@@ -12,7 +12,7 @@ from streamq.consumer.handler import Handler
 from streamq.consumer.outcome_log import log_outcome
 from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import MessageError, UndecodableError
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, decide, failure_of, never_called
 from streamq.wire.bounds import RESULT
@@ -85,7 +85,7 @@ def _encoded(handler: Handler, delivery: Delivery, result: Any) -> bytes:
     try:
         encoded = b'{"ok":%b}' % handler.encode(result)
     except BaseException as error:  # noqa: BLE001 - the encoder runs code of the user, which may raise anything
-        why = result.why if issubclass(type(result), LostResult) else str_of(error)
+        why = result.why if issubclass(type(result), LostResult) else str_of(error) or type_name(error)
         return _not_kept(delivery, f"cannot be sent as JSON: {why}")
     if len(encoded) > RESULT.highest:  # a server closes the connection on what is too large for it
         return _not_kept(delivery, f"has {len(encoded):,} bytes, and at most {RESULT.highest:,} are kept")
