@@ -20,7 +20,8 @@ from streamq.client import Command, Script
 _KEYS = re.compile(r"^-- KEYS: (.+)$", re.MULTILINE)
 _MORE = {  # files to prepend, by a function that the script calls
     "holds(": "_holds.lua",
-    "dropped_entry(": "_dropped_entry.lua",
+    "dropped_entry(": "_holds.lua _dropped_entry.lua",
+    "holds_or_dropped(": "_holds.lua _dropped_entry.lua",
     "entry_state(": "_entry_state.lua",
     "deletable(": "_remove_settled.lua",
     "crashes(": "_crashes.lua",

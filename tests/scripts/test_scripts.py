@@ -1137,6 +1137,32 @@ def test_what_follows_a_success_is_sent_though_its_delivery_was_dropped(server, 
     assert (length(server), length(server, "next")) == (0, 1)
 
 
+@pytest.mark.parametrize("then", ["retry", "death"])
+def test_a_failure_of_a_dropped_delivery_is_settled_by_who_ran_it(server, remove, request, then):
+    """Its retry was not written, and after DELCONSUMER the entry lay in its stream for ever."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    remove()
+    if not server.command("XINFO", "GROUPS", STREAM):
+        server.command("XGROUP", "CREATE", STREAM, "g", "0")  # as a worker does when it hears NOGROUP
+    settle = postpone if then == "retry" else bury
+    assert settle(server, entry) == 1
+    assert (length(server), settle(server, entry)) == (0, 0)
+
+
+def test_a_failure_of_a_dropped_delivery_that_another_has_counts_for_nothing(server):
+    """It was read again: who has it settles it."""
+    prepare(server)
+    (entry,) = sent(server)
+    taken(server)
+    server.command("XGROUP", "DESTROY", STREAM, "g")
+    server.command("XGROUP", "CREATE", STREAM, "g", "0")
+    taken(server, "other")
+    assert postpone(server, entry) == 0
+    assert held(server) == {entry: "other"}
+
+
 def test_a_success_of_a_dropped_delivery_waits_where_others_read(server):
     """Where another group reads, nobody knows whether it was settled: the delivery comes again."""
     prepare(server, "g", "h")
