@@ -7,6 +7,9 @@ run that was overtaken can do none of them. Such a run can still make the effect
 effect by the token where it takes place (`UPDATE ... WHERE fence < token`).
 Cost: two round trips, and one more every third of the lease.
 
+The begin names its run. A run that has no answer to it, because it was cancelled or the connection was lost, may have
+the lease and not know its token: it withdraws by that name, with a command that follows the begin.
+
 A rival comes back after as long as the effect has been in progress by then (the token is when it began), and at the end
 of its lease at the latest. So it comes at most twice as late as the effect ends, and its tries are few: each is twice
 as late as the one before.
@@ -17,6 +20,7 @@ This module knows no worker and no middleware. It uses the store of the given br
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +38,7 @@ from streamq.errors import (
     EffectInProgressError,
     EffectLostError,
     EffectNotBegunError,
+    OutcomeUnknownError,
     UnrecordableError,
 )
 from streamq.handlers.context import current_store, delivery_var
@@ -54,7 +59,7 @@ _FIRST_AGAIN: Final = 0.5  # seconds after which a rival comes back, at least
 _SERVER_AGAIN: Final = 1.0  # seconds, up to twice that, that a task waits if the server could not be used
 _BEGINNING: Final = "beginning an effect"
 _WAIT: Final = "its tasks wait, and everything else goes on"
-_RELEASE_WITHIN: Final = 2.0  # seconds that a cancelled run has to release its effect
+_RELEASE_WITHIN: Final = 2.0  # seconds that a cancelled run has to release or withdraw its effect
 
 
 class HasStore(Protocol):
@@ -208,7 +213,7 @@ class _Taken:
 class _EffectRecord:
     """The record of one key, for the run that wants to make its effect."""
 
-    __slots__ = ("_key", "_keys", "_lease", "_lease_ends", "_store", "_ttl")
+    __slots__ = ("_key", "_keys", "_lease", "_lease_ends", "_may_have_begun", "_run", "_store", "_ttl")
 
     def __init__(self, store: Store, owner: str, key: str, ttl: float, lease: float) -> None:
         self._store = store
@@ -217,12 +222,26 @@ class _EffectRecord:
         self._ttl = ttl
         self._lease = lease
         self._lease_ends = 0.0  # in seconds of the store's clock
+        self._run = secrets.token_hex(8)
+        self._may_have_begun = False
 
     def __repr__(self) -> str:
         return f"<_EffectRecord {self._keys[0]}>"
 
     async def begin(self, wait: float) -> Effect:
-        """Return the effect: begun, or done before. Raises EffectInProgressError after `wait` seconds."""
+        """Return the effect: begun, or done before. Raises EffectInProgressError after `wait` seconds.
+
+        If this raises, also for a cancellation, this run has not begun the effect. If the server does not hear that
+        within `_RELEASE_WITHIN`, the end of the lease does it.
+        """
+        try:
+            return await self._begin(wait)
+        except BaseException:
+            if self._may_have_begun:
+                await self._withdraw()
+            raise
+
+    async def _begin(self, wait: float) -> Effect:
         now = self._store.clock.elapsed
         end = now() + wait
         found = await self._try_begin()
@@ -260,13 +279,22 @@ class _EffectRecord:
     async def _try_begin(self) -> Effect | _Taken:
         """Return the effect, or what is known of the run that has it."""
         asked_at = self._store.clock.elapsed()
-        state, token, *rest = await self._ask(
-            _BEGINNING, step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms)
-        )
+        command = step("once_begin")(self._keys, self._ms(self._lease), self._record_ttl_ms, self._run)
+        self._may_have_begun = True
+        try:
+            state, token, *rest = await self._ask(_BEGINNING, command)
+        except BrokerError as error:
+            self._may_have_begun = isinstance(error, OutcomeUnknownError)
+            raise
+        self._may_have_begun = state == b"begun"
         if state == b"taken":
             return _Taken(float(rest[0]) / 1000, float(rest[1]) / 1000)
         self._lease_ends = asked_at + self._lease
         return Effect(self._key, int(token), rest[0] if rest else None)
+
+    async def _withdraw(self) -> None:
+        with suppress(BrokerError), anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+            await self._ask("releasing an effect", step("once_withdraw")(self._keys, self._run, self._ms(self._ttl)))
 
     async def renew_forever(self, token: int, scope: anyio.CancelScope) -> None:
         """Renew the lease until cancelled. If it is lost, cancel the block."""

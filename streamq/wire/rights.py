@@ -216,7 +216,7 @@ STEPS: Final = {
         "rate_return"
     ),
     "circuits": "circuit_enter circuit_leave circuit_postpone circuit_report",
-    "idempotency": "once_begin once_end once_renew",
+    "idempotency": "once_begin once_end once_renew once_withdraw",
     "dead-letters": "replay count_dropped",
 }
 """The scripts of each feature, or of several together, and the side effects in them. A test compares them."""

@@ -20,6 +20,7 @@ from streamq.errors import (
     ConfigurationError,
     EffectInProgressError,
     EffectLostError,
+    OutcomeUnknownError,
     UnrecordableError,
 )
 from streamq.scripts import step
@@ -109,6 +110,76 @@ async def test_a_cancelled_run_gives_the_effect_up(broker, server):
             await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert set(record_of(server)) == {"token"}
+
+
+class AnswerLost:
+    """The store's door: the server carries out a begin, and no answer to that comes. `deaf`: nor does one to more."""
+
+    def __init__(self, store, *, deaf=False, lost=None):
+        self._one, self._deaf, self._lost = store.one, deaf, lost
+        self.begun = anyio.Event()
+
+    async def __call__(self, command):
+        if self.begun.is_set() and not self._deaf:
+            return await self._one(command)
+        if not self.begun.is_set():
+            assert (await self._one(command))[0] == b"begun"
+            self.begun.set()
+            if self._lost:
+                raise self._lost
+        await anyio.sleep_forever()
+        return None
+
+
+async def enter_and_be_cancelled(broker, begun):
+    async with anyio.create_task_group() as group:
+
+        async def enter():
+            async with once("k", broker=broker):
+                pytest.fail("it has no answer")
+
+        group.start_soon(enter)
+        await begun.wait()
+        group.cancel_scope.cancel()
+
+
+async def test_a_run_that_is_cancelled_while_it_begins_gives_the_effect_up(broker, server, monkeypatch):
+    """The server has begun the effect, and the run never heard of it: the next run begins at once all the same."""
+    door = AnswerLost(broker.store)
+    monkeypatch.setattr(broker.store, "one", door)
+    await enter_and_be_cancelled(broker, door.begun)
+    assert set(record_of(server)) == {"token"}
+    async with once("k", broker=broker) as effect:
+        assert not effect.done
+
+
+async def test_a_begin_whose_answer_was_lost_gives_the_effect_up(broker, server, monkeypatch):
+    """The connection broke between the begin and its answer."""
+    monkeypatch.setattr(broker.store, "one", AnswerLost(broker.store, lost=OutcomeUnknownError("cut")))
+    with pytest.raises(OutcomeUnknownError):
+        async with once("k", broker=broker):
+            pytest.fail("it has no answer")
+    assert set(record_of(server)) == {"token"}
+
+
+async def test_a_cancelled_begin_waits_for_no_deaf_server(broker, server, monkeypatch):
+    """The cancellation goes on after a moment; the end of the lease ends what has begun."""
+    monkeypatch.setattr("streamq.queue.once._RELEASE_WITHIN", 0.05)
+    door = AnswerLost(broker.store, deaf=True)
+    monkeypatch.setattr(broker.store, "one", door)
+    await enter_and_be_cancelled(broker, door.begun)
+    assert "until" in record_of(server)
+
+
+async def test_a_withdrawal_ends_no_effect_of_another_run(broker, server):
+    """A late one finds that the next run has begun, or recorded: nothing changes."""
+    withdraw = step("once_withdraw").source
+    async with once("k", broker=broker) as effect:
+        run = record_of(server)["run"]
+        assert server.command("EVAL", withdraw, 1, KEY, "other", 60_000) == 0
+        effect.record(1)
+    assert server.command("EVAL", withdraw, 1, KEY, run, 60_000) == 0
+    assert record_of(server)["result"] == '{"ok":1}'
 
 
 async def test_one_that_was_cancelled_after_the_block_is_recorded(broker, server):
@@ -307,7 +378,7 @@ class Unreachable:
         self._one, self.left = store.one, times
 
     async def __call__(self, command):
-        if len(command) == 7 and self.left:  # EVALSHA sha 1 key token ttl result: the record of an end
+        if command[1] == step("once_end")(["k"])[1] and self.left:
             self.left -= 1
             raise BrokerUnavailableError("shut")
         return await self._one(command)

@@ -157,6 +157,7 @@ CASES = {
     "once_begin": Case("once_begin", ("once",), (9000, 9000)),
     "once_end": Case("once_end", ("begun",), ("1", 9000, "result")),
     "once_renew": Case("once_renew", ("begun",), ("1", 9000, 9000)),
+    "once_withdraw": Case("once_withdraw", ("begun",), ("run", 9000)),
     "permit_acquire": Case("permit_acquire", LIMIT, ("n", 2, 9000, 2000, "wake", "run", f"9-9 0 {DELAYED} q", "")),
     "permit_acquire, full": Case(
         "permit_acquire", LIMIT, ("n", 1, 9000, 2000, "wake", "run", f"9-9 0 {DELAYED} q", "")
@@ -202,7 +203,8 @@ OPTIONAL: dict[str, set[str] | None] = {
 # What takes away more than it brings is carried out by a server out of memory, too.
 SETTLES = {
     "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
-    "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "permit_acquire", "permit_check",
+    "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "once_withdraw", "permit_acquire",
+    "permit_check",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
 KEYLESS = {"publish", "time", "client|unblock"}
@@ -233,7 +235,7 @@ def prepared(server: RealServer, case: Case) -> bytes:
     server.command("HSET", "schedules", "n", SCHEDULE)
     server.command("ZADD", "ticks", 1, "n")
     server.command("HSET", "ticked", "n", 1)
-    server.command("HSET", "begun", "token", 1, "until", FAR)
+    server.command("HSET", "begun", "token", 1, "until", FAR, "run", "run")
     server.command("ZADD", "permits", FAR // 500, "held")
     server.command("ZADD", "called", 1, f"7-7 0 {DELAYED} gone")
     server.command("ZADD", "line", 1, f"8-8 0 {DELAYED} later")
