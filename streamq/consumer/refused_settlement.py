@@ -42,13 +42,14 @@ class Way:
 
     `helps` says whether it differs, from the way that was refused before it, in what is to blame. If not, it is passed
     over: it would be refused as well, or win by chance, as the right comes back, and what it leaves out would be lost.
-    `carries` are its side effects, None if they are not known.
+    `carries` are its side effects, None if they are not known. `then` is a command that follows it, () for none.
     """
 
     command: Callable[[], Command]
     done: Callable[[Any], object]
     helps: Callable[[Blame], bool] = after_any
     carries: Sequence[SideEffect] | None = None
+    then: Command = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,9 @@ from typing import Any
 from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, OutcomeUnknownError
+from streamq.queue.server_errors import concerns_server
 from streamq.queue.store import Store
+from streamq.wire.delivery import Delivery
 
 log = SafeLog("streamq")
 
@@ -34,6 +36,11 @@ class RoundTrip:
         self.commands.append(command)
         self.handlers.append(lambda reply: handler(subject, reply))
 
+    def add_then(self, command: Command, delivery: Delivery) -> None:
+        """Add the command that follows the outcome of a delivery, if there is one. It is sent again with it alone."""
+        if command:
+            self.add(command, _log_refused, delivery)
+
     async def carry_out(self, store: Store) -> BrokerError | None:
         """Send the commands, and call the reply handlers; return the error if the server cannot be used."""
         worst: BrokerError | None = None
@@ -50,3 +57,9 @@ class RoundTrip:
                 except Exception:
                     log.exception("a reply of the server could not be taken in", event="internal_error")
         return worst
+
+
+def _log_refused(delivery: Delivery, reply: Any) -> bool:
+    if isinstance(reply, BrokerError) and not concerns_server(reply):
+        log.info("a waiter cannot be woken, it asks by itself later: %s", reply, event="limit_refused", of=delivery)
+    return False

@@ -213,6 +213,7 @@ class SetAside:
             self._refused(one, not_built(error), ())
         else:
             trip.add(command, self._replied, (one, command))
+            trip.add_then(one.ways[one.place].then, one.delivery)
 
     # --- replies -----------------------------------------------------------------------------
 

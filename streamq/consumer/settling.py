@@ -30,7 +30,7 @@ from streamq.errors import BrokerError, SignatureError
 from streamq.queue.server_errors import concerns_server
 from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
-from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of
+from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of, then_of
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import as_text, dumps, milliseconds, pack_flat
@@ -240,6 +240,7 @@ class Settler:
                 self._convict(settlement.delivery, error, settlement.duration, settlement.keep)
             else:
                 trip.add(command, self._replied, settlement)
+                trip.add_then(then_of(settlement.outcome), settlement.delivery)
         self.counting.load(trip, self.now(), at_once=all_counters)
 
     def note_resending(self, *, resending: bool) -> None:
@@ -369,7 +370,9 @@ class Settler:
             if reply and lesser and (keys := [one for one in lesser.left_out if isinstance(one, FreeKey)]):
                 self._free_later(settlement.delivery, keys)
 
-        return Way(settlement.command, done, lesser.helps, lesser.carries) if lesser else Way(settlement.command, done)
+        if lesser:
+            return Way(settlement.command, done, lesser.helps, lesser.carries)
+        return Way(settlement.command, done, then=then_of(settlement.outcome))
 
     def _let_go(self, delivery: Delivery) -> None:
         self._buffer.forget(delivery.tier, delivery.entry_id)
@@ -377,7 +380,7 @@ class Settler:
 
     def _free_later(self, delivery: Delivery, keys: Sequence[FreeKey]) -> None:
         """Go on trying to free the deduplication keys of a task that is dead: other tasks wait for them."""
-        way = Way(partial(self._commands.task_started, keys), _nothing)
+        way = Way(partial(self._commands.task_started, keys), done=lambda _reply: None)
         self.set_aside.add_untried([RefusedSettlement(delivery, _KEY, [way], held=False, lasting=True)])
 
     # --- counting ------------------------------------------------------------------------------
@@ -389,10 +392,6 @@ class Settler:
         shown = "1 delivery was" if count == 1 else f"{count} deliveries were"
         log.info("%s settled by another consumer first, in tier %s", shown, delivery.tier_name, event="superseded")
         self._listeners.emit(Superseded(delivery))
-
-
-def _nothing(_reply: Any) -> None:
-    """There is nothing to do."""
 
 
 def _prebuilt(command: Command) -> Command:

@@ -85,10 +85,9 @@ class LimitCommands:
         """Return the command that renews the permits of runs."""
         return self._step("permit_renew", name, self.maximum, lease_ms, RESERVED_MS, self._channel, *runs)
 
-    def check(self, name: str, waiters: Sequence[Waiter]) -> Command:
-        """Return the command that checks whether waiters are in their delayed sets."""
-        flat = [part for waiter in waiters for part in (waiter.identity, waiter.since)]
-        return self._step("permit_check", name, self.maximum, RESERVED_MS, self._channel, *flat)
+    def check(self, waiter: Waiter) -> Command:
+        """Return the command that wakes a waiter which has just been delayed, if a permit is reserved for it by now."""
+        return self._step("permit_check", waiter.name, self._channel, waiter.identity, waiter.since)
 
     def sweep(self, name: str) -> Command:
         """Return the command that reserves the permits that are over for waiters."""

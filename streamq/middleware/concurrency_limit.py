@@ -1,6 +1,6 @@
 """`ConcurrencyLimit`: at most so many runs at once in the whole fleet. Other tasks wait in Redis, in order.
 
-`concurrency_permits` leases the permits and passes them on. `concurrency_waiters` checks that waiters can be woken.
+`concurrency_permits` leases the permits and passes them on.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import random
 import secrets
 from typing import Any, Final, Literal
-
-import anyio
 
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError
@@ -101,7 +99,7 @@ class ConcurrencyLimit:
                 after = min(after, max(0.0, context.delivery.expires - context.store.clock.now()) + 0.1)
             raise LimitReached(
                 f"{self.max_running} of {name} run: it waits for a permit", after=after,
-                headers=self._headers(context, waiter),
+                headers=self._headers(context, waiter), then=permits.check(waiter),
             )  # fmt: skip
         try:
             return await call_next(context)
@@ -109,13 +107,12 @@ class ConcurrencyLimit:
             await permits.release(name, run)
 
     async def live(self, store: Store) -> None:
-        """Renew the permits of a worker's runs, and check its waiters."""
+        """Renew the permits of a worker's runs, and pass on those that are over."""
         permits = self._permits_of(store)
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(permits.maintain_forever)
-                group.start_soon(permits.waiter_checks.run_forever)
+            await permits.maintain_forever()
         finally:
+            await permits.release_last()
             self._lost += permits.lost
             self._permits.pop(store, None)
 

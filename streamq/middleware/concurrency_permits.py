@@ -7,8 +7,9 @@ waiters. A waiter with a reserved permit becomes due now in its delayed set, and
 polls, and a run that releases its permit wakes exactly the waiter that gets it.
 
 - A worker puts a waiter into its delayed set after the script has told it to wait. If a permit is reserved in between,
-  there is nothing to wake. The permit is reserved all the same, and the worker checks again, within milliseconds and
-  until the waiter is delayed. The check wakes the waiter if a permit is reserved for it.
+  there is nothing to wake. The permit is reserved all the same. The step that delays the waiter is followed by a check,
+  in the same round trip, so no end of the worker comes between. The check wakes the waiter if a permit is reserved for
+  it, and puts it back into `line` if it was passed over.
 - A waiter that was cancelled or has expired is not in its delayed set: it is passed over. In its first 5 s it might be
   on its way there, so a permit is reserved for it, for half a second.
 - A waiter that comes after its reservation (its tier had a backlog) takes a permit that is reserved for another one
@@ -25,14 +26,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import anyio
 
+from streamq.client import Command
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.middleware.concurrency_commands import LimitCommands, Waiter
-from streamq.middleware.concurrency_waiters import WaiterChecks
 from streamq.queue.server_errors import is_final
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Uniform
@@ -43,6 +45,7 @@ SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for limits that no work
 _ASK_AFTER: Final = 300.0  # seconds after which a waiter asks by itself
 _ASK_APART: Final = 0.1  # seconds more for each waiter before it
 _RELEASE_WITHIN: Final = 2.0  # seconds that an ended run waits for the server to take its permit back
+_LAST_RELEASE_WITHIN: Final = 0.5  # seconds that the last releases of a worker may take
 _RENEWING: Final = "renewing permits"
 _RELEASING: Final = "releasing permits"
 _SWEEPING: Final = "looking for concurrency limits to sweep"
@@ -54,7 +57,7 @@ _SWEPT_AT_ONCE: Final = 100  # names that one sweep looks at
 
 
 class Permits:
-    """The permits of one limit that the runs of one worker have, and the waiters that this worker postponed.
+    """The permits of one limit that the runs of one worker have.
 
     `maximum` is the limit, `lease` the seconds for which a permit is valid without renewal.
     """
@@ -62,7 +65,6 @@ class Permits:
     def __init__(self, store: Store, maximum: int, lease: float, *, uniform: Uniform = random) -> None:
         self._store = store
         self._commands = LimitCommands(store, maximum)
-        self.waiter_checks = WaiterChecks(self._commands)
         self.lost = 0
         self._lease = lease
         self._random = uniform
@@ -91,16 +93,22 @@ class Permits:
                 self._commands.acquire(waiter, run, _ms(self._lease))
             )
             await self._commands.wake(foreign)
-        except BaseException as error:  # the server may have granted it, or the run is cancelled
-            if not _is_refused(error):
+        except BrokerError as error:
+            if not is_final(error):  # the server may have granted it
                 self._release_later(waiter.name, run)
+            raise
+        except BaseException:  # the run is cancelled, and maybe its worker: there is no later
+            await self.release(waiter.name, run)
             raise
         if granted:
             self._held.setdefault(waiter.name, set()).add(run)
             return None
-        listed = Waiter(waiter.name, waiter.identity, since.decode())
-        self.waiter_checks.add(listed)
-        return listed, (_ASK_AFTER + rank * _ASK_APART) * self._random.uniform(1.0, 1.2)
+        after = (_ASK_AFTER + rank * _ASK_APART) * self._random.uniform(1.0, 1.2)
+        return Waiter(waiter.name, waiter.identity, since.decode()), after
+
+    def check(self, waiter: Waiter) -> Command:
+        """Return the command that is to follow the step which delays a waiter."""
+        return self._commands.check(waiter)
 
     async def release(self, name: str, run: str) -> None:
         """Release a permit, even if the run is cancelled. If the server cannot be used, it is released later."""
@@ -133,6 +141,12 @@ class Permits:
             self._held.pop(name, None)
 
     # --- beside the runs -------------------------------------------------------------------------
+
+    async def release_last(self) -> None:
+        """Make the deferred releases now or never, within half a second: the worker ends."""
+        if self._to_release:
+            with suppress(BrokerError), anyio.move_on_after(_LAST_RELEASE_WITHIN, shield=True):
+                await self._release_deferred()
 
     async def maintain_forever(self) -> None:
         """Renew the held permits, make the deferred releases, and sweep the limits that are due, until cancelled."""
@@ -232,11 +246,6 @@ class Permits:
             return
         self._store.refusals.note_accepted(_SWEEPING_NAME, text)
         await self._commands.wake(foreign)
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Whether the server has certainly not granted the permit."""
-    return isinstance(error, BrokerError) and is_final(error)
 
 
 def _is_foreign(error: BaseException) -> bool:

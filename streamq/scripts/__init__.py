@@ -42,6 +42,7 @@ _MORE = {  # files to prepend, by a function that the script calls
     "delete_old(": "_delete_old.lua",
     "time_in(": "_time_in.lua",
     "read_bucket(": "_time_in.lua _bucket.lua",
+    "place_of(": "_wake.lua _sweep.lua",
     "reserve_permits(": "_wake.lua _permits.lua _sweep.lua",
     "save_circuit(": "_time_in.lua _circuit.lua",
     "add_to_index(": "_circuit_index.lua",

@@ -6,7 +6,7 @@ state machine is in `docs/architecture.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -66,13 +66,15 @@ class Retry:
 class Postpone:
     """The task runs again after `delay` seconds, and has spent no attempt.
 
-    `headers` are merged into those of the message. `unknown`: this worker does not know the task.
+    `headers` are merged into those of the message. `unknown`: this worker does not know the task. `then` is a command
+    that follows the postponement, in the same round trip; () for none.
     """
 
     delay: float
     reason: str
     headers: Mapping[str, Any] | None = None
     unknown: bool = False
+    then: Sequence[Any] | bytes = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,20 @@ RetryOutcome = Retry  # its public name: `streamq.Retry` is what a handler raise
 Outcome = Ack | Skip | Retry | Postpone | DeadLetter | Release
 
 
+class RetryLaterThen(RetryLater):
+    """A RetryLater whose postponement is followed by a command: `then`, which is sent in the same round trip.
+
+    So it is carried out however the worker ends, if the postponement is.
+    """
+
+    then: Sequence[Any] | bytes = ()
+
+
+def then_of(outcome: Outcome) -> Sequence[Any] | bytes:
+    """Return the command that follows an outcome, () if there is none."""
+    return outcome.then if isinstance(outcome, Postpone) else ()
+
+
 def failure_of(error: BaseException, group: BaseException | None = None) -> Failure:
     """Return an exception as text: qualified type, message, traceback. Never raises, whatever the exception is.
 
@@ -125,7 +141,8 @@ def _postpone(request: RetryLater) -> Postpone:
         headers = dict(request.headers)
         if (size := len(dumps(headers))) > MAX_PAYLOAD:
             raise ConfigurationError(f"RetryLater(headers) of {size} bytes cannot be used: give at most {MAX_PAYLOAD}")
-    return Postpone(max(0.0, float(delay)), str_of(request), headers=headers)
+    then = request.then if isinstance(request, RetryLaterThen) else ()
+    return Postpone(max(0.0, float(delay)), str_of(request), headers=headers, then=then)
 
 
 def decide(

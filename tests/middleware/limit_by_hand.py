@@ -44,7 +44,7 @@ class Scripted:
         return self.run("permit_renew", self.maximum, self.lease, self.reserve, "wake", *runs)[0]
 
     def check(self, number, since):
-        return self.run("permit_check", self.maximum, self.reserve, "wake", self.waiter(number), since)[1:]
+        return self.run("permit_check", "wake", self.waiter(number), since)
 
     def sweep(self):
         self.run("permit_sweep", self.reserve, "wake")

@@ -22,7 +22,7 @@ from streamq.wire.message import dumps
 from streamq.wire.tiers import DEFAULT_TIERS
 from tests.at_work import assert_nothing_left, burst, dead, until, working
 from tests.crew import Crew, say
-from tests.middleware.limit_by_hand import DELAYED, PERMITS, WAITING, Scripted, card
+from tests.middleware.limit_by_hand import DELAYED, PERMITS, RESERVED, WAITING, Scripted, card
 
 pytestmark = pytest.mark.paired("memory")
 
@@ -178,6 +178,41 @@ class TestMiddleware:
                 group.start_soon(limit.live, broker.store)
                 await until(lambda: not any_server.keys())
                 group.cancel_scope.cancel()
+
+    async def test_a_run_that_is_cancelled_while_it_asks_releases_its_permit_itself(self, any_server):
+        """Its worker may end, too: no loop beside the runs is needed."""
+        async with RedisBroker(any_server.url) as broker:
+            limit, real, granted = ConcurrencyLimit(1), broker.store.one, anyio.Event()
+
+            async def first_unanswered(command):
+                reply = await real(command)
+                if not granted.is_set():
+                    assert reply[0] == 1
+                    granted.set()
+                    await anyio.sleep_forever()
+                return reply
+
+            broker.store.one = first_unanswered
+            async with anyio.create_task_group() as group:
+                group.start_soon(limit, context(broker.store), None)
+                await granted.wait()
+                assert card(any_server, "queue:permits:limited") == 1
+                group.cancel_scope.cancel()
+            assert any_server.keys() == []
+
+    async def test_a_worker_that_ends_makes_the_deferred_releases(self, any_server):
+        """What waited for the next round of its loop is not left to the end of the lease."""
+        async with RedisBroker(any_server.url) as broker:
+            limit = ConcurrencyLimit(1)
+            permits = limit._permits_of(broker.store)
+            await permits.acquire(Waiter("t", "1-0 0 queue:standard:delayed m"), "r")
+            async with anyio.create_task_group() as group:
+                group.start_soon(limit.live, broker.store)
+                await anyio.wait_all_tasks_blocked()
+                permits._forget("t", "r")
+                permits._release_later("t", "r")
+                group.cancel_scope.cancel()
+        assert any_server.keys() == []
 
     async def test_a_lost_permit_is_counted_and_the_run_goes_on(self, any_server, caplog):
         async with RedisBroker(any_server.url) as broker:
@@ -337,6 +372,75 @@ class TestAtWork:
             await burst(broker, both, middleware=chain)
         assert gauge.total >= 12
         assert gauge.most <= 2
+
+    @pytest.mark.parametrize("how", ["stop", "stop at once", "cancel"])
+    async def test_a_waiter_whose_worker_ends_as_it_is_delayed_keeps_its_place(self, real_server, monkeypatch, how):
+        """It was passed over between the answer and its postponement: on its way, it looked like one that is gone."""
+        done, ended, other = [], [], Scripted(real_server)
+
+        @task(retries=0)
+        async def t(number):
+            done.append(number)
+
+        async def told_to_wait(permits, waiter, run):
+            waiting = await acquire(permits, waiter, run)
+            if waiting is not None and not ended:
+                ended.append(waiting)
+                # It asks again after a minute, say: its tier had a backlog.
+                real_server.command("ZADD", WAITING, "XX", (time.time() - 60) * 1e6, waiter.identity)
+                other.run("permit_release", 1, 2000, "queue:wake", "run99")
+                assert card(real_server, WAITING) == card(real_server, RESERVED) == 0
+                if how == "cancel":
+                    scope.cancel()
+                else:
+                    worker.stop()
+                    if how == "stop at once":
+                        worker.stop()
+            return waiting
+
+        acquire = Permits.acquire
+        monkeypatch.setattr(Permits, "acquire", told_to_wait)
+        chain = MiddlewareChain(ConcurrencyLimit(1))
+        other.acquire(99)
+        async with RedisBroker(real_server.url) as broker:
+            await broker.enqueue(t, 1)
+            worker = Worker(broker, [t], middleware=chain)
+            with anyio.CancelScope() as scope:
+                await worker.run()
+            assert ended
+            assert card(real_server, DELAYED) == card(real_server, WAITING) == 1
+            async with working(broker, t, middleware=chain):
+                await until(lambda: done == [1], 10)
+        assert_nothing_left(real_server)
+
+    async def test_a_waiter_whose_postponement_was_refused_at_first_keeps_its_place(self, any_server, monkeypatch):
+        """It is delayed later, apart from the others, and was passed over by then."""
+        done, told, other = [], [], Scripted(any_server)
+        messages = f"{DELAYED.removesuffix(':delayed')}:messages"
+
+        @task(retries=0)
+        async def t(number):
+            done.append(number)
+
+        async def told_to_wait(permits, waiter, run):
+            waiting = await acquire(permits, waiter, run)
+            if waiting is not None and not told:
+                told.append(waiting)
+                any_server.command("SET", messages, "of somebody else")
+                any_server.command("ZADD", WAITING, "XX", (time.time() - 60) * 1e6, waiter.identity)
+                other.run("permit_release", 1, 2000, "queue:wake", "run99")
+            return waiting
+
+        acquire = Permits.acquire
+        monkeypatch.setattr(Permits, "acquire", told_to_wait)
+        other.acquire(99)
+        async with RedisBroker(any_server.url) as broker:
+            await broker.enqueue(t, 1)
+            async with working(broker, t, middleware=MiddlewareChain(ConcurrencyLimit(1))) as worker:
+                await until(lambda: worker.health.refused)
+                any_server.command("DEL", messages)
+                await until(lambda: done == [1], 10)
+        assert_nothing_left(any_server)
 
     @pytest.mark.slow
     async def test_a_worker_of_other_tiers_wakes_a_waiter(self, any_server):

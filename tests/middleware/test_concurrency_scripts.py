@@ -34,31 +34,49 @@ class TestScripts:
         _, since, _ = limit.acquire(2)
         limit.release("run1")
         assert limit.reserved() == ["2-0"]
-        assert limit.check(2, since) == []  # not yet
         limit.delay(2)
-        assert len(limit.check(2, since)) == 1
+        assert limit.check(2, since) == 1
         assert limit.left(2) < 0.5
 
-    def test_a_delayed_waiter_needs_no_further_check(self, server):
+    def test_a_check_leaves_a_delayed_waiter_where_it_is(self, server):
         limit = Scripted(server)
         limit.acquire(1)
         _, since, _ = limit.acquire(2)
-        assert limit.check(2, since) == []
         limit.delay(2)
-        assert len(limit.check(2, since)) == 1
+        assert limit.check(2, since) == 1
         assert limit.left(2) > 250
         assert limit.waiting() == ["2-0"]
 
-    def test_a_waiter_that_has_its_permit_needs_no_further_check(self, server):
+    def test_a_check_of_a_waiter_that_is_not_delayed_does_nothing(self, server):
+        """Its postponement was refused, or another worker has it."""
         limit = Scripted(server)
         limit.acquire(1)
         _, since, _ = limit.acquire(2)
         limit.release("run1")
         assert limit.acquire(2, since)[0]
-        limit.delay(2)  # as a retry
-        assert len(limit.check(2, since)) == 1
-        assert limit.left(2) > 250
+        assert limit.check(2, since) == 0
         assert limit.waiting() == []
+
+    def test_a_waiter_that_was_cut_off_takes_the_permit_that_is_reserved_for_it(self, server):
+        """Its worker was stopped before it was delayed: it asks anew, as if for the first time."""
+        limit = Scripted(server)
+        limit.acquire(1)
+        limit.acquire(2)
+        limit.acquire(3)
+        limit.release("run1")
+        assert limit.reserved() == ["2-0"]
+        assert limit.acquire(2)[0]
+        assert limit.reserved() == []
+        assert limit.waiting() == ["3-0"]
+
+    def test_a_waiter_that_was_cut_off_keeps_its_place(self, server):
+        """It learns since when it waits: what its message says is where it stands."""
+        limit = Scripted(server)
+        limit.acquire(1)
+        _, since, _ = limit.acquire(2)
+        limit.acquire(3)
+        assert limit.acquire(2)[:2] == (False, since)
+        assert limit.waiting() == ["2-0", "3-0"]
 
     def test_a_cancelled_waiter_is_passed_over(self, server):
         """It has waited for a while and is not delayed: no permit is reserved for it."""
@@ -92,7 +110,7 @@ class TestScripts:
         limit.acquire(3)
         assert limit.waiting() == []
         limit.delay(2)
-        assert len(limit.check(2, long_ago)) == 1
+        assert limit.check(2, long_ago) == 1
         assert limit.waiting() == ["2-0"]
 
     def test_a_reserved_permit_that_is_not_acquired_goes_to_the_next_waiter(self, server):

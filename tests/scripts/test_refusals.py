@@ -162,7 +162,7 @@ CASES = {
     "permit_acquire, full": Case(
         "permit_acquire", LIMIT, ("n", 1, 9000, 2000, "wake", "run", f"9-9 0 {DELAYED} q", "")
     ),
-    "permit_check": Case("permit_check", LIMIT, ("n", 2, 2000, "wake", f"8-8 0 {DELAYED} later", 5)),
+    "permit_check": Case("permit_check", LIMIT, ("n", "wake", f"6-6 0 {DELAYED} later", 5)),
     "permit_release": Case("permit_release", LIMIT, ("n", 1, 2000, "wake", "held")),
     "permit_renew": Case("permit_renew", LIMIT, ("n", 2, 9000, 2000, "wake", "held")),
     "permit_sweep": Case("permit_sweep", LIMIT, ("n", 2000, "wake")),
