@@ -3,8 +3,9 @@
 -- ARGV: name channel waiter since
 -- Returns 1, or 0 if it is not delayed.
 local waiter = ARGV[3]
-local key, names = place_of(waiter)
-if not key or not (call('ZSCORE', key, names[1]) or call('ZSCORE', key, names[2])) then return 0 end
+local delayed_in, names = place_of(waiter)
+if not delayed_in then return 0 end
+if not (call('ZSCORE', delayed_in, names[1]) or call('ZSCORE', delayed_in, names[2])) then return 0 end
 call('PEXPIRE', KEYS[1], 86400000) -- a first write that needs no memory
 if call('ZSCORE', KEYS[2], waiter) then
   wake(waiter, clock())
