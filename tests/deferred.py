@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from pydantic import BaseModel
 
@@ -21,6 +21,15 @@ class Order(BaseModel):
 @task
 async def book(order: Order, at: datetime | None = None) -> int:
     return order.number
+
+
+class Keys(TypedDict):
+    number: int
+    at: NotRequired[datetime]
+
+
+@task
+async def keyed(**keys: Unpack[Keys]) -> None: ...
 
 
 @task

@@ -40,7 +40,7 @@ class Handler:
 
     `runner_timeout` (s) is the timeout that the runner itself enforces (see `timeouts`), for a function of the event
     loop with nothing around it. None where `call` enforces it, or where there is none. `failure_level` is the level of
-    the line that is logged for each failed attempt.
+    the line that is logged for each failed attempt. `none_fits` says that a result of None needs no encoding.
     """
 
     __slots__ = (
@@ -52,6 +52,7 @@ class Handler:
         "call",
         "encode",
         "failure_level",
+        "none_fits",
         "result_ttl",
         "runner_timeout",
         "task",
@@ -69,6 +70,7 @@ class Handler:
         self._store = store
         task.arguments.prepare()  # likewise
         encode = task.arguments.result_type.encode
+        self.none_fits = task.arguments.result_type.takes_none
         self.encode = encode if task.run_in != "process" else partial(_of_process, encode)
         self._threads = threads
         self._processes = processes
@@ -200,6 +202,10 @@ class Handler:
                 arguments.bind(args, kwargs)
                 raise
 
+        def in_loop_if_bound(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
+            args, kwargs = fit(args, kwargs)
+            return function(*args, **kwargs)  # type: ignore[no-any-return]
+
         async def in_thread(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             args, kwargs = fit(args, kwargs)
             result = await threads.run(partial(function, *args, **kwargs))
@@ -208,7 +214,8 @@ class Handler:
         async def in_process(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             return await processes.run(task, args, kwargs)
 
-        return {"loop": in_loop, "thread": in_thread, "process": in_process}[task.run_in]
+        loop = in_loop_if_bound if arguments.unpacks else in_loop
+        return {"loop": loop, "thread": in_thread, "process": in_process}[task.run_in]
 
 
 def _of_process(encode: Callable[[Any], bytes], result: Any) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.middleware.chain import Context
+from streamq.tasks.arguments import NOT_GIVEN
 from streamq.tasks.task import Task
 from streamq.wire.names import check_name
 
@@ -75,7 +76,7 @@ def _arguments(context: Context) -> dict[str, Any]:
     except TypeError as error:
         raise ArgumentsError(task.name, f"{error}; its parameters are {str_of(signature)}") from None
     bound.apply_defaults()
-    values = dict(bound.arguments)
+    values = {name: value for name, value in bound.arguments.items() if value is not NOT_GIVEN}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             values.update(values.pop(name))

@@ -9,17 +9,29 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, EncodingError
+from streamq.tasks.annotations import return_annotation, unpacked_fields
 from streamq.tasks.function import written
-from streamq.tasks.json_type import UNTYPED, JsonType, UnfitError, has_pydantic, return_annotation
+from streamq.tasks.json_type import JsonType, UnfitError, has_pydantic
 
 SentArguments = tuple[Sequence[Any], Mapping[str, Any]]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class _NotGiven:
+    """The default of a parameter that need not be given, and that has no default: a key of `Unpack[...]`."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+NOT_GIVEN = _NotGiven()
 
 
 class Arguments:
@@ -35,8 +47,13 @@ class Arguments:
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        """The signature of the function."""
-        return inspect.signature(self._function)
+        """The signature of the function, with the keys of `**options: Unpack[...]` as parameters of their own."""
+        return _unpacked(inspect.signature(self._function), self._function)
+
+    @functools.cached_property
+    def unpacks(self) -> bool:
+        """Are there keys of `Unpack[...]`? Then a call of the function itself does not say which are wrong."""
+        return [*inspect.signature(self._function).parameters] != [*self.signature.parameters]
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -75,8 +92,12 @@ class Arguments:
     @functools.cached_property
     def converter(self) -> Converter | None:
         """The converter of arguments. None without annotations, or with `validate=False`."""
-        annotated = any(p.annotation is not p.empty for p in self.signature.parameters.values())
-        return Converter(self._name, self._function, self.signature) if self.validates and annotated else None
+        if not self.validates or all(p.annotation is p.empty for p in self.signature.parameters.values()):
+            return None
+        return self._converter(read_hints(self._name, self._function))
+
+    def _converter(self, hints: Mapping[str, Any]) -> Converter:
+        return Converter(self._name, self.signature, hints)
 
     @functools.cached_property
     def default(self) -> Callable[[Any], Any] | None:
@@ -116,23 +137,15 @@ class Arguments:
 class Converter:
     """Makes arguments ready to be sent, and converts those that came, each by its annotation."""
 
-    def __init__(self, name: str, function: Callable[..., Any], signature: inspect.Signature) -> None:
+    def __init__(self, name: str, signature: inspect.Signature, hints: Mapping[str, Any]) -> None:
         self._name = name
-        hints = read_hints(name, function)
         self._positional: list[tuple[str, JsonType]] = []
         self._further: tuple[str, JsonType] | None = None
         self._named: dict[str, JsonType] = {}
         self._others: JsonType | None = None
         for parameter in signature.parameters.values():
-            kind, annotation = parameter.kind, hints.get(parameter.name, UNTYPED)
-            if kind is parameter.VAR_KEYWORD and typing.get_origin(annotation) is typing.Unpack:
-                (fields,) = typing.get_args(annotation)
-                self._named |= {
-                    key: self._type(key, hint)
-                    for key, hint in typing.get_type_hints(fields, include_extras=True).items()
-                }
-                continue
-            one = self._type(parameter.name, annotation)
+            kind = parameter.kind
+            one = self._type(parameter.name, hints.get(parameter.name, parameter.annotation))
             if kind in _POSITIONAL:
                 self._positional.append((parameter.name, one))
             if kind is parameter.VAR_POSITIONAL:
@@ -142,11 +155,7 @@ class Converter:
             elif kind is not parameter.POSITIONAL_ONLY:
                 self._named[parameter.name] = one
 
-        self._set_positional(self._positional)
-
-    def _set_positional(self, positional: list[tuple[str, JsonType]]) -> None:
-        self._positional = positional
-        self._exact = [kind.exact for _, kind in positional]
+        self._exact = [kind.exact for _, kind in self._positional]
 
     def _type(self, name: str, annotation: Any) -> JsonType:
         made = JsonType(annotation)
@@ -212,6 +221,23 @@ class Converter:
         if wrong:
             raise ArgumentsError(self._name, "; ".join(wrong))
         return positional, named
+
+
+def _unpacked(signature: inspect.Signature, function: Callable[..., Any]) -> inspect.Signature:
+    *others, last = signature.parameters.values() or (None,)
+    if last is None or last.kind is not last.VAR_KEYWORD:
+        return signature
+    annotation = last.annotation
+    if isinstance(annotation, str) and "Unpack" in annotation:
+        with suppress(ArgumentsError):  # one that cannot be read: the converter says so
+            annotation = read_hints(last.name, function).get(last.name)
+    if isinstance(annotation, str) or (fields := unpacked_fields(annotation)) is None:
+        return signature
+    keys = [
+        last.replace(name=key, kind=last.KEYWORD_ONLY, annotation=hint, default=last.empty if required else NOT_GIVEN)
+        for key, (hint, required) in fields.items()
+    ]
+    return signature.replace(parameters=[*others, *keys])
 
 
 def read_hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:

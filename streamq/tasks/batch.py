@@ -7,7 +7,6 @@ The worker collects the messages of a batch in `consumer/batching.py`.
 from __future__ import annotations
 
 import inspect
-import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,10 +15,10 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, ConfigurationError
+from streamq.tasks.annotations import UNTYPED, item_of, members_of, return_annotation
 from streamq.tasks.arguments import Arguments, Converter
 from streamq.tasks.decorator import check_options, task
 from streamq.tasks.exhausted import Exhausted
-from streamq.tasks.json_type import UNTYPED, return_annotation
 from streamq.tasks.options import OptionValues, merge
 from streamq.tasks.retry_policy import BackoffLike, RetriesLike
 from streamq.tasks.task import AsyncTask, RunIn, Task
@@ -116,40 +115,27 @@ class ItemArguments(Arguments):
                 self._name, f"a message of a batch task carries one positional argument, an item; given are {given}"
             )
 
-    @cached_property
-    def converter(self) -> Converter | None:
-        """The converter of an item. None without an annotation, or with `validate=False`."""
-        return None if super().converter is None else _ItemConverter(self._name, self._function, self.signature)
+    def _converter(self, hints: Mapping[str, Any]) -> Converter:
+        first = next(iter(self.signature.parameters))
+        try:
+            annotation = item_of(hints.get(first, UNTYPED))
+        except TypeError as error:
+            raise ArgumentsError(self._name, f"the annotation of {first}: {error}, or use validate=False") from error
+        item = inspect.Parameter("item", inspect.Parameter.POSITIONAL_ONLY, annotation=annotation)
+        return Converter(self._name, inspect.Signature([item]), {})
 
     def _returned(self, hints: Mapping[str, Any]) -> Any:
         """Return the type of one result: `R` of `list[R | Exception] | None`; None is one if the list may be None."""
         whole = return_annotation(hints)
-        found: list[Any] = []
-        for part in _parts(whole):
-            if part is type(None) or part is None:
-                found.append(None)
-            elif (parts := typing.get_args(part)) and isinstance(typing.get_origin(part), type):
-                found += [one for one in _parts(parts[0]) if not (isinstance(one, type) and issubclass(one, Exception))]
-            else:
-                return UNTYPED
-        return typing.Union[tuple(found)] if found else UNTYPED  # noqa: UP007 - of types that are known at run time
-
-
-def _parts(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation itself."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
-
-
-class _ItemConverter(Converter):
-    """Sends and receives an item, by the annotation of the handler's list."""
-
-    def __init__(self, name: str, function: Callable[..., Any], signature: inspect.Signature) -> None:
-        super().__init__(name, function, signature)
-        ((_, items), *_) = self._positional
-        members = typing.get_args(items.annotation)
-        self._set_positional([("item", self._type("item", members[0] if len(members) == 1 else UNTYPED))])
-        self._named, self._others, self._further = {}, None, None
+        nones = [None for one in members_of(whole) if one is None or one is type(None)]
+        try:
+            item = item_of(whole)
+        except TypeError as error:
+            raise ArgumentsError(self._name, f"what it returns: {error}") from error
+        if item is UNTYPED:
+            return None if len(nones) == len(members_of(whole)) else UNTYPED
+        found = [one for one in members_of(item) if not (isinstance(one, type) and issubclass(one, Exception))]
+        return typing.Union[(*found, *nones)] if found else UNTYPED
 
 
 class _Decorator:

@@ -8,12 +8,25 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time
 from typing import Any, Final
 from uuid import UUID
 
+from streamq.wire.message import dumps
+
+_JSON_SCALARS: Final = (str, int, float, bool, type(None))
 Read = Callable[[Any], Any]
 
 
@@ -35,6 +48,54 @@ def reader_of(annotation: Any) -> Read:
     return _reader(annotation, {})
 
 
+def typed_dict_fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the annotation of each key of a TypedDict, and whether it is required.
+
+    With `from __future__ import annotations` the class itself does not know of `NotRequired`.
+    """
+    found = {}
+    for key, hint in typing.get_type_hints(kind, include_extras=True).items():
+        required = key in kind.__required_keys__
+        while (name := form_name(hint)) in ("Required", "NotRequired", "ReadOnly"):
+            required = required if name == "ReadOnly" else name == "Required"
+            (hint,) = typing.get_args(hint)  # noqa: PLW2901 - what is wrapped
+        found[key] = hint, required
+    return found
+
+
+def form_name(annotation: Any) -> str:
+    """Return the name of a special form with arguments, of typing or typing_extensions; of others any text."""
+    origin = typing.get_origin(annotation)
+    return getattr(origin, "_name", None) or getattr(origin, "__name__", None) or ""
+
+
+def members_by_json(members: Iterable[Any]) -> dict[bytes, enum.Enum]:
+    """Return the enum members among some values by their JSON, without those that share it with another value."""
+    found, taken = {}, set()
+    for one in members:
+        with suppress(TypeError):  # a value that JSON lacks
+            if isinstance(one, enum.Enum):
+                found[dumps(one.value)] = one
+            else:
+                taken.add(dumps(one))
+    return {key: member for key, member in found.items() if key not in taken}
+
+
+def member_of(value: Any, table: Mapping[bytes, enum.Enum]) -> Any:
+    """Return the enum member that a value from JSON stands for; the value itself if there is none."""
+    if isinstance(value, enum.Enum):
+        return value
+    with suppress(TypeError):
+        return table.get(dumps(value), value)
+    return value
+
+
+def needs_table(kind: type[enum.Enum]) -> bool:
+    """Has an enum values that JSON does not give back, such as tuples and dates?"""
+    members: Mapping[str, Any] = kind.__members__
+    return any(type(one.value) not in _JSON_SCALARS for one in members.values())
+
+
 def _reader(annotation: Any, known: dict[Any, Read]) -> Read:
     if annotation.__hash__ is not None and (simple := _SIMPLE.get(annotation)) is not None:
         return simple
@@ -54,7 +115,7 @@ def _class(kind: Any, known: dict[Any, Read]) -> Read:
     if kind in known:
         return lambda value: known[kind](value)  # noqa: PLW0108 - looked up when it is called
     if issubclass(kind, enum.Enum):
-        return kind
+        return _enum(kind) if needs_table(kind) else kind
     if is_dataclass(kind):
         make = _dataclass
     elif hasattr(kind, "__required_keys__"):
@@ -64,6 +125,16 @@ def _class(kind: Any, known: dict[Any, Read]) -> Read:
     known[kind] = lambda value: value  # in place while its own fields are read
     known[kind] = make(kind, known)
     return known[kind]
+
+
+def _enum(kind: type[enum.Enum]) -> Read:
+    table = members_by_json(kind)
+
+    def read(value: Any) -> Any:
+        found = member_of(value, table)
+        return found if isinstance(found, kind) else kind(value)
+
+    return read
 
 
 def _dataclass(kind: Any, known: dict[Any, Read]) -> Read:
@@ -78,12 +149,13 @@ def _dataclass(kind: Any, known: dict[Any, Read]) -> Read:
 
 
 def _typed_dict(kind: Any, known: dict[Any, Read]) -> Read:
-    hints = typing.get_type_hints(kind)
-    readers = {name: _reader(hint, known) for name, hint in hints.items()}
+    declared = typed_dict_fields(kind)
+    readers = {name: _reader(hint, known) for name, (hint, _) in declared.items()}
+    needed = {name for name, (_, required) in declared.items() if required}
 
     def read(value: Any) -> Any:
         found = _instance(value, dict)
-        if missing := sorted(kind.__required_keys__ - found.keys()):
+        if missing := sorted(needed - found.keys()):
             raise KeyError(f"{kind.__name__} has no {', '.join(missing)}")
         return {name: readers[name](part) if name in readers else part for name, part in found.items()}
 
@@ -123,10 +195,14 @@ def _union(parts: tuple[Any, ...], known: dict[Any, Read]) -> Read:
 
 
 def _one_of(parts: tuple[Any, ...], _: dict[Any, Read]) -> Read:
+    table = members_by_json(parts)
+
     def read(value: Any) -> Any:
         for one in parts:
             if one == value and type(one) is type(value):
                 return one
+        if isinstance(member := member_of(value, table), enum.Enum):
+            return member
         raise TypeError(f"it is none of {', '.join(map(repr, parts))}")
 
     return read
@@ -162,7 +238,8 @@ _SIMPLE: Final[Mapping[Any, Read]] = {
     date: _from_text(date.fromisoformat), time: _from_text(time.fromisoformat), UUID: _from_text(UUID),
 }  # fmt: skip
 _GENERIC: Final[Mapping[Any, Callable[[tuple[Any, ...], dict[Any, Read]], Read]]] = {
-    **dict.fromkeys((list, Sequence, MutableSequence), _list), **dict.fromkeys((dict, Mapping, MutableMapping), _dict),
+    **dict.fromkeys((list, Sequence, MutableSequence, Iterable, Collection), _list),
+    **dict.fromkeys((dict, Mapping, MutableMapping), _dict),
     **dict.fromkeys((typing.Union, types.UnionType), _union), tuple: _tuple, typing.Literal: _one_of,
     typing.Annotated: lambda parts, known: _reader(parts[0], known),
 }  # fmt: skip

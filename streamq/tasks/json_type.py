@@ -5,32 +5,29 @@ With the extra `pydantic` it is any annotation that pydantic knows. Without it, 
 
 from __future__ import annotations
 
-import inspect
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.tasks.json_reader import reader_of
+from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, name_of_type
+from streamq.tasks.difference import difference, lost_part, made_an_object
+from streamq.tasks.json_reader import UnreadableTypeError, reader_of
 from streamq.wire.bounds import shown
 from streamq.wire.message import dumps
 
-_SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
 _EXACT: Final = frozenset({int, str, bool, float, type(None)})  # JSON gives back what it was given
-_UNIONS: Final = (typing.Union, types.UnionType)
-UNTYPED: Final = inspect.Parameter.empty  # there is no annotation
 _SHOWN: Final = 5  # problems of one value
 _CUT: Final = 80  # characters of a value
 _CHANGED: Final = (
     "it would arrive changed: JSON does not carry it as {} writes it (a secret, an excluded field, another type than "
     "the annotated one)"
 )
+_LOST: Final = "it would be lost: {} has no such key, or not as many digits"
+_OTHER: Final = "it would arrive changed: {} reads it as another of its types (a dict as a model)"
 
 
 class Problem(NamedTuple):
@@ -53,11 +50,15 @@ class UnfitError(TypeError):
 
 
 class _Way(NamedTuple):
-    """The way of values through JSON and back: what is `fitted` is written, and what is written can be read."""
+    """The way of values through JSON and back: what is `fitted` is written, and what is written can be read.
+
+    `is_one` says whether a value is of the type without a conversion.
+    """
 
     fitted: Callable[[Any], Any]
     written: Callable[[Any], bytes]
     read: Callable[[bytes], Any]
+    is_one: Callable[[Any], bool]
 
 
 class JsonType:
@@ -96,6 +97,11 @@ class JsonType:
         made.problem = problem
         return made
 
+    @property
+    def takes_none(self) -> bool:
+        """Is None sent as it is?"""
+        return self.exact is None or type(None) in self.exact
+
     def sendable(self, value: Any) -> Any:
         """Return a value as JSON takes it: itself, or a fragment of JSON. Raises what `encode` raises."""
         exact = self.exact
@@ -126,9 +132,20 @@ class JsonType:
             return dumps(value, self._default)
         fitted = way.fitted(value)
         payload = way.written(fitted)
-        if (place := difference(fitted, way.read(payload))) is not None:
-            raise UnfitError(Problem(place, _CHANGED.format(name_of_type(self.annotation))))
+        back = way.read(payload)
+        if difference(value, back) is not None:
+            self._check_conversion(way, value, fitted, back)
         return payload
+
+    def _check_conversion(self, way: _Way, value: Any, fitted: Any, back: Any) -> None:
+        """Raise UnfitError unless a value that does not arrive as it is was converted, and nothing of it is lost."""
+        name = name_of_type(self.annotation)
+        if (changed := difference(fitted, back)) is not None:
+            raise UnfitError(Problem(changed, _CHANGED.format(name)))
+        if (lost := lost_part(value, fitted)) is not None:
+            raise UnfitError(Problem(lost, _LOST.format(name)))
+        if (made := made_an_object(value, fitted)) is not None and way.is_one(value):
+            raise UnfitError(Problem(made, _OTHER.format(name)))
 
     def decode(self, payload: bytes) -> Any:
         """Return the value that JSON stands for. Raises UnfitError if it is none of this type."""
@@ -149,50 +166,9 @@ def has_pydantic() -> bool:
     return find_spec("pydantic") is not None
 
 
-def name_of_type(annotation: Any) -> str:
-    """Return an annotation as somebody would write it."""
-    return (
-        annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str_of(annotation)
-    )
-
-
-def difference(one: Any, other: Any, path: str = "") -> str | None:
-    """Return the path to the first place where two values differ, None if they are the same, types included."""
-    if one is other:
-        return None
-    if type(one) is not type(other):
-        return None if type(other) in _SCALARS and isinstance(one, type(other)) and one == other else path
-    parts, others = _parts(one), _parts(other)
-    if parts is None or others is None:
-        return None if one == other else path
-    if parts.keys() != others.keys():
-        return path
-    for name, part in parts.items():
-        place = f"{path}.{str_of(name)}" if path else str_of(name)
-        if (found := difference(part, others[name], place)) is not None:
-            return found
-    return None
-
-
-def _parts(value: Any) -> Mapping[Any, Any] | None:
-    """Return what a container, a model, a dataclass, or an object without its own equality holds. None for others."""
-    kind = type(value)
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, list | tuple):
-        return dict(enumerate(value))
-    if is_dataclass(kind):
-        return {part.name: getattr(value, part.name, None) for part in fields(kind)}
-    if (names := getattr(kind, "__pydantic_fields__", None)) is not None:
-        return {name: getattr(value, name, None) for name in names} | (value.__pydantic_extra__ or {})
-    if "__eq__" not in {name for one in kind.__mro__[:-1] for name in vars(one)}:
-        return dict(getattr(value, "__dict__", {}))
-    return None
-
-
 def _exact_types(annotation: Any) -> frozenset[type]:
     """Return the types of an annotation that JSON gives back as they are. None if there are other types in it."""
-    members = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    members = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
     found = {type(None) if one is None else one for one in members}
     return frozenset(found) if found <= _EXACT else frozenset()
 
@@ -202,14 +178,26 @@ def _exact_types(annotation: Any) -> frozenset[type]:
 
 def _way(annotation: Any) -> _Way:
     if annotation is Any or annotation is object:
-        return _Way(_itself, dumps, orjson.loads)
+        return _Way(_itself, dumps, orjson.loads, _always)
     if annotation is None or not has_pydantic():
         return _way_of_reader(annotation)
-    return _way_of_pydantic(annotation)
+    from pydantic import PydanticUserError  # noqa: PLC0415 - slow to import
+
+    try:
+        return _way_of_pydantic(annotation)
+    except PydanticUserError as error:
+        if error.code == "typed-dict-version":  # typing.TypedDict in a class, before Python 3.12
+            with suppress(UnreadableTypeError):
+                return _way_of_reader(annotation)
+        raise
 
 
 def _itself(value: Any) -> Any:
     return value
+
+
+def _always(_: Any) -> bool:
+    return True
 
 
 def _way_of_reader(annotation: Any) -> _Way:
@@ -221,17 +209,18 @@ def _way_of_reader(annotation: Any) -> _Way:
         except Exception as error:  # the constructor of a dataclass may raise anything
             raise UnfitError(Problem("", str_of(error), shown(payload))) from error
 
-    return _Way(_itself, dumps, read)
+    return _Way(_itself, dumps, read, _always)
 
 
 def _way_of_pydantic(annotation: Any) -> _Way:
     from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - slow to import
     from pydantic_core import PydanticSerializationError, ValidationError  # noqa: PLC0415
 
+    formed = for_pydantic(annotation)
     try:
-        adapter: Any = TypeAdapter(annotation)
+        adapter: Any = TypeAdapter(formed)
     except PydanticSchemaGenerationError:  # a class that pydantic does not know: instances of it are taken as they are
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(formed, config=ConfigDict(arbitrary_types_allowed=True))
 
     def fitted(value: Any) -> Any:
         try:
@@ -252,7 +241,14 @@ def _way_of_pydantic(annotation: Any) -> _Way:
         except ValidationError as error:
             raise UnfitError(*_problems(error)) from None
 
-    return _Way(fitted, written, read)
+    def is_one(value: Any) -> bool:
+        try:  # pydantic writes a dict for a model only with a warning
+            adapter.dump_python(value, round_trip=True, by_alias=False, warnings="error")
+        except Exception:  # noqa: BLE001 - serializers of users, for a value of another type
+            return False
+        return True
+
+    return _Way(fitted, written, read, is_one)
 
 
 def _problems(error: Any) -> list[Problem]:
@@ -264,15 +260,3 @@ def _problems(error: Any) -> list[Problem]:
     if len(found) > _SHOWN:
         problems.append(Problem("", f"and {len(found) - _SHOWN} more"))
     return problems
-
-
-def return_annotation(hints: Mapping[str, Any]) -> Any:
-    """Return what a function gives once it has run: of an awaitable, what that gives."""
-    annotation = hints.get("return", UNTYPED)
-    if annotation is Any or annotation is object:
-        return UNTYPED
-    with suppress(TypeError):
-        origin = typing.get_origin(annotation)
-        if isinstance(origin, type) and issubclass(origin, typing.Awaitable):
-            return (typing.get_args(annotation) or (UNTYPED,))[-1]
-    return annotation

@@ -26,7 +26,7 @@ def json_value(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     kind = type(value)
     if kind is datetime:
         return _moment(value)
-    if kind is date or (kind is time and value.tzinfo is None):
+    if kind is date or (kind is time and (value.tzinfo is None or value.utcoffset() is not None)):
         return value.isoformat()
     if "__dataclass_fields__" in kind.__dict__:
         return _attributes(value)

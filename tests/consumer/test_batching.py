@@ -8,10 +8,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import date
+from typing import Annotated
 
 import anyio
 import pytest
+from typing_extensions import TypeAliasType
 
 from streamq import (
     RedisBroker,
@@ -282,6 +286,39 @@ async def test_what_cannot_be_told_apart_is_a_failure_of_all(memory, returned):
     for handle in handles:
         with pytest.raises(TaskFailedError, match="for a batch of 3: return None, or a list with one for each item"):
             await handle.result(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "returns"),
+    [
+        (Annotated[list[date], "rows"], Annotated[list[date], "days"]), (list[date] | None, list[date] | None),
+        (tuple[date, ...], Sequence[date | Exception]), (TypeAliasType("Days", list[date]), Iterable[date]),
+    ],
+    ids=["Annotated", "optional", "tuple", "alias"],
+)  # fmt: skip
+async def test_the_type_of_an_item_is_found_through_what_is_around_the_list(memory, rows, returns):
+    async def insert(rows):
+        return rows
+
+    insert.__annotations__ = {"rows": rows, "return": returns}
+    inserting = batch_task(size=2, wait=0.01, result_ttl=60, name="insert")(insert)
+    async with RedisBroker(memory.url) as broker:
+        handle = await broker.enqueue(inserting, date(2026, 1, 1))
+        with pytest.raises(ArgumentsError, match="argument item = 'soon'"):
+            await broker.enqueue(inserting, "soon")
+        await Worker(broker, tasks=[inserting], burst=True).run()
+        assert await handle.result(timeout=1) == date(2026, 1, 1)
+
+
+async def test_an_annotation_that_is_no_list_of_items_is_refused_with_the_remedy(memory):
+    async def insert(rows): ...
+
+    insert.__annotations__ = {"rows": date}
+    inserting = batch_task(name="insert")(insert)
+    async with RedisBroker(memory.url) as broker:
+        for refused in (broker.enqueue(inserting, date(2026, 1, 1)), Worker(broker, tasks=[inserting]).run()):
+            with pytest.raises(ArgumentsError, match=r"annotation of rows: date is no list .* annotate list\[\.\.\.\]"):
+                await refused
 
 
 async def test_an_item_that_does_not_fit_its_annotation_joins_no_batch(server, broker):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NotRequired, TypedDict, Unpack
+
 import pytest
 
 from streamq import task
@@ -13,6 +15,16 @@ from streamq.wire.delivery import Delivery
 
 @task
 async def charge(customer_id, order=None, *more, currency="EUR", **rest):
+    """Do nothing."""
+
+
+class Keys(TypedDict):
+    shop: str
+    currency: NotRequired[str]
+
+
+@task
+async def refund(**keys: Unpack[Keys]):
     """Do nothing."""
 
 
@@ -48,6 +60,13 @@ def test_a_format_string_over_the_arguments(key, made):
 def test_the_error_names_an_unknown_parameter_and_the_known_ones():
     with pytest.raises(ConfigurationError, match="no parameter 'user'; there are currency, customer_id, more, order"):
         resolve_key("{user}", context(7))
+
+
+def test_the_keys_of_unpacked_options_are_parameters():
+    given = Context(refund, Delivery(0, "standard", b"1-0", []), (), {"shop": "north"}, None)
+    assert resolve_key("{shop}", given) == "north"
+    with pytest.raises(ConfigurationError, match="no parameter 'currency'"):
+        resolve_key("{currency}", given)
 
 
 def test_a_value_without_that_item_is_refused():

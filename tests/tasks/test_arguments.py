@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+import typing
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import typing_extensions
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
@@ -262,6 +264,46 @@ async def test_every_kind_of_parameter(memory, args, kwargs, fits, validate):
     assert got == [
         (args[0], args[1] if len(args) > 1 else kwargs.get("b", 0), args[2:], 3, {"z": 4} if "z" in kwargs else {})
     ]
+
+
+class Options(typing.TypedDict):
+    number: int
+    when: typing.NotRequired[date]
+    priority: typing.NotRequired[str]
+
+
+@pytest.mark.parametrize("unpack", [typing.Unpack, typing_extensions.Unpack])
+@pytest.mark.parametrize("validate", [True, False])
+async def test_the_keys_of_unpacked_options_are_parameters(memory, unpack, validate):
+    """Missing and unknown keys are refused, others converted. One that is called as an option of `enqueue` is a key."""
+    got = []
+
+    async def handler(first, **options):
+        got.append((first, options))
+
+    handler.__annotations__ = {"first": int, "options": unpack[Options]}
+    keyed = task(name="keyed", validate=validate, retries=0)(handler)
+    async with RedisBroker(memory.url) as broker:
+        await broker.enqueue(keyed, 1, number=2, priority="low")  # type: ignore[call-arg]
+        for wrong, says in (({}, "number"), ({"number": 1, "other": 1}, "other"), ({"number": "x"}, "number = 'x'")):
+            if validate or "=" not in says:
+                with pytest.raises(ArgumentsError, match=says):
+                    await broker.enqueue(keyed, 1, **wrong)  # type: ignore[arg-type]
+        await broker.enqueue("keyed", 1, kwargs_of_a_stranger=1)
+        if validate:
+            await broker.enqueue(keyed, 2, number=2, when=date(2026, 1, 1))  # type: ignore[call-arg]
+        await burst(broker, keyed)
+    assert [letter["reason"] for letter in dead(memory)] == ["rejected"]
+    assert got == [(1, {"number": 2, "priority": "low"}), *[(2, {"number": 2, "when": date(2026, 1, 1)})] * validate]
+    assert str(keyed.arguments.signature).startswith("(first: int, *, number: int, when: datetime.date = ...")
+
+
+async def test_keys_of_unpacked_options_that_are_written_as_text_are_read(memory):
+    """`from __future__ import annotations`."""
+    async with RedisBroker(memory.url) as broker:
+        await broker.enqueue(deferred.keyed, number=7)
+        with pytest.raises(ArgumentsError, match="missing a required argument: 'number'"):
+            await broker.enqueue(deferred.keyed)  # type: ignore[call-arg]
 
 
 async def test_a_task_may_have_parameters_that_are_called_as_options_are(memory):

@@ -67,6 +67,12 @@ def test_what_orjson_writes_wrongly_is_right():
     )
 
 
+def test_a_time_of_day_with_an_offset_is_written_with_it():
+    """orjson refuses it."""
+    assert dumps(time(1, 2, tzinfo=UTC)) == b'"01:02:00+00:00"'
+    assert dumps([time(1, tzinfo=timezone(timedelta(hours=-3)))]) == b'["01:00:00-03:00"]'
+
+
 class Pytz(tzinfo):
     """As the zones of pytz: right once it is normalized."""
 
@@ -114,7 +120,8 @@ HOSTILE = {
     "a zone that ends the program": lambda: datetime(2020, 1, 1, tzinfo=Broken("ends")),
     "a zone without an offset of time": lambda: datetime(2020, 1, 1, tzinfo=Broken("text")),
     "a zone without code": lambda: datetime(2020, 1, 1, tzinfo=tzinfo()),
-    "a time of day with a zone": lambda: time(1, tzinfo=UTC),
+    "a time of day with a zone that raises": lambda: time(1, tzinfo=Broken("raises")),
+    "a time of day whose offset depends on the day": lambda: time(1, tzinfo=Broken("none")),
     "a slot without a value": Unset,
     "fields that are none": Prying,
 }
