@@ -14,6 +14,7 @@ from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import MessageError, UndecodableError
+from streamq.queue.result_payload import NOT_KEPT
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Reason, decide, failure_of, never_called
 from streamq.wire.bounds import RESULT
 from streamq.wire.delivery import Delivery
@@ -67,7 +68,7 @@ def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Ou
     if delivery.only_basic_fields:
         if handler.result_ttl is None:
             return DONE
-        return _DONE_WITH_NONE if result is None else Ack(_encoded(handler, delivery, result))
+        return _DONE_WITH_NONE if result is None and handler.none_fits else Ack(_encoded(handler, delivery, result))
     if THEN in delivery.fields:
         try:
             stages = delivery.then or []
@@ -102,7 +103,7 @@ def _not_kept(delivery: Delivery, why: str) -> bytes:
         of=delivery,
     )
     failure = {
-        "error_type": "EncodingError", "error": f"the task succeeded, its result {why}", "reason": "result",
+        "error_type": "EncodingError", "error": f"the task succeeded, its result {why}", "reason": NOT_KEPT,
         "traceback": "",
     }  # fmt: skip
     return dumps(failure)

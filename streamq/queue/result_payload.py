@@ -12,6 +12,7 @@ from streamq.tasks.json_type import UnfitError
 from streamq.tasks.task import Task
 
 _OK = b'{"ok":'
+NOT_KEPT = "result"  # the reason of a task that succeeded and whose result cannot be kept
 _FAILED = ("reason", "error_type", "error", "traceback")  # the fields of a task that did not succeed, all texts
 
 
@@ -33,8 +34,9 @@ def decode_result(task_id: str, payload: bytes, *, task: Task[..., Any] | None =
 
 
 def has_succeeded(task_id: str, payload: bytes) -> bool:
-    """Return whether this is the result of a task that succeeded. Raises BrokerError if it is no result."""
-    return "ok" in _parsed(task_id, payload)
+    """Return whether a task has succeeded, its result kept or not. Raises BrokerError if this is no result."""
+    value = _parsed(task_id, payload)
+    return "ok" in value or value["reason"] == NOT_KEPT
 
 
 def _parsed(task_id: str, payload: bytes) -> dict[str, Any]:

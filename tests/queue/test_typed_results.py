@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 import uuid
-from collections.abc import Awaitable
-from datetime import UTC, date, datetime
+from collections.abc import Awaitable, Iterable
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
+from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from streamq import RedisBroker, Worker, as_completed, batch_task, gather, group, once, task
+from streamq import RedisBroker, Status, Worker, as_completed, batch_task, gather, group, once, task
 from streamq.errors import ArgumentsError, ConfigurationError, ResultTimeoutError, ResultTypeError, TaskFailedError
 from streamq.middleware import Idempotency
 from tests.at_work import burst, dead
@@ -31,6 +32,10 @@ class Invoice(BaseModel):
 class Point:
     x: int
     at: datetime
+
+
+class Row(TypedDict):
+    id: int
 
 
 class Color(enum.Enum):
@@ -157,6 +162,67 @@ async def test_a_result_that_would_be_lost_fails_by_name_and_the_task_has_succee
             await handle.result(timeout=5)
         assert "hunter2" not in str(await broker.client.get(f"queue:result:{handle.task_id}"))
     assert dead(server) == []
+
+
+async def test_none_in_the_place_of_a_result_is_as_any_other_that_does_not_fit(server, caplog):
+    """The worker says so, its waiters get the reason, and the task has succeeded."""
+
+    @task(result_ttl=60)
+    async def forgot() -> int:
+        return None  # type: ignore[return-value]
+
+    @task(result_ttl=60)
+    async def nothing() -> None: ...
+
+    @task(result_ttl=60)
+    async def perhaps(n: int) -> Point | None:
+        return Point(n, NOON) if n else None
+
+    @task(result_ttl=60)
+    async def unannotated():
+        return None
+
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(forgot)
+        fine = [await broker.enqueue(one) for one in (nothing, unannotated)] + [await broker.enqueue(perhaps, 0)]
+        await burst(broker, forgot, nothing, perhaps, unannotated)
+        with pytest.raises(TaskFailedError, match=r"the task succeeded, its result .* valid integer") as caught:
+            await handle.result(timeout=5)
+        assert caught.value.reason == "result"
+        assert await handle.status() == Status.SUCCEEDED
+        assert await gather(*fine, timeout=5) == [None, None, None]
+    assert [line.event for line in caplog.records if line.levelname == "ERROR"] == ["result_lost"]  # type: ignore[attr-defined]
+
+
+async def test_each_kind_of_value_makes_the_trip_both_ways(real_server):
+    """What `tests.tasks` shows of types, through a server: hours that come twice, keys that are not declared, lists."""
+    berlin = ZoneInfo("Europe/Berlin")
+    twice = [(NOON.replace(month=10, day=25, hour=hour)).astimezone(berlin) for hour in (0, 1)]
+    got: list[Any] = []
+
+    @task(result_ttl=60, retries=0)
+    async def take(at: list[datetime], row: Row, days: Iterable[date], share: float) -> tuple[list[datetime], Row]:
+        got.append(([one.isoformat() for one in at], row, days, share))
+        return at, row
+
+    @task(result_ttl=60)
+    async def later(at: datetime) -> datetime:
+        return at + timedelta(0)
+
+    take.function.__annotations__ |= {"row": Row, "return": tuple[list[datetime], Row]}
+    row: Any = {"id": 1, "total": 99}
+    async with RedisBroker(real_server.url) as broker:
+        handle = await broker.enqueue(take, twice, row, [NOON.date()], 2)
+        chain = await broker.start(later.call(twice[1]).then(later))
+        by_name = await broker.enqueue("take", [], row, ["soon"], 2)
+        await burst(broker, take, later)
+        back = await handle.result(timeout=5)
+        assert (await chain.result(timeout=5)).isoformat() == twice[1].isoformat()
+        with pytest.raises(TaskFailedError, match=r"argument days\.0 = 'soon'"):
+            await by_name.result(timeout=5)
+    assert [one.isoformat() for one in back[0]] == ["2026-10-25T02:00:00+02:00", "2026-10-25T02:00:00+01:00"]
+    assert back[1] == row
+    assert got == [([one.isoformat() for one in twice], row, [NOON.date()], 2.0)]
 
 
 async def test_a_result_of_another_version_says_so(server):
