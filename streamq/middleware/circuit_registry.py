@@ -89,7 +89,11 @@ class LocalCircuits:
             return replace(answer, incarnation=self._incarnation)
         call = _LocalCall(self, key, circuit, answer, store)
         if circuit.period != period:
-            await self._report(call)
+            try:
+                await self._report(call)
+            except BaseException:  # cancelled: the call that was let through will not be made
+                circuit.leave(self._clock(), answer, CallOutcome.IGNORED)
+                raise
         return call
 
     async def leave(self, call: _LocalCall, outcome: CallOutcome, error: BaseException | None) -> None:

@@ -13,14 +13,18 @@ import pytest
 from streamq import RedisBroker, Reject, RetryLater, task
 from streamq.errors import CircuitOpenError, ConfigurationError
 from streamq.middleware import CircuitBreaker, Context, MiddlewareChain, RemoteFailureError
+from streamq.middleware.circuit_breaker import OWN
+from streamq.middleware.circuit_fleet import SequenceNumber
 from streamq.middleware.circuit_log import CircuitLog
 from streamq.middleware.circuit_registry import LocalCircuits
 from streamq.middleware.circuit_report import CircuitReporter
 from streamq.middleware.circuit_settings import CircuitSettings
-from streamq.middleware.circuit_state_machine import CallOutcome, State
+from streamq.middleware.circuit_state_machine import UNNUMBERED, CallOutcome, State
 from streamq.middleware.circuit_view import MAX_INDEXED, CircuitView
 from streamq.wire.delivery import Delivery
+from streamq.wire.keys import Keys
 from streamq.wire.message import dumps
+from streamq.wire.tiers import DEFAULT_TIERS
 from tests.at_work import assert_nothing_left, burst
 from tests.docs.pages import ROOT
 
@@ -162,6 +166,29 @@ class TestContextManager:
             async with guard:
                 scope.cancel()
                 await anyio.sleep(1)
+        async with guard:
+            pass
+        assert guard.state == "closed"
+
+    async def test_a_probe_that_is_cancelled_while_it_is_reported_makes_room(self):
+        """The circuit is half-open now, the monitor is told, and the probe is cancelled before it begins."""
+        clock = Clock()
+        guard = breaker(clock, threshold=1)
+        with pytest.raises(OSError):  # noqa: PT011 - any
+            async with guard:
+                raise OSError
+        clock.now += 10
+
+        class Deaf:
+            keys = Keys.of("queue", "workers", DEFAULT_TIERS)
+
+            async def one(self, command):
+                scope.cancel()
+                await anyio.sleep_forever()
+
+        with anyio.CancelScope() as scope:
+            await guard._circuits.enter(OWN, Deaf(), SequenceNumber("", UNNUMBERED))
+        assert scope.cancelled_caught
         async with guard:
             pass
         assert guard.state == "closed"
