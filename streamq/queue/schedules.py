@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.errors import ConfigurationError, EncodingError, SignatureError, UndecodableError
+from streamq.errors import ConfigurationError, EncodingError, MessageError, SignatureError, UndecodableError
 from streamq.queue.schedule_problem import problem_of, problem_of_ticks, read_definition
 from streamq.queue.sending import DEDUP_BOUND, MessageBuilder
 from streamq.queue.store import Store
@@ -186,7 +186,7 @@ def stored_definition(
 def declared_definitions(builder: MessageBuilder, tasks: Iterable[Task[Any, Any]]) -> list[ScheduleDefinition]:
     """Return the schedules that tasks declare. Each has the name of its task; `-2`, `-3`, ... follow for further ones.
 
-    Raises what `definition_of` raises, MissingExtraError without the parser.
+    Raises ConfigurationError, MissingExtraError without the parser.
     """
     found = {}
     for task in check_items("tasks", tasks, "a list of tasks"):
@@ -196,7 +196,13 @@ def declared_definitions(builder: MessageBuilder, tasks: Iterable[Task[Any, Any]
             if name in found:
                 raise ConfigurationError(f"two schedules are named {name!r}: rename one task with @task(name=...)")
             call = Call(task, tuple(cron.args), cron.kwargs)
-            found[name] = definition_of(builder, name, cron, call, declared=True)
+            try:
+                found[name] = definition_of(builder, name, cron, call, declared=True)
+            except MessageError as error:
+                raise ConfigurationError(
+                    f"the schedule {name!r}, which @task(cron=...) declares, cannot be sent: {error}; "
+                    f"its arguments are those of {repr_of(cron)}"
+                ) from error
     if found:
         require_parser()
     return list(found.values())

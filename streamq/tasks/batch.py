@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError, ConfigurationError
 from streamq.tasks.annotations import UNTYPED, item_of, members_of, return_annotation
 from streamq.tasks.arguments import Arguments, Converter
@@ -156,10 +156,12 @@ class _Decorator:
     @overload
     def __call__(self, function: Callable[[list[T]], Sequence[R | Exception] | None]) -> SyncBatchTask[T, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        whole: Task[Any, Any] = task(**self._settings)(function)
-        if whole.cron:
+        cron = self._settings.get("cron")
+        settings: Any = {name: value for name, value in self._settings.items() if name != "cron"}
+        whole: Task[Any, Any] = task(**settings)(function)
+        if cron:
             raise ConfigurationError(
-                f"batch task {whole.name!r} has cron={whole.cron!r}: a schedule sends no item; "
+                f"batch task {whole.name!r} has cron={repr_of(cron)}: a schedule sends no item; "
                 "give the schedule to another task that enqueues the items"
             )
         _check_signature(whole.name, function)

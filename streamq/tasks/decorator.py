@@ -105,8 +105,7 @@ def _make(
     in_loop = is_async(function)
     place: RunIn = run_in or ("loop" if in_loop else "thread")
     if place not in ("loop", "thread", "process") or in_loop != (place == "loop"):
-        wanted = "'loop'" if in_loop else "'thread' or 'process'"
-        raise ConfigurationError(f"task {named!r} has run_in={repr_of(run_in)}: its function wants {wanted}")
+        raise ConfigurationError(f"task {named!r} has run_in={repr_of(run_in)}, {_wanted(place, in_loop=in_loop)}")
     if place == "process":
         check_importable(function, named)
     limit = None if timeout is None else bounds.TASK_TIMEOUT.check(timeout, f"task {named!r}: timeout")
@@ -125,11 +124,24 @@ def _make(
     _check_middleware(named, links)
     _check_on_exhausted(named, on_exhausted)
     kind = AsyncTask if in_loop else SyncTask
+    arguments = Arguments(named, function, validate=validate)
     return kind(
-        function, named, policy, limit, keep, priority, place,
-        Arguments(named, function, validate=validate), middleware=links, on_exhausted=on_exhausted,
-        cron=_crons(named, cron),
+        function, named, policy, limit, keep, priority, place, arguments, middleware=links, on_exhausted=on_exhausted,
+        cron=_crons(named, cron, arguments),
     )  # fmt: skip
+
+
+def _wanted(place: str, *, in_loop: bool) -> str:
+    """Return why a function does not run in this place, and what to write."""
+    match place:
+        case "thread" | "process":
+            return f"but its function is async: write 'def' instead of 'async def', or leave run_in={place!r} out"
+        case "loop":
+            return "but its function is not async: write 'async def', or run_in='thread' or 'process'"
+        case _:
+            return "which is no place to run: " + (
+                "leave it out, as its function is async" if in_loop else "give 'thread' or 'process'"
+            )
 
 
 def _check_middleware(name: str, links: Iterable[Any]) -> None:
@@ -141,12 +153,24 @@ def _check_middleware(name: str, links: Iterable[Any]) -> None:
             )
 
 
-def _crons(name: str, given: str | Cron | Iterable[str | Cron]) -> tuple[Cron, ...]:
+def _crons(name: str, given: str | Cron | Iterable[str | Cron], arguments: Arguments) -> tuple[Cron, ...]:
     found = (given,) if isinstance(given, str | Cron) else check_items(f"task {name!r}: cron", given, _A_CRON)
     for one in found:
         if not isinstance(one, str | Cron):
             raise ConfigurationError(f"task {name!r} has cron={repr_of(one)}: give a cron expression, or a Cron")
-    return tuple(Cron(one) if isinstance(one, str) else one for one in found)
+    crons = tuple(Cron(one) if isinstance(one, str) else one for one in found)
+    for one in crons:
+        try:
+            arguments.bind(one.args, one.kwargs)
+        except ArgumentsError as error:
+            sent = (
+                f"args={repr_of(one.args)}, kwargs={repr_of(one.kwargs)}" if one.args or one.kwargs else "no arguments"
+            )
+            raise ConfigurationError(
+                f"task {name!r} has cron={one.expression!r}, whose ticks give it {sent}: "
+                f"{error.reason}; write Cron({one.expression!r}, args=(...)), or kwargs={{...}}"
+            ) from None
+    return crons
 
 
 def _check_on_exhausted(name: str, then: Any) -> None:

@@ -205,13 +205,23 @@ class TestWorkers:
         await broker.client.delete("queue:schedules")
 
     async def test_arguments_are_checked_at_the_start(self, broker):
-        """A schedule that could only fail is an error of the program."""
+        """A schedule that could only fail is an error of the program: it is named, with its arguments."""
 
-        @task(cron=Cron("@daily", args=(1,)))
-        async def report(region: str, day: int) -> None: ...
+        @task(name="a", cron=Cron("@daily", args=("x",)))
+        async def other(region: str) -> None: ...
 
-        with pytest.raises(ArgumentsError, match="report"):
-            Worker(broker, [report])
+        @task(cron=["@hourly", Cron("@daily", kwargs={"day": "today"})])
+        async def report(day: int = 1) -> None: ...
+
+        with pytest.raises(ConfigurationError, match=r"schedule 'report-2', .*task 'report': .*day.*'today'") as caught:
+            Worker(broker, [other, report])
+        assert isinstance(caught.value.__cause__, ArgumentsError)
+
+        @task(cron=Cron("@daily", args=(object(),)))
+        async def loose(value) -> None: ...  # type: ignore[no-untyped-def]
+
+        with pytest.raises(ConfigurationError, match=r"schedule 'loose', .*task 'loose': "):
+            Worker(broker, [loose])
 
     async def test_two_schedules_of_one_name(self, broker):
         """The second of `a` is `a-2`: a task of that name with a schedule cannot be beside it."""

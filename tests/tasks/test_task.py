@@ -9,7 +9,7 @@ import inspect
 import anyio
 import pytest
 
-from streamq import Backoff, Options, Priority, Task, TaskRef, task
+from streamq import Backoff, Cron, Options, Priority, Task, TaskRef, task
 from streamq.errors import ConfigurationError, TaskNameError
 
 
@@ -111,8 +111,9 @@ def test_an_object_with_an_async_call_is_an_async_function():
         ({"timeout": "60"}, "timeout='60'"),
         ({"result_ttl": 0}, "result_ttl=0"),
         ({"result_ttl": float("inf")}, "result_ttl=inf"),
-        ({"run_in": "thread"}, "wants 'loop'"),
-        ({"run_in": "fork"}, "run_in='fork'"),
+        ({"run_in": "thread"}, "write 'def' instead of 'async def', or leave run_in='thread' out"),
+        ({"run_in": "process"}, "write 'def' instead of 'async def', or leave run_in='process' out"),
+        ({"run_in": "fork"}, "run_in='fork', which is no place to run: leave it out"),
         ({"priority": "high"}, "priority='high'"),
     ],
 )
@@ -137,8 +138,27 @@ def test_what_is_no_function_is_refused():
     for wrong in (generator, agenerator):
         with pytest.raises(ConfigurationError, match="generator"):
             task(wrong)
-    with pytest.raises(ConfigurationError, match="wants 'thread' or 'process'"):
+    with pytest.raises(ConfigurationError, match="write 'async def', or run_in='thread' or 'process'"):
         task(run_in="loop")(lambda_free)
+    with pytest.raises(ConfigurationError, match=r"run_in='fork', .* give 'thread' or 'process'"):
+        task(run_in="fork")(lambda_free)
+
+
+def test_a_schedule_without_the_arguments_of_its_task_is_refused_where_it_is_declared():
+    """The error names the schedule, the parameter, and where its arguments go."""
+
+    async def report(kind: str, /, day: int = 1) -> None: ...
+
+    for cron, says in (
+        ("@daily", "no arguments: .*kind"),
+        (Cron("@daily"), "no arguments: .*kind"),
+        (Cron("@daily", args=("a", 2, 3)), r"\('a', 2, 3\).*too many"),
+        (Cron("@daily", args=("a",), kwargs={"night": 1}), "night"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"task 'report' has cron='@daily'.*{says}") as caught:
+            task(cron=cron)(report)
+        assert "write Cron('@daily', args=(...)), or kwargs={...}" in str(caught.value)
+    assert len(task(cron=[Cron("@daily", args=("a",)), Cron("@hourly", args=("b", 2))])(report).cron) == 2
 
 
 def test_a_call_is_a_task_and_its_arguments():
