@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streamq.wire.rights import Role
 
 
-@click.command(no_args_is_help=True, short_help="Print the ACL rules for a role.")
+@click.command(short_help="Print the ACL rules for a role.")
 @click.option("--role", "roles", type=click.Choice(ROLES), multiple=True, required=True, show_envvar=True,
               help="What the user does. Give it several times for a program that has several roles.")  # fmt: skip
 @click.option("--user", metavar="NAME", show_envvar=True, help="Name of the user. [default: streamq-ROLE]")

@@ -14,7 +14,7 @@ _OUTCOME_TEXTS: Final = {
 }  # fmt: skip
 
 
-@click.command(no_args_is_help=True, short_help="Cancel tasks by id.")
+@click.command(short_help="Cancel tasks by id.")
 @click.argument("task_ids", nargs=-1, required=True, metavar="ID...")
 @server_options
 @click.option("--tier", show_envvar=True, help="Name of the tier to search first.")

@@ -90,7 +90,7 @@ def tail(since: str | float | None, task: str | None, reason: str | None, as_jso
     run_dlq.tail(_server_options(given), DeadLetterFilter(task, reason), since=since, as_json=as_json)
 
 
-@dlq.command(no_args_is_help=True, short_help="Show all fields of one dead letter.")
+@dlq.command(short_help="Show all fields of one dead letter.")
 @server_options
 @click.argument("task_id", metavar="ID")
 @json_option
@@ -135,7 +135,7 @@ def replay(
     ))  # fmt: skip
 
 
-@dlq.command(no_args_is_help=True, short_help="Remove some dead letters.")
+@dlq.command(short_help="Remove some dead letters.")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @server_options
 @json_option

@@ -37,7 +37,7 @@ def _priority(text: str) -> int:
     raise click.BadParameter(f"{text!r} is not a priority: write a whole number, or {names}")
 
 
-@click.command(no_args_is_help=True, short_help="Enqueue a task by name.")
+@click.command(short_help="Enqueue a task by name.")
 @click.argument("name")
 @click.argument("args", nargs=-1, metavar="[ARGS]...")
 @server_options

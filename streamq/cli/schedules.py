@@ -52,7 +52,7 @@ def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{_late(found)}")
 
 
-@schedules.command(no_args_is_help=True, short_help="Remove schedules.")
+@schedules.command(short_help="Remove schedules.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @server_options
 @json_option

@@ -45,6 +45,9 @@ def from_click_error(error: click.ClickException) -> CommandLineError:
             f"no such option: {error.option_name}; write -- before arguments that begin with a dash"
         )
     text = " ".join(error.format_message().split())
+    if isinstance(error, click.MissingParameter) and context is not None:
+        usage = " ".join([path, *context.command.collect_usage_pieces(context)])
+        return CommandLineError(f"{text.rstrip('.')}; write {usage} (see '{path} --help')")
     return CommandLineError(f"{text.rstrip('.')}{_variable(error)} (see '{path} --help')")
 
 

@@ -10,7 +10,7 @@ from streamq.cli.options import SERVER_OPTIONS, ServerOptions, WholeNumber, dura
 from streamq.cli.usage_errors import CommandLineError
 
 
-@click.command(no_args_is_help=True, short_help="Run the tasks of modules.")
+@click.command(short_help="Run the tasks of modules.")
 @click.argument("modules", nargs=-1, required=True, metavar="MODULE...")
 @server_options
 @click.option("--concurrency", "-c", type=WholeNumber(1, 100_000), default=100, show_default=True, show_envvar=True,

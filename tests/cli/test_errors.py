@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from streamq.cli.entry import _run
 from streamq.cli.usage_errors import from_streamq_error
 from streamq.doctor.examine import _server_unusable
 from streamq.errors import BrokerError, BrokerUnavailableError
@@ -88,6 +89,13 @@ WRONG = {
     "option": (["worker", "app", "--concurency", "3"], ["--concurency", "(see 'streamq worker --help')"]),
     "command": (["werker"], ["werker", "(see 'streamq --help')"]),
     "value": (["worker", "app", "-c", "many"], ["many", "(see 'streamq worker --help')"]),
+    "module left out": (["worker"], ["argument 'MODULE...'; write streamq worker [OPTIONS] MODULE... (see 'streamq w"]),
+    "no role": (["acl"], ["Missing option '--role'", "producer, worker", "(see 'streamq acl --help')"]),
+    "task left out": (["enqueue"], ["Missing argument 'NAME'; write streamq enqueue [OPTIONS] NAME [ARGS]..."]),
+    "no id to cancel": (["cancel"], ["Missing argument 'ID...'; write streamq cancel [OPTIONS] ID..."]),
+    "no id to show": (["dlq", "show"], ["Missing argument 'ID'; write streamq dlq show [OPTIONS] ID"]),
+    "no id to remove": (["dlq", "rm"], ["Missing argument 'ID...'; write streamq dlq rm [OPTIONS] ID..."]),
+    "no schedule": (["schedules", "rm"], ["Missing argument 'NAME...'; write streamq schedules rm [OPTIONS] NAME..."]),
     "duration": (["worker", "app", "--grace", "soon"], ["'soon' is not a duration", "ms, s, m, h or d"]),
     "dashed argument": (["enqueue", "send", "-5"], ["no such option: -5; write -- before arguments"]),
     "kwargs": (["enqueue", "send", "--kwargs", "[1]"], ["not a JSON object", "-k"]),
@@ -129,6 +137,22 @@ def test_each_is_one_line_with_the_remedy(start, modules):
             line = one_line(program)
             for part in WRONG[name][1]:
                 assert part in line, f"{name}: {line}"
+
+
+def test_a_variable_is_enough(monkeypatch, capsys):
+    """An option that must be given may come from its variable alone."""
+    monkeypatch.setenv("STREAMQ_ACL_ROLES", "producer")
+    assert _run(["acl"]) == 0
+    assert "ACL SETUSER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", [[], ["dlq"], ["schedules"]])
+def test_a_group_without_a_command_prints_its_commands(group, capsys):
+    """Its help, on stderr: the commands are what is missing. The exit code is that of a usage error."""
+    assert _run(group) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Commands:" in printed.err
 
 
 @pytest.mark.slow
