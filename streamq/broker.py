@@ -166,7 +166,10 @@ class RedisBroker:
             return owner.error()
         if anyio.get_current_task().id == self._opened_by:
             return None
-        return ConfigurationError(f"{self!r} was opened by another task, and stays open: leave it there (`async with`)")
+        return ConfigurationError(
+            f"{self!r} was opened by another task, and stays open: open and leave it in one task; a fixture of "
+            "pytest-asyncio uses two, see docs/testing.md (fixtures)"
+        )
 
     @property
     def store(self) -> Store:
@@ -313,7 +316,10 @@ class RedisBroker:
         return await unregister(self.store, check_type("name", name, str, "the name of a schedule, as text"))
 
     def declared(self, tasks: Iterable[Task[Any, Any]]) -> list[ScheduleDefinition]:
-        """Return the schedules that tasks declare. Raises MissingExtraError without the extra `cron`."""
+        """Return the schedules that tasks declare.
+
+        Raises ConfigurationError if a tick could not be sent, MissingExtraError without the extra `cron`.
+        """
         return declared_definitions(self._builder, tasks)
 
     # --- consuming without a worker --------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""A virtual clock for tests: hours pass in milliseconds, and every timer fires exactly at its time.
+"""A virtual clock for tests: nobody waits, and every timer fires exactly at its time.
 
 Theory. An event loop waits only if no task can run, and then until the next deadline. With virtual time it
 does not wait: time stands still while a task runs, and jumps to the next deadline if none can run.
-So the times that a test reads are exact on a busy machine too, and an hour costs only the work done in it.
+So the times that a test reads are exact on a busy machine too, and an hour costs only the work done in it: that of an
+idle worker is most of a second.
 
 trio has such a clock (`MockClock` with autojump). For asyncio this module has a selector that jumps instead of
 waiting, and an event loop that reads its time. uvloop cannot do that.

@@ -440,3 +440,30 @@ def test_a_message_that_is_too_deep_fits_no_annotation_or_arrives(depth, extra):
     else:
         with pytest.raises(UnfitError):
             kind.received(deep)
+
+
+def test_any_as_the_whole_annotation_of_a_result_is_no_annotation(extra):
+    """-> Any and -> object: a tuple comes back as a list. Inside a type, Any refuses it."""
+
+    def loose() -> Any: ...
+    def looser() -> object: ...
+    def bare(): ...
+    def inside() -> list[Any]: ...
+
+    for function in (loose, looser, bare):
+        kind = Arguments("t", function, validate=True).result_type
+        assert kind.received(orjson.loads(kind.encode((1, 2)))) == [1, 2]
+    with pytest.raises((UnfitError, TypeError)):
+        Arguments("t", inside, validate=True).result_type.encode([(1, 2)])
+
+
+def test_a_model_arrives_with_all_its_fields_set():
+    """The message has the defaults, so exclude_unset leaves nothing out in the handler."""
+
+    class Partial(BaseModel):
+        name: str
+        size: int = 1
+
+    kind = JsonType(Partial)
+    arrived = kind.received(orjson.loads(dumps(kind.sendable(Partial(name="a")))))
+    assert arrived.model_dump(exclude_unset=True) == {"name": "a", "size": 1}
