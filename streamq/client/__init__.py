@@ -7,7 +7,7 @@ from streamq.client.address import Address
 from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resources
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
-from streamq.client.connection import RefusedAddressError
+from streamq.client.connection import RefusedAddressError, RefusedDatabaseError
 from streamq.client.dial import Dial
 from streamq.client.owner import Owner, refuse_in_loading_process, scheduler
 from streamq.client.pipeline import Pipeline
@@ -28,6 +28,7 @@ __all__ = [
     "Owner",
     "Pipeline",
     "RefusedAddressError",
+    "RefusedDatabaseError",
     "Resources",
     "Script",
     "ServerFeatures",

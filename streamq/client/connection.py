@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import socket
 import ssl
 from contextlib import suppress
@@ -43,6 +44,10 @@ _RECONNECT_CODES: Final = ("READONLY", "UNBLOCKED", "NOAUTH")
 
 class RefusedAddressError(exceptions.ConnectionError):
     """Raised if the server has no such database, or is no Redis or Valkey server: to wait is no use."""
+
+
+class RefusedDatabaseError(RefusedAddressError):
+    """Raised if the user may not choose the database of the address: it lacks the right to SELECT."""
 
 
 class Connection:
@@ -268,6 +273,8 @@ class Connector:
             # MISCONF: the server cannot write to its disk. It refuses PING like a write, but still serves reads.
             harmless = isinstance(reply, exceptions.NoPermissionError) or str(reply).startswith("MISCONF")
             refused = name == "PING" and not harmless
+            if name == "SELECT" and isinstance(reply, exceptions.NoPermissionError):
+                raise _database_refused(self.address, reply)
             if name == "SELECT":
                 raise RefusedAddressError(
                     f"{place} refuses database {self.address.db}: {str(reply).strip().rstrip('.')}; give one that it "
@@ -275,6 +282,16 @@ class Connector:
                 )
             if refused or isinstance(reply, exceptions.ConnectionError):
                 raise exceptions.ConnectionError(f"no connection to {place}: {reply}")
+
+
+def _database_refused(address: Address, reply: Exception) -> RefusedDatabaseError:
+    """Return the error of a user that lacks the right to SELECT, with the right, and what gives it."""
+    user, why = address.username or "default", str(reply).strip().rstrip(".").removeprefix("NOPERM ")
+    return RefusedDatabaseError(
+        f"the user {user!r} may not choose database {address.db} of {address.place} (NOPERM {why}): it lacks the right "
+        f"+select; {shlex.join(('redis-cli', 'ACL', 'SETUSER', user, '+select'))}, or rules by 'streamq acl' with "
+        f"--url redis://localhost/{address.db}"
+    )
 
 
 def _login_refused(address: Address, what: str, reply: Exception) -> exceptions.AuthenticationError:

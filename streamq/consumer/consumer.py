@@ -65,7 +65,7 @@ class Consumer:
             store, buffer, name=name, visibility_timeout=visibility_timeout, listeners=self.listeners,
             on_first=self.wake_up, uniform=self._random,
         )  # fmt: skip
-        self.outage = Outage(name, self.listeners, self._random, store.clock)
+        self.outage = Outage(name, self.listeners, self._random, store.clock, store.keys)
         self.reads = Reads(
             store, buffer, name, refusals=self.tier_refusals("reading"), set_aside=self.settler.set_aside,
             on_ready=on_ready,

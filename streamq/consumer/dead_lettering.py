@@ -23,6 +23,7 @@ from streamq.queue.server_errors import UNPACKABLE
 from streamq.queue.side_effect_arguments import side_effect_arguments
 from streamq.queue.store import Store
 from streamq.tasks.outcome import CANCELLED, DeadLetter, Outcome, Postpone, Reason, Retry, failure_of
+from streamq.wire.command_line import streamq_command
 from streamq.wire.dead_letter_fields import Failure, dead_letter_fields, undecoded_fields
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps
@@ -125,10 +126,11 @@ class DeadLetters:
     def of_unknown_group(self, delivery: Delivery) -> DeadLetter:
         """Return the outcome of a delivery that names a group which its stream does not have."""
         named = repr_of((delivery.group or b"").decode(errors="backslashreplace"))
+        replay = streamq_command(self._keys, "dlq", "replay", "ID")
         text = (
             f"its field 'group' names the consumer group {named}, which {self._keys.tiers[delivery.tier].stream} does "
             "not have: it was destroyed or renamed, or the name is mistyped; replay this dead letter "
-            f"(streamq dlq replay ID), and the task runs in the group {self._keys.group!r}"
+            f"({replay}), and the task runs in the group {self._keys.group!r}"
         )
         return DeadLetter(Reason.UNKNOWN_GROUP, Failure("UnknownGroup", text))
 

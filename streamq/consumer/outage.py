@@ -24,6 +24,7 @@ from streamq.queue.refusals import Refusals, SaidBefore, shape
 from streamq.queue.remedies import advised
 from streamq.queue.server_errors import is_final
 from streamq.tasks.retry_policy import Backoff
+from streamq.wire.keys import Keys
 
 log = SafeLog("streamq")
 
@@ -38,20 +39,24 @@ _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
 
 class Outage:
-    """The outages of one consumer, by loop."""
+    """The outages of one consumer, by loop. `keys` are those of its queue, for the remedy of a missing right."""
 
-    def __init__(self, name: str, listeners: Listeners, uniform: random.Random, clock: Clock | ServerClock) -> None:
+    def __init__(
+        self, name: str, listeners: Listeners, uniform: random.Random, clock: Clock | ServerClock,
+        keys: Keys | None = None,
+    ) -> None:  # fmt: skip
         self._name = name
         self._listeners = listeners
         self._random = uniform
         self._clock = clock
+        self._keys = keys
         self._streaks: dict[str, int] = {}
         self._refused_loops: dict[str, int] = {}
         self._error: BrokerError | None = None
         self._lacking: dict[str, tuple[str, str]] = {}  # by loop: what is late, and why
         self._since = 0.0
         self._restored_at: dict[str, float] = {}  # by event
-        self._refusals = Refusals(name, clock=clock, role=_ROLE)
+        self._refusals = Refusals(name, clock=clock, role=_ROLE, keys=keys)
         self._said = SaidBefore()  # causes of this outage
         self._last_cause = ""
 
@@ -68,7 +73,7 @@ class Outage:
 
     def lacks(self, loop: str, error: BrokerError, what: str) -> None:
         """Note a right without which a loop works on, later: `what` says what is late. Logged once."""
-        why = with_remedy(str(error), error.code, _ROLE)
+        why = with_remedy(str(error), error.code, _ROLE, self._keys)
         if loop not in self._lacking:
             log.warning("%s: %s: %s", self._name, what, why, event="refused")
             self._listeners.emit(Trouble(f"{what}: {why}"))

@@ -14,6 +14,7 @@ from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
 from streamq.tasks.outcome import DeadLetter, Outcome, Postpone, Release, Retry
 from streamq.wire.delivery import Delivery
+from streamq.wire.keys import Keys
 from streamq.wire.side_effects import SideEffect
 
 ACK = "the acknowledgement"
@@ -80,6 +81,7 @@ class RefusedSettlement:
     allowed: frozenset[tuple[str, str]] = frozenset()  # commands and keys that the server does not refuse, as it said
     command: Command = field(default=(), repr=False)  # that was refused last
     error: BrokerError | None = field(default=None, repr=False)  # of that
+    keys: Keys | None = field(default=None, repr=False)  # of the queue in which it was refused
 
     @property
     def cause(self) -> str:
@@ -91,7 +93,7 @@ class RefusedSettlement:
     @property
     def about(self) -> str:
         """The cause, and the remedy for a missing right."""
-        return with_remedy(self.cause, self.code, "worker")
+        return with_remedy(self.cause, self.code, "worker", self.keys)
 
     @property
     def name(self) -> str:

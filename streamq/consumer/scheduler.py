@@ -13,7 +13,6 @@ one. A tick costs each worker one command.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,7 +25,9 @@ from streamq.consumer.shortage import is_shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, SignatureError
+from streamq.queue.schedule_problem import problem_of_ticks
 from streamq.queue.schedules import (
+    NO_TICK,
     ScheduleDefinition,
     StoredSchedule,
     first_tick_after,
@@ -38,6 +39,7 @@ from streamq.queue.schedules import (
 )
 from streamq.queue.server_errors import concerns_server
 from streamq.tasks.cron import ON_TIME, Steps, find_due_ticks
+from streamq.wire.command_line import streamq_command
 from streamq.wire.keys import is_stream_of
 
 log = SafeLog("streamq")
@@ -153,7 +155,8 @@ class Scheduler:
                 continue
             if row.due is None:
                 if not one.declared:
-                    self._note_unusable(row.name, row.packed, f"it has no next tick in {self._store.keys.ticks}")
+                    why = problem_of_ticks(one.cron, one.tz, now / 1000) or f"{NO_TICK} in {self._store.keys.ticks}"
+                    self._note_unusable(row.name, row.packed, why)
                 continue
             active = self._active[row.name] = _ActiveSchedule(one, row.due, self._when(row.due))
             if (old := before.get(row.name)) is not None and old.definition == one:
@@ -166,9 +169,12 @@ class Scheduler:
         if self._noted.get(name) != packed:
             self._noted[name] = packed
             log.warning(
-                "this worker does not tick the schedule %r: %s; store it anew, or remove it with: "
-                "streamq schedules rm %s", name, why, shlex.quote(name), event="schedule_skipped",
+                "this worker does not tick the schedule %r: %s; store it anew, or remove it with: %s",
+                name, why, self._remove(name), event="schedule_skipped",
             )  # fmt: skip
+
+    def _remove(self, name: str) -> str:
+        return streamq_command(self._store.keys, "schedules", "rm", name)
 
     def _is_ours(self, one: ScheduleDefinition) -> bool:
         if (one.name, one.revision) in self._unusable:
@@ -203,8 +209,8 @@ class Scheduler:
                 if stored is False:
                     log.warning(
                         "the schedule %r of @task(cron=...) is not used: a stored schedule has this name; "
-                        "remove that one with: streamq schedules rm %s",
-                        name, shlex.quote(name), event="schedule_skipped",
+                        "remove that one with: %s",
+                        name, self._remove(name), event="schedule_skipped",
                     )  # fmt: skip
             unstored |= stored is None
             done |= stored is not None

@@ -243,7 +243,7 @@ class SetAside:
             self._try_at(one, now)
             return True
         one.refusals += 1
-        one.command, one.code, one.error = command, error.code, error
+        one.command, one.code, one.error, one.keys = command, error.code, error, self._commands.keys
         if (why := said(error, command)) != one.why:
             one.why, one.where = why, ""
             if error.code == "NOPERM":  # for now without asking the server, so that no text lacks the key

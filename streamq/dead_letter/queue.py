@@ -33,6 +33,7 @@ from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
+from streamq.wire.command_line import in_quotes, streamq_command
 
 log = SafeLog("streamq")
 
@@ -121,7 +122,7 @@ class DeadLetterQueue:
                 if task_id in (dead_letter.task_id, dead_letter.entry_id):
                     return dead_letter
             if len(page) < PAGE:
-                raise DeadLetterNotFoundError(task_id)
+                raise self._not_found(task_id)
             after = page[-1].entry_id
 
     async def tail(self, *, after: str | None = None) -> AsyncGenerator[DeadLetterEntry, None]:
@@ -238,8 +239,11 @@ class DeadLetterQueue:
         if holder:
             raise one.held(holder)
         if not entry:
-            raise DeadLetterNotFoundError(task_id)
+            raise self._not_found(task_id)
         return one.task_id
+
+    def _not_found(self, task_id: str) -> DeadLetterNotFoundError:
+        return DeadLetterNotFoundError(task_id, in_quotes(streamq_command(self._broker.keys, "dlq", "ls")))
 
     async def _replay_all(
         self, matches: Callable[[DeadLetterEntry], bool] | None, limit: int | None, retries: int | None

@@ -110,7 +110,10 @@ def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tier
         raise UndecodableError(f"{_named(letter)} is not a message and cannot be replayed; {_why(letter)}")
     if tier is None:
         names = ", ".join(one.name for one in tiers)
-        raise ConfigurationError(f"task {letter.task_id!r} died in the tier {letter.tier!r}; this broker has {names}")
+        raise ConfigurationError(
+            f"task {letter.task_id!r} died in the tier {letter.tier!r}; this broker has {names}: "
+            "give it the tiers of its queue (--tiers, RedisBroker(tiers=...))"
+        )
     if flat is not None:
         return _replay_of_refused(store, letter, tier, Delivery(tier, tiers[tier].name, _origin_id(letter), flat))
     letter.check_signature(store.signer)

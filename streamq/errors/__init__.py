@@ -294,11 +294,11 @@ class NotHeldError(StreamqError, LookupError):
 
 
 class DeadLetterNotFoundError(StreamqError, LookupError):
-    """Raised if the dead letter stream has no dead letter with this task id."""
+    """Raised if the dead letter stream has no dead letter with this task id. `listing` is what lists them."""
 
-    def __init__(self, task_id: str) -> None:
+    def __init__(self, task_id: str, listing: str = "'streamq dlq ls'") -> None:
         self.task_id = task_id
-        super().__init__(f"no dead letter has the task id {task_id!r}; list them with 'streamq dlq ls'")
+        super().__init__(f"no dead letter has the task id {task_id!r}; list them with {listing}")
 
 
 # --- results ---------------------------------------------------------------------------------

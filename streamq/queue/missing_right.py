@@ -8,6 +8,7 @@ EVAL), all that may be meant are named.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
@@ -20,12 +21,13 @@ from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
 from streamq.queue.refused_command import CALLED, MOST_KEYS, SCRIPTS, as_text, keys_of, refused_command, said
 from streamq.wire.acl import patterns_of, rule_for_key
+from streamq.wire.command_line import in_quotes, key_options
 from streamq.wire.keys import Keys
 from streamq.wire.rights import ROLES, Role, rights_of
 
 _MOST_SHOWN: Final = 8  # keys in a text
 _MOST_ASKED: Final = 200  # pairs of a command and a key in one question
-_ASK: Final = "run 'streamq doctor --role"  # how the remedy begins
+_ASK: Final = re.compile(r"run ['\"]streamq doctor --role")  # how the remedy begins
 _MAY_NOT: Final = """local refused = {}
 for i, words in ipairs(cjson.decode(ARGV[1])) do
   if not redis.acl_check_cmd(unpack(words)) then refused[#refused + 1] = i end
@@ -49,24 +51,35 @@ class Suspect:
     words: tuple[str, ...]
 
 
-def remedy(role: Role | None = None) -> str:
+def remedy(role: Role | None = None, options: Sequence[str] = ()) -> str:
     """Return what to do about a missing right of a user with this role; None if the role is not known.
 
-    The doctor checks the rights of one role: by default it would tell a producer to take those of a worker.
+    The doctor checks the rights of one role: by default it would tell a producer to take those of a worker. `options`
+    select the queue, as `key_options` returns them: without them it would grant rights to another one.
     """
     which = "" if role else f" (ROLE is {', '.join(ROLES[:-1])} or {ROLES[-1]})"
-    found = "it names the missing rights, and 'streamq acl' prints rules with them"
-    return f"{_ASK} {role or 'ROLE'}' as this user{which}: {found}"
+    same = " with the same options" if options else ""
+    found = f"it names the missing rights, and 'streamq acl'{same} prints rules with them"
+    ask = in_quotes(shlex.join(("streamq", "doctor", "--role", role or "ROLE", *options)))
+    return f"run {ask} as this user{which}: {found}"
 
 
-def with_remedy(text: str, code: str, role: Role | None = None) -> str:
-    """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once."""
-    return text if code != "NOPERM" or _ASK in text else f"{text.rstrip('.')}; {remedy(role)}"
+def with_remedy(
+    text: str, code: str, role: Role | None = None, keys: Keys | None = None, *, options: Sequence[str] = ()
+) -> str:  # fmt: skip
+    """Return the text of an error with the remedy if a right is missing (`code` is NOPERM), once.
+
+    `keys` are those of the queue that it is about; where they are not known, `options` are those that select it.
+    """
+    if code != "NOPERM" or _ASK.search(text):
+        return text
+    return f"{text.rstrip('.')}; {remedy(role, options if keys is None else key_options(keys))}"
 
 
 def without_remedy(text: str) -> str:
     """Return a text without the remedy that `with_remedy` added, and what follows it."""
-    return text.partition(f"; {_ASK}")[0]
+    found = _ASK.search(text)
+    return text if found is None else text[: found.start()].removesuffix("; ")
 
 
 def explained(
@@ -77,10 +90,10 @@ def explained(
     `refused` is what the server said of the suspects. The text has no other argument of the command: these may be
     secret.
     """
-    if error.code != "NOPERM" or _ASK in str(error):
+    if error.code != "NOPERM" or _ASK.search(str(error)):
         return error
     text = f"{said(error, command).rstrip('.')}, {where_refused(error, command, keys, refused)}"
-    return BrokerError(with_remedy(text, error.code, role), code=error.code)
+    return BrokerError(with_remedy(text, error.code, role, keys), code=error.code)
 
 
 def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Sequence[Suspect] = ()) -> str:

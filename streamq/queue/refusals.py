@@ -19,6 +19,7 @@ from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
 from streamq.queue.remedies import advised
 from streamq.queue.server_errors import concerns_server
+from streamq.wire.keys import Keys
 from streamq.wire.rights import Role
 
 log = SafeLog("streamq")
@@ -70,17 +71,18 @@ class Refusals:
     """The refused steps of one worker, or of one loop. False if there are none.
 
     `name` begins each line of the log. `forget_after` (s): a part that was not refused again for that long is dropped:
-    it is not asked for any more. `role` names the rights that may be missing.
+    it is not asked for any more. `role` names the rights that may be missing, `keys` the queue that they are for.
     """
 
     def __init__(
         self, name: str = "", *, clock: Clock | ServerClock = SYSTEM, forget_after: float = math.inf,
-        role: Role | None = None,
+        role: Role | None = None, keys: Keys | None = None,
     ) -> None:  # fmt: skip
         self._prefix = f"{name}: " if name else ""
         self._clock = clock
         self._forget_after = forget_after
         self._role: Role | None = role
+        self._keys = keys
         self._steps: dict[str, _Step] = {}
 
     def __repr__(self) -> str:
@@ -101,7 +103,7 @@ class Refusals:
                 return
             step = self._steps[what] = _Step()
         why = str(error) if str(error).startswith(error.code) else f"{error.code} {error}"
-        why = advised(with_remedy(why, error.code, self._role), error.code)
+        why = advised(with_remedy(why, error.code, self._role, self._keys), error.code)
         if part in step.why or len(step.why) < _MOST_PARTS:
             step.why[part], step.at[part] = why, now
         # The errors of two parts differ in the names of keys: their reason is the same.

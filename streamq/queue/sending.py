@@ -247,7 +247,8 @@ class MessageBuilder:
             if tier.name == name:
                 return index
         raise ConfigurationError(
-            f"tier={repr_of(name)} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}"
+            f"tier={repr_of(name)} is none of this broker's: {', '.join(tier.name for tier in self._tiers)}; "
+            "give it the tiers of its queue (--tiers, RedisBroker(tiers=...))"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import redis.exceptions
 
-from streamq.client import OutcomeUnknown, RefusedAddressError
+from streamq.client import OutcomeUnknown, RefusedAddressError, RefusedDatabaseError
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 
 
@@ -23,7 +23,7 @@ def translated(error: Exception) -> BrokerError:
         case OutcomeUnknown():
             return OutcomeUnknownError(text)
         case RefusedAddressError() | redis.exceptions.AuthenticationError():
-            return BrokerError(text, code=ADDRESS if isinstance(error, RefusedAddressError) else "NOAUTH")
+            return BrokerError(text, code=_code_of_connection(error))
         case redis.exceptions.ResponseError():
             return BrokerError(text, code=_code(error))
         case redis.exceptions.BusyLoadingError() | redis.exceptions.DataError():
@@ -47,6 +47,12 @@ def is_final(error: BrokerError) -> bool:
     return error.code not in _SERVER and error.code not in _PASSES
 
 
+def _code_of_connection(error: Exception) -> str:
+    if isinstance(error, RefusedDatabaseError):
+        return NO_DATABASE
+    return ADDRESS if isinstance(error, RefusedAddressError) else "NOAUTH"
+
+
 def _code(error: redis.exceptions.ResponseError) -> str:
     """Return the server's code of an error; that of an error in a script may be inside the text."""
     text = str(error)
@@ -65,6 +71,7 @@ def _why_unblocked(text: str) -> str:
 
 
 ADDRESS = "ADDRESS"  # the code if the address names no Redis or Valkey server, or a database that it does not have
+NO_DATABASE = "NO_DATABASE"  # the code if the user lacks the right to choose the database of the address
 CLOSED = "CLOSED"  # the code of a command on which the server closes the connection (see `lost_commands`)
 SHORTAGE = "SHORTAGE"  # the code of a command that could not be built: this process lacks descriptors or memory
 UNPACKABLE = "UNPACKABLE"  # the code of a command that cannot be packed, so it was not sent
@@ -76,7 +83,9 @@ _OTHERS: dict[type[Exception], str] = {
 _STATES = frozenset({
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN",
 })  # fmt: skip
-_SERVER = _STATES | {"UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT", ADDRESS}
+_SERVER = _STATES | {
+    "UNAVAILABLE", "UNKNOWN", "MOVED", "ASK", "UNKILLABLE", "NOAUTH", "EXECABORT", ADDRESS, NO_DATABASE,
+}  # fmt: skip
 _PASSES = frozenset({"OOM", "NOGROUP", "NOSCRIPT", "UNBLOCKED", SHORTAGE})
 _UNBLOCKED = (
     ("no longer exists", "NOGROUP"),  # Redis before 7.2, of a stream: deleted, renamed, expired, overwritten

@@ -75,7 +75,7 @@ class Store:
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock(clock)
         self.max_payload = max_payload
         self._lost = LostCommands()
-        self.refusals = Refusals(clock=self.clock, forget_after=_FORGET_REFUSAL_AFTER, role=role)
+        self.refusals = Refusals(clock=self.clock, forget_after=_FORGET_REFUSAL_AFTER, role=role, keys=keys)
         self.signer = None if signing is None else Signer(signing, namespace=keys.namespace, group=keys.group)
         self.enqueue_commands = (
             EnqueueCommands(keys) if self.signer is None else SignedEnqueueCommands(keys, self.signer)

@@ -297,6 +297,7 @@ async def test_a_definition_that_cannot_be_used_is_logged_once(real_server, capl
         real_server.command("HSET", "queue:schedules", name, packed)
         real_server.command("ZADD", "queue:ticks", 1767225600000, name)
     real_server.command("HSET", "queue:schedules", "no-tick", json.dumps(good))
+    real_server.command("HSET", "queue:schedules", "bad-cron", json.dumps({**good, "cron": "0 3 * *"}))
 
     @task
     async def tick():
@@ -311,6 +312,7 @@ async def test_a_definition_that_cannot_be_used_is_logged_once(real_server, capl
     assert count(caplog, "'expires': expires=1e+300 cannot be used: give a number", "rm expires") == 1
     assert count(caplog, "'odd': fields=['task'] cannot be used") == 1
     assert count(caplog, "'no-tick': it has no next tick in queue:ticks", "rm no-tick") == 1
+    assert count(caplog, "'bad-cron': cron expression '0 3 * *' cannot be used", "rm bad-cron") == 1
     assert count(caplog, "schedule 'good'") == 0
 
 

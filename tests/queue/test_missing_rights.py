@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import random
+import re
+import shlex
 from contextlib import asynccontextmanager
 
 import pytest
 
-from streamq import Backoff, RedisBroker, TaskRef, group, task
+from streamq import Backoff, RedisBroker, TaskRef, Tier, group, task
+from streamq.cli.entry import cli
+from streamq.cli.options import ServerOptions
 from streamq.consumer import set_aside, tier_refusals
+from streamq.consumer.events import Listeners
+from streamq.consumer.outage import Outage
+from streamq.doctor import examine
 from streamq.errors import BrokerError, NotDurableError
+from streamq.queue.missing_right import remedy, with_remedy, without_remedy
+from streamq.queue.server_errors import concerns_server
 from tests.at_work import until, working
 
 pytestmark = [pytest.mark.paired, pytest.mark.slow]
 
 REMEDY = ["NOPERM", "'streamq doctor --role ROLE'", "'streamq acl'"]
+PERMISSION = ("permission_missing",)
 SEND = TaskRef("send").options(task_id="mine", delay=60)
 
 
@@ -168,3 +179,70 @@ async def test_a_refused_settlement_names_its_key(real_server, anyio_backend, mo
         await until(lambda: any(key in line for line in worker.health.refused))
         real_server.command("ACL", "SETUSER", "bob", "~*")
         await handle.result(timeout=10)
+
+
+# --- of which queue --------------------------------------------------------------------------------
+
+QUEUES = {
+    "--namespace {shop} --group mail": {"namespace": "{shop}", "group": "mail"},
+    "--tiers now,later": {"tiers": [Tier("now", threshold=1), Tier("later")]},
+    "--queue mail:out": {"queue_name": "mail:out"},
+}
+
+
+@pytest.mark.parametrize("options", QUEUES)
+async def test_the_remedy_is_about_the_queue_that_was_refused(real_server, anyio_backend, options):
+    """As it is printed, the doctor examines this queue, finds the missing right, and grants no right to another one."""
+    async with broker_without(real_server, "-xadd", **QUEUES[options]) as broker:
+        text = await refused(lambda broker: broker.enqueue("send", 1), broker)
+        ask = re.search(r"run (['\"])streamq doctor (.*?)\1 as this user", text)
+        words = shlex.split(ask[2].replace("ROLE", "producer"))
+        assert words == ["--role", "producer", *options.split()]
+        assert "'streamq acl' with the same options prints" in text
+        with cli.commands["doctor"].make_context(
+            "doctor", words, parent=cli.make_context("streamq", ["doctor"])
+        ) as context:
+            given = {name: context.params[name] for name in ("namespace", "group", "queue", "tiers")}
+        async with ServerOptions(url=broker.url, **given).broker() as same:
+            (finding,) = [one for one in (await examine(same, role="producer")).findings if one.code in PERMISSION]
+        assert finding.evidence["rules"] == ["+xadd"]
+
+
+async def test_a_worker_says_it_as_well(real_server, anyio_backend):
+    """What is refused to a loop, to a settlement and to middleware, and the dead letter of a settlement."""
+    limited = broker_without(real_server, "-xreadgroup", namespace="shop", group="mail")
+    async with limited as broker, working(broker, send) as worker:
+        await until(lambda: worker.health.refused)
+        assert all("--role worker --namespace shop --group mail' as" in line for line in worker.health.refused)
+    outage = Outage("w", Listeners(), random.Random(7), broker.server_clock, broker.keys)
+    outage.lacks("wake", BrokerError("may not", code="NOPERM"), "late")
+    outage.note_refused("it", BrokerError("may not", code="NOPERM"))
+    assert [line.count("--namespace shop --group mail") for line in outage.refused] == [1, 1]
+    text = "why; " + remedy("worker", ("--namespace", "{a}"))
+    assert without_remedy(text) == "why"
+    assert with_remedy(text, "NOPERM") == text
+
+
+async def test_a_user_without_the_database_of_its_url(real_server, anyio_backend):
+    """It is a missing right: the doctor says so, too, with what gives it."""
+    real_server.command("ACL", "SETUSER", "bob", "reset", "on", ">pa55word", "~*", "&*", "+@all", "-select")
+    url = real_server.url.replace("unix://", "unix://bob:pa55word@") + "?db=3"
+    try:
+        async with RedisBroker(url, namespace="shop") as broker:
+            text = await refused(lambda broker: broker.enqueue("send"), broker)
+            (finding,) = (await examine(broker, role="producer")).findings
+            with pytest.raises(BrokerError) as caught:
+                await broker.enqueue("send")
+            assert concerns_server(caught.value)
+            real_server.command("ACL", "SETUSER", "bob", "+select")
+            await broker.enqueue("send")
+    finally:
+        real_server.command("ACL", "DELUSER", "bob")
+    assert "the user 'bob' may not choose database 3" in text
+    assert "NOPERM" in text
+    assert "it lacks the right +select; redis-cli ACL SETUSER bob +select, or rules by 'streamq acl'" in text
+    assert "CONFIG" not in text
+    assert (finding.code, finding.evidence["missing"]) == ("permission_missing", ["+select"])
+    assert finding.remedy.startswith("redis-cli ACL SETUSER bob +select, and run this again")
+    assert finding.remedy.endswith("streamq acl --role producer --user bob --url redis://localhost/3 --namespace shop")
+    assert "pa55word" not in f"{text}{finding}"
