@@ -21,13 +21,13 @@ _OFF: Final = frozenset({"", "0", None})
 def memory(observed: Observations) -> Iterator[Finding]:
     """Check the eviction policy and how much of maxmemory is in use."""
     server = observed.server
-    maxmemory, used = server.number("maxmemory") or 0, server.number("used_memory")
+    maxmemory, used = server.number("maxmemory"), server.number("used_memory")
     policy = server.config.get("maxmemory-policy") or server.info.get("maxmemory_policy")
-    if policy is None or server.in_process:
+    if policy is None or maxmemory is None or server.in_process:
         return
     evidence = {
         "maxmemory_policy": policy, "maxmemory": maxmemory, "used_memory": used,
-        "evicted_keys": server.number("evicted_keys") or 0,
+        "evicted_keys": server.number("evicted_keys"),
     }  # fmt: skip
     remedy = "redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf"
     if policy != "noeviction" and maxmemory:
@@ -48,7 +48,9 @@ def memory(observed: Observations) -> Iterator[Finding]:
         message = "maxmemory is not set: a backlog may use all memory, until the system kills the server"
         yield make_finding("memory_unbounded", message, "redis-cli CONFIG SET maxmemory 2gb", **evidence)
         return
-    share = (used or 0) / maxmemory
+    if used is None:
+        return
+    share = used / maxmemory
     more_room = MORE_MEMORY
     if share >= _FULL_SHARE:
         yield make_finding(
@@ -71,7 +73,7 @@ def persistence(observed: Observations) -> Iterator[Finding]:
         return
     problems = [*_persistence_mode(server, aof == "1"), *_failed_writes(server, aof == "1")]
     yield from problems
-    if not problems:
+    if aof == "1" and server.config.get("appendfsync") == "always" and not problems:
         yield make_finding(
             "persistence_fine", "a task is on disk before it is accepted", **_persistence_evidence(server)
         )
@@ -105,10 +107,8 @@ def _persistence_mode(server: Server, aof: bool) -> Iterator[Finding]:
         case False, _ if save == "":
             message = "nothing is on disk: all tasks are lost when the server stops"
             yield make_finding("persistence_off", message, turn_on, **_persistence_evidence(server))
-        case False, _:
-            message = (
-                f"only snapshots are on disk ({save or 'at times'}): a crash loses all tasks since the last snapshot"
-            )
+        case False, _ if save:  # None: what may not be read says nothing, neither of snapshots nor of none
+            message = f"only snapshots are on disk ({save}): a crash loses all tasks since the last snapshot"
             yield make_finding("persistence_rdb_only", message, turn_on, **_persistence_evidence(server))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -20,7 +19,8 @@ def delayed(observed: Observations) -> Iterator[Finding]:
     problems = list(_delayed_problems(observed))
     yield from problems
     waiting = sum(tier.delayed.waiting for tier in observed.tiers)
-    if not problems and waiting:
+    read = all(observed.could_read(tier.keys.delayed, "zcard", "zcount", "zrange") for tier in observed.tiers)
+    if not problems and waiting and read:
         yield make_finding(
             "delayed_fine",
             f"{counted(waiting, 'delayed task', 'delayed tasks')}, none of them overdue",
@@ -40,7 +40,7 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
                 "delayed_overdue",
                 f"{counted(delayed_set.overdue, 'task is', 'tasks are')} overdue in {keys.delayed}, by up to "
                 f"{late:.0f} s: {why}",
-                "start a worker for this tier: streamq worker app.tasks; if one runs, read its log",
+                f"start a worker for this tier: {observed.worker_command()}; if one runs, read its log",
                 key=keys.delayed, overdue=delayed_set.overdue, late_s=round(late, 1),
             )  # fmt: skip
         if delayed_set.without_message:
@@ -63,7 +63,8 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
 
 
 def schedules(observed: Observations) -> Iterator[Finding]:
-    """Check that the ticks of schedules are sent in time."""
+    """Check that the ticks of schedules are sent in time, and that workers can tick them."""
+    yield from _unusable_schedules(observed)
     if not observed.late_schedules:
         return
     names = sorted(observed.late_schedules, key=observed.late_schedules.__getitem__)
@@ -80,9 +81,9 @@ def schedules(observed: Observations) -> Iterator[Finding]:
         some = ", ".join(refused[:_MAX_SHOWN])
         remedies.append(f"give the workers the key of {some}, or store them anew with a key; see docs/signing.md")
     if invalid:
-        remedies.append(f"store anew, or remove: {_remove(invalid)}")
+        remedies.append(f"store anew, or remove: {_remove(observed, invalid)}")
     if others:
-        remedies.append(f"start a worker that knows them, or remove them: {_remove(others)}")
+        remedies.append(f"start a worker that knows them, or remove them: {_remove(observed, others)}")
     yield make_finding(
         "schedules_overdue",
         f"{counted(len(names), 'schedule is', 'schedules are')} overdue by up to {late:.0f} s: "
@@ -91,8 +92,23 @@ def schedules(observed: Observations) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _remove(names: Sequence[str]) -> str:
-    return shlex.join(("streamq", "schedules", "rm", *names[:_MAX_SHOWN]))
+def _unusable_schedules(observed: Observations) -> Iterator[Finding]:
+    """Report schedules that no worker can tick; those that are overdue by now are in that finding, with the cause."""
+    unusable = {name: why for name, why in observed.unusable_schedules.items() if name not in observed.late_schedules}
+    if not unusable:
+        return
+    names = list(unusable)
+    more = f"; and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    causes = "; ".join(f"{name}: {unusable[name]}" for name in names[:_MAX_SHOWN])
+    yield make_finding(
+        "schedules_unusable",
+        f"{counted(len(names), 'schedule', 'schedules')} that no worker can tick: {causes}{more}",
+        f"store anew, or remove: {_remove(observed, names)}", names=unusable,
+    )  # fmt: skip
+
+
+def _remove(observed: Observations, names: Sequence[str]) -> str:
+    return observed.command("schedules", "rm", *names[:_MAX_SHOWN])
 
 
 def dead_letters(observed: Observations) -> Iterator[Finding]:
@@ -112,6 +128,7 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         if observed.could_read(observed.dead_key, "xlen"):
             yield make_finding("dead_letters_none", "no dead letters", key=observed.dead_key)
         return
+    look = observed.command("dlq", "ls")
     recent = sum(dead.recent.values())
     evidence = {
         "key": observed.dead_key,
@@ -122,6 +139,7 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         "cut": dead.cut,
     }
     many = f"{recent}{' or more' if dead.more else ''}"
+    lately = f", {many} from the last hour" if observed.could_read(observed.dead_key, "xrevrange") else ""
     cut = f"; {dead.cut} of them without all of their entry, see the field cut" if dead.cut else ""
     total = counted(dead.size, "dead letter", "dead letters")
     reasons = ", ".join(f"{reason or 'none'} {count}" for reason, count in dead.recent.items())
@@ -129,11 +147,11 @@ def dead_letters(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "dead_letters_near_bound",
             f"{total}; at {dead.bound}, each new one removes the oldest",
-            "streamq dlq ls, streamq dlq replay --all or streamq dlq purge", **evidence,
+            f"{look}, {observed.command('dlq', 'replay', '--all')} or {observed.command('dlq', 'purge')}", **evidence,
         )  # fmt: skip
     if recent >= _MANY_RECENT:
         message = f"{many} new dead letters in the last hour: {reasons}{cut}"
-        yield make_finding("dead_letters_growing", message, "streamq dlq ls", **evidence)
+        yield make_finding("dead_letters_growing", message, look, **evidence)
     elif dead.size < dead.bound * _NEAR_BOUND:
-        message = f"{total}, {many} from the last hour{cut}"
-        yield make_finding("dead_letters", message, "streamq dlq ls", **evidence)
+        message = f"{total}{lately}{cut}"
+        yield make_finding("dead_letters", message, look, **evidence)

@@ -11,12 +11,13 @@ from streamq.broker import RedisBroker
 from streamq.diagnostics.safe_text import repr_of
 from streamq.doctor.checks import run_checks
 from streamq.doctor.finding import Finding, Report
-from streamq.doctor.finding_codes import make_finding
+from streamq.doctor.finding_codes import make_finding, redis_cli_command
 from streamq.doctor.observations import Observations, Rights
 from streamq.doctor.queries import NOT_READY, Queries
 from streamq.doctor.read_circuits import read_circuits
 from streamq.doctor.read_keys import read_keys
 from streamq.doctor.read_rights import read_rights
+from streamq.doctor.read_schedules import read_unusable_schedules
 from streamq.doctor.read_server import read_server
 from streamq.doctor.read_signatures import read_late_causes, read_signatures
 from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, read_tier
@@ -25,7 +26,9 @@ from streamq.doctor.read_waiting import read_other_streams, read_unknown_tasks
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.queue.remedies import LOADED, parted_login, remedy_of
 from streamq.queue.remedies import NOT_READY as NOT_READY_YET
+from streamq.queue.server_errors import NO_DATABASE
 from streamq.wire import bounds
+from streamq.wire.command_line import streamq_command
 from streamq.wire.rights import ROLES, Role, features_of
 
 MAX_SCANNED: Final = 100_000
@@ -52,7 +55,11 @@ async def examine(
     try:
         findings = tuple(run_checks(await observe(broker, role=role, features=features, scan=scan)))
     except BrokerError as error:
-        findings = (_server_unusable(error, shown_address(broker)),)
+        findings = (
+            _without_database(error, broker, role, features)
+            if error.code == NO_DATABASE
+            else _server_unusable(error, shown_address(broker)),
+        )
     keys = broker.keys
     return Report(
         server=shown_address(broker), namespace=keys.namespace, group=keys.group, role=role, taken_at=taken_at,
@@ -73,10 +80,11 @@ async def observe(
     tiers = [await read_tier(queries, broker.tiers, index, now) for index in range(len(broker.tiers))]
     scanned = await read_keys(queries, broker.tiers, scan) if scan else None
     observed = Observations(
-        now=now, group=keys.group, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
+        now=now, group=keys.group, keys=keys, server=server, rights=allowed, tiers=tuple(tiers), dead_key=keys.dead,
         dead=await read_dead_letters(queries, broker.dead_letters.max_size, now),
         circuits=await read_circuits(queries, now),
         late_schedules=late, late_causes=await read_late_causes(queries, late, now) if late else {},
+        unusable_schedules=await read_unusable_schedules(queries, now),
         signatures=await read_signatures(queries, broker.tiers, scanned.joins if scanned else ()),
         scan=scanned, other_streams=await read_other_streams(queries, scanned.streams, now) if scanned else (),
         unknown_tasks=await read_unknown_tasks(queries),
@@ -94,6 +102,19 @@ def shown_address(broker: RedisBroker) -> str:
     """Return the broker's address without its password."""
     embedded = broker.url.startswith(("memory:", "embedded:"))
     return broker.url if embedded else str(broker.client.address)
+
+
+def _without_database(error: BrokerError, broker: RedisBroker, role: Role, features: Collection[str] | None) -> Finding:
+    """Return the finding for a user that may not choose the database of the URL: no other right could be asked for."""
+    address = broker.client.address
+    user = address.username or "default"
+    words = ("acl", "--role", role, "--user", user, *(("--features", ",".join(features)) if features else ()))
+    rules = streamq_command(broker.keys, *words, "--url", f"redis://localhost/{address.db}")
+    return make_finding(
+        "permission_missing", str(error).partition("; ")[0],
+        f"{redis_cli_command('ACL', 'SETUSER', user, '+select')}, and run this again; all rights: {rules}",
+        missing=["+select"], rules=["+select"], user=user, role=role, features=features_of([role], features),
+    )  # fmt: skip
 
 
 def _server_unusable(error: BrokerError, address: str) -> Finding:

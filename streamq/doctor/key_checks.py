@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +11,7 @@ from streamq.doctor.observations import Observations
 from streamq.doctor.read_keys import WITH_TTL
 
 _MAX_SHOWN: Final = 5
+_MOST_TIERS: Final = 10  # of a remedy
 _SOON: Final = 60.0  # seconds that an entry may wait for the first worker of its stream
 
 
@@ -48,7 +48,7 @@ def keys(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "other_streams",
             message,
-            f"streamq doctor --queue {shlex.quote(scan.streams[0])}",
+            observed.command("doctor", streams=scan.streams[:_MOST_TIERS]),
             streams=list(scan.streams),
         )
     yield from _others_wait(observed)
@@ -56,29 +56,31 @@ def keys(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "scan_stopped",
             f"the scan for unknown keys stopped after {scan.scanned} keys; {scan.met} of them are in the namespace",
-            f"streamq doctor --scan {scan.scanned * 10}", scanned=scan.scanned, met=scan.met,
+            observed.command("doctor", "--scan", str(scan.scanned * 10)), scanned=scan.scanned, met=scan.met,
         )  # fmt: skip
-    elif not (without_ttl or scan.unknown):
+    elif not (without_ttl or scan.unknown or scan.unread):
         yield make_finding("keys_fine", f"all {scan.met} keys in the namespace are known", met=scan.met)
 
 
 def _others_wait(observed: Observations) -> Iterator[Finding]:
     """Find entries in streams of other tiers that nobody alive reads: a producer may have tiers that no worker has."""
+    alive = bool(observed.live_consumers())  # so a stream without any group is no new queue: it is none of theirs
     waiting = [
-        (other, observed.now - other.since)
+        (other, max(0.0, observed.now - other.since))
         for other in observed.other_streams
-        if other.length and other.alive == 0 and other.since is not None and observed.now - other.since > _SOON
-    ]
+        if other.length and other.alive == 0 and other.since is not None
+        and (observed.now - other.since > _SOON or (alive and not other.has_group))
+    ]  # fmt: skip
     if not waiting:
         return
     number = sum(other.length for other, _ in waiting)
-    first = shlex.quote(waiting[0][0].name)
+    first = [waiting[0][0].name]
     yield make_finding(
         "other_streams_wait",
         f"{counted(number, 'entry waits', 'entries wait')} for up to {max(age for _, age in waiting):.0f} s where no "
         f"worker is alive, in streams of other tiers: {_first_names([other.name for other, _ in waiting])}",
         "give producers and workers the same tiers; if a program of other tiers put them there, start its workers; to "
-        f"look: streamq doctor --queue {first}; to run them: streamq worker app.tasks --queue {first}",
+        f"look: {observed.command('doctor', streams=first)}; to run them: {observed.worker_command(streams=first)}",
         streams={other.name: {"length": other.length, "oldest_s": round(age, 1)} for other, age in waiting},
     )  # fmt: skip
 

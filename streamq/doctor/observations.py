@@ -6,15 +6,23 @@ or empty; `Observations.refused` says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamq.middleware.circuit_view import StoredCircuit
 from streamq.wire.acl import escaped
-from streamq.wire.keys import RELEASED_CONSUMER, TierKeys
+from streamq.wire.command_line import streamq_command, worker_command
+from streamq.wire.keys import RELEASED_CONSUMER, Keys, TierKeys
+from streamq.wire.tiers import DEFAULT_TIERS
 
 DEFAULT_LEASE = 30.0  # seconds: the default visibility timeout of a worker
+LAST_MS = f"{2**64 - 1}-"  # the ids of the last ms that there is
 SERVING = 60.0  # seconds after its last command that a consumer without a heartbeat counts as one that reads
+
+
+def is_used_up(last_id: str) -> bool:
+    """Is this an id of the last ms that there is? Somebody has written it: no clock has come so far."""
+    return last_id.startswith(LAST_MS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +189,14 @@ class DeadLetters:
 class OtherStream:
     """A stream of a tier that this broker does not have. `alive` is how many consumers of its groups are alive.
 
-    `alive` is None if unknown, `since` the time of its oldest entry.
+    `alive` is None if unknown, `since` the time of its oldest entry. `has_group`: some worker was there once.
     """
 
     name: str
     length: int
     alive: int | None
     since: float | None
+    has_group: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +217,7 @@ class KeyObservations:
     complete: bool = True
     unknown: Mapping[str, str] = field(default_factory=dict)  # name -> type
     streams: tuple[str, ...] = ()  # streams of tiers that this broker does not have
+    unread: int = 0  # keys whose type this user may not read: nothing is known of them
     without_ttl: tuple[str, ...] = ()  # keys without the TTL that they should have
     wrong: Mapping[str, str] = field(default_factory=dict)  # known names with a wrong type -> type
     by_kind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of keys that have one for each subject
@@ -235,6 +245,10 @@ class LateCause:
     refused: bool
 
 
+def _default_keys() -> Keys:
+    return Keys.of("queue", "workers", DEFAULT_TIERS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """All values that were read. `refused` maps each permission that was missing to the command that needed it.
@@ -244,6 +258,7 @@ class Observations:
 
     now: float
     group: str = "workers"
+    keys: Keys = field(default_factory=_default_keys)
     server: Server = Server()
     rights: Rights = Rights()
     tiers: tuple[TierObservations, ...] = ()
@@ -251,6 +266,7 @@ class Observations:
     dead: DeadLetters = DeadLetters()
     late_schedules: Mapping[str, float] = field(default_factory=dict)
     late_causes: Mapping[str, LateCause] = field(default_factory=dict)
+    unusable_schedules: Mapping[str, str] = field(default_factory=dict)  # name -> why no worker can tick it
     circuits: tuple[StoredCircuit, ...] = ()  # that are not closed
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
@@ -258,6 +274,14 @@ class Observations:
     unknown_tasks: tuple[UnknownTask, ...] = ()
     foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, *words: str, streams: Iterable[str] | None = None) -> str:
+        """Return a command of streamq about this queue, or about other streams of its namespace, for a shell."""
+        return streamq_command(self.keys, *words, streams=streams)
+
+    def worker_command(self, *, streams: Iterable[str] | None = None, weights: str = "") -> str:
+        """Return the command that starts a worker of this queue, or of other streams of its namespace, for a shell."""
+        return worker_command(self.keys, streams=streams, weights=weights)
 
     def live_consumers(self) -> list[str]:
         """Return the names of the consumers that are alive in any tier."""

@@ -94,9 +94,11 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
     wrong: dict[str, str] = {}
     without_ttl: list[str] = []
     by_kind: dict[str, list[str]] = {}
+    unread = 0
     streams = {name for name in names if catalogue.kind_of(name) is None and types[name] == "stream"}
     for name in names:
         type_, kind = types[name], catalogue.kind_of(name) or _kind_in_other_tier(catalogue, name, streams)
+        unread += type_ is None
         if type_ is None or type_ == "none" or name in streams:
             continue
         if kind is None:
@@ -108,7 +110,8 @@ async def read_keys(queries: Queries, tiers: Iterable[Tier], max_scanned: int) -
         if kind is not None and name not in wrong and len(by_kind.setdefault(kind, [])) < SAMPLE:
             by_kind[kind].append(name)
     return KeyObservations(
-        scanned=scanned, met=len(names), complete=complete, unknown=dict(sorted(unknown.items())[:SAMPLE]),
+        scanned=scanned, met=len(names), complete=complete, unread=unread,
+        unknown=dict(sorted(unknown.items())[:SAMPLE]),
         streams=tuple(sorted(filter(_may_be_tier, streams))[:SAMPLE]),
         without_ttl=tuple(sorted(without_ttl)[:SAMPLE]), wrong=wrong,
         by_kind={kind: tuple(some) for kind, some in by_kind.items()},

@@ -32,7 +32,7 @@ async def read_other_streams(queries: Queries, names: Sequence[str], now: float)
         first = rows(await queries.one("XRANGE", name, "-", "+", "COUNT", 1)) if length else []
         since = entry_ms(first[0][0]) / 1000 if first else None
         known = all(number is not None for number in alive)
-        found.append(OtherStream(name, length or 0, sum(map(int, alive)) if known else None, since))
+        found.append(OtherStream(name, length or 0, sum(map(int, alive)) if known else None, since, bool(groups)))
     return tuple(found)
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import make_finding, redis_cli_command
-from streamq.doctor.observations import Observations, Server
+from streamq.doctor.observations import Observations, Server, is_used_up
 
 MAX_ROUND_TRIP: Final = 0.050  # seconds: limit for the fastest round trip
 MAX_CLOCK_OFFSET: Final = 1.0  # seconds between two clocks
 _MAX_SHOWN: Final = 6  # rights of one feature in a message
 _REQUIRED: Final = ("XAUTOCLAIM", "EVALSHA")
 _MIN_BUFFER: Final = 1 << 20  # bytes: the largest message, see streamq.wire.message.MAX_PAYLOAD
+_CLOSING: Final = {"timeout", "client-output-buffer-limit"}  # settings that close connections
 _NEAR_MAXCLIENTS: Final = 0.9
-_DOCTOR_USER: Final = "streamq acl --role monitor --features doctor --user doctor"
+_DOCTOR_USER: Final = ("acl", "--role", "monitor", "--features", "doctor", "--user", "doctor")
 
 
 def reachable(observed: Observations) -> Iterator[Finding]:
@@ -132,11 +132,15 @@ def clock(observed: Observations) -> Iterator[Finding]:
             yield make_finding("clock_fine", f"the clocks differ by {_ms(abs(server.offset)):g} ms", **evidence)
     for tier in observed.tiers:
         ahead_by = int(tier.last_id.partition("-")[0]) / 1000 - observed.now
-        if ahead_by > 10:
+        if ahead_by > 10 and not is_used_up(tier.last_id):
+            agrees = server.offset is not None and abs(server.offset) - server.offset_error <= MAX_CLOCK_OFFSET
             yield make_finding(
                 "clock_went_back",
-                f"the newest entry of {tier.keys.stream} is {ahead_by:.0f} s in the future: the clock went back",
-                "set the server's clock by NTP; waits and latencies are wrong until the clock passes that time",
+                f"the newest entry of {tier.keys.stream} is {ahead_by:.0f} s in the future: the server's clock went "
+                "back, or somebody wrote that id",
+                ("the clock agrees with this machine's by now: look who has given the id to XADD, or has set the clock"
+                 if agrees else "set the server's clock by NTP")
+                + "; waits and latencies are wrong until the clock passes that time",
                 stream=tier.keys.stream, last_id=tier.last_id, ahead_s=round(ahead_by, 1),
             )  # fmt: skip
 
@@ -145,7 +149,7 @@ def settings(observed: Observations) -> Iterator[Finding]:
     """Check for settings that close connections."""
     problems = list(_setting_problems(observed.server))
     yield from problems
-    if not problems and observed.server.config:
+    if not problems and observed.server.config.keys() >= _CLOSING:
         yield make_finding("settings_fine", "no setting closes connections of streamq")
 
 
@@ -193,14 +197,9 @@ def not_asked(observed: Observations) -> Iterator[Finding]:
     checks = f"{len(missing)} read{'s' * (len(missing) != 1)}"
     yield make_finding(
         "not_asked", f"{checks} not made with these rights ({' '.join(missing)}); that is normal for "
-        f"{_one(observed.rights.role)}", f"for these checks use a user of its own: {_DOCTOR_USER}{_options(observed)}",
+        f"{_one(observed.rights.role)}", f"for these checks use a user of its own: {observed.command(*_DOCTOR_USER)}",
         permissions=missing, commands=[refused[permission] for permission in missing],
     )  # fmt: skip
-
-
-def _options(observed: Observations) -> str:
-    namespace = observed.dead_key.removesuffix(":dead")
-    return "" if namespace == "queue" else f" --namespace {shlex.quote(namespace)}"
 
 
 def _ms(seconds: float) -> float:

@@ -7,10 +7,10 @@ from typing import Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
-from streamq.doctor.observations import Group, Observations, TierObservations
+from streamq.doctor.observations import Group, Observations, TierObservations, is_used_up
 from streamq.doctor.read_keys import TYPES
 
-_LAST_MS: Final = f"{2**64 - 1}-"  # the ids of the last ms that there is
+_READ: Final = ("xinfo|groups", "xinfo|stream", "xrange", "xpending")  # what says that all entries are delivered
 
 
 def key_types(observed: Observations) -> Iterator[Finding]:
@@ -23,16 +23,19 @@ def key_types(observed: Observations) -> Iterator[Finding]:
     type_by_key[observed.dead_key] = (observed.dead.kind, "stream")
     for key, (type_, expected) in type_by_key.items():
         if type_ not in (expected, "none"):
-            yield _wrong_type(key, type_)
+            yield _wrong_type(observed, key, type_)
     for key, type_ in observed.scan.wrong.items() if observed.scan else ():
         if key not in type_by_key:
-            yield _wrong_type(key, type_)
+            yield _wrong_type(observed, key, type_)
 
 
-def _wrong_type(key: str, type_: str) -> Finding:
+def _wrong_type(observed: Observations, key: str, type_: str) -> Finding:
+    aside = f"not-streamq-{key}"  # outside of the namespace: inside, it would be a key of the same kind again
+    while aside.startswith(f"{observed.keys.namespace}:"):
+        aside = f"not-streamq-{aside}"
     return make_finding(
         "wrong_type", f"{key} is a {type_}: another program uses this name, and commands of streamq fail",
-        f"choose another --namespace, or {redis_cli_command('RENAME', key, f'{key}.old')}", key=key, type=type_,
+        f"choose another --namespace, or {redis_cli_command('RENAMENX', key, aside)}", key=key, type=type_,
     )  # fmt: skip
 
 
@@ -51,7 +54,8 @@ def streams(observed: Observations) -> Iterator[Finding]:
                 problem_found = True
                 yield finding
     tiers_with_group = [tier for tier in observed.tiers if tier.group(observed.group) is not None]
-    if tiers_with_group and not problem_found:
+    read = all(observed.could_read(tier.keys.stream, *_READ) for tier in tiers_with_group)
+    if tiers_with_group and read and not problem_found:
         message = "no problem in streams and groups"
         yield make_finding(
             "streams_fine", message, lengths={tier.keys.stream: tier.length for tier in tiers_with_group}
@@ -62,7 +66,7 @@ def used_up(observed: Observations) -> Iterator[Finding]:
     """Check that streams can take further entries: ids only grow."""
     last = {tier.keys.stream: tier.last_id for tier in observed.tiers} | {observed.dead_key: observed.dead.last_id}
     for stream, last_id in last.items():
-        if last_id.startswith(_LAST_MS):
+        if is_used_up(last_id):
             yield make_finding(
                 "ids_used_up",
                 f"somebody wrote the entry {last_id} to {stream}: its ids are used up, and new tasks are refused",

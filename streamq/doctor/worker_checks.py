@@ -56,18 +56,31 @@ def _no_worker(observed: Observations, alive: Sequence[str]) -> Iterator[Finding
     since += [one.alive_until for tier in unserved for one in tier.consumers if one.alive_until and one.pending]
     age = max(0.0, now - min(since, default=now))
     streams = [tier.keys.stream for tier in unserved]
-    who, remedy = "no worker is alive", "start a worker: streamq worker app.tasks"
+    who, remedy = "no worker is alive", f"start a worker: {observed.worker_command()}"
+    elsewhere = [] if alive or any(tier.groups for tier in unserved) else _served_elsewhere(observed)
+    if elsewhere:
+        who = f"no worker of these tiers was ever there, while workers of other tiers are alive: {', '.join(elsewhere)}"
+        remedy = (
+            "send tasks to tiers that the workers have (--tiers and --tier of streamq enqueue); to look at those: "
+            f"{observed.command('doctor', streams=elsewhere)}; to run what waits here: {observed.worker_command()}"
+        )
     if alive:
         others = counted(len(alive), "worker is alive, and serves", "workers are alive, and serve")
         who = f"no worker serves {', '.join(streams)} ({others} other streams)"
         weights = ",".join(f"{tier.name}=1" for tier in unserved)
-        remedy = f"start a worker for them: streamq worker app.tasks --tiers {weights}; without --tiers it serves all"
+        serve = observed.worker_command(weights=weights)
+        remedy = f"start a worker for them: {serve}; without --tiers it serves all"
     yield make_finding(
-        "no_worker" if age > _FIRST_WORKER_WAIT else "no_worker_yet",
+        "no_worker" if age > _FIRST_WORKER_WAIT or elsewhere else "no_worker_yet",
         f"{counted(waiting + orphaned, 'task waits', 'tasks wait')}, the oldest for {_duration_text(age)}, and {who}",
         remedy, waiting=waiting, orphaned=orphaned, oldest_s=round(age, 1), workers=list(alive), unserved=streams,
         by_stream={tier.keys.stream: tier.waiting(observed.group) for tier in observed.tiers},
     )  # fmt: skip
+
+
+def _served_elsewhere(observed: Observations) -> list[str]:
+    """Return streams of tiers that this broker does not have, and that workers serve."""
+    return [other.name for other in observed.other_streams if other.alive][:_MAX_SHOWN]
 
 
 def unknown_tasks(observed: Observations) -> Iterator[Finding]:
@@ -110,7 +123,7 @@ def _dead_consumers(observed: Observations) -> Iterator[Finding]:
                 in_time = observed.now - consumer.alive_until <= _TAKEOVER_LEASES * consumer.lease
                 (due if in_time else overdue).append(row)
     served = {tier.keys.stream for tier in observed.tiers if tier.is_served(observed.now)}
-    yield from _dead_with_entries(overdue, due, unknown, served, observed.group)
+    yield from _dead_with_entries(overdue, due, unknown, served, observed.group, observed.worker_command())
     if empty:
         names = list(dict.fromkeys(empty))
         message = (
@@ -126,6 +139,7 @@ def _dead_with_entries(
     unknown: list[dict[str, Any]],
     served: Collection[str],
     group: str,
+    worker: str,
 ) -> Iterator[Finding]:
     if overdue:
         unserved = list(dict.fromkeys(row["stream"] for row in overdue if row["stream"] not in served))
@@ -136,7 +150,7 @@ def _dead_with_entries(
         yield make_finding(
             "orphans",
             f"{_pending(overdue)} pending for dead workers, for up to {_duration_text(longest)}: {why}",
-            "start a worker, or one more: streamq worker app.tasks", consumers=overdue,
+            f"start a worker, or one more: {worker}", consumers=overdue,
         )  # fmt: skip
     if due:
         message = f"{_pending(due)} pending for workers that died a moment ago; another worker takes over soon"

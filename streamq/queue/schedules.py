@@ -33,6 +33,7 @@ from streamq.wire.signing import Signer
 
 SCHEDULED_FOR: Final = "scheduled_for"  # the header with the time of the tick
 NEVER: Final = 253_402_300_799_000  # ms: the end of the year 9999
+NO_TICK: Final = "it has no next tick"
 _STEP: Final = 100  # definitions that are read at a stretch
 
 
@@ -344,18 +345,18 @@ def _described(stored: StoredSchedule, now: int, last: bytes | None, signer: Sig
         args, kwargs = [], {}
     return Schedule(
         stored.name, one.cron, one.tz, one.task, args, kwargs, one.missed, one.overlap, one.declared, due, sent,
-        overdue, _problem(one, signer, now / 1000) if overdue else "",
+        overdue, _problem(one, signer, now / 1000, stored.due) if overdue or due is None else "",
     )  # fmt: skip
 
 
-def _problem(one: ScheduleDefinition, signer: Signer | None, now: float) -> str:
-    """Return why no worker sends the ticks of this definition; empty if that is not known."""
+def _problem(one: ScheduleDefinition, signer: Signer | None, now: float, due: int | None) -> str:
+    """Return why no worker sends the ticks of this definition, whose next tick is `due` (ms); empty if not known."""
     try:
         if not one.declared:  # workers sign anew what their code declares
             one.check_signature(signer)
     except SignatureError as error:
         return str(error)
-    return problem_of_ticks(one.cron, one.tz, now)
+    return problem_of_ticks(one.cron, one.tz, now) or ("" if due is not None or one.declared else NO_TICK)
 
 
 def _moment(ms: int) -> datetime:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import anyio
 import pytest
 
-from streamq import task
+from streamq import Tier, task
 from streamq.doctor import Severity
 from tests.at_work import burst, until, working
 from tests.doctor.examined import GROUP, STREAM, add, bad, examined, heartbeat, make_group, ms, one, take
@@ -95,8 +97,14 @@ class TestStreams:
         server.command("DEL", key)
         server.command("RENAME", key + "2", key)
         report = await examined(server.url)
-        assert one(report, "wrong_type").evidence == {"key": key, "type": "list"}
+        finding = one(report, "wrong_type")
+        assert finding.evidence == {"key": key, "type": "list"}
         assert report.exit_code() == 2
+        words = shlex.split(finding.remedy.partition("redis-cli ")[2])
+        assert words[:2] == ["RENAMENX", key]
+        assert not words[2].startswith("queue:")  # inside of the namespace it would be a key of the same kind
+        server.command("RENAME", *words[1:])  # memory:// has no RENAMENX
+        assert "wrong_type" not in (await examined(server.url)).codes()
 
     async def test_other_groups(self, server):
         """Another group is info. One without a worker that keeps entries in the stream is a warning."""
@@ -424,6 +432,38 @@ class TestKeys:
         assert list(finding.evidence["streams"]) == ["queue:now"]
         assert "1 entry waits for up to 60" in finding.message
         assert "streamq worker app.tasks --queue queue:now" in finding.remedy
+
+    async def test_tiers_that_only_one_side_has(self, server):
+        """A stream without any group waits for nobody while workers of other tiers are alive: said at once, to both."""
+        make_group(server, "queue:now")
+        heartbeat(server, "w1", 30, "queue:now")
+        add(server)
+        finding = one(await examined(server.url), "no_worker")
+        assert "workers of other tiers are alive: queue:now" in finding.message
+        assert "streamq doctor --queue queue:now" in finding.remedy
+        theirs = await examined(server.url, tiers=[Tier("now", threshold=1), Tier("later")])
+        finding = one(theirs, "other_streams_wait")
+        assert list(finding.evidence["streams"]) == [STREAM]
+        make_group(server)
+        codes = (await examined(server.url)).codes()
+        assert ("no_worker" in codes, "no_worker_yet" in codes) == (False, True)
+
+    async def test_remedies_are_about_this_queue(self, server):
+        """Those that name a command of streamq, in another namespace and group."""
+        options = {"namespace": "shop", "group": "mail"}
+        add(server, stream="shop:standard", at=f"{ms(-600)}-0")
+        add(server, stream="shop:express", at=f"{ms(-600)}-0")
+        add(server, stream="shop:slow", at=f"{ms(-600)}-0")
+        server.command("ZADD", "shop:bulk:delayed", ms(-600), "a")
+        server.command("HSET", "shop:bulk:messages", "a", MESSAGE)
+        server.command("XADD", "shop:dead", "*", "task_id", "x")
+        report = await examined(server.url, **options)
+        remedies = {finding.code: finding.remedy for finding in report.findings if "streamq " in finding.remedy}
+        assert set(remedies) >= {"no_worker", "delayed_overdue", "dead_letters", "other_streams", "other_streams_wait"}
+        for code, remedy in remedies.items():
+            assert remedy.count("--group mail") == remedy.count("streamq "), code
+            assert remedy.count("--namespace shop ") + remedy.count("--queue shop:") == remedy.count("streamq "), code
+        assert remedies["other_streams"] == "streamq doctor --namespace shop --group mail --tiers express,slow"
 
     async def test_no_ttl(self, server):
         """Keys that have lost their TTL."""

@@ -15,6 +15,7 @@ from streamq.errors import ConfigurationError
 from streamq.wire.acl import acl_rules
 from streamq.wire.rights import FEATURES, ROLES, features_of
 from tests.doctor.examined import STREAM, add, bad, examined, heartbeat, make_group, one, take
+from tests.servers import fresh_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.paired("memory")]
 
@@ -184,11 +185,29 @@ async def test_a_user_of_few_rights(real_server, user, anyio_backend):
     report = await examined(url, role="monitor")
     assert bad(report) == []
     assert "permissions_fine" in report.codes()
+    assert not {"delayed_fine", "keys_fine", "persistence_fine", "memory_fine", "settings_fine"} & set(report.codes())
+    assert "last hour" not in one(report, "dead_letters").message  # XREVRANGE is refused
     finding = one(report, "not_asked")  # one, and its remedy leaves the user as it is
     assert {"+info", "+config|get", "+scan", "+type", "+hscan", "+hexists"} <= set(finding.evidence["permissions"])
     assert "that is normal for a monitor" in finding.message
     assert finding.remedy.endswith("a user of its own: streamq acl --role monitor --features doctor --user doctor")
     assert one(report, "workers_fine")
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("aof", ["yes", "no"])
+async def test_what_only_the_configuration_tells(kind, anyio_backend, aof):
+    """With INFO, and without CONFIG GET: neither that snapshots are on disk, nor that each task is."""
+    with fresh_server(kind, "--save", "", "--appendonly", aof) as server:
+        server.command("ACL", "SETUSER", "bob", "on", ">pw", "~*", "&*", "+@all", "-config", "-config|get")
+        report = await examined(server.url.replace("unix://", "unix://bob:pw@"))
+        found = {finding.code for finding in report.findings}
+        assert not found & {"persistence_rdb_only", "persistence_off", "persistence_fine", "settings_fine"}
+        assert "memory_unbounded" in found  # INFO tells it
+        server.command("ACL", "SETUSER", "bob", "+config", "-info")
+        server.command("CONFIG", "SET", "maxmemory", "1gb")
+        found = set((await examined(server.url.replace("unix://", "unix://bob:pw@"))).codes())
+        assert not found & {"memory_fine", "memory_unbounded"}  # CONFIG does not tell how much is in use
 
 
 async def test_a_user_of_no_rights(real_server, user, anyio_backend):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from streamq import SigningKeys
+from streamq import RedisBroker, SigningKeys
 from streamq.doctor import Severity
 from tests.doctor.examined import examined, ms, one
 
@@ -64,3 +64,25 @@ async def test_the_cause_is_named(server, anyio_backend):
     assert "late: not signed" in finding.message
     assert finding.remedy.startswith("give the workers the key of late, or store them anew")
     assert " rm " not in finding.remedy
+
+
+async def test_what_no_worker_can_tick(server, anyio_backend):
+    """Before it is overdue: a bad expression, a field that is wrong, no next tick. One of code is registered again."""
+    put(server, "fine", 600)
+    good = {"cron": "@daily", "task": "t", "stream": "queue:bulk", "fields": ["task", "t"]}
+    for name, changes in (
+        ("bad", {"cron": "0 3 * *"}), ("odd", {"fields": ["task"]}), ("lost", {}), ("code", {"declared": True}),
+    ):  # fmt: skip
+        server.command("HSET", "queue:schedules", name, json.dumps({**good, **changes}))
+    server.command("ZADD", "queue:ticks", ms(600), "odd")
+    finding = one(await examined(server.url, namespace="queue", group="mail"), "schedules_unusable")
+    assert finding.severity is Severity.WARNING
+    assert list(finding.evidence["names"]) == ["bad", "lost", "odd"]
+    assert "bad: cron expression '0 3 * *' cannot be used: " in finding.message
+    assert "odd: fields=['task'] cannot be used" in finding.message
+    assert "lost: it has no next tick in queue:ticks" in finding.message
+    assert finding.remedy == "store anew, or remove: streamq schedules rm bad lost odd --group mail"
+    async with RedisBroker(server.url) as broker:
+        listed = {one.name: one.problem for one in await broker.schedules()}
+    assert listed["bad"].startswith("cron expression '0 3 * *' cannot be used: ")
+    assert (listed["fine"], listed["code"], listed["lost"]) == ("", "", "it has no next tick")
