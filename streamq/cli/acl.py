@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamq.cli.options import ServerOptions, names, server_options, weights
+from streamq.cli.options import ServerOptions, names, server_options
 from streamq.wire.rights import FEATURES, ROLES
 
 if TYPE_CHECKING:
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 @click.option("--user", metavar="NAME", show_envvar=True, help="Name of the user. [default: streamq-ROLE]")
 @click.option("--features", type=names, metavar="NAME,...", show_envvar=True,
               help="Only these features. [default: all of the role]")  # fmt: skip
-@click.option("--tiers", type=weights, metavar="NAME,...", show_envvar=True,
-              help="Names of the tiers, if they are not critical, standard and bulk.")  # fmt: skip
 @server_options
 @click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print the rules as one JSON object.")
 def acl(
     roles: tuple[Role, ...], user: str | None, features: list[str] | None,
-    tiers: dict[str, int | None] | None, as_json: bool, **given: Any,
+    as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Print the command that gives a user of the server the rights of a role, and no others.
 
@@ -42,17 +40,12 @@ def acl(
     from streamq.client.address import Address  # noqa: PLC0415
     from streamq.errors import StreamqError  # noqa: PLC0415
     from streamq.wire.acl import acl_rules  # noqa: PLC0415
-    from streamq.wire.tiers import Tier  # noqa: PLC0415
 
-    if tiers and given["queue"]:
-        raise CommandLineError(f"--queue {given['queue']} and --tiers: give one of them")
     if user is not None and (not user or any(char.isspace() or not char.isprintable() for char in user)):
         visible = all(char.isspace() or char.isprintable() for char in user)
         without = "white space" if visible else "control or invisible characters"
         raise CommandLineError(f"--user {user!r} cannot be used: give a name without {without}")
-    # Only the names count for the rules; tiers differ in their thresholds.
-    named = [Tier(name, threshold=-place) for place, name in enumerate(tiers or ())]
-    broker = ServerOptions(**given).broker(**({"tiers": named} if named else {}))
+    broker = ServerOptions(**given).broker()
     wanted = list(dict.fromkeys(roles))
     embedded = broker.url.startswith(("memory:", "embedded:"))
     try:

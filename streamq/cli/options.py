@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL: Final = "redis://localhost:6379"
-SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "signing_keys", "sign_with", "accept_unsigned")
+SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "tiers", "signing_keys", "sign_with", "accept_unsigned")
 URL: Final = "STREAMQ_URL"
-SIGNING_OPTIONS: Final = SERVER_OPTIONS[4:]
+SIGNING_OPTIONS: Final = SERVER_OPTIONS[5:]
+TIERS: Final = "STREAMQ_TIERS"  # the variable with the names of the tiers; those of a worker are in its modules
 SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
 SIGNING_KEYS_FILE: Final = "STREAMQ_SIGNING_KEYS_FILE"
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -116,6 +117,11 @@ def weights(text: str) -> dict[str, int | None]:
     return found
 
 
+def tier_names(text: str) -> list[str]:
+    """Parse names of tiers: now,today,someday. Weights, as `streamq worker` takes them, are left out."""
+    return list(weights(text))
+
+
 def names(text: str) -> list[str]:
     """Parse names that are separated by commas. For click's `type`."""
     return [name for name in (part.strip() for part in text.split(",")) if name]
@@ -157,6 +163,7 @@ class ServerOptions:
     namespace: str | None = None
     group: str | None = None
     queue: str | None = None
+    tiers: list[str] | None = None
     signing_keys: str | None = None
     sign_with: str | None = None
     accept_unsigned: bool = False
@@ -208,13 +215,24 @@ class ServerOptions:
         self.check_url()
         from streamq.broker import RedisBroker  # noqa: PLC0415 - keeps --help light
         from streamq.errors import StreamqError  # noqa: PLC0415
+        from streamq.wire.tiers import Tier  # noqa: PLC0415
 
+        if self.queue is not None and self.tiers is not None:
+            raise CommandLineError(f"--queue {self.queue} and --tiers: a single stream has no tiers; give one of them")
         given = {"queue_name": self.queue, "namespace": self.namespace, "group": self.group}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         try:
+            if self.has_own_tiers():  # of their thresholds nothing is known: only the names count
+                options["tiers"] = [Tier(name, threshold=-place) for place, name in enumerate(self.tiers or ())]
             return RedisBroker(self.url or DEFAULT_URL, **options, signing=self.signing(), **more)
         except StreamqError as error:
             raise CommandLineError(str(error)) from error
+
+    def has_own_tiers(self) -> bool:
+        """Are there names of tiers other than those that a queue has by default?"""
+        from streamq.wire.tiers import DEFAULT_TIERS  # noqa: PLC0415 - keeps --help light
+
+        return self.tiers is not None and set(self.tiers) != {tier.name for tier in DEFAULT_TIERS}
 
     def lasting_broker(self) -> RedisBroker:
         """Return a broker whose server outlives this command. Raises CommandLineError for `memory://`."""
@@ -246,8 +264,28 @@ def _read_keys(path: str) -> str:
         return file.read(1 << 20)
 
 
+def _unless_the_other(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Return the value of `--tiers` or `--queue`, None if a variable has it and the other is on the command line."""
+    sources = click.core.ParameterSource
+    other = "queue" if param.name == "tiers" else "tiers"
+    from_variable = ctx.get_parameter_source(param.name or "") is sources.ENVIRONMENT
+    return None if from_variable and ctx.get_parameter_source(other) is sources.COMMANDLINE else value
+
+
 def server_options(function: F) -> F:
     """Add the options of `SERVER_OPTIONS`. Their environment variables are the same for all commands."""
+    return _with_names(click.option(
+        "--tiers", type=tier_names, metavar="NAME,...", envvar=TIERS, show_envvar=True, callback=_unless_the_other,
+        help="Names of the tiers, if they are not critical, standard and bulk.",
+    )(_with_signing(function)))  # fmt: skip
+
+
+def worker_server_options(function: F) -> F:
+    """Add the options of `SERVER_OPTIONS` but `tiers`: the modules of a worker have the tiers, and it serves some."""
+    return _with_names(_with_signing(function))
+
+
+def _with_signing(function: F) -> F:
     function = click.option(
         "--accept-unsigned", is_flag=True, envvar="STREAMQ_ACCEPT_UNSIGNED", show_envvar=True,
         help="Run messages without a signature as well, while signing is introduced.",
@@ -256,10 +294,13 @@ def server_options(function: F) -> F:
         "--sign-with", metavar="ID", envvar="STREAMQ_SIGN_WITH", show_envvar=True,
         help="Id of the key that signs, if there are several.",
     )(function)  # fmt: skip
-    function = click.option(
+    return click.option(
         "--signing-keys", metavar="FILE", envvar=SIGNING_KEYS_FILE, show_envvar=True,
         help=f"File of signing keys, one a line: ID=HEX. Or set {SIGNING_KEYS} to the keys themselves.",
     )(function)  # fmt: skip
+
+
+def _with_names(function: F) -> F:
     for name, metavar, text in reversed((
         ("url", "URL", f"Server URL: redis, rediss, valkey, unix or embedded:///path. [default: {DEFAULT_URL}]"),
         ("namespace", "PREFIX", "Prefix of all keys. [default: queue]"),
@@ -267,7 +308,10 @@ def server_options(function: F) -> F:
         ("queue", "STREAM", "Use this one stream instead of tiers, for example queue:critical."),
     )):  # fmt: skip
         variable = f"STREAMQ_{name.upper()}"
-        function = click.option(f"--{name}", metavar=metavar, envvar=variable, show_envvar=True, help=text)(function)
+        callback = _unless_the_other if name == "queue" else None
+        function = click.option(
+            f"--{name}", metavar=metavar, envvar=variable, show_envvar=True, help=text, callback=callback
+        )(function)
     return function
 
 

@@ -17,6 +17,7 @@ from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
 from streamq.tasks.outcome import Reason
 from streamq.wire.bounds import ATTEMPT
+from streamq.wire.command_line import in_quotes, streamq_command
 from streamq.wire.message import entry_ms, iso
 from streamq.wire.printable import json_line, printable
 from streamq.wire.stored_numbers import stored_count
@@ -86,7 +87,7 @@ def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:
 
     entry = run(main)
     if entry is None:
-        raise CommandLineError(f"no dead letter has the task id {id_!r}; list them with 'streamq dlq ls'")
+        raise CommandLineError(str(_not_found(broker, id_)))
     if as_json:
         output.result_json(entry)
         return
@@ -115,7 +116,7 @@ def replay(
             async for dead_letter in chosen:
                 try:
                     if isinstance(dead_letter, str):
-                        raise DeadLetterNotFoundError(dead_letter)
+                        raise _not_found(broker, dead_letter)
                     new_id = await queue.replay_entry(dead_letter, retries=retries)
                 except (BrokerUnavailableError, OutcomeUnknownError):
                     raise
@@ -177,6 +178,10 @@ def purge(server: ServerOptions, *, as_json: bool) -> None:
 
     removed = run(main)
     output.result_json({"removed": removed}) if as_json else output.result(f"{removed} removed")
+
+
+def _not_found(broker: RedisBroker, id_: str) -> DeadLetterNotFoundError:
+    return DeadLetterNotFoundError(id_, in_quotes(streamq_command(broker.keys, "dlq", "ls")))
 
 
 async def _first(entries: AsyncIterator[DeadLetterFields], count: int) -> AsyncIterator[DeadLetterFields]:

@@ -11,6 +11,7 @@ import click
 from streamq.cli.options import ServerOptions, json_option, server_options
 
 if TYPE_CHECKING:
+    from streamq.broker import RedisBroker
     from streamq.queue.schedules import Schedule
 
 _HEADER: Final = f"{'NEXT (UTC)':<19}  {'LAST (UTC)':<19}  {'NAME':<20}  {'TASK':<20}  {'FROM':<8}  WHEN"
@@ -49,7 +50,7 @@ def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
         output.result(_HEADER)
     for schedule in found:
         output.result(_row(schedule))
-    output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{_late(found)}")
+    output.note(f"{broker.keys.schedules} holds {len(found)} schedule{'s' * (len(found) != 1)}{_late(found, broker)}")
 
 
 @schedules.command(short_help="Remove schedules.")
@@ -81,12 +82,17 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     ctx.exit(int(not all(removed.values())))
 
 
-def _late(found: list[Schedule]) -> str:
+def _late(found: list[Schedule], broker: RedisBroker) -> str:
     """Return how many schedules do not tick, and why, as the end of a sentence."""
     unusable = sum(bool(schedule.problem) for schedule in found)
     others = sum(schedule.overdue and not schedule.problem for schedule in found)
     late = f", {others} overdue: no running worker sends their ticks" if others else ""
-    return late + (f", {unusable} that cannot tick: store anew, or remove (streamq schedules rm)" if unusable else "")
+    if not unusable:
+        return late
+    from streamq.wire.command_line import streamq_command  # noqa: PLC0415 - keeps --help light
+
+    remove = streamq_command(broker.keys, "schedules", "rm", "NAME")
+    return f"{late}, {unusable} that cannot tick: store anew, or remove ({remove})"
 
 
 def _row(schedule: Schedule) -> str:

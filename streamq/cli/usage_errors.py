@@ -77,9 +77,18 @@ def from_streamq_error(error: Exception) -> CommandLineError:
         case _ if code == "NOPERM":
             from streamq.queue.missing_right import with_remedy  # noqa: PLC0415 - keeps --help light
 
-            named = with_remedy(text, code)
+            named = with_remedy(text, code, options=_key_options())
             return CommandLineError(f"{named}; or give another user in --url or STREAMQ_URL")
         case BrokerError() if remedy := remedy_of(error):
             return CommandLineError(f"{text}; {remedy}")
         case _:
             return CommandLineError(text)
+
+
+def _key_options() -> list[str]:
+    """Return the options that select the queue of the command that runs, from its command line or the environment."""
+    context = click.get_current_context(silent=True)
+    params = {} if context is None else context.params
+    tiers = ",".join(params.get("tiers") or ())
+    given = {name: params.get(name) for name in ("namespace", "group", "queue")} | {"tiers": tiers}
+    return [word for name, value in given.items() if value for word in (f"--{name}", value)]

@@ -6,13 +6,21 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, WholeNumber, duration, processes, server_options, weights
+from streamq.cli.options import (
+    SERVER_OPTIONS,
+    ServerOptions,
+    WholeNumber,
+    duration,
+    processes,
+    weights,
+    worker_server_options,
+)
 from streamq.cli.usage_errors import CommandLineError
 
 
 @click.command(short_help="Run the tasks of modules.")
 @click.argument("modules", nargs=-1, required=True, metavar="MODULE...")
-@server_options
+@worker_server_options
 @click.option("--concurrency", "-c", type=WholeNumber(1, 100_000), default=100, show_default=True, show_envvar=True,
               help="Most tasks that run at the same time in one process.")  # fmt: skip
 @click.option("--prefetch-bytes", type=WholeNumber(1 << 10, 1 << 40), default=64 << 20, show_default=True,
@@ -80,7 +88,7 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
 
     stops = StopSignals()
     stops.install()
-    server = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
+    server = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS if name != "tiers"})
     command_line = click.core.ParameterSource.COMMANDLINE
     explicit_options = tuple(name for name in SERVER_OPTIONS if ctx.get_parameter_source(name) is command_line)
     from streamq.cli.worker_settings import Settings  # noqa: PLC0415 - keeps --help light

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import os
 import sys
 import time
 import typing
@@ -21,7 +22,7 @@ from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
 from streamq.cli.loading import Loaded, LoadingError, load
-from streamq.cli.options import SIGNING_OPTIONS
+from streamq.cli.options import SIGNING_OPTIONS, TIERS, ServerOptions, tier_names
 from streamq.cli.run_command import run, uvloop_installed
 from streamq.cli.source_watch import loaded_sources
 from streamq.cli.stop_signals import StopSignals, exit_after, exit_now, ignore
@@ -132,6 +133,7 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
 
 def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
     if loaded.broker is None:
+        _check_tiers_of_variable()
         return settings.server.broker()
     if queue := [name for name in settings.explicit_options if name not in SIGNING_OPTIONS]:
         raise CommandLineError(
@@ -148,6 +150,19 @@ def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
             f"{loaded.broker.signing!r}; give it the same keys, sign_with and accept_unsigned, or drop the option"
         )
     return loaded.broker
+
+
+def _check_tiers_of_variable() -> None:
+    """Raise CommandLineError if a variable names other tiers than this worker has, since no module has a broker.
+
+    A worker cannot make them of names: which priorities each takes decides where its schedules and handlers send to.
+    """
+    named = os.environ.get(TIERS)
+    if named and ServerOptions(tiers=tier_names(named)).has_own_tiers():
+        raise CommandLineError(
+            f"{TIERS} is {named}, and no module has a broker with these tiers: define "
+            "broker = RedisBroker(..., tiers=[Tier(...), ...]) beside the tasks, or unset it"
+        )
 
 
 def _as_options(names: Iterable[str]) -> str:

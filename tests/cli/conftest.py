@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from streamq.cli.entry import _run
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds; far longer than anything takes
 
@@ -154,5 +156,18 @@ def streamq(start) -> Callable[..., tuple[int, str]]:
     def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
         program = start(*arguments, env=env)
         return program.ended(), program.output
+
+    return run
+
+
+@pytest.fixture
+def here(url: str, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """Run a command in this process, and return its exit code and its lines on stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+        code = _run([*arguments, *(() if "--url" in arguments else ("--url", url))])
+        out, err = capfd.readouterr()
+        assert all(char.isprintable() or char == "\n" for char in out + err), arguments
+        return code, out.splitlines(), err.splitlines()
 
     return run

@@ -8,7 +8,6 @@ import signal
 import pytest
 
 from streamq.cli.dlq import REASONS
-from streamq.cli.entry import _run
 from streamq.tasks.outcome import Reason
 from tests.docs.pages import ROOT
 from tests.servers import available
@@ -164,19 +163,6 @@ HOSTILE = {
     "a huge name": {"task_id": "t" * 100_000, "task": "x" * 200_000, "error": "e\n" * 10_000},
     "forged lines": {"task_id": "a\nqueue:dead holds 0", "task": "\x9b2J", "error": "\u202e\u2028", "reason": "\r"},
 }
-
-
-@pytest.fixture
-def here(valkey, capfd):
-    """Run a command in this process, and return its exit code and its lines on stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
-        code = _run([*arguments, "--url", valkey.url])
-        out, err = capfd.readouterr()
-        assert all(char.isprintable() or char == "\n" for char in out + err), arguments
-        return code, out.splitlines(), err.splitlines()
-
-    return run
 
 
 @pytest.mark.parametrize(("attempts", "shown"), [("3", "3"), ("0", "0"), ("99999999999", "?"), ("many", "?")])

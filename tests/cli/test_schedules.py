@@ -34,7 +34,7 @@ def test_why_one_does_not_tick(streamq, valkey):
     assert "overdue, it is not JSON: " in rubbish
     assert summary == (
         "queue:schedules holds 3 schedules, 1 overdue: no running worker sends their ticks, 2 that cannot tick: "
-        "store anew, or remove (streamq schedules rm)"
+        "store anew, or remove (streamq schedules rm NAME)"
     )
     keys = {"STREAMQ_SIGNING_KEYS": "k1=" + "aa" * 32}
     code, output = streamq("schedules", "ls", "--json", "--url", valkey.url, env=keys)
