@@ -210,8 +210,10 @@ async def test_the_remedy_is_about_the_queue_that_was_refused(real_server, anyio
 
 async def test_a_worker_says_it_as_well(real_server, anyio_backend):
     """What is refused to a loop, to a settlement and to middleware, and the dead letter of a settlement."""
-    limited = broker_without(real_server, "-xreadgroup", namespace="shop", group="mail")
+    limited = broker_without(real_server, namespace="shop", group="mail")
     async with limited as broker, working(broker, send) as worker:
+        real_server.command("ACL", "SETUSER", "bob", "-xreadgroup")
+        real_server.command("XADD", "shop:standard", "*", "task", "send")
         await until(lambda: worker.health.refused)
         assert all("--role worker --namespace shop --group mail' as" in line for line in worker.health.refused)
     outage = Outage("w", Listeners(), random.Random(7), broker.server_clock, broker.keys)
