@@ -144,8 +144,11 @@ class Converter:
         self._named: dict[str, JsonType] = {}
         self._others: JsonType | None = None
         for parameter in signature.parameters.values():
-            kind = parameter.kind
-            one = self._type(parameter.name, hints.get(parameter.name, parameter.annotation))
+            kind, annotation = parameter.kind, hints.get(parameter.name, parameter.annotation)
+            if kind is parameter.VAR_KEYWORD and (keys := unpacked_fields(annotation)) is not None:
+                self._named |= {key: self._type(key, hint) for key, (hint, _) in keys.items()}
+                continue
+            one = self._type(parameter.name, annotation)
             if kind in _POSITIONAL:
                 self._positional.append((parameter.name, one))
             if kind is parameter.VAR_POSITIONAL:
@@ -233,11 +236,13 @@ def _unpacked(signature: inspect.Signature, function: Callable[..., Any]) -> ins
             annotation = read_hints(last.name, function).get(last.name)
     if isinstance(annotation, str) or (fields := unpacked_fields(annotation)) is None:
         return signature
-    keys = [
-        last.replace(name=key, kind=last.KEYWORD_ONLY, annotation=hint, default=last.empty if required else NOT_GIVEN)
-        for key, (hint, required) in fields.items()
-    ]
-    return signature.replace(parameters=[*others, *keys])
+    with suppress(ValueError):  # a key that is no name of a parameter, such as "from": it is converted all the same
+        keys = [
+            last.replace(name=key, kind=last.KEYWORD_ONLY, annotation=hint, default=last.empty if needed else NOT_GIVEN)
+            for key, (hint, needed) in fields.items()
+        ]
+        return signature.replace(parameters=[*others, *keys])
+    return signature
 
 
 def read_hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from streamq.diagnostics.safe_text import str_of
@@ -177,11 +178,18 @@ def _gone_keys(given: Mapping[Any, Any], fitted: Any) -> list[Any]:
     """Return the keys of a dict that have no place in what was made of it."""
     if isinstance(fitted, Mapping):
         return [key for key in given if key not in fitted] if len(fitted) < len(given) else []  # else converted
-    if not (names := _field_names(type(fitted))) or _reshapes(type(fitted)):
-        return []
-    known = {*names, *(name for one in _field_infos(type(fitted)) for name in _aliases(one))}
-    known |= (getattr(fitted, "__pydantic_extra__", None) or {}).keys()
-    return [key for key in given if key not in known]
+    kind: Any = type(fitted)
+    known, extra = _known_keys(kind), getattr(fitted, "__pydantic_extra__", None) or {}
+    return [] if known is None else [key for key in given if key not in known and key not in extra]
+
+
+@lru_cache(maxsize=256)
+def _known_keys(kind: type) -> frozenset[Any] | None:
+    """Return the keys of a dict that a model or a dataclass takes, by name or alias. None if it may take any."""
+    names = _field_names(kind)
+    if not names or _reshapes(kind):
+        return None
+    return frozenset({*names, *(name for one in _field_infos(kind) for name in _aliases(one))})
 
 
 def _field_names(kind: type) -> tuple[str, ...]:

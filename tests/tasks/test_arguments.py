@@ -298,6 +298,24 @@ async def test_the_keys_of_unpacked_options_are_parameters(memory, unpack, valid
     assert str(keyed.arguments.signature).startswith("(first: int, *, number: int, when: datetime.date = ...")
 
 
+async def test_a_key_of_unpacked_options_that_is_no_name_of_a_parameter_is_converted(memory):
+    """It can be given as `**{"from": ...}`."""
+    got = []
+
+    async def handler(**options):
+        got.append(options)
+
+    mail = typing.TypedDict("Mail", {"from": date, "to": str})  # type: ignore[misc]
+    handler.__annotations__ = {"options": typing.Unpack[mail]}
+    sending = task(name="sending", retries=0)(handler)
+    async with RedisBroker(memory.url) as broker:
+        await broker.enqueue(sending, **{"from": date(2026, 1, 1), "to": "b"})  # type: ignore[arg-type]
+        with pytest.raises(ArgumentsError, match="argument from = 'soon'"):
+            await broker.enqueue(sending, **{"from": "soon"})  # type: ignore[arg-type]
+        await burst(broker, sending)
+    assert got == [{"from": date(2026, 1, 1), "to": "b"}]
+
+
 async def test_keys_of_unpacked_options_that_are_written_as_text_are_read(memory):
     """`from __future__ import annotations`."""
     async with RedisBroker(memory.url) as broker:

@@ -165,7 +165,7 @@ def test_what_can_be_converted_is(annotation, value, arrives):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from([Patch | dict, Part | dict, dict | Patch, list[Patch] | list[dict], Base | dict, Patch | Base]),
+    st.sampled_from([Patch | dict, Part | dict, dict | Patch, list[Patch] | list[dict], Base | dict]),
     st.dictionaries(st.sampled_from(["x", "y", "z", "id"]), st.integers() | st.text(max_size=3), max_size=3),
 )
 def test_a_dict_for_a_union_with_models_arrives_equal_or_is_refused(annotation, value):
@@ -175,5 +175,4 @@ def test_a_dict_for_a_union_with_models_arrives_equal_or_is_refused(annotation, 
         payload = kind.encode(given_value)
     except TypeError:
         return
-    back = kind.decode(payload)
-    assert back == given_value or (annotation == Patch | Base and back == Patch.model_validate(value, by_name=True))
+    assert kind.decode(payload) == given_value
