@@ -249,9 +249,9 @@ def read_hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a task's function. Raises ArgumentsError for one that cannot be read."""
     try:
         return typing.get_type_hints(written(function), include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+    except Exception as error:  # an annotation that is a text is code, which may raise anything
         remedy = "import it where the module runs (not under TYPE_CHECKING), or use @task(validate=False)"
-        raise ArgumentsError(name, f"an annotation cannot be read: {error}; {remedy}") from error
+        raise ArgumentsError(name, f"an annotation cannot be read: {str_of(error)}; {remedy}") from error
 
 
 def encode_extra(value: Any) -> Any:

@@ -5,6 +5,7 @@ With the extra `pydantic` it is any annotation that pydantic knows. Without it, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -169,8 +170,9 @@ def has_pydantic() -> bool:
 def _exact_types(annotation: Any) -> frozenset[type]:
     """Return the types of an annotation that JSON gives back as they are. None if there are other types in it."""
     members = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
-    found = {type(None) if one is None else one for one in members}
-    return frozenset(found) if found <= _EXACT else frozenset()
+    found = [type(None) if one is None else one for one in members]
+    plain = all(type(one) is type for one in found)  # what else an annotation is may have no hash
+    return frozenset(found) if plain and _EXACT.issuperset(found) else frozenset()
 
 
 # --- the two ways --------------------------------------------------------------------------------------
@@ -212,15 +214,29 @@ def _way_of_reader(annotation: Any) -> _Way:
     return _Way(_itself, dumps, read, _always)
 
 
-def _way_of_pydantic(annotation: Any) -> _Way:
+def _adapter_of(annotation: Any) -> Any:
+    """Return pydantic's adapter of an annotation. Raises TypeError for what is no type, and what pydantic raises."""
     from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - slow to import
-    from pydantic_core import PydanticSerializationError, ValidationError  # noqa: PLC0415
 
     formed = for_pydantic(annotation)
     try:
         adapter: Any = TypeAdapter(formed)
     except PydanticSchemaGenerationError:  # a class that pydantic does not know: instances of it are taken as they are
-        adapter = TypeAdapter(formed, config=ConfigDict(arbitrary_types_allowed=True))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".* is not a Python type")  # of such it would take any value
+            adapter = TypeAdapter(formed, config=ConfigDict(arbitrary_types_allowed=True))
+    if not adapter.pydantic_complete:
+        raise TypeError(
+            f"a name in {name_of_type(annotation)} is not found: write an alias that holds itself with "
+            "typing_extensions.TypeAliasType, or as 'type Name = ...' (Python 3.12)"
+        )
+    return adapter
+
+
+def _way_of_pydantic(annotation: Any) -> _Way:
+    from pydantic_core import PydanticSerializationError, ValidationError  # noqa: PLC0415
+
+    adapter = _adapter_of(annotation)
 
     def fitted(value: Any) -> Any:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -41,7 +40,6 @@ def test_with_the_plugin_of_anyio(tmp_path):
     assert "2 passed" in run_pytest(tmp_path, fixture("pytest.mark.anyio"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pytest_asyncio") is None, reason="pytest-asyncio is not installed")
 def test_with_pytest_asyncio(tmp_path):
     """The fixture in a task of its own passes; the other one says what to do."""
     auto = ("-o", "asyncio_mode=auto")

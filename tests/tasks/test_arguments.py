@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 import pytest
 import typing_extensions
@@ -382,3 +382,39 @@ async def test_nan_inside_a_model_is_refused(memory):
 def test_a_repr_shows_the_signature():
     """Arguments are shown as they are declared."""
     assert repr(deferred.power.arguments) == "<Arguments of power(base: 'int', exponent: 'int' = 2) -> 'int'>"
+
+
+RECURSIVE = Union[None, int, list["RECURSIVE"]]  # noqa: UP007 - as people write it
+
+
+@pytest.mark.parametrize(
+    ("annotation", "why"),
+    [
+        ([str], "is not a Python type"),
+        (5, "is not a Python type"),
+        (dict[str, [1]], "is not a Python type"),
+        ({"a": 1}, "type"),
+        ("1 / 0", "an annotation cannot be read: division by zero"),
+        ("{}.missing", "an annotation cannot be read"),
+        ("raises()", "an annotation cannot be read: what"),
+        (list["Missing"], "Missing"),  # type: ignore[name-defined]  # noqa: F821
+        (RECURSIVE, "write an alias that holds itself with typing_extensions.TypeAliasType"),
+    ],
+    ids=str,
+)
+def test_an_annotation_that_is_no_type_is_refused_by_name(annotation, why, monkeypatch):
+    """Where it is read: a worker does not begin, and an enqueue is refused. No bare error of typing or pydantic."""
+
+    def raises():
+        raise ZeroDivisionError("what")
+
+    monkeypatch.setitem(globals(), "raises", raises)
+
+    def handler(to):
+        pass
+
+    handler.__annotations__["to"] = annotation
+    declared = task(handler, name="mail")
+    with pytest.raises(ArgumentsError, match=r"task 'mail': .*annotation") as caught:
+        declared.arguments.prepare()
+    assert why in str(caught.value)
