@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from streamq.diagnostics.log_fields import TASK_FIELDS, current_trace_id, fields_of
-from streamq.diagnostics.safe_text import repr_of, str_of
+from streamq.diagnostics.safe_text import repr_of, str_of, type_name
 from streamq.handlers.context import delivery_var
 from streamq.wire.printable import json_line, printable, printable_lines
 
@@ -26,6 +26,7 @@ _MOST_TRACEBACK: Final = 50_000  # characters of a traceback, from its end
 _MOST_OF_FIELD: Final = 10_000  # characters of a field's value, as JSON
 _MOST_FIELDS: Final = 100  # of one record, beside those that each line has
 _TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s"
+_SECONDS: Final = "%Y-%m-%d %H:%M:%S"
 _OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _PLAIN: Final = (bool, int, float, type(None))
 
@@ -48,24 +49,34 @@ def task_fields() -> dict[str, str | int]:
 
 
 def add_task_fields(logger: Any, method_name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ARG001
-    """Add the fields of the running task to a line of structlog: put this among its processors."""
+    """Add the fields of the running task to a line of structlog: put this among its processors.
+
+    A field of the line with such a name gets an underscore after it.
+    """
     for name, value in task_fields().items():
-        event_dict.setdefault(name, value)
+        if name in event_dict:
+            event_dict[f"{name}_"] = event_dict[name]
+        event_dict[name] = value
     return event_dict
 
 
 class TaskFields(logging.Filter):
     """Gives each record the fields of the task whose handler logs it (see `task_fields`). Lets every record pass.
 
+    A field of `extra` with such a name gets an underscore after it. A record of no task has empty fields, so that a
+    format such as `%(task_id)s` fits it.
+
     It belongs to a handler of `logging`, not to a logger: a logger's filter does not see the records of its children.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields that the record has not got. Return True."""
-        if getattr(record, "task_id", None) is None:
-            for name, value in task_fields().items():
-                if name not in record.__dict__:
-                    record.__dict__[name] = value
+        """Add the fields of the task to a record. Return True."""
+        given, ours = record.__dict__, _is_ours(record)
+        for name, value in ({} if ours else task_fields()).items():
+            if given.setdefault(name, value) != value:
+                given[f"{name}_"], given[name] = given[name], value
+        for name in TASK_FIELDS:
+            given.setdefault(name, "")
         return True
 
 
@@ -76,12 +87,12 @@ class TextFormatter(logging.Formatter):
     """
 
     def __init__(self) -> None:
-        super().__init__(_TEXT, "%Y-%m-%d %H:%M:%S")
+        super().__init__(_TEXT, _SECONDS)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text, with escapes for what is not printable."""
-        record.message = record.getMessage()
-        record.asctime = self.formatTime(record, self.datefmt)
+        record.message = _message(record)
+        record.asctime = _time(record).strftime(_SECONDS)
         lines = [printable(self.formatMessage(record) + _whose(record))]
         if trace := _traceback(self, record):
             lines.append(trace)
@@ -102,14 +113,14 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
         line: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "ts": _time(record).astimezone(UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         trace = _traceback(self, record)
-        reserved = {*line, "exc", "stack"}
+        reserved = {*line, "exc", "stack", *(() if _is_ours(record) else ("event",))}
         for name, value in _extra(record).items():
             line[f"{name}_" if name in reserved else name] = value
         if trace:
@@ -126,10 +137,31 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] is not None else ""
 
 
+def _message(record: logging.LogRecord) -> str:
+    """Return the message of a record. If it cannot be made, its parts: a line is not lost, and raises nothing."""
+    try:
+        return record.getMessage()
+    except BaseException as error:  # noqa: BLE001 - a value's text may raise anything; a format may not fit its values
+        return f"{str_of(record.msg)} (cannot be formatted with {repr_of(record.args)}: {type_name(error)})"
+
+
+def _time(record: logging.LogRecord) -> datetime:
+    """Return the local time of a record; the time of now if it has none that can be."""
+    try:
+        return datetime.fromtimestamp(record.created).astimezone()
+    except (ValueError, OverflowError, OSError, TypeError):
+        return datetime.now().astimezone()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Is this a line of streamq? It has the fields of its task already, and no others of it."""
+    return record.name == "streamq" or str_of(record.name).startswith("streamq.")
+
+
 def _whose(record: logging.LogRecord) -> str:
-    """Return the task of a handler's line. Those of streamq, which have an event, name it in their words."""
+    """Return the task of a handler's line. Those of streamq name it in their words."""
     fields = record.__dict__
-    if "event" in fields or fields.get("task_id") is None:
+    if _is_ours(record) or not fields.get("task_id"):
         return ""
     return f" [{fields.get('task', '?')} {fields['task_id']}, attempt {fields.get('attempt', '?')}]"
 
@@ -137,6 +169,9 @@ def _whose(record: logging.LogRecord) -> str:
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of `extra`, those of the task first."""
     given = {name: value for name, value in record.__dict__.items() if name not in _OF_EVERY_RECORD}
+    for name in TASK_FIELDS:
+        if given.get(name) == "":
+            del given[name]
     first = [name for name in ("event", *TASK_FIELDS) if name in given]
     names = [*first, *(name for name in given if name not in first)]
     fields = {str_of(name, 100): _value(given[name]) for name in names[:_MOST_FIELDS]}

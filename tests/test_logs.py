@@ -87,8 +87,7 @@ async def test_each_line_of_a_handler_names_its_task(server, kept):
     assert by_name["looped"].items() >= {"attempt": 1, "tier": "standard", "trace_id": TRACE}.items()
     assert "trace_id" not in by_name["threaded"]
     (own,) = kept.of(message="own")
-    assert own["task_id"] == "mine"
-    assert "task" not in own
+    assert own.items() >= {"task": "threaded", "task_id": second.task_id, "attempt": 1, "task_id_": "mine"}.items()
     (outside,) = kept.of(message="outside")
     assert not outside.keys() & {"task", "task_id", "attempt", "tier"}
     assert any(text.endswith(f" deeper [looped {first.task_id}, attempt 1]") for text in kept.texts)
@@ -122,7 +121,8 @@ async def test_structlog_has_the_same_fields(server):
     async with RedisBroker(server.url) as broker:
         handle = await broker.enqueue(send)
         await burst(broker, send)
-    assert seen == [{"event": "sending", "tier": "mine", "task": "send", "task_id": handle.task_id, "attempt": 1}]
+    of_task = {"task": "send", "task_id": handle.task_id, "attempt": 1, "tier": "standard"}
+    assert seen == [{"event": "sending", "tier_": "mine", **of_task}]
     assert task_fields() == {}
 
 
@@ -324,6 +324,89 @@ def test_a_filter_of_ours_never_stops_a_record():
         assert TaskFields().filter(record_of())
     finally:
         delivery_var.reset(token)
+
+
+async def test_a_field_of_extra_takes_no_ones_place(server, kept):
+    """It gets an underscore: the line stays that of its task, and no line but those of streamq has an event."""
+    mine = {"task": "laundry", "task_id": 7, "attempt": None, "tier": "mine", "event": "dead"}
+
+    @task(name="todo")
+    async def todo():
+        shop.info("saved", extra=mine)
+
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(todo)
+        await burst(broker, todo)
+    (line,) = kept.of(message="saved")
+    of_task = {"task": "todo", "task_id": handle.task_id, "attempt": 1, "tier": "standard"}
+    assert line.items() >= {**of_task, **{f"{name}_": value for name, value in mine.items()}}.items()
+    assert "event" not in line
+    assert any(text.endswith(f" saved [todo {handle.task_id}, attempt 1]") for text in kept.texts)
+
+
+async def test_a_line_of_streamq_is_about_its_own_task(server, kept):
+    """Not about the one that the same runner has had before."""
+
+    @task(name="known")
+    async def known():
+        pass
+
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(known)
+        other = await broker.enqueue("nosuch")
+        worker = Worker(broker, [known], concurrency=1)
+        async with anyio.create_task_group() as group:
+            await group.start(worker.run)
+            with anyio.fail_after(10):
+                while not kept.of(event="unknown_task"):
+                    await anyio.sleep(0.01)
+            worker.stop()
+    (line,) = kept.of(event="unknown_task")
+    assert (line["task"], line["task_id"]) == ("nosuch", other.task_id)
+
+
+class Odd:
+    """Whose texts raise, or would begin a line."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __repr__(self):
+        return 'x\n{"level":"error","event":"dead"}\n'
+
+    def __str__(self):
+        raise self.kind('y\n{"level":"error","event":"dead"}\n')
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("form", "args"), [("%d rows", 1), ("price %s", 1), ("%s and %s", 1), ("none", 2), ("%(a)s", 1)]
+)
+def test_a_message_that_cannot_be_made_is_a_line_all_the_same(formatter, kind, form, args):
+    """With its parts, on one line. logging's own report of it is not JSON, and its text began lines."""
+    record = logging.LogRecord("shop", 20, "p", 1, form, (Odd(kind),) * args, None)
+    text = formatter.format(record)
+    assert "\n" not in text
+    assert form.split()[-1] in text
+    assert "cannot be formatted with" in text
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("created", [float("nan"), 1e300, -1e300, "soon", None])
+def test_a_record_of_no_time_is_written_now(formatter, created):
+    """Whoever made it."""
+    record = record_of()
+    record.created = created
+    assert str(datetime.now(UTC).year) in formatter.format(record)[:20]
+
+
+def test_a_percent_format_may_name_the_fields():
+    """Outside of a run they are empty, and no line is lost."""
+    record = record_of()
+    assert TaskFields().filter(record)
+    assert logging.Formatter("%(task)s|%(task_id)s|%(attempt)s|%(trace_id)s|%(message)s").format(record) == "||||said"
+    assert not json.loads(JsonFormatter().format(record)).keys() & {"task", "task_id", "attempt", "tier", "trace_id"}
 
 
 # --- one schema --------------------------------------------------------------------------------

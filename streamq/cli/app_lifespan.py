@@ -105,13 +105,16 @@ class AppLifespan(AbstractAsyncContextManager[Any]):
 
     @contextlib.contextmanager
     def _failing(self, when: str) -> Iterator[None]:
-        """Note what a step of it raises. `sys.exit()` in it is a failure, too: it would say that all is well."""
+        """Note what a step of it raises. `sys.exit()` in it is a failure, too: it would say that all is well.
+
+        So is KeyboardInterrupt: `streamq worker` hears Ctrl-C in another way.
+        """
         try:
             yield
         except Exception as error:
             self.failure = LifespanFailedError(self.name, when, error)
             raise
-        except SystemExit as error:
+        except (SystemExit, KeyboardInterrupt) as error:
             self.failure = LifespanFailedError(self.name, when, error)
             raise self.failure from error
 

@@ -7,8 +7,9 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from streamq.diagnostics.safe_log import faults
 from streamq.logs import JsonFormatter, TaskFields, TextFormatter
 
 _MOST_WAITING: Final = 10_000  # records that wait for a log that nobody reads
@@ -55,8 +56,24 @@ def set_up_aside(log_format: str, level: str) -> Callable[[float], bool]:
     return aside.written
 
 
+class _Writer(logging.StreamHandler[Any]):
+    """Writes to stderr. What raises meanwhile is reported there as streamq reports it, and harms nobody."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            super().emit(record)
+        except BaseException:  # noqa: BLE001 - a formatter, a stream, an object of the user's
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name in logging
+        """Report the exception in handling."""
+        if (error := sys.exc_info()[1]) is not None:
+            faults.note(record.name, error)
+
+
 def _writer(log_format: str) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Writer(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     return handler
 

@@ -41,6 +41,7 @@ class UnknownTasks:
                 name,
                 self._wait,
                 event="unknown_task",
+                of=delivery,
             )
         # Longer each time: a deploy is seen soon, and a name that nobody knows costs little.
         pause = max(FIRST_PAUSE, min(waited / 2, LONGEST_PAUSE))
