@@ -150,7 +150,7 @@ def _time(record: logging.LogRecord) -> datetime:
     try:
         return datetime.fromtimestamp(record.created).astimezone()
     except (ValueError, OverflowError, OSError, TypeError):
-        return datetime.now().astimezone()
+        return datetime.fromtimestamp(logging.makeLogRecord({}).created).astimezone()
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

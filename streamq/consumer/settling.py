@@ -390,12 +390,8 @@ class Settler:
         self.superseded += count
         self.counting.of(delivery).superseded += count
         shown = "1 delivery was" if count == 1 else f"{count} deliveries were"
-        log.info(
-            "%s settled by another consumer first, or gone from the stream, in tier %s",
-            shown,
-            delivery.tier_name,
-            event="superseded",
-        )
+        text = "%s settled by another consumer first, or gone from the stream, in tier %s"
+        log.info(text, shown, delivery.tier_name, event="superseded")
         self._listeners.emit(Superseded(delivery))
 
 
