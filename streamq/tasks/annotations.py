@@ -64,6 +64,12 @@ def item_of(annotation: Any) -> Any:
     return typing.Union[tuple(found)]  # noqa: UP007 - of types that are known at run time
 
 
+def is_read_as_list(annotation: Any) -> bool:
+    """Is a `list`, or an `Iterable`, which arrives as one, among the types of an annotation, and no tuple?"""
+    found = [typing.get_origin(one) or one for one in map(_bare, members_of(annotation))]
+    return tuple not in found and any(one is list or one in _READ_AS_LIST for one in found)
+
+
 def name_of_type(annotation: Any) -> str:
     """Return an annotation as somebody would write it."""
     return (
@@ -99,7 +105,8 @@ def for_pydantic(annotation: Any) -> Any:
     """Return an annotation as pydantic carries its values whole.
 
     A TypedDict keeps keys that it does not declare, as a subtype may have them, and may be that of `typing` on any
-    Python. An `Iterable` is a list, which is checked when it arrives. Enum members are found by their JSON.
+    Python. An `Iterable` is a list, which is checked when it arrives. Enum members are found by their JSON; in a union
+    only those that arrive, as what is given may be a value of another of its types.
     Raises TypeError for an `Iterator`, which can be read once. Models and dataclasses are left as they are.
     """
     return _form(annotation, ())
@@ -125,7 +132,7 @@ def _form_of_name(annotation: Any, within: tuple[Any, ...]) -> Any:
         form = _form(annotation.__value__, within)
         return annotation if form is annotation.__value__ else form
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum) and needs_table(annotation):
-        return _read_by_table(annotation, members_by_json(annotation))
+        return _read_by_table(annotation, members_by_json(annotation), within)
     is_typed_dict = isinstance(annotation, type) and hasattr(annotation, "__required_keys__")
     return _typed_dict(annotation, within) if is_typed_dict else annotation
 
@@ -133,8 +140,10 @@ def _form_of_name(annotation: Any, within: tuple[Any, ...]) -> Any:
 def _form_of_generic(annotation: Any, origin: Any, within: tuple[Any, ...]) -> Any:
     parts = typing.get_args(annotation)
     if origin is typing.Literal:
-        return _read_by_table(annotation, members_by_json(parts))
+        return _read_by_table(annotation, members_by_json(parts), within)
     annotated, union = origin is typing.Annotated, origin in UNIONS
+    if union:
+        within = (*within, annotation)
     if not annotated and not union and not _is_container(origin):
         return annotation
     forms = (_form(parts[0], within), *parts[1:]) if annotated else tuple(_form(one, within) for one in parts)
@@ -166,10 +175,24 @@ def _has_config(kind: Any) -> bool:
     return hasattr(kind, "__pydantic_config__") or any(map(_has_config, getattr(kind, "__orig_bases__", ())))
 
 
-def _read_by_table(annotation: Any, table: Mapping[bytes, Any]) -> Any:
+def _read_by_table(annotation: Any, table: Mapping[bytes, Any], within: tuple[Any, ...]) -> Any:
     """Return an annotation whose values are looked up by their JSON, where pydantic does not find them."""
     if not table:
         return annotation
-    from pydantic import BeforeValidator  # noqa: PLC0415 - slow to import
+    from pydantic import BeforeValidator, ValidationInfo  # noqa: PLC0415 - slow to import
 
-    return typing.Annotated[annotation, BeforeValidator(lambda value: member_of(value, table))]
+    kept = _kept(within)
+
+    def member(value: Any, info: ValidationInfo) -> Any:
+        return value if info.mode == "python" and isinstance(value, kept) else member_of(value, table)
+
+    member.__annotations__.clear()  # texts, of which pydantic would not find the names
+    return typing.Annotated[annotation, BeforeValidator(member)]
+
+
+def _kept(within: tuple[Any, ...]) -> tuple[type, ...]:
+    """Return the types of given values that are no member by their JSON: they may be of another type of a union."""
+    unions = [members_of(one) for one in within if typing.get_origin(one) in UNIONS]
+    if any(len([one for one in members if one is not type(None)]) > 1 for members in unions):
+        return (object,)
+    return (type(None),) if unions else ()

@@ -6,6 +6,7 @@ twice, and in one that does not come at all (PEP 495).
 
 from __future__ import annotations
 
+import enum
 import typing
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -14,10 +15,15 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from streamq.diagnostics.safe_text import str_of
 
+Found = TypeVar("Found")
+_KeyPath = tuple[Any, ...]  # a key, and where to look in its value
+ROUNDED: Final = "it would arrive rounded: a float does not have as many digits"
+_NO_KEY: Final = "it would be lost: {} has no such key"
+_TWICE: Final = "it would be lost: another key is given for the same field of {}"
 _SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, date, timedelta})
 
@@ -44,24 +50,30 @@ def difference(one: Any, other: Any, path: str = "") -> str | None:
     return None
 
 
-def lost_part(given: Any, fitted: Any, path: str = "") -> str | None:
-    """Return the path to the first part of a value that is missing in what a type has made of it. None if none is.
+class Lost(NamedTuple):
+    """A part of a value that a type does not hold: `place` is the path to it. `why` has `{}` for the type's name."""
+
+    place: str
+    why: str
+
+
+def lost_part(given: Any, fitted: Any, path: str = "") -> Lost | None:
+    """Return the first part of a value that is missing in what a type has made of it. None if none is.
 
     A dict may have become a model, a list a set: these are conversions. A key that has no place there is lost.
     """
     if given is fitted:
         return None
     if type(given) is int and type(fitted) is float:
-        return None if given == fitted else path
+        return None if given == fitted else Lost(path, ROUNDED)
+    gone: Mapping[Any, str] = {}
     if isinstance(given, Mapping):
         gone = _gone_keys(given, fitted)
     elif isinstance(given, type(fitted)):
         taken = _field_names(type(fitted))
-        gone = [name for name in _field_names(type(given)) if name not in taken]  # those of a subclass
-    else:
-        gone = []
-    if gone:
-        return _below(path, gone[0])
+        gone = dict.fromkeys((name for name in _field_names(type(given)) if name not in taken), _NO_KEY)  # a subclass
+    for name, why in gone.items():
+        return Lost(_below(path, name), why)
     return _first(lost_part, given, fitted, path)
 
 
@@ -75,6 +87,15 @@ def made_an_object(given: Any, fitted: Any, path: str = "") -> str | None:
     if _field_names(type(fitted)) and not _field_names(type(given)):
         return path
     return _first(made_an_object, given, fitted, path)
+
+
+def made_a_member(given: Any, fitted: Any, path: str = "") -> str | None:
+    """Return the path to the first value of which a type has made an enum member. None if there is none."""
+    if given is fitted:
+        return None
+    if isinstance(fitted, enum.Enum) and not isinstance(given, enum.Enum):
+        return path
+    return _first(made_a_member, given, fitted, path)
 
 
 # --- the same ------------------------------------------------------------------------------------------
@@ -145,7 +166,10 @@ def _parts(value: Any) -> Mapping[Any, Any] | None:
     if is_dataclass(kind):
         return {part.name: getattr(value, part.name, None) for part in fields(kind)}
     if (names := getattr(kind, "__pydantic_fields__", None)) is not None:
-        return {name: getattr(value, name, None) for name in names} | (value.__pydantic_extra__ or {})
+        extra = {
+            f"{name} (extra)" if name in names else name: one for name, one in (value.__pydantic_extra__ or {}).items()
+        }
+        return {name: getattr(value, name, None) for name in names} | extra
     if "__eq__" not in {name for one in kind.__mro__[:-1] for name in vars(one)}:
         return dict(getattr(value, "__dict__", {}))
     return None
@@ -154,8 +178,8 @@ def _parts(value: Any) -> Mapping[Any, Any] | None:
 # --- lost ----------------------------------------------------------------------------------------------
 
 
-def _first(find: Callable[[Any, Any, str], str | None], given: Any, fitted: Any, path: str) -> str | None:
-    """Return the first path that is found in the parts which two values have in common."""
+def _first(find: Callable[[Any, Any, str], Found | None], given: Any, fitted: Any, path: str) -> Found | None:
+    """Return what is found first in the parts which two values have in common."""
     found = (find(one, other, _below(path, name)) for name, one, other in _common_parts(given, fitted))
     return next((place for place in found if place is not None), None)
 
@@ -174,22 +198,68 @@ def _named_parts(value: Any) -> Mapping[Any, Any]:
     return {name: getattr(value, name, None) for name in _field_names(type(value))}
 
 
-def _gone_keys(given: Mapping[Any, Any], fitted: Any) -> list[Any]:
-    """Return the keys of a dict that have no place in what was made of it."""
+def _gone_keys(given: Mapping[Any, Any], fitted: Any) -> dict[Any, str]:
+    """Return the keys of a dict that have no place in what was made of it, each with the reason."""
     if isinstance(fitted, Mapping):
-        return [key for key in given if key not in fitted] if len(fitted) < len(given) else []  # else converted
+        gone = [key for key in given if key not in fitted] if len(fitted) < len(given) else []  # else converted
+        return dict.fromkeys(gone, _NO_KEY)
     kind: Any = type(fitted)
-    known, extra = _known_keys(kind), getattr(fitted, "__pydantic_extra__", None) or {}
-    return [] if known is None else [key for key in given if key not in known and key not in extra]
+    if (of_fields := _keys_of_fields(kind)) is None:
+        return {}
+    extra = (getattr(fitted, "__pydantic_extra__", None) or {}).keys() - {*_field_names(kind)}
+    taken = [found for paths in of_fields if (found := _first_present(paths, given)) is not None]
+    others = {path for paths in of_fields for path in paths}
+    return {
+        ".".join(map(str_of, path)): _TWICE if path in others else _NO_KEY
+        for path in _unread(given, taken)
+        if path[0] not in extra and not _holds(fitted, path[0], given[path[0]])
+    }
+
+
+def _unread(given: Mapping[Any, Any], paths: list[_KeyPath]) -> Iterator[_KeyPath]:
+    """Yield the paths to the keys of a dict from which no field is read."""
+    for key, value in given.items():
+        below = [path[1:] for path in paths if path[0] == key]
+        if not below:
+            yield (key,)
+        elif () not in below and isinstance(value, Mapping):
+            yield from ((key, *rest) for rest in _unread(value, below))
+
+
+def _first_present(paths: tuple[_KeyPath, ...], given: Mapping[Any, Any]) -> _KeyPath | None:
+    """Return which of the keys of a field is there: the one that its value is taken from."""
+    return next((path for path in paths if _is_there(path, given)), None)
+
+
+def _is_there(path: _KeyPath, given: Any) -> bool:
+    with suppress(LookupError, TypeError):
+        for key in path:
+            given = given[key]
+        return True
+    return False
+
+
+def _holds(fitted: Any, key: Any, value: Any) -> bool:
+    """Has an object made by itself what was given for a field that it does not take, such as one with `init=False`?"""
+    if key not in (getattr(type(fitted), "__dataclass_fields__", None) or ()):
+        return False
+    return _is_made(type(fitted), key) and bool(getattr(fitted, key, None) == value)
 
 
 @lru_cache(maxsize=256)
-def _known_keys(kind: type) -> frozenset[Any] | None:
-    """Return the keys of a dict that a model or a dataclass takes, by name or alias. None if it may take any."""
+def _keys_of_fields(kind: type) -> tuple[tuple[_KeyPath, ...], ...] | None:
+    """Return the keys from which each field of a model or a dataclass is read, the first that is there. None if any."""
     names = _field_names(kind)
     if not names or _reshapes(kind):
         return None
-    return frozenset({*names, *(name for one in _field_infos(kind) for name in _aliases(one))})
+    aliases = _aliases_of(kind)
+    return tuple((*aliases.get(name, ()), (name,)) for name in names if not _is_made(kind, name))
+
+
+def _is_made(kind: Any, name: str) -> bool:
+    """Does a dataclass set a field itself, so that no key gives it: one with `init=False`, or a `ClassVar`?"""
+    found = (getattr(kind, "__dataclass_fields__", None) or {}).get(name)
+    return found is not None and (not found.init or found._field_type.name == "_FIELD_CLASSVAR")  # noqa: SLF001
 
 
 def _field_names(kind: type) -> tuple[str, ...]:
@@ -203,22 +273,23 @@ def _reshapes(kind: type) -> bool:
     return any(one.info.mode != "after" for one in validators.values())
 
 
-def _field_infos(kind: type) -> list[Any]:
-    """Return what says how the fields of a model or a dataclass are called."""
-    if infos := getattr(kind, "__pydantic_fields__", None):
-        return [*infos.values()]
-    found = [getattr(one, "default", None) for one in kind.__dataclass_fields__.values()]  # type: ignore[attr-defined]
-    with suppress(Exception):  # of names that only pydantic could resolve
-        hints = typing.get_type_hints(kind, include_extras=True).values()
-        found += [one for hint in hints for one in getattr(hint, "__metadata__", ())]
-    return found
+def _aliases_of(kind: Any) -> dict[str, list[_KeyPath]]:
+    """Return the keys under which each field is read, besides its name."""
+    infos: dict[str, list[Any]] = {
+        name: [one] for name, one in (getattr(kind, "__pydantic_fields__", None) or {}).items()
+    }
+    if not infos:
+        infos = {name: [getattr(one, "default", None)] for name, one in kind.__dataclass_fields__.items()}
+        with suppress(Exception):  # of names that only pydantic could resolve
+            for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+                infos[name] += getattr(hint, "__metadata__", ())
+    return {name: [key for info in found for key in _aliases(info)] for name, found in infos.items()}
 
 
-def _aliases(info: Any) -> list[Any]:
-    """Return the keys under which a field is read, besides its name."""
-    given = [getattr(info, name, None) for name in ("alias", "validation_alias")]
-    choices = [one for alias in given for one in getattr(alias, "choices", (alias,))]
-    return [(getattr(one, "path", None) or (one,))[0] for one in choices if one is not None]
+def _aliases(info: Any) -> list[_KeyPath]:
+    alias = getattr(info, "validation_alias", None) or getattr(info, "alias", None)
+    choices = [one for one in getattr(alias, "choices", (alias,)) if one is not None]
+    return [tuple(getattr(one, "path", None) or (one,)) for one in choices]
 
 
 def _below(path: str, name: Any) -> str:

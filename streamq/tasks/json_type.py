@@ -6,16 +6,17 @@ With the extra `pydantic` it is any annotation that pydantic knows. Without it, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
-from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, name_of_type
-from streamq.tasks.difference import difference, lost_part, made_an_object
+from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, is_read_as_list, name_of_type
+from streamq.tasks.difference import ROUNDED, difference, lost_part, made_a_member, made_an_object
 from streamq.tasks.json_reader import UnreadableTypeError, reader_of
 from streamq.wire.bounds import shown
 from streamq.wire.message import dumps
@@ -27,8 +28,8 @@ _CHANGED: Final = (
     "it would arrive changed: JSON does not carry it as {} writes it (a secret, an excluded field, another type than "
     "the annotated one)"
 )
-_LOST: Final = "it would be lost: {} has no such key, or not as many digits"
 _OTHER: Final = "it would arrive changed: {} reads it as another of its types (a dict as a model)"
+_MEMBER: Final = "it would arrive changed: {} reads it as a member of an enum"
 
 
 class Problem(NamedTuple):
@@ -142,9 +143,9 @@ class JsonType:
         """Raise UnfitError unless a value that does not arrive as it is was converted, and nothing of it is lost."""
         name = name_of_type(self.annotation)
         if (changed := difference(fitted, back)) is not None:
-            raise UnfitError(Problem(changed, _CHANGED.format(name)))
+            raise UnfitError(Problem(changed, _why_changed(fitted, back, changed).format(name)))
         if (lost := lost_part(value, fitted)) is not None:
-            raise UnfitError(Problem(lost, _LOST.format(name)))
+            raise UnfitError(Problem(lost.place, lost.why.format(name)))
         if (made := made_an_object(value, fitted)) is not None and way.is_one(value):
             raise UnfitError(Problem(made, _OTHER.format(name)))
 
@@ -160,6 +161,13 @@ class JsonType:
     def _read(self, payload: bytes) -> Any:
         way = self.prepare()
         return orjson.loads(payload) if way is None else way.read(payload)
+
+
+def _why_changed(fitted: Any, back: Any, place: str) -> str:
+    """Return why a value does not come back as it is at this place, with `{}` for the name of its type."""
+    if (lost := lost_part(fitted, back)) is not None and lost.why == ROUNDED:
+        return ROUNDED
+    return _MEMBER if made_a_member(fitted, back) == place else _CHANGED
 
 
 def has_pydantic() -> bool:
@@ -211,7 +219,13 @@ def _way_of_reader(annotation: Any) -> _Way:
         except Exception as error:  # the constructor of a dataclass may raise anything
             raise UnfitError(Problem("", str_of(error), shown(payload))) from error
 
-    return _Way(_itself, dumps, read, _always)
+    return _Way(_as_list if is_read_as_list(annotation) else _itself, dumps, read, _always)
+
+
+def _as_list(value: Any) -> Any:
+    """Return the items of a generator, a set, a range or a tuple as a list, as pydantic does. Others as they are."""
+    whole = isinstance(value, list | str | bytes | bytearray | memoryview | Mapping) or is_dataclass(value)
+    return value if whole or not isinstance(value, Iterable) else [*value]
 
 
 def _adapter_of(annotation: Any) -> Any:

@@ -7,6 +7,7 @@ import enum
 import typing
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -24,24 +25,48 @@ from pydantic import (
     Json,
     RootModel,
     StringConstraints,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 from typing_extensions import TypedDict
 
 from streamq.tasks.difference import difference
 from streamq.tasks.json_type import JsonType, UnfitError
+from tests.tasks.test_json_type import remove_pydantic
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST, SECOND = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC).astimezone(BERLIN) for hour in (0, 1))  # both at 2:30
 NEVER = datetime(2026, 3, 29, 2, 30, tzinfo=BERLIN)  # the hour that does not come
 
 
+@pytest.fixture(params=["pydantic", "core"])
+def extra(request, monkeypatch):
+    """With the extra, and as if it were not installed."""
+    if request.param == "core":
+        remove_pydantic(monkeypatch)
+    return request.param
+
+
 class Color(enum.Enum):
     RED = "red"
 
 
+class Tone(enum.Enum):
+    """Values that pydantic does not read back, and one that is a plain text."""
+
+    R = "r"
+    PAIR = ("g", 1)
+    DAY = date(2020, 1, 1)
+    NOTHING = None
+
+
 class Base(TypedDict):
     id: int
+
+
+class OfTone(TypedDict):
+    tone: Tone | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +134,19 @@ class Patch(BaseModel):
     y: int = Field(0, validation_alias=AliasChoices("Y", AliasPath("deep", "y")))
 
 
+class Aliased(BaseModel):
+    a: int = Field(alias="AA")
+
+
+class Open(Aliased):
+    model_config = ConfigDict(extra="allow")
+
+
+class Deep(BaseModel):
+    x: int = Field(0, validation_alias=AliasPath("deep", "x"))
+    y: int = Field(0, validation_alias=AliasPath("deep", "y"))
+
+
 class Old(BaseModel):
     x: int
 
@@ -127,6 +165,17 @@ class Part:
     x: int = 0
 
 
+@dataclasses.dataclass
+class Made:
+    x: Annotated[int, Field(alias="X")]
+    double: int = dataclasses.field(init=False)
+    start: dataclasses.InitVar[int] = 0
+    unit: typing.ClassVar[str] = "m"
+
+    def __post_init__(self, start: int) -> None:
+        self.double = start + 2 * self.x
+
+
 @pytest.mark.parametrize(
     ("annotation", "value", "says"),
     [
@@ -135,7 +184,12 @@ class Part:
         (dict[int, int], {"1": 1, 1: 2}, "1: it would be lost"), (Patch | dict, {"z": 5}, "z: it would be lost"),
         (Patch | dict, {"x": 1}, "it would arrive changed: .*a dict as a model"), (Part | dict, {"x": 1}, "it would"),
         (list[Patch] | list[dict], [{"x": 1}], "0: it would"), (dict[str, Patch | dict | None], {"a": {"x": 1}}, "a: "),
-        (Patch | Any, {"x": 1}, "it would arrive changed"),
+        (Patch | Any, {"x": 1}, "it would arrive changed"), (Aliased, {"AA": 1, "a": 2}, "a: it would be lost"),
+        (list[Aliased], [{"a": 1, "AA": 1}], "0.a: it would be lost: another key is given for the same field"),
+        (Patch, {"Y": 1, "y": 2}, "y: it would be lost"), (Patch, {"Y": 1, "deep": {"y": 2}}, "deep: it would be lost"),
+        (Deep, {"deep": {"x": 1, "z": 2}}, "deep.z: it would be lost: Deep has no such key"),
+        (Open, {"AA": 1, "a": 2}, "it would "), (Made, {"X": 1, "x": 2}, "x: it would be lost: another key"),
+        (Made, {"x": 1, "double": 3}, "double: it would be"), (Made, {"x": 1, "unit": "cm"}, "unit: it would be lost"),
     ],
     ids=str,
 )  # fmt: skip
@@ -152,6 +206,11 @@ def test_a_key_that_would_be_lost_and_a_dict_that_would_become_a_model_are_refus
         (Patch | str, {"x": 1}, Patch(x=1)), (Patch | dict, Patch(x=1), Patch(x=1)), (set[int], [1, 1], {1}),
         (dict[date, int], {"2026-01-01": 1}, {date(2026, 1, 1): 1}), (Iterable[int], (1, 2), [1, 2]),
         (Annotated[str, StringConstraints(strip_whitespace=True)], " a ", "a"), (Json[list[int]], "[1]", [1]),
+        (Aliased, {"AA": 1}, Aliased(AA=1)), (Open, {"AA": 1, "b": 2}, Open(AA=1, b=2)), (Made, {"X": 1}, Made(1)),
+        (Deep, {"deep": {"x": 1, "y": 2}}, Deep(deep={"x": 1, "y": 2})), (Made, {"x": 1, "start": 0}, Made(1)),
+        (Made, {"x": 1, "double": 2, "unit": "m"}, Made(1)), (Tone, ["g", 1], Tone.PAIR), (Tone, "r", Tone.R),
+        (Tone | None, ["g", 1], Tone.PAIR), (list[Tone] | None, ["r"], [Tone.R]),
+        (Literal[Color.RED, "a"] | None, "red", Color.RED),
         (RootModel[list[int]], [1], RootModel[list[int]]([1])), (Literal[Color.RED], "red", Color.RED),
     ],
     ids=str,
@@ -161,6 +220,60 @@ def test_what_can_be_converted_is(annotation, value, arrives):
     back = kind.decode(kind.encode(value))
     assert back == arrives
     assert type(back) is type(arrives)
+
+
+PLAIN = ["r", "g", ("g", 1), ["g", 1], date(2020, 1, 1), "2020-01-01", None, 1]
+
+
+@pytest.mark.parametrize("value", [*PLAIN, *Tone], ids=str)
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Tone | str, str | Tone, Tone | list, Tone | tuple[str, int], Tone | date, date | Tone, Tone | int | None,
+        Annotated[Tone, "a tone"] | str | None, Tone | Any, Literal[Tone.PAIR, Tone.DAY] | list | date,
+        tuple[Tone, int] | tuple[str, int],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_for_a_union_with_an_enum_arrives_as_it_is_or_is_refused(annotation, value, extra):
+    """Whatever JSON the members of the enum have in common with values of the other types."""
+    value = (value, 1) if typing.get_origin(typing.get_args(annotation)[0]) is tuple else value
+    kind = JsonType(annotation)
+    assert kind.problem == ""
+    try:
+        payload = kind.encode(value)
+    except TypeError:
+        return
+    back = kind.decode(payload)
+    plain = back == value and type(back) is type(value)
+    assert plain or not _is_of_one(annotation, value)
+
+
+def _is_of_one(annotation: Any, value: Any) -> bool:
+    """Is a value of a type of a union as it is? What is of none may be converted."""
+    with suppress(ValidationError):
+        TypeAdapter(annotation).validate_python(value, strict=True)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "place"),
+    [
+        (Tone | str, "r", ""), (list[Tone | str], ["a", "r"], "1: "), (OfTone, {"tone": "r"}, "tone: "),
+        (tuple[Decimal, Tone | str], ("1.5", "r"), "1: "), (Literal[Color.RED] | str, "red", ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_plain_value_that_json_makes_a_member_of_an_enum_is_refused_with_the_reason(annotation, value, place):
+    with pytest.raises(UnfitError, match=f"^{place}it would arrive changed: .* reads it as a member of an enum"):
+        JsonType(annotation).encode(value)
+
+
+@pytest.mark.parametrize(("annotation", "value"), [(float, 2**53 + 1), (list[float] | None, [2**53 + 1])], ids=str)
+def test_a_whole_number_that_no_float_holds_is_refused_with_that_reason(annotation, value, extra):
+    with pytest.raises(UnfitError, match="it would arrive rounded: a float does not have as many digits"):
+        JsonType(annotation).encode(value)
 
 
 @settings(max_examples=150, deadline=None)
