@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast, overload
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ArgumentsError, ConfigurationError
@@ -172,8 +172,22 @@ class _Decorator:
         return kind(**values, batch=self._batch)
 
 
-def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[TaskSettings]) -> _Decorator:
-    """Make a function of a list a task that runs for up to `size` messages at once.
+@overload
+def batch_task(function: Callable[[list[T]], Coroutine[Any, Any, None]], /) -> AsyncBatchTask[T, None]: ...
+@overload
+def batch_task(
+    function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R | Exception] | None]], /
+) -> AsyncBatchTask[T, R]: ...
+@overload
+def batch_task(function: Callable[[list[T]], None], /) -> SyncBatchTask[T, None]: ...
+@overload
+def batch_task(function: Callable[[list[T]], Sequence[R | Exception] | None], /) -> SyncBatchTask[T, R]: ...
+@overload
+def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[TaskSettings]) -> _Decorator: ...
+def batch_task(
+    function: Callable[..., Any] | None = None, /, *, size: int = 100, wait: float = 0.1, **settings: Any
+) -> Any:
+    """Make a function of a list a task that runs for up to `size` messages at once: `@batch_task(size=100)`.
 
     Each message carries one item: `broker.enqueue(insert, row)`. The handler runs when `size` messages are there, or
     `wait` seconds after the first. It returns None, or a list with one entry for each item, in the order of the items:
@@ -185,7 +199,8 @@ def batch_task(*, size: int = 100, wait: float = 0.1, **settings: Unpack[TaskSet
     """
     # `cron` is refused with a reason of its own, below the name of the task.
     check_options("@batch_task", settings.keys() - {"cron"}, ("size", "wait", *TaskSettings.__annotations__))
-    return _Decorator(Batch(size, wait), settings)
+    decorator: Any = _Decorator(Batch(size, wait), cast("TaskSettings", settings))
+    return decorator if function is None else decorator(function)
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> None:

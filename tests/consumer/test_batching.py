@@ -70,6 +70,26 @@ async def test_a_handler_gets_many_messages_at_once(server, broker):
 
 
 @pytest.mark.slow
+def test_without_parentheses(anyio_backend):
+    """It is a batch task with the defaults, as `@task` is a task; what is no function is refused by name."""
+
+    @batch_task
+    async def insert(items: list[str]) -> None: ...
+
+    @batch_task
+    def measure(items: list[str]) -> None: ...
+
+    assert (insert.name, insert.batch, measure.batch) == ("insert", Batch(100, 0.1), Batch())
+    assert (insert.run_in, measure.run_in) == ("loop", "thread")
+    for wrong in (5, "insert"):
+        with pytest.raises(ConfigurationError):
+            batch_task(wrong)
+    with pytest.raises(ConfigurationError, match="it takes one, a list of items"):
+
+        @batch_task
+        async def nothing() -> None: ...
+
+
 async def test_an_incomplete_batch_runs_when_the_first_has_waited(memory):
     """`wait` counts from the first, and the items keep the order they came in."""
     got = []

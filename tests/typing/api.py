@@ -237,11 +237,22 @@ def measure(rows: list[str]) -> list[float]:
 def drop(rows: list[int]) -> None: ...
 
 
+@batch_task
+async def bare(rows: list[str]) -> list[int | Exception]:
+    return [len(row) for row in rows]
+
+
+@batch_task
+def bare_drop(rows: list[int]) -> None: ...
+
+
 async def batching(broker: RedisBroker) -> None:
     assert_type(await broker.enqueue(insert, "a"), Handle[None])
     assert_type(await (await broker.enqueue(count, "a")).result(), int)
     assert_type(await (await broker.enqueue(measure, "a")).result(), float)
     assert_type(await broker.enqueue(drop, 5), Handle[None])
+    assert_type(await broker.enqueue(bare, "a"), Handle[int])
+    assert_type(await broker.enqueue(bare_drop, 5), Handle[None])
     assert_type(await broker.enqueue(count.options(delay=5), "a"), Handle[int])
     await broker.enqueue_many([count.call("a"), insert.call("b")])
     await insert(["a", "b"])
@@ -258,8 +269,8 @@ def wrong_batches() -> None:
     @batch_task()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
     async def no_list(row: str) -> None: ...
 
-    batch_task(sizes=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    batch_task(cron="0 * * * *")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch_task(sizes=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    batch_task(cron="0 * * * *")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 @task(cron=["@hourly", Cron("0 3 * * *", tz="Europe/Berlin", missed="skip", args=("x",))])
