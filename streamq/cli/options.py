@@ -104,13 +104,17 @@ def processes(text: str) -> int:
 
 def weights(text: str) -> dict[str, int | None]:
     """Parse critical=6,standard=3,bulk into weights by tier. None stands for the tier's own weight."""
+    return _by_tier(text, "critical=6,standard=3,bulk=1")
+
+
+def _by_tier(text: str, example: str) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for part in text.split(","):
         name, separator, weight = (piece.strip() for piece in part.partition("="))
         if name and _WHOLE.fullmatch(weight) and not 1 <= int(weight[:_MOST_DIGITS]) <= _MOST_WEIGHT:
             raise click.BadParameter(f"{part!r} is out of bounds: give a weight from 1 to {_MOST_WEIGHT:,}")
         if not name or (separator and not _COUNT.fullmatch(weight)):
-            raise click.BadParameter(f"{part!r} is not a tier: write critical=6,standard=3,bulk=1")
+            raise click.BadParameter(f"{part!r} is not a tier: write {example}")
         if name in found:
             raise click.BadParameter(f"tier {name!r} is named twice: write each tier once")
         found[name] = int(weight) if separator else None
@@ -119,7 +123,7 @@ def weights(text: str) -> dict[str, int | None]:
 
 def tier_names(text: str) -> list[str]:
     """Parse names of tiers: now,today,someday. Weights, as `streamq worker` takes them, are left out."""
-    return list(weights(text))
+    return list(_by_tier(text, "their names, as in now,today,someday"))
 
 
 def names(text: str) -> list[str]:
