@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
+from streamq.doctor.finding_codes import and_so, counted, first_names, make_finding, redis_cli_command
 from streamq.doctor.observations import Observations
 
 _MANY_RECENT: Final = 10  # dead letters of the last hour
 _NEAR_BOUND: Final = 0.9  # share of the bound
 _MAX_SHOWN: Final = 3
+_MOST_REMOVED: Final = 20  # schedules of one remedy
 
 
 def delayed(observed: Observations) -> Iterator[Finding]:
@@ -48,7 +49,10 @@ def _delayed_problems(observed: Observations) -> Iterator[Finding]:
             yield make_finding(
                 "delayed_without_message",
                 f"{counted(len(ids), 'id has', 'ids have')} no message in {keys.delayed}: each becomes a dead letter",
-                f"{redis_cli_command('ZREM', keys.delayed, *ids[:_MAX_SHOWN])}, and enqueue those tasks again",
+                and_so(
+                    f"{redis_cli_command('ZREM', keys.delayed, *ids[:_MAX_SHOWN])}, and enqueue those tasks again",
+                    len(ids) - _MAX_SHOWN,
+                ),
                 key=keys.delayed, ids=ids,
             )  # fmt: skip
         if delayed_set.without_delay:
@@ -74,11 +78,13 @@ def schedules(observed: Observations) -> Iterator[Finding]:
     invalid = [name for name in names if name in known and not known[name].refused]
     others = [name for name in names if name not in known]
     causes = [f"{name}: {known[name].why}" for name in (*invalid, *refused)[:_MAX_SHOWN]]
+    if (more := len(invalid) + len(refused) - _MAX_SHOWN) > 0:
+        causes.append(f"and {more} more with a cause of their own")
     if others:
         causes.append("the others: no running worker knows them" if causes else "no running worker knows them")
     remedies = []
     if refused:
-        some = ", ".join(refused[:_MAX_SHOWN])
+        some = first_names(refused, _MOST_REMOVED)
         remedies.append(f"give the workers the key of {some}, or store them anew with a key; see docs/signing.md")
     if invalid:
         remedies.append(f"store anew, or remove: {_remove(observed, invalid)}")
@@ -87,7 +93,7 @@ def schedules(observed: Observations) -> Iterator[Finding]:
     yield make_finding(
         "schedules_overdue",
         f"{counted(len(names), 'schedule is', 'schedules are')} overdue by up to {late:.0f} s: "
-        f"{', '.join(names[:_MAX_SHOWN])}; {'; '.join(causes)}",
+        f"{first_names(names, _MAX_SHOWN)}; {'; '.join(causes)}",
         "; ".join(remedies), names=names, late_s=round(late, 1),
     )  # fmt: skip
 
@@ -108,7 +114,7 @@ def _unusable_schedules(observed: Observations) -> Iterator[Finding]:
 
 
 def _remove(observed: Observations, names: Sequence[str]) -> str:
-    return observed.command("schedules", "rm", *names[:_MAX_SHOWN])
+    return and_so(observed.command("schedules", "rm", *names[:_MOST_REMOVED]), len(names) - _MOST_REMOVED)
 
 
 def dead_letters(observed: Observations) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -48,6 +49,17 @@ def redis_cli_command(*words: str) -> str:
 def counted(number: int, one: str, many: str) -> str:
     """Return a number with its words: `1 task waits`, `2 tasks wait`."""
     return f"{number} {one if number == 1 else many}"
+
+
+def and_so(remedy: str, left: int) -> str:
+    """Return a remedy for some, with a word that it is to be repeated for those that are left, if there are any."""
+    return f"{remedy} (then for {left} more: run the doctor again)" if left > 0 else remedy
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many more there are: `a, b, c and 2 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def make_finding(code: str, message: str, remedy: str = "", /, **evidence: Any) -> Finding:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from streamq.middleware.circuit_view import StoredCircuit
 from streamq.wire.acl import escaped
-from streamq.wire.command_line import streamq_command, worker_command
+from streamq.wire.command_line import bring_home, streamq_command, worker_remedy
 from streamq.wire.keys import RELEASED_CONSUMER, Keys, TierKeys
 from streamq.wire.tiers import DEFAULT_TIERS
 
@@ -280,8 +280,15 @@ class Observations:
         return streamq_command(self.keys, *words, streams=streams)
 
     def worker_command(self, *, streams: Iterable[str] | None = None, weights: str = "") -> str:
-        """Return the command that starts a worker of this queue, or of other streams of its namespace, for a shell."""
-        return worker_command(self.keys, streams=streams, weights=weights)
+        """Return the command that starts a worker of this queue, or of other streams of its namespace, for a shell.
+
+        A word follows about the broker that a module of it has, or must have.
+        """
+        return worker_remedy(self.keys, streams=streams, weights=weights)
+
+    def bring_home(self, stream: str) -> str:
+        """Return what runs the tasks of a stream that no broker of the modules may have."""
+        return bring_home(self.keys, stream)
 
     def live_consumers(self) -> list[str]:
         """Return the names of the consumers that are alive in any tier."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import make_finding, redis_cli_command
 from streamq.doctor.observations import Observations, Server, is_used_up
+from streamq.wire.acl import escaped, patterns_of
+from streamq.wire.command_line import OWN_TIERS, own_tiers_forgotten, tier_names
+from streamq.wire.rights import ROLES, Role, rights_of
 
 MAX_ROUND_TRIP: Final = 0.050  # seconds: limit for the fastest round trip
 MAX_CLOCK_OFFSET: Final = 1.0  # seconds between two clocks
@@ -100,11 +105,27 @@ def permissions(observed: Observations) -> Iterator[Finding]:
     unasked = f"; could not be asked for, and may be there: {_some(rights.unasked)}" if rights.unasked else ""
     yield make_finding(
         "permission_missing", f"the user {rights.user!r} lacks rights of {_one(rights.role)}: {shown}{unasked}",
-        redis_cli_command("ACL", "SETUSER", rights.user, *rights.rules),
+        _unless_forgotten(observed, missing) + redis_cli_command("ACL", "SETUSER", rights.user, *rights.rules),
         missing=missing, by_feature={feature: sorted(lacks) for feature, lacks in by_feature.items()},
         rules=list(rights.rules), unasked=list(rights.unasked),
         commands=sorted({denied.command for denied in rights.denied}), **evidence,
     )  # fmt: skip
+
+
+def _unless_forgotten(observed: Observations, missing: Sequence[str]) -> str:
+    """Return what to do first if a user of other keys lacks all default tiers: others may have been forgotten."""
+    keys = observed.keys
+    streams = {f"~{escaped(tier.stream)}" for tier in keys.tiers}
+    of_tiers = {f"~{escaped(name)}" for tier in keys.tiers for name in asdict(tier).values()}
+    roles: list[Role] = [one for one in ROLES if one == observed.rights.role]
+    subjects = {one.subject for one in rights_of(roles, observed.rights.features) if one.subject}
+    others = {rule for one in subjects for rule in patterns_of(keys, one) if rule.startswith("~")} - of_tiers
+    held = not others or not others <= {*missing}  # a user without any right is none that has rights to other tiers
+    if not held or not streams <= {*missing} or not own_tiers_forgotten(keys, [keys.tiers[0].stream]):
+        return ""
+    served = tier_names(keys.namespace, [other.name for other in observed.other_streams if other.has_group])
+    again = f"--tiers {shlex.quote(','.join(served))}, which have groups" if served else OWN_TIERS
+    return f"if this queue has tiers of its own, grant nothing, and run this again with {again}; if it has none: "
 
 
 def _one(role: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
+from streamq.doctor.finding_codes import and_so, counted, make_finding, redis_cli_command
 from streamq.doctor.observations import Group, Observations, TierObservations, is_used_up
 from streamq.doctor.read_keys import TYPES
 
@@ -122,7 +122,7 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
             f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: they never run "
             "(a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held them)",
             f"to run them: stop the workers, then {set_id}; to remove them: "
-            f"{redis_cli_command('XDEL', stream, *tier.stranded[:3])}",
+            + and_so(redis_cli_command("XDEL", stream, *tier.stranded[:3]), len(tier.stranded) - 3),
             stream=stream, entries=list(tier.stranded),
         )  # fmt: skip
     if tier.gone:
@@ -130,7 +130,7 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
             "pending_gone",
             f"{stream}: {_count_entries(tier.gone)} pending and not in the stream: trimmed or deleted by hand",
             f"never XTRIM {stream}; the next sweep removes them, or run "
-            f"{redis_cli_command('XACK', stream, ours.name, tier.gone[0])}",
+            + and_so(redis_cli_command("XACK", stream, ours.name, tier.gone[0]), len(tier.gone) - 1),
             stream=stream, entries=list(tier.gone),
         )  # fmt: skip
 

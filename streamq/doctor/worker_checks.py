@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from streamq.diagnostics.safe_text import repr_of
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import counted, make_finding, redis_cli_command
+from streamq.doctor.finding_codes import and_so, counted, first_names, make_finding, redis_cli_command
 from streamq.doctor.observations import Consumer, Observations
 from streamq.wire.keys import RELEASED_CONSUMER
 
@@ -59,10 +59,12 @@ def _no_worker(observed: Observations, alive: Sequence[str]) -> Iterator[Finding
     who, remedy = "no worker is alive", f"start a worker: {observed.worker_command()}"
     elsewhere = [] if alive or any(tier.groups for tier in unserved) else _served_elsewhere(observed)
     if elsewhere:
-        who = f"no worker of these tiers was ever there, while workers of other tiers are alive: {', '.join(elsewhere)}"
+        others = first_names(elsewhere, _MAX_SHOWN)
+        who = f"no worker of these tiers was ever there, while workers of other tiers are alive: {others}"
         remedy = (
             "send tasks to tiers that the workers have (--tiers and --tier of streamq enqueue); to look at those: "
-            f"{observed.command('doctor', streams=elsewhere)}; to run what waits here: {observed.worker_command()}"
+            f"{observed.command('doctor', streams=elsewhere)}; to run what waits here: "
+            f"{and_so(observed.bring_home(streams[0]), len(streams) - 1)}"
         )
     if alive:
         others = counted(len(alive), "worker is alive, and serves", "workers are alive, and serve")
@@ -80,7 +82,7 @@ def _no_worker(observed: Observations, alive: Sequence[str]) -> Iterator[Finding
 
 def _served_elsewhere(observed: Observations) -> list[str]:
     """Return streams of tiers that this broker does not have, and that workers serve."""
-    return [other.name for other in observed.other_streams if other.alive][:_MAX_SHOWN]
+    return [other.name for other in observed.other_streams if other.alive]
 
 
 def unknown_tasks(observed: Observations) -> Iterator[Finding]:
@@ -156,7 +158,7 @@ def _dead_with_entries(
         message = f"{_pending(due)} pending for workers that died a moment ago; another worker takes over soon"
         yield make_finding("takeover_due", message, consumers=due)
     if unknown:
-        names = ", ".join(str(row["consumer"]) for row in unknown[:_MAX_SHOWN])
+        names = first_names([str(row["consumer"]) for row in unknown], _MAX_SHOWN)
         row = unknown[0]
         yield make_finding(
             "unknown_consumer",

@@ -21,7 +21,7 @@ from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
 from streamq.queue.refused_command import CALLED, MOST_KEYS, SCRIPTS, as_text, keys_of, refused_command, said
 from streamq.wire.acl import patterns_of, rule_for_key
-from streamq.wire.command_line import in_quotes, key_options
+from streamq.wire.command_line import OWN_TIERS, in_quotes, key_options, own_tiers_forgotten
 from streamq.wire.keys import Keys
 from streamq.wire.rights import ROLES, Role, rights_of
 
@@ -93,7 +93,19 @@ def explained(
     if error.code != "NOPERM" or _ASK.search(str(error)):
         return error
     text = f"{said(error, command).rstrip('.')}, {where_refused(error, command, keys, refused)}"
-    return BrokerError(with_remedy(text, error.code, role, keys), code=error.code)
+    text = with_remedy(text, error.code, role, keys)
+    if own_tiers_forgotten(keys, _refused_names(error, command, keys, refused)):
+        text += f"; if this queue has tiers of its own, name them: {OWN_TIERS}, in a program RedisBroker(tiers=...)"
+    return BrokerError(text, code=error.code)
+
+
+def _refused_names(error: BrokerError, command: Command, keys: Keys, refused: Sequence[Suspect]) -> list[str]:
+    """Return the keys that were refused, or may have been; none where the command was, whatever the key."""
+    if named := _NAMED_KEY.search(str(error)):
+        return [named[2]]
+    if not _OF_KEY.search(str(error)):
+        return []
+    return [one.key for one in refused] or keys_in(command, keys)
 
 
 def where_refused(error: BrokerError, command: Command, keys: Keys, refused: Sequence[Suspect] = ()) -> str:

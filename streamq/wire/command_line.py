@@ -6,8 +6,10 @@ have a password, and whoever reads the text has set it already.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Final
 
 from streamq.wire.keys import RESERVED, Keys
@@ -16,23 +18,20 @@ from streamq.wire.tiers import DEFAULT_TIERS
 
 DEFAULT_NAMESPACE: Final = "queue"
 DEFAULT_GROUP: Final = "workers"
+_NO_PRIORITY: Final = 2_000_000_000  # a threshold above all priorities that are in use
+OWN_TIERS: Final = "--tiers NAME,... (STREAMQ_TIERS)"
 
 
-def key_options(keys: Keys, *, streams: Iterable[str] | None = None, tiers: bool = True) -> tuple[str, ...]:
+def key_options(keys: Keys, *, streams: Iterable[str] | None = None) -> tuple[str, ...]:
     """Return the options that select these keys, without those that are the default.
 
-    `streams` are others than those of the keys. `tiers=False` leaves out `--tiers`, which `streamq worker` has in
-    another sense: it serves tiers that a broker in its modules declares.
+    `streams` are others than those of the keys.
     """
     namespace = keys.namespace
-    if streams is None:
-        served = [tier.stream for tier in keys.tiers]
-        streams = [*served, *sorted(keys.streams.difference(served))]
-    chosen, implied = _tier_options(namespace, list(streams)), DEFAULT_NAMESPACE
+    chosen = _tier_options(namespace, _streams_of(keys) if streams is None else list(streams))
+    implied = DEFAULT_NAMESPACE
     if chosen[:1] == ("--queue",):
         implied = chosen[1].rpartition(":")[0] or chosen[1]
-    elif not tiers:
-        chosen = ()
     options = [] if namespace == implied else ["--namespace", namespace]
     options += [] if keys.group == DEFAULT_GROUP else ["--group", keys.group]
     return (*options, *chosen)
@@ -44,10 +43,44 @@ def streamq_command(keys: Keys, *words: str, streams: Iterable[str] | None = Non
 
 
 def worker_command(keys: Keys, *, streams: Iterable[str] | None = None, weights: str = "") -> str:
-    """Return the command that starts a worker of these keys; `weights` are those of the tiers that it is to serve."""
-    options = key_options(keys, streams=streams, tiers=False)
+    """Return the command that starts a worker of these keys; `weights` are those of the tiers that it is to serve.
+
+    Tiers of one's own are in the broker of a module alone, and such a module takes no option that selects a queue.
+    """
+    options = key_options(keys, streams=streams)
+    options = () if "--tiers" in options else options
     serve = ("--tiers", weights) if weights and "--queue" not in options else ()
     return shlex.join(("streamq", "worker", "app.tasks", *options, *serve))
+
+
+def worker_remedy(keys: Keys, *, streams: Iterable[str] | None = None, weights: str = "") -> str:
+    """Return the command that `worker_command` returns, with a word about the broker that a module has or must have."""
+    options = key_options(keys, streams=streams)
+    command = worker_command(keys, streams=streams, weights=weights)
+    if "--tiers" in options:
+        return f"{command} (app.tasks is a module whose broker has these tiers)"
+    which = ", ".join(options[::2])
+    return f"{command} (without {which} if app.tasks has a broker: that defines the queue)" if which else command
+
+
+def own_tiers_forgotten(keys: Keys, names: Iterable[str]) -> bool:
+    """May tiers of one's own have been forgotten? So it is if a key of the default tiers is among these names."""
+    of_tiers = {name for tier in keys.tiers for name in asdict(tier).values()}
+    return not _tier_options(keys.namespace, _streams_of(keys)) and not of_tiers.isdisjoint(names)
+
+
+def bring_home(keys: Keys, stream: str) -> str:
+    """Return what runs the tasks of a stream that no broker of the modules has: a worker, or a tier for a while.
+
+    No new message goes to a tier with such a threshold, and handlers send by the same broker.
+    """
+    (name,) = tier_names(keys.namespace, [stream]) or ("other",)
+    tier = f'"{name}"' if stream == f"{keys.namespace}:{name}" else f'"{name}", stream={json.dumps(stream)}'
+    return (
+        f"{shlex.join(('streamq', 'worker', 'app.tasks', *key_options(keys, streams=[stream])))} if app.tasks has no "
+        f"broker; if it has one, add Tier({tier}, threshold={_NO_PRIORITY:_}) to its tiers, run its worker until the "
+        "stream is empty and nothing is delayed there, and take the tier out again"
+    )
 
 
 def in_quotes(command: str) -> str:
@@ -60,6 +93,11 @@ def tier_names(namespace: str, streams: Iterable[str]) -> list[str]:
     """Return the names of the tiers that have these streams by themselves, for `--tiers`; others have none there."""
     parted = [stream.removeprefix(f"{namespace}:") for stream in streams if stream.startswith(f"{namespace}:")]
     return [name for name in parted if is_name("tier", name) and name not in RESERVED and not set(name) & set(",=")]
+
+
+def _streams_of(keys: Keys) -> list[str]:
+    served = [tier.stream for tier in keys.tiers]
+    return [*served, *sorted(keys.streams.difference(served))]
 
 
 def _tier_options(namespace: str, streams: list[str]) -> tuple[str, ...]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+
+from streamq import RedisBroker, Tier
+from streamq.wire.command_line import bring_home
 
 
 @pytest.fixture
@@ -85,6 +89,36 @@ def test_a_worker_has_those_of_its_module(start, app, valkey):
         start("worker", "app", "--burst", "--url", valkey.url, env={"STREAMQ_TIERS": "bulk,standard,critical"}).ended()
         == 0
     )
+
+
+@pytest.mark.parametrize("given", [",", "now,,x", "", "now=x"])
+def test_names_that_are_none(here, given):
+    """The answer shows names, not weights, which no command but the worker takes."""
+    code, _, err = here("enqueue", "send", "--tiers", given)
+    assert (code, "is not a tier: write their names, as in now,today,someday" in " ".join(err)) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_task_that_lies_where_no_broker_reads(here, start, app, valkey):
+    """The remedy of the doctor brings it home, with a handler that sends by the broker of its module."""
+    group(valkey, "queue:now")
+    here("enqueue", "relay")
+    tier = re.search(r"Tier\(.*?\)", bring_home(RedisBroker(tiers=[Tier("now")]).keys, "queue:standard"))
+    module = (
+        MODULE.format(url=valkey.url)
+        + """
+@task(retries=0)
+async def relay() -> None:
+    await broker.enqueue(send, 1, priority=-5)
+    await broker.enqueue(send, 2, priority=1_000_000)
+"""
+    )
+    (app / "own.py").write_text(module.replace('Tier("someday")', f'Tier("someday"), {tier[0]}'))
+    program = start("worker", "own", "--burst")
+    assert program.ended() == 0, program.output
+    assert valkey.command("XLEN", "queue:standard") == valkey.command("XLEN", "queue:dead") == 0
+    (counts,) = [valkey.command("HGETALL", key) for key in valkey.keys() if key.startswith("queue:stats:workers:1")]  # noqa: SIM118
+    assert {b"now|send|done", b"someday|send|done", b"standard|relay|done"} <= set(counts)
 
 
 # --- a stream that nobody serves -------------------------------------------------------------------

@@ -461,7 +461,7 @@ class TestKeys:
         remedies = {finding.code: finding.remedy for finding in report.findings if "streamq " in finding.remedy}
         assert set(remedies) >= {"no_worker", "delayed_overdue", "dead_letters", "other_streams", "other_streams_wait"}
         for code, remedy in remedies.items():
-            assert remedy.count("--group mail") == remedy.count("streamq "), code
+            assert remedy.count("--group mail") == remedy.count("streamq "), (code, remedy)
             assert remedy.count("--namespace shop ") + remedy.count("--queue shop:") == remedy.count("streamq "), code
         assert remedies["other_streams"] == "streamq doctor --namespace shop --group mail --tiers express,slow"
 
@@ -475,6 +475,21 @@ class TestKeys:
         assert one(await examined(server.url), "no_ttl").evidence["keys"] == [
             f"{STREAM}:alive:{GROUP}", "queue:result:a", f"{STREAM}:crashes:audit", "queue:stats:workers:1",
         ]  # fmt: skip
+
+    async def test_a_key_of_another_program_has_lost_no_ttl(self, server):
+        """It never had one: to let it expire would destroy what is not streamq's. Nor are all keys known then."""
+        for name in ("leases:workers", "alive:workers"):
+            server.command("SET", f"{STREAM}:{name}", "of another program")
+        server.command("SET", "queue:stats:workers:totals", "of another program")
+        server.command("SADD", "queue:result:a", "of another program")
+        codes = (await examined(server.url)).codes()
+        assert ("wrong_type" in codes, "no_ttl" in codes, "keys_fine" in codes) == (True, False, False)
+        server.command("HSET", "queue:stats:workers:1", "standard|send|done", 1)
+        finding = one(await examined(server.url), "no_ttl")
+        assert (finding.evidence["keys"], "more" in finding.remedy) == (["queue:stats:workers:1"], False)
+        server.command("HSET", "queue:stats:workers:2", "standard|send|done", 1)
+        remedy = one(await examined(server.url), "no_ttl").remedy
+        assert remedy == "redis-cli EXPIRE queue:stats:workers:1 3600 (then for 1 more: run the doctor again)"
 
     async def test_the_scan_stops_and_reports_it(self, server):
         """The scan of a large database stops at its limit. With 0 there is no scan."""

@@ -140,6 +140,27 @@ async def test_the_remedy_is_one(real_server, user, anyio_backend, role, feature
     assert "permissions_fine" in (await examined(url, role=role, features=wanted)).codes()
 
 
+async def test_tiers_of_its_own_that_were_forgotten(real_server, user, anyio_backend):
+    """Who has other keys, and none of the default tiers, is told to name its tiers before anything is granted."""
+    own = [Tier("now", threshold=10), Tier("later")]
+    rules = rules_of(real_server.url, "producer", tiers=own)
+    url = user("reset", *rules.words()[1:], ">pw")
+    remedy = one(await examined(url, role="producer"), "permission_missing").remedy
+    assert "tiers of its own, grant nothing, and run this again with --tiers NAME,... (STREAMQ_TIERS); if" in remedy
+    assert "; if it has none: redis-cli ACL SETUSER" in remedy
+    assert "permissions_fine" in (await examined(url, role="producer", tiers=own)).codes()
+    make_group(real_server, "queue:now")
+    make_group(real_server, "queue:later")
+    add(real_server, stream="queue:now")
+    url = user("reset", *rules.words()[1:], ">pw", "+scan", "+type", "+pttl", "+xinfo", "+xlen", "+zcount", "+xrange")
+    remedy = one(await examined(url, role="producer"), "permission_missing").remedy
+    assert "run this again with --tiers later,now, which have groups; if it has none: redis-cli" in remedy
+    some = user("reset", *rules_of(real_server.url, "producer").words()[1:], ">pw", "resetkeys", "~queue:result:*")
+    assert "tiers of its own" in one(await examined(some, role="producer"), "permission_missing").remedy
+    none = user("reset", *rules_of(real_server.url, "producer").words()[1:], ">pw", "resetkeys")
+    assert one(await examined(none, role="producer"), "permission_missing").remedy.startswith("redis-cli ACL SETUSER")
+
+
 async def test_reading_alone_is_not_enough(real_server, user, anyio_backend):
     """Redis 7 has patterns that allow reading alone, or writing alone: both are needed where both are done."""
     rules = rules_of(real_server.url, "worker")

@@ -34,6 +34,32 @@ async def test_overdue_schedules(server, anyio_backend):
     assert finding.remedy.endswith("streamq schedules rm later-still late")
 
 
+async def test_many_are_counted_and_none_is_left_out(server, anyio_backend):
+    """The message names some and says how many more; the remedy removes all, or says that it is to be repeated."""
+    bad = '{"cron":"61 * * * *","task":"t","stream":"queue:bulk","fields":["task","t"]}'
+    names = [f"s{number:02}" for number in range(25)]
+    for at in (1000, 9e15):
+        for name in names[:5]:
+            server.command("HSET", "queue:schedules", name, bad)
+            server.command("ZADD", "queue:ticks", at, name)
+        report = await examined(server.url)
+        code = "schedules_overdue" if at == 1000 else "schedules_unusable"
+        finding = one(report, code)
+        assert "and 2 more" in finding.message
+        assert finding.remedy.endswith("streamq schedules rm s00 s01 s02 s03 s04")
+    assert at == 9e15
+    server.command("ZADD", "queue:ticks", *(part for name in names for part in (1000, name)))
+    finding = one(await examined(server.url), "schedules_overdue")
+    assert "25 schedules are overdue" in finding.message
+    assert "s00, s01, s02 and 22 more; s00: " in finding.message
+    assert "schedules rm s00 s01 s02 s03 s04; start a worker" in finding.remedy
+    assert finding.remedy.endswith("s24")
+    for name in names:
+        server.command("HSET", "queue:schedules", name, bad)
+    remedy = one(await examined(server.url), "schedules_overdue").remedy
+    assert remedy.endswith("s18 s19 (then for 5 more: run the doctor again)")
+
+
 async def test_a_monitor_may_look(server, anyio_backend):
     """The role monitor gets the same finding as worker."""
     put(server, "late", -120)

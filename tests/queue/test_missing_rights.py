@@ -208,6 +208,25 @@ async def test_the_remedy_is_about_the_queue_that_was_refused(real_server, anyio
         assert finding.evidence["rules"] == ["+xadd"]
 
 
+async def test_tiers_that_were_forgotten(real_server, anyio_backend):
+    """A key of the default tiers is refused to who forgot those of its own; no other right hints at them."""
+    hint = "if this queue has tiers of its own, name them: --tiers NAME,... (STREAMQ_TIERS), in a program RedisBroker("
+    own = {"tiers": [Tier("now", threshold=1), Tier("later")]}
+    for rules, options, hinted in (
+        (("resetkeys", "~queue:now*", "~queue:id:*"), {}, True),
+        (("resetkeys", "~queue:later*"), own, False),
+        (("-xadd",), {}, False),
+    ):
+        async with broker_without(real_server, *rules, **options) as broker:
+            text = await refused(lambda broker: broker.enqueue("send", 1), broker)
+            assert (hint in text) == hinted, text
+            assert without_remedy(text) == text.partition("; run ")[0]
+            real_server.command("ACL", "SETUSER", "bob", "+@all")
+            if "-xadd" not in rules:
+                text = await refused(lambda broker: broker.enqueue("send", 1, delay=60), broker)
+                assert (hint in text) == hinted, text
+
+
 async def test_a_worker_says_it_as_well(real_server, anyio_backend):
     """What is refused to a loop, to a settlement and to middleware, and the dead letter of a settlement."""
     limited = broker_without(real_server, namespace="shop", group="mail")

@@ -11,7 +11,7 @@ import pytest
 from streamq import RedisBroker, Tier
 from streamq.cli.entry import cli
 from streamq.cli.options import ServerOptions
-from streamq.wire.command_line import in_quotes, key_options, streamq_command, worker_command
+from streamq.wire.command_line import bring_home, in_quotes, key_options, streamq_command, worker_command, worker_remedy
 from tests.docs.pages import ROOT
 
 OWN = [Tier("now", weight=8, threshold=100), Tier("today", threshold=10)]
@@ -53,11 +53,24 @@ def test_the_options_select_the_same_keys(which):
 def test_a_worker_takes_its_tiers_from_its_modules():
     """Its `--tiers` has another sense: it chooses some of them."""
     keys = RedisBroker(URL, tiers=OWN, group="mail").keys
-    assert worker_command(keys) == "streamq worker app.tasks --group mail"
-    assert worker_command(keys, weights="now=1") == "streamq worker app.tasks --group mail --tiers now=1"
+    assert worker_command(keys) == "streamq worker app.tasks"
+    assert worker_command(keys, weights="now=1") == "streamq worker app.tasks --tiers now=1"
     one = RedisBroker(URL, queue_name="mail:out").keys
     assert worker_command(one, weights="out=1") == "streamq worker app.tasks --queue mail:out"
     assert worker_command(keys, streams=["queue:x"]) == "streamq worker app.tasks --group mail --queue queue:x"
+
+
+def test_a_module_with_a_broker_takes_no_options_of_a_queue():
+    """So the remedy says what such a module needs. Tiers of one's own are always those of a broker."""
+    own = RedisBroker(URL, tiers=OWN, namespace="shop").keys
+    assert worker_remedy(own) == "streamq worker app.tasks (app.tasks is a module whose broker has these tiers)"
+    shop = RedisBroker(URL, namespace="shop", group="mail").keys
+    assert worker_remedy(shop).startswith("streamq worker app.tasks --namespace shop --group mail (without --namespace")
+    assert worker_remedy(RedisBroker(URL).keys) == "streamq worker app.tasks"
+    home = bring_home(own, "shop:standard")
+    assert home.startswith("streamq worker app.tasks --queue shop:standard if app.tasks has no broker; ")
+    assert 'Tier("standard", threshold=2_000_000_000)' in home
+    assert 'Tier("other", stream="mail:a,b", threshold=' in bring_home(own, "mail:a,b")
 
 
 def test_quotes_do_not_end_a_command():
