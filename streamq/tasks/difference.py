@@ -6,6 +6,7 @@ twice, and in one that does not come at all (PEP 495).
 
 from __future__ import annotations
 
+import copy
 import enum
 import typing
 from collections import deque
@@ -77,16 +78,19 @@ def lost_part(given: Any, fitted: Any, path: str = "") -> Lost | None:
     return _first(lost_part, given, fitted, path)
 
 
-def made_an_object(given: Any, fitted: Any, path: str = "") -> str | None:
-    """Return the path to the first dict, list or scalar of which a type has made a model or a dataclass. None if none.
+def made_objects(given: Any, fitted: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield where a type has made a model or a dataclass of a dict, list or scalar: the path, and the whole without it.
 
-    A part that is no such thing itself may hold one.
+    That is the fitted value with what was given in that one place. A part that is no such thing itself may hold one.
     """
     if given is fitted:
-        return None
+        return
     if _field_names(type(fitted)) and not _field_names(type(given)):
-        return path
-    return _first(made_an_object, given, fitted, path)
+        yield path, given
+        return
+    for name, one, other in _common_parts(given, fitted):
+        for place, part in made_objects(one, other, _below(path, name)):
+            yield place, _with_part(fitted, name, part)
 
 
 def made_a_member(given: Any, fitted: Any, path: str = "") -> str | None:
@@ -190,6 +194,18 @@ def _common_parts(given: Any, fitted: Any) -> Iterator[tuple[Any, Any, Any]]:
         return
     parts, others = _named_parts(given), _named_parts(fitted)
     yield from ((name, part, others[name]) for name, part in parts.items() if name in others)
+
+
+def _with_part(whole: Any, name: Any, part: Any) -> Any:
+    """Return a list, tuple or dict with another part in one place, and a copy of an object that holds it."""
+    if isinstance(whole, Mapping):
+        return {**whole, name: part}
+    if isinstance(whole, list | tuple):
+        parts = [*whole[:name], part, *whole[name + 1 :]]
+        return parts if isinstance(whole, list) else tuple(parts)
+    made = copy.copy(whole)
+    object.__setattr__(made, name, part)  # also of one that is frozen, or that checks what it is given
+    return made
 
 
 def _named_parts(value: Any) -> Mapping[Any, Any]:

@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, is_read_as_list, name_of_type
-from streamq.tasks.difference import ROUNDED, difference, lost_part, made_a_member, made_an_object
+from streamq.tasks.difference import ROUNDED, difference, lost_part, made_a_member, made_objects
 from streamq.tasks.json_reader import UnreadableTypeError, reader_of
 from streamq.wire.bounds import shown
 from streamq.wire.message import dumps
 
 _EXACT: Final = frozenset({int, str, bool, float, type(None)})  # JSON gives back what it was given
 _SHOWN: Final = 5  # problems of one value
+_LOOKED_AT: Final = 8  # objects that were made of parts of one value; each takes a look at the whole
 _CUT: Final = 80  # characters of a value
 _CHANGED: Final = (
     "it would arrive changed: JSON does not carry it as {} writes it (a secret, an excluded field, another type than "
@@ -146,8 +148,10 @@ class JsonType:
             raise UnfitError(Problem(changed, _why_changed(fitted, back, changed).format(name)))
         if (lost := lost_part(value, fitted)) is not None:
             raise UnfitError(Problem(lost.place, lost.why.format(name)))
-        if (made := made_an_object(value, fitted)) is not None and way.is_one(value):
-            raise UnfitError(Problem(made, _OTHER.format(name)))
+        # Of the whole as it was given, too: other parts may be conversions, or not.
+        for at, (made, otherwise) in enumerate(islice(made_objects(value, fitted), _LOOKED_AT)):
+            if way.is_one(otherwise) or (at == 0 and otherwise is not value and way.is_one(value)):
+                raise UnfitError(Problem(made, _OTHER.format(name)))
 
     def decode(self, payload: bytes) -> Any:
         """Return the value that JSON stands for. Raises UnfitError if it is none of this type."""

@@ -147,6 +147,12 @@ class Deep(BaseModel):
     y: int = Field(0, validation_alias=AliasPath("deep", "y"))
 
 
+class Again(BaseModel):
+    model_config = ConfigDict(revalidate_instances="always", frozen=True)
+    patch: Patch
+    either: Patch | dict = {}
+
+
 class Old(BaseModel):
     x: int
 
@@ -184,9 +190,13 @@ class Made:
         (dict[int, int], {"1": 1, 1: 2}, "1: it would be lost"), (Patch | dict, {"z": 5}, "z: it would be lost"),
         (Patch | dict, {"x": 1}, "it would arrive changed: .*a dict as a model"), (Part | dict, {"x": 1}, "it would"),
         (list[Patch] | list[dict], [{"x": 1}], "0: it would"), (dict[str, Patch | dict | None], {"a": {"x": 1}}, "a: "),
-        (Patch | Any, {"x": 1}, "it would arrive changed"), (Aliased, {"AA": 1, "a": 2}, "a: it would be lost"),
+        (tuple[Decimal, Patch | dict], ("1.5", {"x": 1}), "1: it would"), (Patch | Any, {"x": 1}, "it would"),
+        (tuple[Patch, Part | dict], ({"x": 1}, {"x": 1}), "1: it would arrive changed: .*a dict as a model"),
+        (dict[str, tuple[Patch, list[Patch | dict]]], {"a": ({"x": 1}, [Patch(), {"x": 1}])}, "a.1.1: it would"),
+        (Aliased, {"AA": 1, "a": 2}, "a: it would be lost"),
         (list[Aliased], [{"a": 1, "AA": 1}], "0.a: it would be lost: another key is given for the same field"),
         (Patch, {"Y": 1, "y": 2}, "y: it would be lost"), (Patch, {"Y": 1, "deep": {"y": 2}}, "deep: it would be lost"),
+        (Again, Again.model_construct(patch={"x": 1}, either={"x": 1}), "either: it would arrive changed"),
         (Deep, {"deep": {"x": 1, "z": 2}}, "deep.z: it would be lost: Deep has no such key"),
         (Open, {"AA": 1, "a": 2}, "it would "), (Made, {"X": 1, "x": 2}, "x: it would be lost: another key"),
         (Made, {"x": 1, "double": 3}, "double: it would be"), (Made, {"x": 1, "unit": "cm"}, "unit: it would be lost"),
@@ -203,7 +213,9 @@ def test_a_key_that_would_be_lost_and_a_dict_that_would_become_a_model_are_refus
     [
         (Patch, {"x": 1, "Y": 2}, Patch(x=1, Y=2)), (Patch, {"deep": {"y": 1}}, Patch(Y=1)),
         (Old, {"was": 5}, Old(x=5)), (Part, {"x": "5"}, Part(5)), (list[Patch] | None, [{"x": 1}], [Patch(x=1)]),
-        (Patch | str, {"x": 1}, Patch(x=1)), (Patch | dict, Patch(x=1), Patch(x=1)), (set[int], [1, 1], {1}),
+        (Patch | str, {"x": 1}, Patch(x=1)), (tuple[Patch, set[int]], ({"x": 1}, [1]), (Patch(x=1), {1})),
+        (Again, Again.model_construct(patch={"x": 1}), Again(patch=Patch(x=1))),
+        (Patch | dict, Patch(x=1), Patch(x=1)), (set[int], [1, 1], {1}),
         (dict[date, int], {"2026-01-01": 1}, {date(2026, 1, 1): 1}), (Iterable[int], (1, 2), [1, 2]),
         (Annotated[str, StringConstraints(strip_whitespace=True)], " a ", "a"), (Json[list[int]], "[1]", [1]),
         (Aliased, {"AA": 1}, Aliased(AA=1)), (Open, {"AA": 1, "b": 2}, Open(AA=1, b=2)), (Made, {"X": 1}, Made(1)),
