@@ -46,10 +46,12 @@ def keys(observed: Observations) -> Iterator[Finding]:
             f"{counted(len(scan.streams), 'stream belongs to another tier', 'streams belong to other tiers')}, not "
             f"checked: {first_names(scan.streams, _MAX_SHOWN)}"
         )
+        left = len(scan.streams) - _MOST_TIERS
         yield make_finding(
             "other_streams",
             message,
-            and_so(observed.command("doctor", streams=scan.streams[:_MOST_TIERS]), len(scan.streams) - _MOST_TIERS),
+            observed.command("doctor", streams=scan.streams[:_MOST_TIERS])
+            + (f" (and again with the names of {left} more)" if left > 0 else ""),
             streams=list(scan.streams),
         )
     yield from _others_wait(observed)

@@ -63,7 +63,7 @@ def _no_worker(observed: Observations, alive: Sequence[str]) -> Iterator[Finding
         who = f"no worker of these tiers was ever there, while workers of other tiers are alive: {others}"
         remedy = (
             "send tasks to tiers that the workers have (--tiers and --tier of streamq enqueue); to look at those: "
-            f"{observed.command('doctor', streams=elsewhere)}; to run what waits here: "
+            f"{observed.command('doctor', streams=elsewhere[:_MAX_SHOWN])}; to run what waits here: "
             f"{and_so(observed.bring_home(streams[0]), len(streams) - 1)}"
         )
     if alive:

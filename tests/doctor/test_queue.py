@@ -464,6 +464,10 @@ class TestKeys:
             assert remedy.count("--group mail") == remedy.count("streamq "), (code, remedy)
             assert remedy.count("--namespace shop ") + remedy.count("--queue shop:") == remedy.count("streamq "), code
         assert remedies["other_streams"] == "streamq doctor --namespace shop --group mail --tiers express,slow"
+        for number in range(10):
+            add(server, stream=f"shop:a{number}")
+        remedy = one(await examined(server.url, **options), "other_streams").remedy
+        assert remedy.endswith(",a8,a9 (and again with the names of 2 more)")
 
     async def test_no_ttl(self, server):
         """Keys that have lost their TTL."""
