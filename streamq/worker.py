@@ -34,6 +34,7 @@ from streamq.consumer.loop_watchdog import Watchdog
 from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.outcome_log import log_done, logs_done
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
+from streamq.consumer.preparing import prepare_later
 from streamq.consumer.process_run import Processes
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.promoter import Promoter
@@ -247,6 +248,7 @@ class Worker:
                     reporter.report_forever, runners.timeouts.watch_forever, runners.overdue.watch_forever,
                 ):  # fmt: skip
                     loops.start_soon(loop)
+                loops.start_soon(prepare_later, self.tasks.values())
                 if on_exhausted:
                     loops.start_soon(on_exhausted.serve)
                 for resident in self._residents():
