@@ -102,7 +102,7 @@ class Worker:
     beyond the running ones, at most; `prefetch_bytes` is how many bytes of large deliveries it holds, running ones
     included. `lifespan(worker)` is an async context manager around the whole run; the value it
     yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends once the queue is
-    empty. `log_failures` is the level of the line that is logged for each failed attempt, with its traceback: "debug",
+    empty. `log_failures` is the level of the line that is logged for each failed attempt (docs/logs.md): "debug",
     "info", "warning" or "error". `seed` seeds the jitter, for tests.
 
     Raises ConfigurationError or TaskNameError if an argument cannot be used.

@@ -53,7 +53,7 @@ from streamq.cli.usage_errors import CommandLineError
               help="Lowest level to log. The banner has the level info.")  # fmt: skip
 @click.option("--log-failures", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
               default="info", show_default=True, show_envvar=True,
-              help="Level of the line about each failed attempt, with its traceback. A dead letter is always an error."
+              help="Level of the line about each failed attempt. That of a dead letter is always error."
               )  # fmt: skip
 @click.option(
     "--name",
