@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 LEASES = (6.0, 6.0, 12.0)  # seconds; timeouts of the connections are in proportion
 CHAOS = 3.0  # leases in which things go wrong; then the world is left in peace
 SHORT_FROM = 1_000_000  # seeds from here on are short histories: a few tasks, one or two faults
+STALE_FROM = 2_000_000  # from here on a worker is short of its connection, or its time, while it runs long tasks
 
 # What a task does, and how often it is drawn.
 KINDS = {
@@ -82,6 +83,8 @@ class Plan:
 def draw(seed: int) -> Plan:
     """Return the plan that belongs to a seed."""
     dice = random.Random(seed)
+    if seed >= STALE_FROM:
+        return _stale(seed, dice)
     if seed >= SHORT_FROM:
         return _short(seed, dice)
     lease = dice.choice(LEASES)
@@ -109,6 +112,22 @@ def _short(seed: int, dice: random.Random) -> Plan:
         seed, lease, 1, dice.choice((1, 2)), dice.choice((1, 2)), 1,
         tuple(sorted(tasks, key=lambda task: task.at)), tuple(sorted(faults, key=lambda fault: fault.at)),
     )  # fmt: skip
+
+
+def _stale(seed: int, dice: random.Random) -> Plan:
+    """Return a plan in which a worker that has lost what it runs may settle it late."""
+    lease = 6.0
+    tasks = tuple(_task(dice, index, lease, 1, 1) for index in range(dice.randint(2, 5)))
+    tasks = tuple(
+        replace(
+            task, at=0.5, kind=dice.choice(("failing", "failing", "flaky", "slow")), retries=dice.randint(0, 1),
+            duration=dice.uniform(0.8, 2.0) * lease, cancel_after=None, patience=None, delay=None,
+        )
+        for task in tasks
+    )  # fmt: skip
+    kind = dice.choice(("hold", "hold", "hold-sending", "hold-replies", "freeze", "refuse"))
+    fault = replace(_fault(dice, lease), kind=kind, at=dice.uniform(0.5, lease), lasts=dice.uniform(1.0, 1.6) * lease)
+    return Plan(seed, lease, 1, 2, dice.choice((1, 2, 3)), 1, tasks, (fault,))
 
 
 def _near(dice: random.Random, task: TaskSpec, faults: tuple[Fault, ...]) -> TaskSpec:

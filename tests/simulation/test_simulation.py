@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.histories import play, run, smallest
-from tests.simulation.plan import FAULTS, KINDS, SHORT_FROM, draw
+from tests.simulation.plan import FAULTS, KINDS, SHORT_FROM, STALE_FROM, draw
 from tests.simulation.seam import Gate
 
 pytestmark = pytest.mark.slow
@@ -13,9 +13,10 @@ pytestmark = pytest.mark.slow
 HISTORIES = 120
 SHORT = 240
 PORTION = 40
+PORTIONS = [*range(1, HISTORIES, PORTION), *range(SHORT_FROM, SHORT_FROM + SHORT, PORTION), STALE_FROM]
 
 
-@pytest.mark.parametrize("first", [*range(1, HISTORIES, PORTION), *range(SHORT_FROM, SHORT_FROM + SHORT, PORTION)])
+@pytest.mark.parametrize("first", PORTIONS)
 def test_no_promise_is_broken(first: int) -> None:
     """A history in which one is broken is repeated by the line that is shown."""
     summary = run(range(first, first + PORTION))
