@@ -634,3 +634,25 @@ async def test_a_call_can_be_sent_as_a_task_can(broker, server):
             ConfigurationError, match=rf"^send\.call\(...\) has its arguments already, so {named} cannot"
         ):
             await broker.enqueue(send.call("a"), *args, **kwargs)
+
+
+async def test_a_task_may_declare_its_tier(server):
+    """It goes before the declared priority; what the call names goes before both."""
+
+    @task(tier="later", priority=9)
+    async def mail() -> None: ...
+
+    async with RedisBroker(server.url, tiers=[Tier("now", 5, threshold=7), Tier("later", 1)]) as broker:
+        sent = [
+            await broker.enqueue(mail),
+            await broker.enqueue(mail, priority=8),
+            await broker.enqueue(mail, tier="now"),
+            await broker.enqueue("mail"),
+            *await broker.enqueue_many([mail.call(), mail.options(priority=1).call()]),
+        ]
+        assert [broker.tiers[one.tier].name for one in sent] == ["later", "now", "now", "now", "later", "later"]
+        (entry,) = await broker.client.xrange(sent[0].stream, count=1)
+        assert entry[1][b"priority"] == b"9"
+    async with RedisBroker(server.url) as broker:
+        with pytest.raises(ConfigurationError, match="tier='later' is none of this broker's: critical"):
+            await broker.enqueue(mail)

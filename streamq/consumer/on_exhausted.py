@@ -118,13 +118,13 @@ class OnExhausted:
 
     def _send_effect(self, target: Task[..., Any], argument: dict[str, Any]) -> SendTask | DelayTask:
         options = target.send_options
-        priority = target.priority if options.priority is None else options.priority
+        name, priority = target.place()
         tier = pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
-        if options.tier is not None:
+        if name is not None:
             names = [tier.name for tier in self._tiers]
-            if options.tier not in names:
-                raise ConfigurationError(f"on_exhausted {target.name!r}: tier={options.tier!r} is none of {names}")
-            tier = names.index(options.tier)
+            if name not in names:
+                raise ConfigurationError(f"on_exhausted {target.name!r}: tier={name!r} is none of {names}")
+            tier = names.index(name)
         message = Message(
             task=target.name, args=(argument,), kwargs={}, task_id=new_task_id(), priority=priority,
             retries=options.retries, timeout=options.timeout, result_ttl=options.result_ttl, headers=options.headers,

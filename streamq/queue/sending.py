@@ -197,15 +197,14 @@ class MessageBuilder:
     ) -> tuple[Call[Any], int, int | None, Default | None]:
         """Check the arguments of a call. Return it as it is sent, tier, priority, and what encodes other types."""
         task, options = call.task, call.task.send_options
-        priority = options.priority
         if not isinstance(task, Task):
-            return call, self._pick_tier(options, priority), priority, None
+            return call, self._pick_tier(options.tier, options.priority), options.priority, None
         # The result of the step before is not known yet: it counts as an argument, and only the others are checked.
         args, kwargs = task.arguments.sendable(call.args, call.kwargs, first=int(takes_result))
         if args is not call.args:
             call = Call(task, tuple(args), kwargs)
-        priority = task.priority if priority is None else priority
-        return call, self._pick_tier(options, priority), priority, task.arguments.default
+        tier, priority = task.place()
+        return call, self._pick_tier(tier, priority), priority, task.arguments.default
 
     def _guarded(self, tier: int, task_id: str, options: Options, fields: list[str]) -> GuardedEnqueue:
         delay, due = _delay_and_due(options)
@@ -236,10 +235,10 @@ class MessageBuilder:
             return None if value is None else _unix_seconds(value)
         return self._now() + (value.total_seconds() if isinstance(value, timedelta) else value)
 
-    def _pick_tier(self, options: Options, priority: int | None) -> int:
-        if options.tier is None:
+    def _pick_tier(self, name: str | None, priority: int | None) -> int:
+        if name is None:
             return pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
-        return self.tier_of(options.tier)
+        return self.tier_of(name)
 
     def tier_of(self, name: str) -> int:
         """Return the index of the tier of this name. Raises ConfigurationError for an unknown name."""

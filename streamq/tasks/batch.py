@@ -38,6 +38,7 @@ class TaskSettings(TypedDict, total=False):
     timeout: float | None
     result_ttl: float | None
     priority: int | None
+    tier: str | None
     run_in: RunIn | None
     backoff: BackoffLike | None
     max_backoff: float

@@ -50,7 +50,8 @@ def task(function: Callable[P, R], /) -> SyncTask[P, R]: ...
 @overload
 def task(
     *, name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | timedelta | None = None,
-    result_ttl: float | timedelta | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    result_ttl: float | timedelta | None = None, priority: int | None = None, tier: str | None = None,
+    run_in: RunIn | None = None,
     backoff: BackoffLike | None = None, max_backoff: float | timedelta = LONGEST,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
@@ -69,7 +70,8 @@ def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     - `on_exhausted` is called with an `Exhausted` when the task is dead-lettered. If it is a task, it is sent in the
       same atomic step.
     - `timeout` (s) limits a run. `result_ttl` (s) is how long the result is kept.
-    - `priority` applies to messages that name none.
+    - `priority` and `tier` apply to messages that name neither. `tier` goes before `priority`, and is checked when the
+      task is sent: the broker must have a tier of that name.
     - `run_in` is "loop" (the default of async functions), "thread" (the default of all others) or "process" (for work
       that keeps a core busy; the function must be importable).
     - `validate=False` turns off the check of arguments against annotations, where pydantic is installed.
@@ -91,7 +93,8 @@ def check_options(decorator: str, given: Iterable[str], known: Iterable[str]) ->
 def _make(
     function: Callable[..., Any], *,
     name: str | None = None, retries: RetriesLike = DEFAULT_RETRIES, timeout: float | timedelta | None = None,
-    result_ttl: float | timedelta | None = None, priority: int | None = None, run_in: RunIn | None = None,
+    result_ttl: float | timedelta | None = None, priority: int | None = None, tier: str | None = None,
+    run_in: RunIn | None = None,
     backoff: BackoffLike | None = None, max_backoff: float | timedelta = LONGEST,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = (), validate: bool = True,
@@ -112,6 +115,8 @@ def _make(
     keep = None if result_ttl is None else bounds.TASK_RESULT_TTL.check(result_ttl, f"task {named!r}: result_ttl")
     if priority is not None:
         bounds.PRIORITY.check(priority, f"task {named!r}: priority")
+    if tier is not None:
+        check_name("tier", tier, what=f"task {named!r}: tier")
     policy = RetryPolicy(
         retries,
         backoff if backoff is not None else Backoff(),
@@ -127,7 +132,7 @@ def _make(
     arguments = Arguments(named, function, validate=validate)
     return kind(
         function, named, policy, limit, keep, priority, place, arguments, middleware=links, on_exhausted=on_exhausted,
-        cron=_crons(named, cron, arguments),
+        cron=_crons(named, cron, arguments), tier=tier,
     )  # fmt: skip
 
 

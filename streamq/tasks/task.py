@@ -61,7 +61,8 @@ class Task(_HasAttributes, Generic[P, R]):
     `timeout` (s) limits a run. `result_ttl` (s) is how long a result is kept, None: no result is kept. `run_in` is
     where the function runs: in the event loop, in a thread or in a process. `middleware` wraps the runs and the
     enqueues of this task, inside the middleware of broker and worker. When the task is dead-lettered, `on_exhausted`
-    is called, or sent if it is a task. `cron` are the schedules that send it.
+    is called, or sent if it is a task. `cron` are the schedules that send it. `tier` is the name of the tier of
+    messages that name neither a tier nor a priority.
     """
 
     function: Callable[..., Any]
@@ -76,6 +77,7 @@ class Task(_HasAttributes, Generic[P, R]):
     middleware: tuple[Any, ...] = ()
     cron: tuple[Cron, ...] = ()
     on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None
+    tier: str | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself, in this process."""
@@ -130,6 +132,14 @@ class Task(_HasAttributes, Generic[P, R]):
             f"task {self.name!r} cannot be pickled: it is not found as {self.__module__}.{qualname}; "
             "define it at the top of a module, under the name of its function"
         )
+
+    def place(self) -> tuple[str | None, int | None]:
+        """Return the name of the tier to which a message goes, None if its priority picks that, and its priority."""
+        options = self.send_options
+        tier = options.tier
+        if tier is None and options.priority is None:
+            tier = self.tier
+        return tier, self.priority if options.priority is None else options.priority
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the task with its arguments, for `enqueue_many`, `start` and `schedule`."""

@@ -115,6 +115,8 @@ def test_an_object_with_an_async_call_is_an_async_function():
         ({"run_in": "process"}, "write 'def' instead of 'async def', or leave run_in='process' out"),
         ({"run_in": "fork"}, "run_in='fork', which is no place to run: leave it out"),
         ({"priority": "high"}, "priority='high'"),
+        ({"tier": 5}, "task 'plain': tier"),
+        ({"tier": "a b"}, "task 'plain': tier"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused_at_the_declaration(settings, says):
