@@ -7,8 +7,8 @@ from streamq.client.address import Address
 from streamq.client.background_tasks import BackgroundTasks, OwnedGroup, Resources
 from streamq.client.blocking_connection import BlockingConnection
 from streamq.client.client import Client
-from streamq.client.connection import RefusedAddressError, RefusedDatabaseError
 from streamq.client.dial import Dial
+from streamq.client.login import RefusedAddressError, RefusedDatabaseError
 from streamq.client.owner import Owner, refuse_in_loading_process, scheduler
 from streamq.client.pipeline import Pipeline
 from streamq.client.resp_codec import Command, OutcomeUnknown, pack_one

@@ -18,7 +18,7 @@ from streamq.queue.enqueue_requests import EnqueueReply
 from streamq.queue.results import Handle
 from streamq.queue.sending import RESULT_KEPT, MessageBuilder, PreparedMessage, new_task_id
 from streamq.queue.store import Store
-from streamq.queue.waiters import Waiters
+from streamq.queue.waiters import WaitsForKeys
 from streamq.queue.workflow_start import PreparedWorkflow, Workflow, WorkflowSteps
 from streamq.tasks.options import Durable
 from streamq.tasks.task import Call, TaskRef
@@ -30,7 +30,11 @@ R = TypeVar("R")
 class Producer:
     """What an open broker sends with. `middleware` is the broker's chain; links that are added to it later count."""
 
-    def __init__(self, builder: MessageBuilder, middleware: MiddlewareChain, store: Store, waiters: Waiters) -> None:
+    combine: type[CombinedEnqueue] = CombinedEnqueue  # of calls that go together, each through its own middleware
+
+    def __init__(
+        self, builder: MessageBuilder, middleware: MiddlewareChain, store: Store, waiters: WaitsForKeys
+    ) -> None:
         self._builder = builder
         self._middleware = middleware
         self._store = store
@@ -98,7 +102,7 @@ class Producer:
         send_all = self.send_all if send_all is None else send_all
         if not (self._middleware.wraps_enqueues or any(call.task.middleware for call in calls)):
             return await send_all(calls)
-        combined = CombinedEnqueue(send_all, len(calls))
+        combined = self.combine(send_all, len(calls))
         return await combined.run([
             partial(self._chain(call)[1].around_enqueue(partial(combined.send, place)), call)
             for place, call in enumerate(calls)

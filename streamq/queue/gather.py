@@ -8,11 +8,9 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
-import anyio
-
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
 from streamq.queue.results import Handle
-from streamq.queue.waiters import deadline_of
+from streamq.queue.waiters import longest_wait
 from streamq.wire.argument_types import check_type
 
 R = TypeVar("R")
@@ -46,8 +44,7 @@ async def gather(
     """
     found: list[Any] = [None] * len(handles)
     missing = set(range(len(handles)))
-    deadline = deadline_of(timeout)
-    async with aclosing(_arrivals(handles, deadline)) as arrivals:
+    async with aclosing(_arrivals(handles, longest_wait(timeout))) as arrivals:
         async for place, payload in arrivals:
             try:
                 found[place] = handles[place].decoded(payload)
@@ -72,7 +69,7 @@ async def as_completed(
     Raises what `gather` raises, except TaskFailedError: `result()` raises that.
     """
     missing = set(range(len(handles)))
-    async with aclosing(_arrivals(handles, deadline_of(timeout))) as arrivals:
+    async with aclosing(_arrivals(handles, longest_wait(timeout))) as arrivals:
         async for place, payload in arrivals:
             missing.discard(place)
             yield handles[place].with_result(payload)
@@ -80,10 +77,10 @@ async def as_completed(
         raise _timeout_error(handles, missing, timeout)
 
 
-async def _arrivals(handles: Sequence[Handle[Any]], deadline: float) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield the place of each handle and its encoded result, as the results arrive, until a time (of the loop's clock).
+async def _arrivals(handles: Sequence[Handle[Any]], limit: float) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yield the place of each handle and its encoded result, as the results arrive, for `limit` seconds.
 
-    Results that are there are yielded though it is over.
+    Results that are there are yielded though that time is over.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for place, handle in enumerate(handles):
@@ -92,11 +89,11 @@ async def _arrivals(handles: Sequence[Handle[Any]], deadline: float) -> AsyncGen
     if not handles:
         return
     waiters = handles[0].waiters
+    deadline = waiters.now() + limit
     if any(handle.waiters is not waiters for handle in handles):
         raise ConfigurationError("the handles are of several brokers: wait for those of each broker separately")
     found = await waiters.read_now(places, deadline)  # results that are there already need no subscription
     with waiters.waiting_for(places.keys() - {key for key, _ in found}) as waiter:
-        subscribed = False
         while True:
             for key, payload in found:
                 waiter.open.discard(key)
@@ -104,13 +101,7 @@ async def _arrivals(handles: Sequence[Handle[Any]], deadline: float) -> AsyncGen
                     yield place, payload
             if not waiter.open:
                 return
-            found = []
-            # No cancel scope may be open while this yields, so each wait has its own.
-            with anyio.CancelScope(deadline=deadline):
-                if not subscribed:
-                    await waiters.subscribe(waiter)
-                    subscribed = True
-                found = await waiters.next_payloads(waiter)
+            found = await waiters.news(waiter, deadline)
             if not found:
                 return
 

@@ -8,14 +8,12 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-import anyio
-
 from streamq.errors import ResultNotKeptError, ResultTimeoutError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
 from streamq.queue.result_payload import decode_result, has_succeeded
 from streamq.queue.store import Store
-from streamq.queue.waiters import Waiters, deadline_of
+from streamq.queue.waiters import WaitsForKeys, longest_wait
 from streamq.tasks.task import Task
 
 R_co = TypeVar("R_co", covariant=True)
@@ -48,7 +46,7 @@ class Handle(Generic[R_co]):
     fresh: bool
     keeps_result: bool
     _store: Store = field(repr=False)
-    _waiters: Waiters = field(repr=False)
+    _waiters: WaitsForKeys = field(repr=False)
     _payload: bytes | None = field(default=None, repr=False, compare=False)  # the result, if it is known
     replaced: bool = False
     _since: int = field(default=0, repr=False)  # Unix ms: the task has no older entry
@@ -68,7 +66,7 @@ class Handle(Generic[R_co]):
         """
         payload = self._payload
         if payload is None:
-            payload = await self._wait(self.result_key, deadline_of(timeout))
+            payload = await self._wait(self.result_key, self._waiters.now() + longest_wait(timeout))
         if payload is None:
             raise ResultTimeoutError(self.task_id, timeout or 0.0)
         return self.decoded(payload)
@@ -77,9 +75,8 @@ class Handle(Generic[R_co]):
         # A result that exists needs no subscription; and a closed broker raises here.
         found = await self._waiters.read_now([key], deadline)
         if not found:
-            with anyio.CancelScope(deadline=deadline), self._waiters.waiting_for([key]) as waiter:
-                await self._waiters.subscribe(waiter)
-                found = await self._waiters.next_payloads(waiter)
+            with self._waiters.waiting_for([key]) as waiter:
+                found = await self._waiters.news(waiter, deadline)
         return found[-1][1] if found else None
 
     @property
@@ -90,7 +87,7 @@ class Handle(Generic[R_co]):
         return self._store.keys.result(self.task_id)
 
     @property
-    def waiters(self) -> Waiters:
+    def waiters(self) -> WaitsForKeys:
         """The waiters of its broker, for functions that wait for many handles."""
         return self._waiters
 
@@ -114,22 +111,16 @@ class Handle(Generic[R_co]):
         newest report and not those it missed. If the task keeps no result, its end is not noticed: only the timeout
         ends this, or the reader does (with `contextlib.aclosing` if it leaves early).
         """
-        deadline = deadline_of(timeout)
+        deadline = self._waiters.now() + longest_wait(timeout)
         key, end = self._store.keys.progress(self.task_id), None
         if self.keeps_result:
             end = self.result_key
-        last, ended, subscribed = Progress(-1.0), False, False
+        last, ended = Progress(-1.0), False
         keys = [key, end] if end else [key]
         with self._waiters.waiting_for(keys) as waiter:
             found = await self._waiters.read_now(keys, deadline)
             while not ended:
-                # No scope may be open while this yields: each wait has its own.
-                with anyio.CancelScope(deadline=deadline):
-                    if not subscribed and not found:
-                        await self._waiters.subscribe(waiter)
-                        subscribed = True
-                    if not found:
-                        found = await self._waiters.next_payloads(waiter)
+                found = found or await self._waiters.news(waiter, deadline)
                 ended = any(name == end for name, _ in found)
                 if ended:  # the last report was written before the result
                     found += await self._waiters.read_now([key], deadline)

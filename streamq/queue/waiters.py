@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from itertools import chain
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
@@ -33,14 +34,28 @@ _ONE_READ = 1.0  # seconds that one read may take, though the time to wait is ov
 _ASK_AGAIN = 60.0  # seconds after which it tries to subscribe again
 
 
+class WaitsForKeys(Protocol):
+    """What handles need of the waiters of their broker. `Waiters` waits in an event loop, another may block its thread.
+
+    A deadline is a time of `now`, in seconds.
+    """
+
+    def now(self) -> float: ...
+    def close(self) -> None: ...
+    def waiting_for(self, keys: Iterable[str]) -> AbstractContextManager[Any]: ...
+    async def read_now(self, keys: Collection[str], deadline: float) -> list[tuple[str, bytes]]: ...
+    async def news(self, waiter: Any, deadline: float) -> list[tuple[str, bytes]]: ...
+
+
 class Waiter:
     """Waits for any number of keys: collects the messages that came since it last took them."""
 
-    __slots__ = ("_event", "_must_read", "_received", "keys", "open")
+    __slots__ = ("_event", "_must_read", "_received", "keys", "open", "subscribed")
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = frozenset(keys)
         self.open = set(self.keys)  # the keys that are still waited for
+        self.subscribed = False
         self._event = anyio.Event()
         self._received: dict[str, bytes] = {}
         self._must_read = True  # a message may have been missed: the keys must be read
@@ -82,15 +97,13 @@ class Waiters:
             for waiter in waiters:
                 waiter.mark_stale()
 
-    async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
-        """Return each key that exists with its value: one round trip, one command per 1,000 keys.
+    def now(self) -> float:
+        """Return the time of the event loop, in which deadlines are given."""
+        return anyio.current_time()
 
-        Raises BrokerError if the server cannot be used.
-        """
-        names = list(keys)
-        chunks = [("MGET", *names[at : at + _KEYS_PER_READ]) for at in range(0, len(names), _KEYS_PER_READ)]
-        payloads = chain.from_iterable(await self._store.call(chunks))
-        return [(key, bytes(payload)) for key, payload in zip(names, payloads, strict=True) if payload is not None]
+    async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
+        """Do as `read_keys`."""
+        return await read_keys(self._store, keys)
 
     @contextmanager
     def waiting_for(self, keys: Iterable[str]) -> Iterator[Waiter]:
@@ -150,6 +163,18 @@ class Waiters:
         """Read keys, though the time is over: what is there is returned. Empty if the server does not reply in time."""
         with anyio.CancelScope(deadline=max(deadline, anyio.current_time() + _ONE_READ)):
             return await self.read(keys)
+        return []
+
+    async def news(self, waiter: Waiter, deadline: float) -> list[tuple[str, bytes]]:
+        """Subscribe, the first time, and return the next messages of a waiter; nothing once the deadline has passed.
+
+        Raises as `subscribe` and `next_payloads`.
+        """
+        with anyio.CancelScope(deadline=deadline):
+            if not waiter.subscribed:
+                await self.subscribe(waiter)
+                waiter.subscribed = True
+            return await self.next_payloads(waiter)
         return []
 
     async def next_payloads(self, waiter: Waiter) -> list[tuple[str, bytes]]:
@@ -238,6 +263,17 @@ class Waiters:
             await subscriber.unsubscribe(*gone)
 
 
-def deadline_of(timeout: float | timedelta | None) -> float:
-    """Return the time (of `anyio.current_time`) at which a wait of `timeout` seconds ends. None waits for ever."""
-    return math.inf if timeout is None else anyio.current_time() + bounds.WAIT_TIMEOUT.check(timeout)
+async def read_keys(store: Store, keys: Collection[str]) -> list[tuple[str, bytes]]:
+    """Return each key that exists with its value: one round trip, one command per 1,000 keys.
+
+    Raises BrokerError if the server cannot be used.
+    """
+    names = list(keys)
+    chunks = [("MGET", *names[at : at + _KEYS_PER_READ]) for at in range(0, len(names), _KEYS_PER_READ)]
+    payloads = chain.from_iterable(await store.call(chunks))
+    return [(key, bytes(payload)) for key, payload in zip(names, payloads, strict=True) if payload is not None]
+
+
+def longest_wait(timeout: float | timedelta | None) -> float:
+    """Return a timeout in seconds; None waits for ever. Raises ConfigurationError for what is no time."""
+    return math.inf if timeout is None else bounds.WAIT_TIMEOUT.check(timeout)

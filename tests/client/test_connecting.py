@@ -8,7 +8,7 @@ from redis import exceptions
 from redis.backoff import ConstantBackoff
 
 from streamq.client import Address, Client, OutcomeUnknown
-from streamq.client.connection import RefusedAddressError, _login_refused
+from streamq.client.login import RefusedAddressError, _login_refused
 from streamq.errors import ConfigurationError
 from streamq.testing.clock import VirtualTime
 from tests.client.scripted import MEMORY, Faults, Server, echo
