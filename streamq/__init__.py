@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from streamq.queue.once import once
     from streamq.queue.results import Handle, Status
     from streamq.queue.workflow_start import Workflow
+    from streamq.sync.broker import SyncBroker
+    from streamq.sync.handle import SyncHandle, SyncWorkflow
     from streamq.tasks.batch import batch_task
     from streamq.tasks.cron import Cron
     from streamq.tasks.decorator import task
@@ -81,6 +83,9 @@ _HOMES = {
     "Status": "queue.results",
     "StreamqError": "errors",
     "Superseded": "consumer.events",
+    "SyncBroker": "sync.broker",
+    "SyncHandle": "sync.handle",
+    "SyncWorkflow": "sync.handle",
     "Task": "tasks.task",
     "TaskRef": "tasks.task",
     "Tier": "wire.tiers",
@@ -143,6 +148,9 @@ __all__ = [
     "Status",
     "StreamqError",
     "Superseded",
+    "SyncBroker",
+    "SyncHandle",
+    "SyncWorkflow",
     "Task",
     "TaskRef",
     "Tier",

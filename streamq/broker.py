@@ -34,7 +34,7 @@ from streamq.queue.schedules import (
 from streamq.queue.sending import MessageBuilder
 from streamq.queue.server_url import ServerUrl
 from streamq.queue.store import Store
-from streamq.queue.waiters import Waiters
+from streamq.queue.waiters import Waiters, WaitsForKeys
 from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
 from streamq.tasks.options import OptionValues
@@ -107,7 +107,7 @@ class RedisBroker:
             self.keys, self.tiers, max_payload=max_payload, now=self.server_clock.now_to_send
         )
         self._store: Store | None = None
-        self._waiters: Waiters | None = None
+        self._waiters: WaitsForKeys | None = None
         self._producer: Producer | None = None
         self._group: anyio.abc.TaskGroup | None = None
         self._resources: Resources | None = None
@@ -135,13 +135,16 @@ class RedisBroker:
             self._resources = None
             await resources.close(error)
             raise
-        self._store = store = Store(
-            client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.server_clock,
-            max_payload=self.max_payload, signing=self.signing,
-        )  # fmt: skip
+        self._store = store = self._store_over(client)
         self._waiters = Waiters(store, self._group)
         self._producer = Producer(self._builder, self.middleware, store, self._waiters)
         return self
+
+    def _store_over(self, client: Client) -> Store:
+        return Store(
+            client, self.keys, self.tiers, bound=lambda: self.dead_letters, clock=self.server_clock,
+            max_payload=self.max_payload, signing=self.signing,
+        )  # fmt: skip
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

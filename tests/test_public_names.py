@@ -15,9 +15,9 @@ PUBLIC = {
         Ack Backoff Call Cancellation Cron DeadLetter DeadLetterBound Delays Delivery Event Exhausted Failure
         Fixed Handle Health Inbox Linear Listener Options Outcome Postpone Priority Progress Reason Reclaimed
         Recovered RedisBroker Reject Release Retry RetryLater RetryOutcome Scheduled Settled SigningKeys Skip
-        Started Status StreamqError Superseded Task TaskRef Tier Trouble Worker Workflow as_completed batch_task
-        cancel_requested current_batch current_cancellation current_delivery gather group once report_progress
-        report_progress_sync step task
+        Started Status StreamqError Superseded SyncBroker SyncHandle SyncWorkflow Task TaskRef Tier Trouble Worker
+        Workflow as_completed batch_task cancel_requested current_batch current_cancellation current_delivery gather
+        group once report_progress report_progress_sync step task
     """,
     "streamq.errors": """
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError
@@ -25,7 +25,7 @@ PUBLIC = {
         EffectNotBegunError EncodingError LeftOpenError LifespanEndedError MessageError MissingExtraError
         NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError ProcessDiedError
         ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError ResultTypeError Retry RetryLater
-        SignatureError StreamqError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
+        SignatureError StreamqError SyncCallError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
         UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """

@@ -255,6 +255,11 @@ class Client(AsyncCoreCommands):
         """Whether the server could be used once since this client was opened."""
         return self._multiplexer is not None and self._multiplexer.ever_connected
 
+    @property
+    def closed(self) -> bool:
+        """Whether this client was closed: no command of it is carried out again."""
+        return self._closed
+
     async def reset(self) -> None:  # type: ignore[override]
         """Give up the current connection. The next command connects again.
 
@@ -292,6 +297,10 @@ class Client(AsyncCoreCommands):
         """
         (hello,) = await self.call([("HELLO",)])
         return read_features([hello, None, None, None])
+
+    async def pause(self, seconds: float) -> None:
+        """Let others run for `seconds`; 0 is one turn of the event loop."""
+        await anyio.sleep(seconds)
 
     def _start_connection(self, connection: SharedConnection) -> None:
         """Run the connection of a BlockingConnection. It is closed with the client."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streamq.client.address import Address
 
 
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # what OpenSSL says of an answer that is no TLS
+NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # what OpenSSL says of an answer that is no TLS
 
 
 class Dial(Protocol):
@@ -83,7 +83,7 @@ class _TcpDial:
         try:
             await TLSStream.wrap(stream, hostname=self._host, ssl_context=context, standard_compatible=False)
         except ssl.SSLError as error:
-            if error.reason in _NO_TLS:
+            if error.reason in NOT_TLS:
                 return ""
         finally:
             await anyio.aclose_forcefully(stream)

@@ -12,8 +12,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, overload
 
-import anyio
-
 from streamq.broker import RedisBroker
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.dead_letter.groups import with_existing_groups
@@ -142,11 +140,11 @@ class DeadLetterQueue:
                         connection, command, block=_BLOCK_SECONDS, on_late_reply=_ignore_late_reply
                     )
                 except BrokerError as error:
-                    if error.code not in _TRANSIENT_CODES and not passes(error):
+                    if store.client.closed or (error.code not in _TRANSIENT_CODES and not passes(error)):
                         raise
                     failures += 1
                     log.warning("cannot read dead letters: %s; trying again", error, event="server_lost")
-                    await anyio.sleep(_OUTAGE_BACKOFF.ceiling(min(failures, 8)))
+                    await store.client.pause(_OUTAGE_BACKOFF.ceiling(min(failures, 8)))
                     continue
                 failures = 0
                 for entry_id, flat in reply[0][1] if reply else ():

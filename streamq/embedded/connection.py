@@ -50,7 +50,7 @@ class Connection(ConnectionState):
         outgoing = self.stream.outgoing
         for count, request in enumerate(parser.feed(data), 1):
             with self.server.lock:
-                answer = self._answer(request)
+                answer = self.answer(request)
             outgoing.write(await self._wait(answer) if isinstance(answer, BlockedClient) else answer)
             if self.closed or self.quitting:
                 return
@@ -59,13 +59,13 @@ class Connection(ConnectionState):
 
     def answer_now(self, request: list[bytes]) -> bytes:
         """Carry out one request without waiting. A command that would block gets nil."""
-        answer = self._answer(request)
+        answer = self.answer(request)
         if isinstance(answer, BlockedClient):
             answer.end()
             return encode(None, nil_arrays=True)
         return answer
 
-    def _answer(self, request: list[bytes]) -> bytes | BlockedClient:
+    def answer(self, request: list[bytes]) -> bytes | BlockedClient:
         """Carry out one request. Return its encoded reply, or the client that now waits."""
         server, name = self.server, request[0].upper()
         self.last_command = name.decode(errors="replace").lower()

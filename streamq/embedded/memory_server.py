@@ -84,7 +84,7 @@ class MemoryServer(ServerState):
 
         async def dial() -> ByteStream:
             client_end, server_end = pipe()
-            connection = self._accept(server_end)
+            connection = self.accept(server_end)
             try:
                 task_group.start_soon(connection.serve, name=f"memory://{self.name} connection {connection.id}")
             except RuntimeError:  # the task group has ended
@@ -112,7 +112,8 @@ class MemoryServer(ServerState):
                 self.forget(connection)
         return reader.gets()
 
-    def _accept(self, stream: MemoryStream) -> Connection:
+    def accept(self, stream: MemoryStream) -> Connection:
+        """Take a connection, whose server's end this is."""
         with self.lock:
             self.accepted += 1
             connection = Connection(self, next(self._ids), stream)

@@ -21,6 +21,7 @@ from streamq.errors.requests import (
     RetryLater,
     UnrecordableError,
 )
+from streamq.errors.sync_call import SyncCallError
 
 __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
@@ -28,8 +29,8 @@ __all__ = [
     "EffectLostError", "EffectNotBegunError", "EncodingError", "LeftOpenError", "LifespanEndedError",
     "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OutcomeUnknownError",
     "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError", "Reject", "ResultNotKeptError",
-    "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError", "StreamqError", "TaskFailedError",
-    "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
+    "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError", "StreamqError", "SyncCallError",
+    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -47,11 +48,11 @@ class MissingExtraError(StreamqError, ImportError):
 
 
 class NotOpenError(StreamqError, RuntimeError):
-    """Raised if a broker is used outside its `async with` block."""
+    """Raised if a broker is used outside its `async with` block, or a SyncBroker after it was closed."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, remedy: str = "use it inside 'async with broker:'") -> None:
         self.what = what
-        super().__init__(f"{what} is not open: use it inside 'async with broker:'")
+        super().__init__(f"{what} is not open: {remedy}")
 
 
 class WrongLoopError(StreamqError, RuntimeError):
@@ -389,6 +390,7 @@ for _one in (
     EffectLostError,
     UnrecordableError,
     CircuitOpenError,
+    SyncCallError,
 ):
     _one.__module__ = __name__  # a dead letter names the class by it
 del _one

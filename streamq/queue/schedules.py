@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import anyio.lowlevel
-
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ConfigurationError, EncodingError, MessageError, SignatureError, UndecodableError
@@ -233,7 +231,7 @@ async def _read(store: Store, *more: Command) -> tuple[int, list[StoredSchedule]
             case definition:
                 stored.append(StoredSchedule(text, raw, definition, due.get(name)))
         if number % _STEP == 0:  # to read ten thousand takes a second: others run meanwhile
-            await anyio.lowlevel.checkpoint()
+            await store.client.pause(0)
     return int(time[0]) * 1000 + int(time[1]) // 1000, stored, others
 
 

@@ -5,12 +5,15 @@ It knows no keys and no commands: `store.py` speaks to the server through the cl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.abc
 
 from streamq.client import Address, BackgroundTasks, Client, OwnedGroup, Resources
 from streamq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from streamq.client.sync_client import SyncClient
 
 _EMBEDDED = ("memory", "embedded")
 
@@ -51,14 +54,40 @@ class ServerUrl:
         await resources.open(client)
         return client, await resources.open(OwnedGroup())
 
+    def connect_sync(self, connect_timeout: float | None, reply_timeout: float | None) -> tuple[SyncClient, Any]:
+        """Return a client that blocks, and the embedded server that was started for it, None if there is none.
+
+        Timeouts as for `connect`.
+        """
+        from streamq.client.sync_client import SyncClient  # noqa: PLC0415 - programs with an event loop need it not
+
+        address, dial, server = self._address, None, None
+        if self._scheme == "memory":
+            from streamq.embedded.sync_stream import SyncMemoryDial  # noqa: PLC0415 - an extra
+
+            dial = SyncMemoryDial(self._memory_server())
+        elif self._scheme == "embedded":
+            from streamq.embedded import EmbeddedServer  # noqa: PLC0415 - an extra
+
+            server = EmbeddedServer(self.url.partition("://")[2] or None)
+            server.start()
+            address = Address.parse(server.url)
+        client = SyncClient(
+            address, dial=dial, connect_timeout=connect_timeout, reply_timeout=reply_timeout,
+            client_name=address.client_name or "streamq",
+        )  # fmt: skip
+        return client, server
+
+    def _memory_server(self) -> Any:
+        from streamq.embedded import MemoryServer  # noqa: PLC0415 - an extra
+
+        name = self.url.partition("://")[2].strip("/")
+        return MemoryServer.named(name) if name else MemoryServer()
+
     async def _start(self, resources: Resources, background: BackgroundTasks) -> tuple[Address, Any]:
         """Return the address, and the dialer if it is not that of sockets. Starts an embedded server."""
         if self._scheme == "memory":
-            from streamq.embedded import MemoryServer  # noqa: PLC0415 - an extra
-
-            name = self.url.partition("://")[2].strip("/")
-            server = MemoryServer.named(name) if name else MemoryServer()
-            return self._address, server.dialer(background)
+            return self._address, self._memory_server().dialer(background)
         if self._scheme == "embedded":
             from streamq.embedded import EmbeddedServer  # noqa: PLC0415 - an extra
 

@@ -25,6 +25,9 @@ from streamq import (
     RedisBroker,
     RetryLater,
     Status,
+    SyncBroker,
+    SyncHandle,
+    SyncWorkflow,
     TaskRef,
     Tier,
     Worker,
@@ -292,3 +295,32 @@ async def schedules(broker: RedisBroker) -> None:
     for one in await broker.schedules():
         assert_type(one.next, datetime | None)
     assert_type(await broker.unschedule("nightly"), bool)
+
+
+def without_an_event_loop(broker: SyncBroker) -> None:
+    """The same arguments, and results that are not awaited."""
+    assert_type(broker.enqueue(send, "a@b.c"), SyncHandle[dict[str, int]])
+    assert_type(broker.enqueue(resize, "a", width=3).result(timeout=5), bytes)
+    assert_type(broker.enqueue(send.call("a"), delay=5), SyncHandle[dict[str, int]])
+    assert_type(broker.enqueue(send.options(delay=5), "a"), SyncHandle[dict[str, int]])
+    assert_type(broker.enqueue("send", 1), SyncHandle[Any])
+    assert_type(broker.enqueue_many([send.call("a"), resize.call("b", width=3)]), list[SyncHandle[Any]])
+    assert_type(broker.start(send.call("a").then(report)), SyncWorkflow[str])
+    assert_type(broker.start(group(send.call("a"))).result(5), list[dict[str, int]])
+    assert_type(broker.handle("x", task=resize), SyncHandle[bytes])
+    assert_type(broker.handle("x"), SyncHandle[Any])
+    assert_type(broker.handle("x").status(), Status)
+    handle = broker.enqueue(resize, "a", width=3)
+    assert_type(broker.gather(handle, handle), list[bytes])
+    assert_type(broker.gather(handle, return_exceptions=True), list[bytes | TaskFailedError])
+    for one in broker.as_completed(handle):
+        assert_type(one, SyncHandle[bytes])
+    for progress in handle.watch():
+        assert_type(progress, Progress)
+    assert_type(broker.check(send.call("a")), Call[dict[str, int]])
+    assert_type(broker.dead_letter_queue().replay(task_id="x"), str)
+    broker.enqueue(send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    broker.enqueue(send)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    broker.enqueue(resize, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    broker.enqueue_many([send])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    broker.start(send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
