@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from streamq.lazy_names import load_on_first_use
 
 if TYPE_CHECKING:
-    from streamq.broker import RedisBroker
+    from streamq.broker import RedisBroker, current_broker
     from streamq.consumer.batching import current_batch
     from streamq.consumer.events import Event, Listener, Reclaimed, Recovered, Settled, Started, Superseded, Trouble
     from streamq.errors import Reject, Retry, RetryLater, StreamqError
@@ -96,6 +96,7 @@ _HOMES = {
     "batch_task": "tasks.batch",
     "cancel_requested": "handlers.context",
     "current_batch": "consumer.batching",
+    "current_broker": "broker",
     "current_cancellation": "handlers.context",
     "current_delivery": "handlers.context",
     "gather": "queue.gather",
@@ -161,6 +162,7 @@ __all__ = [
     "batch_task",
     "cancel_requested",
     "current_batch",
+    "current_broker",
     "current_cancellation",
     "current_delivery",
     "gather",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
+from weakref import WeakValueDictionary
 
 import anyio.abc
 
@@ -18,6 +19,7 @@ from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
+from streamq.handlers.context import current_store, nothing_here
 from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.middleware.producer import Producer
 from streamq.queue.delayed import Scheduled, scheduled
@@ -138,6 +140,7 @@ class RedisBroker:
         self._store = store = self._store_over(client)
         self._waiters = Waiters(store, self._group)
         self._producer = Producer(self._builder, self.middleware, store, self._waiters)
+        _open_brokers[id(client)] = self
         return self
 
     def _store_over(self, client: Client) -> Store:
@@ -381,3 +384,17 @@ class RedisBroker:
             if (delivery := consumer.unsettled.pop(task_id, None)) is not None:
                 return consumer, delivery
         raise NotHeldError(task_id)
+
+
+_open_brokers: WeakValueDictionary[int, RedisBroker] = WeakValueDictionary()  # by the id of the client, which it holds
+
+
+def current_broker() -> RedisBroker:
+    """Return the broker of the worker whose handler calls this, to send from a task.
+
+    A handler in a thread calls it through the loop: `anyio.from_thread.run(current_broker().enqueue, send, "x")`.
+    Raises LookupError outside a handler, and in a process.
+    """
+    if (broker := _open_brokers.get(id(current_store().client))) is None:
+        raise nothing_here("the broker of this handler's worker was closed")
+    return broker
