@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from math import inf
 from typing import Final
 
 import anyio
 
 from streamq.clock import Clock, ServerClock
 from streamq.consumer.events import Listeners, Recovered, Trouble
+from streamq.consumer.losses import Losses
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
@@ -34,7 +34,6 @@ _STEPS: Final = {
     "promote": "promoting delayed tasks", "burst": "looking whether the queue is empty",
 }  # fmt: skip
 _ROLE: Final = "worker"  # whose rights are missing
-_ONE_LOSS: Final = 30.0  # seconds in which missing groups are one loss
 _PAUSE = Backoff(base=0.1, factor=2.0, cap=LONGEST_PAUSE)
 
 
@@ -55,7 +54,7 @@ class Outage:
         self._error: BrokerError | None = None
         self._lacking: dict[str, tuple[str, str]] = {}  # by loop: what is late, and why
         self._since = 0.0
-        self._restored_at: dict[str, float] = {}  # by event
+        self._losses = Losses(name, clock)
         self._refusals = Refusals(name, clock=clock, role=_ROLE, keys=keys)
         self._said = SaidBefore()  # causes of this outage
         self._last_cause = ""
@@ -96,28 +95,8 @@ class Outage:
         self._refusals.note_refused(what, error, part=part)
 
     def note_restored(self, streams: Sequence[str], groups: Sequence[str]) -> None:
-        """Note the streams that were gone and are created anew, and those that had lost their consumer group alone.
-
-        Said once in half a minute by each worker that created some.
-        """
-        if streams and self._is_another_loss("server_emptied"):
-            log.warning(
-                "%s: streams were gone (%s), and are created anew: the server was emptied (FLUSHALL, a restart without "
-                "persistence), or somebody deleted them; tasks that waited there are lost",
-                self._name, ", ".join(streams), event="server_emptied",
-            )  # fmt: skip
-        elif groups and not streams and self._is_another_loss("group_restored"):
-            log.warning(
-                "%s: the consumer group was gone from %s (XGROUP DESTROY), and is created anew from the beginning of "
-                "the stream: what waits there runs, and what ran at that moment may run again. If the stream itself "
-                "was deleted and has been filled since, what waited before is lost",
-                self._name, ", ".join(groups), event="group_restored",
-            )  # fmt: skip
-
-    def _is_another_loss(self, event: str) -> bool:
-        now, before = self._clock.elapsed(), self._restored_at.get(event, -inf)
-        self._restored_at[event] = now
-        return now >= before + _ONE_LOSS
+        """Note the streams that were gone and are created anew, and those that had lost their consumer group alone."""
+        self._losses.note(streams, groups)
 
     def note_accepted(self, what: str, part: str = "") -> None:
         """Note that the server refuses something no longer: it has carried it out."""

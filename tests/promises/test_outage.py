@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -314,3 +315,39 @@ async def test_a_deleted_stream_is_said_to_be_lost(
     said = warned(caplog)
     assert len([line for line in said if "streams were gone (queue:standard)" in line]) == 1, said
     assert not [line for line in said if "XGROUP DESTROY" in line]
+
+
+async def test_each_of_several_losses_is_said(kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Two within seconds, of each kind: the second is a loss like the first."""
+    destroy = ("XGROUP", "DESTROY", "queue:standard", "workers")
+    commands = [("FLUSHALL",), ("FLUSHALL",), destroy, destroy, ("DEL", "queue:standard")]
+    with fresh_server(kind) as server:
+        async with at_work(server) as (_, worker):
+            for number, command in enumerate(commands, 1):
+                await until_it_blocks(server)
+                server.command(*command)
+                await until(lambda: len(losses_in(caplog)) == number)  # noqa: B023
+                await until(lambda: worker.health.trouble is None)
+    emptied, destroyed = "server_emptied", "group_restored"
+    assert [record.event for record in losses_in(caplog)] == [emptied, emptied, destroyed, destroyed, emptied]
+
+
+async def test_a_stream_that_was_filled_before_the_worker_looked_is_named(
+    kind: Kind, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FLUSHALL and an enqueue in one transaction: the stream is there again, and its group is not."""
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            await until_it_blocks(server)
+            async with broker.client.pipeline(transaction=True) as together:
+                together.execute_command("FLUSHALL")
+                together.xadd("queue:standard", {"task": "effect", "args": "[7]"})
+                await together.execute()
+            await until(lambda: effects == [7])
+            await until(lambda: worker.health.trouble is None)
+    (line,) = losses_in(caplog)
+    assert "(queue:critical, queue:bulk), and so was the consumer group of queue:standard" in line.getMessage()
+
+
+def losses_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if getattr(record, "event", "") in ("server_emptied", "group_restored")]
