@@ -174,7 +174,8 @@ class RedisBroker:
             return None
         return ConfigurationError(
             f"{self!r} was opened by another task, and stays open: open and leave it in one task; a fixture of "
-            "pytest-asyncio uses two, see docs/testing.md (fixtures)"
+            "pytest-asyncio uses two: write 'async with own_task(RedisBroker(...))' there (from streamq.testing), or "
+            "use streamq's fixture `broker`, see docs/testing-your-tasks.md (fixtures of your own)"
         )
 
     @property

@@ -73,6 +73,7 @@ def test_a_module_is_short_and_says_what_it_owns(path: Path) -> None:
 WALL_CLOCK = {
     "clock.py": "the one place",
     "doctor/examine.py": "the time of a report is this machine's",
+    "testing/suite_clock.py": "the clock of the server of a test, which follows this machine's, frozen or not",
     "exporters/prometheus.py": "an export is compared with the clock of who scrapes this machine",
 }
 WALL_CLOCK_FOLDERS = {"embedded": "it is the server", "cli/demo": "its server is on this machine"}

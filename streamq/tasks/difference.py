@@ -26,6 +26,7 @@ ROUNDED: Final = "it would arrive rounded: a float does not have as many digits"
 _NO_KEY: Final = "it would be lost: {} has no such key"
 _TWICE: Final = "it would be lost: another key is given for the same field of {}"
 _SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
+_FROZEN: Final = "freezegun.api"  # its dates stand for real ones, in tests
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, date, timedelta})
 
 
@@ -123,6 +124,8 @@ def _in_plain_form(one: Any, other: Any) -> bool:
     kind = type(other)
     if kind is float and type(one) is int:
         return bool(one == other)
+    if type(one).__module__ == _FROZEN and type(one).__mro__[1] is kind:
+        return _same_time(one, other) if issubclass(kind, datetime) else bool(one == other)
     return kind in _SCALARS and isinstance(one, kind) and bool(one == other)
 
 

@@ -5,9 +5,11 @@ With the extra `pydantic` it is any annotation that pydantic knows. Without it, 
 
 from __future__ import annotations
 
+import datetime as dt
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -195,7 +197,8 @@ def _way(annotation: Any) -> _Way:
         return _Way(_itself, dumps, orjson.loads, _always)
     if annotation is None or not has_pydantic():
         return _way_of_reader(annotation)
-    from pydantic import PydanticUserError  # noqa: PLC0415 - slow to import
+    with _real_dates():
+        from pydantic import PydanticUserError  # noqa: PLC0415 - slow to import
 
     try:
         return _way_of_pydantic(annotation)
@@ -234,21 +237,37 @@ def _as_list(value: Any) -> Any:
 
 def _adapter_of(annotation: Any) -> Any:
     """Return pydantic's adapter of an annotation. Raises TypeError for what is no type, and what pydantic raises."""
-    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - slow to import
-
     formed = for_pydantic(annotation)
-    try:
-        adapter: Any = TypeAdapter(formed)
-    except PydanticSchemaGenerationError:  # a class that pydantic does not know: instances of it are taken as they are
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".* is not a Python type")  # of such it would take any value
-            adapter = TypeAdapter(formed, config=ConfigDict(arbitrary_types_allowed=True))
+    with _real_dates():
+        from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - slow to import
+
+        try:
+            adapter: Any = TypeAdapter(formed)
+        except PydanticSchemaGenerationError:  # a class that pydantic does not know: instances are taken as they are
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".* is not a Python type")  # of such it would take any value
+                adapter = TypeAdapter(formed, config=ConfigDict(arbitrary_types_allowed=True))
     if not adapter.pydantic_complete:
         raise TypeError(
             f"a name in {name_of_type(annotation)} is not found: write an alias that holds itself with "
             "typing_extensions.TypeAliasType, or as 'type Name = ...' (Python 3.12)"
         )
     return adapter
+
+
+@contextmanager
+def _real_dates() -> Iterator[None]:
+    """Undo for this block what freezegun does to `datetime`: pydantic would not know the real classes by its own."""
+    freezegun: Any = sys.modules.get("freezegun.api")
+    dates: Any = dt
+    if freezegun is None or dates.date is not freezegun.FakeDate:
+        yield
+        return
+    dates.datetime, dates.date = freezegun.real_datetime, freezegun.real_date
+    try:
+        yield
+    finally:
+        dates.datetime, dates.date = freezegun.FakeDatetime, freezegun.FakeDate
 
 
 def _way_of_pydantic(annotation: Any) -> _Way:

@@ -1,4 +1,10 @@
-"""Tools to prove that no task was lost: a recorder for events, and a checker that reads its log.
+"""Tools for tests: of tasks, by hand and by a pytest plugin; and to prove that no task was lost.
+
+`fake_delivery` is for a handler that a test calls itself, `own_task` for fixtures of pytest-asyncio. The fixtures of
+the plugin (`pytest_plugin`) need no import; `RunTasks` and `EndedTask` are the types of one. `VirtualTime` is a test
+clock for asyncio and trio.
+
+A recorder for events, and a checker that reads its log:
 
     recorder = Recorder("run.log", worker.name)            # one in each process, one file for all
     Worker(broker, tasks=[...], listeners=[recorder])
@@ -7,25 +13,55 @@
 
 `python -m streamq.testing check run.log --url redis://... --lease 30` does the same from the shell.
 
-`VirtualTime` is a test clock for asyncio and trio. It is loaded on first use.
+Names are loaded on first use: pytest imports this package at each start.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streamq.testing.checker import Checker, check
-from streamq.testing.findings import Question
-from streamq.testing.read_state import final_state
-from streamq.testing.recorder import LogError, Record, Recorder, read
-from streamq.testing.report import FinalState, Limits, Report, Row
-from streamq.testing.report_text import scenarios, summary, table
+from streamq.lazy_names import load_on_first_use
 
 if TYPE_CHECKING:
+    from streamq.testing.checker import Checker, check
     from streamq.testing.clock import VirtualTime
+    from streamq.testing.fakes import FakeDelivery, fake_delivery
+    from streamq.testing.findings import Question
+    from streamq.testing.own_tasks import own_task
+    from streamq.testing.read_state import final_state
+    from streamq.testing.recorder import LogError, Record, Recorder, read
+    from streamq.testing.report import FinalState, Limits, Report, Row
+    from streamq.testing.report_text import scenarios, summary, table
+    from streamq.testing.task_runs import EndedTask, RunTasks
+
+_HOMES = {
+    "Checker": "checker",
+    "EndedTask": "task_runs",
+    "FakeDelivery": "fakes",
+    "FinalState": "report",
+    "Limits": "report",
+    "LogError": "recorder",
+    "Question": "findings",
+    "Record": "recorder",
+    "Recorder": "recorder",
+    "Report": "report",
+    "Row": "report",
+    "RunTasks": "task_runs",
+    "VirtualTime": "clock",
+    "check": "checker",
+    "fake_delivery": "fakes",
+    "final_state": "read_state",
+    "own_task": "own_tasks",
+    "read": "recorder",
+    "scenarios": "report_text",
+    "summary": "report_text",
+    "table": "report_text",
+}
 
 __all__ = [
     "Checker",
+    "EndedTask",
+    "FakeDelivery",
     "FinalState",
     "Limits",
     "LogError",
@@ -34,24 +70,17 @@ __all__ = [
     "Recorder",
     "Report",
     "Row",
+    "RunTasks",
     "VirtualTime",
     "check",
+    "fake_delivery",
     "final_state",
+    "own_task",
     "read",
     "scenarios",
     "summary",
     "table",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "VirtualTime":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from streamq.testing.clock import VirtualTime  # noqa: PLC0415 - most users of this package need no clock
-
-    globals()[name] = VirtualTime
-    return VirtualTime
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # for a type checker a name that is not above is an error
+    __getattr__, __dir__ = load_on_first_use(globals(), _HOMES)

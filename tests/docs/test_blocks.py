@@ -69,9 +69,12 @@ runpy.run_path({path!r}, run_name="__main__")
 
 # --- python ------------------------------------------------------------------------------------
 
+# The others are tests, which pytest runs: test_testing_your_tasks.py.
+PROGRAMS = [program for program in programs() if "def test_" not in program.code]
+
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("program", programs(), ids=lambda program: program.place)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.place)
 def test_python(
     program: Program, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,

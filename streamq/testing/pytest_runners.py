@@ -1,0 +1,76 @@
+"""The async fixtures of the pytest plugin, once for each plugin that runs async tests.
+
+Each of these plugins has its own way to make an async fixture, and sees only its own. anyio's runs set-up, test and
+tear-down in one task, pytest-trio has a task for each fixture, and pytest-asyncio uses several: there broker and worker
+have a task of their own (`own_task`), in the event loop of the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+LOOP_SCOPES = ("function", "class", "module", "package", "session")  # of pytest-asyncio
+
+AsyncFixture = Callable[..., AsyncGenerator[Any, None]]
+Enter = Callable[[AbstractAsyncContextManager[Any]], AbstractAsyncContextManager[Any]]
+
+
+def for_anyio() -> ModuleType:
+    """Return the fixtures for the plugin of anyio."""
+    return _module("anyio", ((f"_{name}_anyio", pytest.fixture(one)) for name, one in _fixtures(lambda one: one)))
+
+
+def for_trio() -> ModuleType:
+    """Return the fixtures for pytest-trio."""
+    as_fixture = import_module("pytest_trio").trio_fixture
+    return _module("trio", ((f"_{name}_trio", as_fixture(one)) for name, one in _fixtures(lambda one: one)))
+
+
+def for_asyncio() -> ModuleType:
+    """Return the fixtures for pytest-asyncio: for each scope of its loops."""
+    as_fixture = import_module("pytest_asyncio").fixture
+    made = (
+        (f"_{name}_asyncio_{scope}", as_fixture(loop_scope=scope)(one))
+        for scope in LOOP_SCOPES
+        for name, one in _fixtures(_in_own_task)
+    )
+    return _module("asyncio", made)
+
+
+def _module(runner: str, fixtures: Iterable[tuple[str, Any]]) -> ModuleType:
+    """Return a module of fixtures: in an object of another kind pytest finds none."""
+    made = ModuleType(f"{__name__}.{runner}")
+    for name, one in fixtures:
+        setattr(made, name, one)
+    return made
+
+
+def _in_own_task(manager: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[Any]:
+    from streamq.testing.own_tasks import own_task  # noqa: PLC0415 - no test of this run may need it
+
+    return own_task(manager)
+
+
+def _fixtures(enter: Enter) -> Iterator[tuple[str, AsyncFixture]]:
+    """Yield the fixtures with their names; functions of their own each time, for the plugins mark them."""
+
+    async def opened_broker(_streamq_suite: Any) -> AsyncGenerator[Any, None]:
+        async with enter(_streamq_suite.open_broker()) as broker:
+            yield broker
+
+    async def worker_of_broker(_streamq_suite: Any, broker: Any) -> AsyncGenerator[Any, None]:
+        async with enter(_streamq_suite.run_worker(broker)) as worker:
+            yield worker
+
+    async def worker_of_streamq_broker(_streamq_suite: Any, streamq_broker: Any) -> AsyncGenerator[Any, None]:
+        async with enter(_streamq_suite.run_worker(streamq_broker)) as worker:
+            yield worker
+
+    for one in (opened_broker, worker_of_broker, worker_of_streamq_broker):
+        yield one.__name__, one
