@@ -20,9 +20,9 @@ from streamq.consumer.losses import Losses
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
-from streamq.queue.refusals import Refusals, SaidBefore, shape
+from streamq.queue.refusals import Refusals, SaidBefore
 from streamq.queue.remedies import advised
-from streamq.queue.server_errors import is_final
+from streamq.queue.server_errors import cause, is_final
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire.keys import Keys
 
@@ -121,22 +121,22 @@ class Outage:
 
     def _note(self, error: BrokerError) -> None:
         """Log the first error of an outage, and each further one with another cause, ten at most in ten minutes."""
-        now, cause = self._clock.elapsed(), shape(str(error))
+        now, why = self._clock.elapsed(), cause(error)
         if not self._streaks:
             self._since, self._said = now, SaidBefore()
-            self._said.may_say(cause, now)
+            self._said.may_say(why, now)
             log.warning(
                 "%s: %s; waiting for the server", self._name, advised(str(error), error.code), event="server_lost"
             )
             self._listeners.emit(Trouble(str(error)))
-        elif cause != self._last_cause and self._said.may_say(cause, now):
+        elif why != self._last_cause and self._said.may_say(why, now):
             log.warning(
                 "%s: still waiting for the server, now: %s",
                 self._name,
                 advised(str(error), error.code),
                 event="server_lost",
             )
-        self._error, self._last_cause = error, cause
+        self._error, self._last_cause = error, why
 
     def over(self, loop: str) -> None:
         """Note that a loop got its reply."""

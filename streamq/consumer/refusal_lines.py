@@ -19,7 +19,8 @@ from typing import Final
 from streamq.clock import Clock, ServerClock
 from streamq.consumer.refused_settlement import RefusedSettlement, times
 from streamq.diagnostics.safe_log import DEBUG, ERROR, WARNING, SafeLog
-from streamq.queue.refusals import REMIND_EVERY, shape
+from streamq.queue.refusals import REMIND_EVERY
+from streamq.queue.server_errors import shape
 
 log = SafeLog("streamq")
 

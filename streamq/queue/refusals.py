@@ -9,7 +9,6 @@ keys does not fill the log.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +17,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
 from streamq.queue.missing_right import with_remedy
 from streamq.queue.remedies import advised
-from streamq.queue.server_errors import concerns_server
+from streamq.queue.server_errors import concerns_server, passes, shape
 from streamq.wire.keys import Keys
 from streamq.wire.rights import Role
 
@@ -29,12 +28,6 @@ _MOST_STEPS: Final = 1000
 _MOST_PARTS: Final = 1000  # of one step
 _MOST_NAMED: Final = 20  # steps in the health
 _MOST_REASONS: Final = 10  # of one step that are remembered
-_CHANGING: Final = re.compile(r"\d+(\.\d+)*")
-
-
-def shape(text: str) -> str:
-    """Return the text of an error without its numbers: ports, addresses and times change, and the cause is the same."""
-    return _CHANGING.sub("#", text)
 
 
 class SaidBefore:
@@ -107,7 +100,7 @@ class Refusals:
         if part in step.why or len(step.why) < _MOST_PARTS:
             step.why[part], step.at[part] = why, now
         # The errors of two parts differ in the names of keys: their reason is the same.
-        if step.said.may_say(error.code if part else shape(why), now):
+        if step.said.may_say(error.code if part or passes(error) else shape(why), now):
             log.warning("%s%s is refused: %s; %s", self._prefix, _named(what, [part]), why, then, event="refused")
 
     def note_failed(

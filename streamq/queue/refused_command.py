@@ -14,9 +14,7 @@ from streamq.client.scripts import with_source
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import UNPACKABLE
 
-_LINE = re.compile(r"@?user_script:\s*(\d+)")
 CALLED = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
-_SCRIPT = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
 SCRIPTS = frozenset({"EVALSHA", "EVAL"})
 MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _FAMILIES = {
@@ -28,8 +26,8 @@ _TYPES = {"zset": "sorted set"}  # as people call it
 
 
 def said(error: BrokerError, command: Command) -> str:
-    """Return an error with the command of the script that was refused, and without the digest of the script."""
-    text = _SCRIPT.sub("", str(error)).rstrip(".")
+    """Return an error with the command of the script that was refused."""
+    text = str(error).rstrip(".")
     if error.code not in {"ERR", UNPACKABLE} and not text.startswith(error.code):
         text = f"{error.code} {text}"
     refused = refused_command(error, command)
@@ -38,12 +36,11 @@ def said(error: BrokerError, command: Command) -> str:
 
 def refused_command(error: BrokerError, command: Command) -> str:
     """Return the name of the command in a script that was refused; empty if that is not known."""
-    line = _LINE.search(str(error))
-    source = with_source(command) if line is not None and not isinstance(command, bytes) else None
-    if line is None or source is None:
+    number = error.script_line
+    source = with_source(command) if number and not isinstance(command, bytes) else None
+    if source is None:
         return ""
     lines = source[1].splitlines()
-    number = int(line[1])
     found = CALLED.findall(lines[number - 1]) if 0 < number <= len(lines) else []
     return " or ".join(dict.fromkeys(" ".join(filter(None, words)) for words in found))
 

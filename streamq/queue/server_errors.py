@@ -8,6 +8,9 @@ may go on, and it passes.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import redis.exceptions
 
 from streamq.client import OutcomeUnknown, RefusedAddressError, RefusedDatabaseError
@@ -25,7 +28,10 @@ def translated(error: Exception) -> BrokerError:
         case RefusedAddressError() | redis.exceptions.AuthenticationError():
             return BrokerError(text, code=_code_of_connection(error))
         case redis.exceptions.ResponseError():
-            return BrokerError(text, code=_code(error))
+            line = _LINE.search(text)
+            return BrokerError(
+                _SCRIPT.sub("", text).rstrip("."), code=_code(error), script_line=int(line[1]) if line else 0
+            )
         case redis.exceptions.BusyLoadingError() | redis.exceptions.DataError():
             return BrokerError(text, code=_OTHERS[type(error)])
         case _:
@@ -40,6 +46,20 @@ def concerns_server(error: BrokerError) -> bool:
 def passes(error: BrokerError) -> bool:
     """Does the server refuse this for now, so that waiting helps, and no change of the configuration is needed?"""
     return error.code in _STATES or error.code == "OOM"
+
+
+def cause(error: BrokerError) -> str:
+    """Return what errors of one cause have in common: the code where that is the whole cause, else the text.
+
+    A replica refuses each command in other words, at another place of a script. That its connection was lost, and that
+    it refuses connections, are two causes with one code.
+    """
+    return error.code if passes(error) or error.code == "NOGROUP" else shape(str(error))
+
+
+def shape(text: str) -> str:
+    """Return the text of an error without its numbers: ports, addresses and times change, and the cause is the same."""
+    return _CHANGING.sub("#", text)
 
 
 def is_final(error: BrokerError) -> bool:
@@ -70,6 +90,9 @@ def _why_unblocked(text: str) -> str:
     return next((code for words, code in _UNBLOCKED if words in text), "UNBLOCKED")
 
 
+_LINE: Final = re.compile(r"@?user_script:\s*(\d+)")
+_SCRIPT: Final = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?")
+_CHANGING: Final = re.compile(r"\d+(\.\d+)*")
 ADDRESS = "ADDRESS"  # the code if the address names no Redis or Valkey server, or a database that it does not have
 NO_DATABASE = "NO_DATABASE"  # the code if the user lacks the right to choose the database of the address
 CLOSED = "CLOSED"  # the code of a command on which the server closes the connection (see `lost_commands`)

@@ -349,5 +349,32 @@ async def test_a_stream_that_was_filled_before_the_worker_looked_is_named(
     assert "(queue:critical, queue:bulk), and so was the consumer group of queue:standard" in line.getMessage()
 
 
+STATES = {
+    "READONLY": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    "NOREPLICAS": (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_one_cause_is_one_line(
+    kind: Kind, state: str, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loops of a worker with work of every kind are refused in as many words, and the log has one of them."""
+    begin, end = STATES[state]
+    with fresh_server(kind) as server:
+        async with at_work(server) as (broker, worker):
+            await broker.enqueue_many([effect.options(delay=number / 50).call(number) for number in range(200)])
+            await until(lambda: len(effects) > 20)
+            server.command(*begin)
+            await anyio.sleep(3)
+            assert worker.health.trouble is not None
+            server.command(*end)
+            await until(lambda: set(effects) == set(range(200)))
+            await until(lambda: worker.health.trouble is None)
+    said = warned(caplog)
+    assert len([line for line in said if "waiting for the server" in line]) == 1, said
+    assert not [line for line in said if "user_script" in line]
+
+
 def losses_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if getattr(record, "event", "") in ("server_emptied", "group_restored")]

@@ -11,7 +11,7 @@ from streamq.client import OutcomeUnknown
 from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 from streamq.queue.delayed import next_due, promote
 from streamq.queue.lease_commands import renew, survey
-from streamq.queue.server_errors import translated
+from streamq.queue.server_errors import cause, translated
 
 pytestmark = pytest.mark.paired("memory")
 
@@ -59,6 +59,24 @@ def test_errors_are_translated_at_the_edge(error, kind, code):
     found = translated(error)
     assert type(found) is kind
     assert found.code == code
+
+
+@pytest.mark.parametrize("script", [f". script: {'ee1b' * 10}, on", f", script: {'ee1b' * 10}, on", ". script: on"])
+def test_the_place_in_a_script_is_kept_and_not_shown(script):
+    """Its digest and its line say nothing to a user; the line says which command was refused."""
+    found = translated(redis.exceptions.ReadOnlyError(f"You can't write{script} @user_script:176."))
+    assert str(found) == "You can't write"
+    assert found.script_line == 176
+
+
+def test_one_cause_has_many_texts():
+    """A replica names the command and the place; a lost connection is not a refused one."""
+    refused = [BrokerError(f"READONLY {text}", code="READONLY") for text in ("at XADD", "at XAUTOCLAIM")]
+    assert {cause(error) for error in refused} == {"READONLY"}
+    lost = [BrokerUnavailableError(text) for text in ("port 7 was lost", "port 8 was lost", "port 8 is closed")]
+    assert len({cause(error) for error in lost}) == 2
+    other = [BrokerError(f"NOPERM {text}", code="NOPERM") for text in ("on a", "on b")]
+    assert len({cause(error) for error in other}) == 2
 
 
 def test_what_may_have_happened_is_a_connection_error_too():

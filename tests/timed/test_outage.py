@@ -72,6 +72,19 @@ async def test_another_cause_is_logged_again(virtual, caplog):
     assert caplog.messages[-1] == "w: port 7 was lost; waiting for the server"
 
 
+async def test_a_state_of_the_server_is_one_cause_whatever_was_refused(virtual, caplog):
+    """A replica refuses a reclaim in other words than an enqueue; a full disk is another cause."""
+    outage = Outage("w", Listeners(), random.Random(7), virtual.clock)
+    for loop, text in [("renew", "READONLY (at XADD)"), ("sweep", "READONLY (at XAUTOCLAIM)"), ("cron", "READONLY")]:
+        await outage.wait(loop, BrokerError(text, code="READONLY"))
+    await outage.wait("renew", BrokerError("MISCONF no disk", code="MISCONF"))
+    await outage.wait("cron", BrokerError("READONLY (at XADD)", code="READONLY"))
+    assert [line.partition(";")[0] for line in caplog.messages] == [
+        "w: READONLY (at XADD)",
+        "w: still waiting for the server, now: MISCONF no disk",
+    ]
+
+
 async def test_causes_without_end_are_bounded(virtual, caplog):
     """Ten lines in ten minutes, whatever the server says."""
     outage = Outage("w", Listeners(), random.Random(7), virtual.clock)
