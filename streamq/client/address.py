@@ -30,6 +30,7 @@ _CERT_REQS: Final[dict[str, CertReqs]] = {
     "none": "none",
 }
 _ENCODE: Final = "percent-encode special characters of the password (# is %23, / %2F, ? %3F, @ %40)"
+_WHOLE: Final = "user:password@host:6379"
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 _PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?|", re.ASCII)
 _CLIENT_NAME: Final = re.compile(r"[!-~]{1,100}")
@@ -99,6 +100,8 @@ class Address:
         stray = parts.query if scheme == "unix" else parts.path + parts.query
         if "#" in url or "@" in stray:
             raise _unusable(url, f"it has '#', or '@' after the host; {_ENCODE}")
+        if scheme != "unix" and not parts.hostname and parts.netloc:
+            raise _unusable(url, f"it has a user, a password or a port, and no host; write {parts.scheme}://{_WHOLE}")
         options = _options(url, parts.query, scheme)
         host = unquote(parts.hostname or "") or "localhost"
         if not host.isprintable() or " " in host:

@@ -11,6 +11,8 @@ from streamq.errors import ConfigurationError
     ("url", "expected"),
     [
         ("redis://", Address()),
+        ("redis:///2", Address(db=2)),
+        ("rediss://?db=2", Address(scheme="rediss", db=2)),
         ("redis://h", Address(host="h")),
         ("valkey://h:7/2", Address(host="h", port=7, db=2)),
         ("valkeys://h", Address(scheme="rediss", host="h")),
@@ -65,6 +67,15 @@ def test_refused(url, named):
     assert "secret" not in str(caught.value)
     assert "sec:ret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("scheme", ["redis", "valkeys"])
+@pytest.mark.parametrize("place", ["u:secret@", ":secret@/0", "u:secret@:7/0", "secret@?db=1", ":7", ":@", "@", ":"])
+def test_a_login_or_a_port_needs_a_host(scheme, place):
+    """A host from a variable that is not set: the password would go to what listens on localhost."""
+    with pytest.raises(ConfigurationError, match=f"and no host; write {scheme}://user:password@host:6379") as caught:
+        Address.parse(f"{scheme}://{place}")
+    assert "secret" not in str(caught.value)
 
 
 PASSWORD = "hunter2"
