@@ -22,6 +22,7 @@ from streamq.sync.dead_letters import SyncDeadLetterQueue
 from streamq.sync.drive import iterate, refuse_in_event_loop, run_now
 from streamq.sync.handle import SyncHandle, SyncWorkflow
 from streamq.sync.monitor import SyncQueueMonitor
+from streamq.sync.on_commit import OnCommit, on_django_commit, on_session_commit
 from streamq.sync.open_broker import BlockingBroker
 from streamq.tasks.cron import Cron
 from streamq.tasks.options import OptionValues
@@ -146,6 +147,27 @@ class SyncBroker:
         Raises ArgumentsError, EncodingError, PayloadTooLargeError or ConfigurationError.
         """
         return self._opened().check(call)
+
+    # --- sending after a commit ------------------------------------------------------------------
+
+    def on_django_commit(self, *, using: str | None = None, robust: bool = False) -> OnCommit:
+        """Return what sends when Django's transaction has committed: `.enqueue(task, ...)`, `.enqueue_many(calls)`.
+
+        As `django.db.transaction.on_commit`: at once if there is no transaction, and never if it is rolled back.
+        `using` is the alias of the database. An error of sending is raised after the commit, or logged if `robust`.
+        """
+        self._opened()
+        return on_django_commit(self._broker, using=using, robust=robust)
+
+    def on_session_commit(self, session: Any, /) -> OnCommit:
+        """Return what sends when the outermost transaction of a SQLAlchemy session has committed.
+
+        `session` is a Session or a scoped_session. Its transaction begins if there is none. What was registered in a
+        savepoint that is rolled back is not sent. All is sent in one round trip; `commit` raises an error of sending,
+        and the data are committed then. Raises ConfigurationError for what is no session.
+        """
+        self._opened()
+        return on_session_commit(self._broker, session)
 
     # --- tasks that were sent --------------------------------------------------------------------
 

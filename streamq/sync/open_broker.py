@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from streamq.broker import RedisBroker
@@ -65,9 +66,15 @@ class BlockingBroker(RedisBroker):
         if embedded is not None and os.getpid() == self._pid:
             embedded.stop()
 
+    def call_of(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[Any]:
+        """Return the call that `enqueue` makes of its arguments."""
+        return self._builder.make_call(task, args, kwargs)
+
     def check(self, call: Call[R]) -> Call[R]:
         """Return a call as it would be sent. Raises what makes it unfit to be sent."""
         check_calls([call])
+        if self._store is None:
+            self.open()
         return self._builder.prepare(self.store, call).call
 
     @property

@@ -324,3 +324,8 @@ def without_an_event_loop(broker: SyncBroker) -> None:
     broker.enqueue(resize, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     broker.enqueue_many([send])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     broker.start(send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    broker.on_django_commit(using="default").enqueue(send, "a@b.c", n=2)
+    broker.on_session_commit(None).enqueue(resize, "a", width=3)
+    broker.on_session_commit(None).enqueue_many([send.call("a")])
+    broker.on_django_commit().enqueue(send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    broker.on_django_commit().enqueue(resize, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
