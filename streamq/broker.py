@@ -138,8 +138,8 @@ class RedisBroker:
             await resources.close(error)
             raise
         self._store = store = self._store_over(client)
-        self._waiters = Waiters(store, self._group)
-        self._producer = Producer(self._builder, self.middleware, store, self._waiters)
+        self._waiters = waiters = Waiters(store, self._group)
+        self._producer = Producer(self._builder, self.middleware, store, waiters)
         _open_brokers[id(client)] = self
         return self
 
@@ -393,8 +393,7 @@ _open_brokers: WeakValueDictionary[int, RedisBroker] = WeakValueDictionary()  # 
 def current_broker() -> RedisBroker:
     """Return the broker of the worker whose handler calls this, to send from a task.
 
-    A handler in a thread calls it through the loop: `anyio.from_thread.run(current_broker().enqueue, send, "x")`.
-    Raises LookupError outside a handler, and in a process.
+    In a thread: `anyio.from_thread.run(current_broker().enqueue, send, "x")`. Raises LookupError elsewhere.
     """
     if (broker := _open_brokers.get(id(current_store().client))) is None:
         raise nothing_here("the broker of this handler's worker was closed")
