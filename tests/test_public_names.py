@@ -26,7 +26,7 @@ PUBLIC = {
         NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError ProcessDiedError
         ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError ResultTypeError Retry RetryLater
         SignatureError StreamqError SyncCallError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
-        UnrecordableError WrongLoopError
+        UnreadableExceptionError UnrecordableError WrongLoopError
     """,
     "streamq.middleware": """
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain

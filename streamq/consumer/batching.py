@@ -22,6 +22,7 @@ from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.shortage import NotStartedError
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
@@ -62,13 +63,20 @@ class _BatchedMessage:
     def outcome(self) -> Any:
         """Return the result of this message, or raise what it failed with."""
         if self.error is not None:
-            # Several messages may share one error: each raises it with its original traceback.
-            raise BaseException.with_traceback(self.error, self.traceback)
+            raise self._taken(self.error)
         return self.result
+
+    def _taken(self, error: BaseException) -> BaseException:
+        """Return the error with its original traceback, and keep neither: the frames in that have this message.
+
+        Several messages may share one error.
+        """
+        self.error, trace, self.traceback = None, self.traceback, None
+        return BaseException.with_traceback(error, trace)
 
     def fail(self, error: BaseException) -> None:
         """Note that this message failed."""
-        self.error = error
+        self.error = readable(error)
         self.traceback = frames_of(error)
 
 
@@ -227,7 +235,7 @@ class Batches:
             # failure. An exception that ends the program is raised in the run of each message.
             if not issubclass(type(error), Exception | SystemExit) and (_cancelled() or not batch.members):
                 raise
-            for member in members:
+            for member in batch.members:  # nobody waits for the others
                 member.fail(error)
 
     async def _call(self, items: list[Any], scope: anyio.CancelScope) -> Any:
@@ -242,12 +250,18 @@ class Batches:
                         end_child()
                     if self._library.thread.name != self._library.name:
                         self._library.put_back(self._task.name)
-            except BaseException as error:
-                if run.inner or run.abandoned or isinstance(error, MISNESTED):
-                    raise (await run.close(self._task.name, error)) from None
-                if run.asked_to_end() and not _cancelled():
-                    await self._take_requests(run)
-                raise
+            except BaseException as raised:  # noqa: BLE001 - raised again
+                error = readable(raised)
+                try:
+                    if run.inner or run.abandoned or isinstance(error, MISNESTED):
+                        raise (await run.close(self._task.name, error)) from None
+                    if run.asked_to_end() and not _cancelled():
+                        await self._take_requests(run)
+                    if error is raised:
+                        raise
+                    raise error from None
+                finally:
+                    del error
             if run.inner or run.abandoned:
                 await run.raise_left_open(self._task.name)
             if run.requests() or run.task._must_cancel:  # noqa: SLF001 - no call

@@ -9,6 +9,7 @@ import anyio
 
 from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope
+from streamq.diagnostics.readable_error import readable
 
 
 async def call_closed(name: str, function: Callable[..., Awaitable[Any]], args: Iterable[Any]) -> Any:
@@ -23,12 +24,18 @@ async def call_closed(name: str, function: Callable[..., Awaitable[Any]], args: 
                 finally:
                     if library.thread.name != library.name:
                         library.put_back(name)
-            except BaseException as error:
-                if is_left(task):  # this coroutine is being closed: it may await nothing
-                    raise GeneratorExit from error
-                if run.inner or run.abandoned or isinstance(error, MISNESTED):
-                    raise (await run.close(name, error)) from None
-                raise
+            except BaseException as raised:  # noqa: BLE001 - raised again
+                error = readable(raised)
+                try:
+                    if is_left(task):  # this coroutine is being closed: it may await nothing
+                        raise GeneratorExit from error
+                    if run.inner or run.abandoned or isinstance(error, MISNESTED):
+                        raise (await run.close(name, error)) from None
+                    if error is raised:
+                        raise
+                    raise error from None
+                finally:
+                    del error
             await run.raise_left_open(name)
             return result
 

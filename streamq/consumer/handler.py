@@ -20,6 +20,7 @@ from streamq.consumer.process_run import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import INFO
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, TaskTimeoutError
@@ -235,15 +236,20 @@ def _check_for_process(task: Task[Any, Any], args: Sequence[Any]) -> None:
 async def _with_timeout(limit: float, name: str, running: Awaitable[Any]) -> Any:
     """Wait at most `limit` seconds for a run of a task. Raises TaskTimeoutError after that."""
     ended: BaseException | None = None
-    with anyio.move_on_after(limit) as scope:
-        try:
-            return await running
-        except BaseException as error:
-            ended = error
-            raise
-    if scope.cancelled_caught:
-        raise timeout_error(name, limit, ended)
-    return None
+    try:
+        with anyio.move_on_after(limit) as scope:
+            try:
+                return await running
+            except BaseException as error:
+                ended = readable(error)
+                if ended is error:
+                    raise
+            raise ended
+        if scope.cancelled_caught:
+            raise timeout_error(name, limit, ended)
+        return None
+    finally:  # its traceback has this frame, which must not have it
+        del ended
 
 
 TIMED = _with_timeout.__code__  # a run has a frame of it, with a `scope`, if its timeout is here and not its runner's

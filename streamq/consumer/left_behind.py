@@ -30,6 +30,7 @@ import anyio
 import anyio.lowlevel
 
 from streamq.consumer.warning_filters import filters
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import LeftOpenError
@@ -176,7 +177,8 @@ def _is_misnesting(error: BaseException | None) -> bool:
 async def _close_generator(generator: _Generator) -> None:
     try:
         await generator.aclose()
-    except BaseException as error:
+    except BaseException as raised:
+        error = readable(raised)
         unexpected = error.split(GeneratorExit)[1] if isinstance(error, BaseExceptionGroup) else error
         if isinstance(unexpected, KeyboardInterrupt):
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.shortage import NotStartedError, pause_after
 from streamq.consumer.thread_start import call_in_thread
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
 from streamq.handlers.context import delivery_var, store_var
@@ -118,7 +119,7 @@ class OnExhausted:
 
     def _send_effect(self, target: Task[..., Any], argument: dict[str, Any]) -> SendTask | DelayTask:
         options = target.send_options
-        name, priority = target.place()
+        name, priority = target.placed
         tier = pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
         if name is not None:
             names = [tier.name for tier in self._tiers]
@@ -187,11 +188,7 @@ class OnExhausted:
                 else:
                     returned = await self._call_in_thread(function, dead)
                 if hasattr(type(returned), "__await__"):  # not `isinstance`, which asks the object
-                    try:
-                        await returned
-                    finally:
-                        if library.thread.name != library.name:
-                            library.put_back("on_exhausted")
+                    await _raising_readable(returned, library)
         except BaseException as error:
             if anyio.current_effective_deadline() == float("-inf"):  # the worker ends
                 raise
@@ -212,3 +209,16 @@ class OnExhausted:
 def _call_closed(token: EventLoopToken, function: Callable[[Exhausted], object], dead: Exhausted) -> object:
     with calls_closed(token):
         return function(dead)
+
+
+async def _raising_readable(running: Awaitable[object], library: AsyncLibrary) -> None:
+    """Wait for a function of the user, inside of a scope, which looks at what it raises."""
+    try:
+        await running
+    except BaseException as raised:
+        if (error := readable(raised)) is raised:
+            raise
+        raise error from None
+    finally:
+        if library.thread.name != library.name:
+            library.put_back("on_exhausted")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from streamq.consumer.handler import Handler
+from streamq.consumer.handler import Handler, timeout_error
 from streamq.consumer.outcome_log import log_outcome
 from streamq.consumer.process_outcome import LostResult
 from streamq.diagnostics.safe_log import SafeLog
@@ -61,6 +61,14 @@ def after_failure(handler: Handler, delivery: Delivery, error: BaseException, un
         delivery.began = False
     log_outcome(delivery, error, outcome, handler.failure_level)
     return outcome
+
+
+def after_timeout(
+    handler: Handler, delivery: Delivery, cancelled: BaseException, rest: BaseException | None, uniform: random.Random
+) -> Outcome:  # fmt: skip
+    """Return the outcome of a run that its runner ended: `rest` is what it raised beside the cancellation."""
+    limit = handler.runner_timeout or 0.0
+    return after_failure(handler, delivery, rest or timeout_error(handler.task.name, limit, cancelled), uniform)
 
 
 def success(handler: Handler, delivery: Delivery, result: Any, limit: int) -> Outcome:

@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -22,6 +21,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from streamq.client.owner import NOWHERE, end_child
+from streamq.consumer.admission import Admission
 from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.cancellation import (
     WHILE_CANCELLED,
@@ -38,25 +38,24 @@ from streamq.consumer.cancellation import (
 )
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Started
-from streamq.consumer.handler import Handler, timeout_error
+from streamq.consumer.handler import Handler
 from streamq.consumer.left_behind import HOOKS, MISNESTED, restore_hooks, take_requests
 from streamq.consumer.overdue import Overdue
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.run_context import RunContext
-from streamq.consumer.run_result import DONE, after_failure, kept_for, success
+from streamq.consumer.run_result import DONE, after_failure, after_timeout, kept_for, success
 from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.consumer.warning_filters import filters
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, UndecodableError
+from streamq.errors import BrokerError
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
-from streamq.tasks.outcome import EXPIRED, DeadLetter, Outcome, Reason, Skip, failure_of
+from streamq.tasks.outcome import Outcome
 from streamq.wire.delivery import BASIC_FIELDS, Delivery, has_small_priority
-from streamq.wire.keys import is_stream_of
 from streamq.wire.names import IS_PLAIN_ID
-from streamq.wire.signing import is_signed_and_basic
 
 log = SafeLog("streamq")
 
@@ -81,8 +80,7 @@ class Runners:
         self._elapsed = consumer.store.clock.elapsed
         self._handlers = {handler.task.name.encode(): handler for handler in tasks}
         self._settler.counting.known = self._handlers
-        self._group = consumer.store.keys.group.encode()
-        self._may_send_to = partial(is_stream_of, consumer.store.keys)
+        self._admission = Admission(consumer.store)
         self.batches = [one.batches for one in self._handlers.values() if one.batches is not None]
         self._signer = consumer.store.signer
         self._unknown = UnknownTasks(self._handlers, unknown_wait)
@@ -289,16 +287,15 @@ class Runners:
                     await self._reporter.close(delivery)
             if slot.inner or slot.abandoned:
                 await slot.raise_left_open(delivery.task)
-        except BaseException as error:  # noqa: BLE001 - `_failed` raises what is no failure
-            if slot.inner or slot.abandoned or isinstance(error, MISNESTED):
-                error = await slot.close(delivery.task, error)
-            outcome = await self._failed(delivery, handler, slot, error, started)
+        except BaseException as raised:  # noqa: BLE001 - `_failed` raises what is no failure
+            outcome = await self._failed(delivery, handler, slot, readable(raised), started)
         else:
             if delivery.only_basic_fields and handler.result_ttl is None:  # most runs; the calls below are dear
                 self._settler.settle(delivery, DONE, duration=self._elapsed() - started)
                 return
             outcome = success(handler, delivery, result, self._consumer.store.max_payload)
         self._settle(delivery, outcome, handler, self._elapsed() - started)
+        del outcome  # it may have the exception, and that has this frame
 
     def _settle(self, delivery: Delivery, outcome: Outcome, handler: Handler | None, duration: float) -> None:
         self._settler.settle(delivery, outcome, duration=duration, keep=kept_for(delivery, handler))
@@ -309,6 +306,7 @@ class Runners:
         Raises what ends the run, or the worker, from outside. If that is no cancellation, the delivery is not released:
         its lease ends, and a crash loop is found.
         """
+        error = readable(error)
         if belongs_to_delivery(error) or asked_by_nobody(error, slot.requests()):
             self._consumer.convict(delivery, error)
             return
@@ -317,31 +315,18 @@ class Runners:
             note_fatal(self._consumer.fatal, delivery, error)
         elif self.overdue.releases(delivery, slot) and delivery.entry_id not in self._consumer.fatal:
             self._consumer.release([delivery])
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
     def _admit(self, delivery: Delivery, handler: Handler | None) -> Handler | None:
         """Return the handler of a delivery that may start; settle any other."""
-        if (early := self._early_outcome(delivery)) is None:
+        if (early := self._admission.early_outcome(delivery)) is None:
             if handler is not None:
                 return handler
             early = self._unknown.outcome(delivery, self._consumer.now())
         self._settle(delivery, early, handler, 0.0)
-        return None
-
-    def _early_outcome(self, delivery: Delivery) -> Outcome | None:
-        """Return the outcome of a delivery that must not start, None for all others."""
-        if delivery.fields.get(b"group", self._group) != self._group:
-            return Skip()
-        try:
-            self._consumer.store.check_signature(delivery)
-            if self._signer is not None and is_signed_and_basic(delivery.fields):
-                delivery.only_basic_fields = True
-                return None
-            delivery.check(self._may_send_to)
-        except UndecodableError as error:
-            return DeadLetter(Reason.UNDECODABLE, failure_of(error))
-        if delivery.expires is not None and delivery.expires < self._consumer.now():
-            return DeadLetter(Reason.EXPIRED, EXPIRED)
         return None
 
     async def _mark_isolated(self, delivery: Delivery) -> bool:
@@ -367,6 +352,8 @@ class Runners:
         Raises the exception that ended the run from outside. What the handler raised while it was cancelled is left
         out, or it would end the worker (a trio nursery puts both into one group).
         """
+        if slot.inner or slot.abandoned or isinstance(error, MISNESTED):
+            error = await slot.close(delivery.task, error)
         slot.spent |= slot.scope.cancel_called  # also if what it left open did not end in time
         if is_failure(error):
             if not slot.spent and is_cut_off(error):
@@ -381,16 +368,19 @@ class Runners:
             note_fatal(self._consumer.fatal, delivery, error)
             cancelled = error
         elif slot.spent and not slot.reason and handler.runner_timeout is not None:
-            failure = rest or timeout_error(handler.task.name, handler.runner_timeout, cancelled)
-            outcome = after_failure(handler, delivery, failure, self._random)
+            outcome = after_timeout(handler, delivery, cancelled, rest, self._random)
             self._settle(delivery, outcome, handler, self._elapsed() - started)
+            del outcome
         elif rest is not None:
             log.warning(WHILE_CANCELLED, delivery.task, delivery.task_id, rest, event="cut_off", of=delivery)
         if slot.reason == "lost":
             self._consumer.settler.count_superseded(delivery)
         elif slot.reason == "cancelled":
             self._settle_cancelled(delivery)
-        raise cancelled
+        try:
+            raise cancelled
+        finally:  # its traceback has this frame, which must not have it
+            del cancelled, rest, error
 
     def _settle_cancelled(self, delivery: Delivery) -> None:
         self._settler.settle(delivery, self._settler.dead_letters.of_cancelled(delivery), keep=self.keep(delivery))

@@ -8,15 +8,20 @@ from typing import Any
 import anyio.to_thread
 
 from streamq.consumer.shortage import NotStartedError
+from streamq.diagnostics.readable_error import readable
 
 
 class Raised:
     """What a function in a thread raised: event loops look at the attributes of an exception, and these may raise."""
 
-    __slots__ = ("error",)
+    __slots__ = ("_error",)
 
     def __init__(self, error: BaseException) -> None:
-        self.error = error
+        self._error = [error]
+
+    def taken(self) -> BaseException:
+        """Return the exception, once: the frames of its traceback have this object, which must not have it then."""
+        return self._error.pop()
 
 
 class Boxed:
@@ -31,7 +36,7 @@ class Boxed:
 def returned(outcome: Any) -> Any:
     """Return what a function in a thread returned, or raise what it raised."""
     if type(outcome) is Raised:
-        raise outcome.error
+        raise outcome.taken()
     return outcome.value if type(outcome) is Boxed else outcome
 
 
@@ -48,7 +53,7 @@ async def call_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter
         try:
             return Boxed(call())
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
-            return Raised(error)
+            return Raised(readable(error))
 
     try:
         outcome = await anyio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=True)

@@ -26,6 +26,7 @@ from streamq.consumer.calls_from_thread import THREAD, closing_token
 from streamq.consumer.shortage import Shortage
 from streamq.consumer.thread_start import Boxed, Raised, returned, says_no_thread
 from streamq.consumer.unrun_result import PLAIN
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
@@ -83,7 +84,7 @@ class _ThreadRun:
             if type(result) not in PLAIN:
                 result = Boxed(result)
         except BaseException as error:  # noqa: BLE001 - raised again by `returned`
-            return Raised(error)
+            return Raised(readable(error))
         finally:
             if os.getpid() != process:  # the handler forked, and this is the child
                 end_child()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from streamq.diagnostics.readable_error import UnreadableExceptionError
 from streamq.errors.base import StreamqError
 from streamq.errors.requests import (
     CircuitOpenError,
@@ -30,7 +31,8 @@ __all__ = [
     "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OutcomeUnknownError",
     "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError", "Reject", "ResultNotKeptError",
     "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError", "StreamqError", "SyncCallError",
-    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnrecordableError", "WrongLoopError",
+    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnreadableExceptionError",
+    "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 

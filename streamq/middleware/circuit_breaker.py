@@ -21,6 +21,7 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import CircuitOpenError, ConfigurationError, Reject, RetryLater
 from streamq.handlers.context import store_var
@@ -214,6 +215,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
+            error = readable(error)  # for us alone
             await call.leave(self._outcome(error), error)
             raise
         await call.leave(CallOutcome.SUCCEEDED, None)
@@ -240,6 +242,7 @@ class CircuitBreaker(AbstractAsyncContextManager["CircuitBreaker"]):
                 if not _entered.get() and one.token is not None:
                     with suppress(ValueError):  # it was entered in another context
                         _entered.reset(one.token)  # the context is as it was before, and does not have the variable
+                error = None if error is None else readable(error)
                 await one.call.leave(self._outcome(error), error)
                 return
 

@@ -31,6 +31,7 @@ import orjson
 import redis.exceptions
 
 from streamq.client import Command
+from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import (
     BrokerError,
@@ -181,20 +182,28 @@ async def once_for(
                 yield effect
                 happened = True
             except BaseException as error:  # raised below: a task group would wrap it
-                if isinstance(error, anyio.get_cancelled_exc_class()):
+                if isinstance(readable(error), anyio.get_cancelled_exc_class()):
                     raise
-                failed = error
-                why = only_leaf(error)
-                happened = isinstance(why, UnrecordableError) and why.key == key
+                failed = readable(error)
+                happened = _was_recorded(failed, key)
             group.cancel_scope.cancel()
     except anyio.get_cancelled_exc_class():
         await record.finish(effect, happened=happened)
         raise
     recorded = await record.finish(effect, happened=happened)
     if failed is not None:
-        raise failed
+        try:
+            raise failed
+        finally:  # its traceback has this frame, which must not have it
+            del failed
     if not recorded:
         raise EffectLostError(key, effect.token, after=lease)
+
+
+def _was_recorded(error: BaseException, key: str) -> bool:
+    """Has the effect happened, and is this the error of a result that cannot be recorded?"""
+    why = only_leaf(error)
+    return isinstance(why, UnrecordableError) and why.key == key
 
 
 @dataclass(frozen=True, slots=True)

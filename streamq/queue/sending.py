@@ -203,7 +203,7 @@ class MessageBuilder:
         args, kwargs = task.arguments.sendable(call.args, call.kwargs, first=int(takes_result))
         if args is not call.args:
             call = Call(task, tuple(args), kwargs)
-        tier, priority = task.place()
+        tier, priority = task.placed
         return call, self._pick_tier(tier, priority), priority, task.arguments.default
 
     def _guarded(self, tier: int, task_id: str, options: Options, fields: list[str]) -> GuardedEnqueue:

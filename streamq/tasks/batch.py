@@ -166,7 +166,7 @@ class _Decorator:
                 "give the schedule to another task that enqueues the items"
             )
         _check_signature(whole.name, function)
-        values: dict[str, Any] = {part.name: getattr(whole, part.name) for part in fields(Task)}
+        values: dict[str, Any] = {part.name: getattr(whole, part.name) for part in fields(Task) if part.init}
         validate = self._settings.get("validate", True)
         values["arguments"] = ItemArguments(whole.name, function, validate=validate)
         kind = AsyncBatchTask if isinstance(whole, AsyncTask) else SyncBatchTask

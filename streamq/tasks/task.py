@@ -78,6 +78,7 @@ class Task(_HasAttributes, Generic[P, R]):
     cron: tuple[Cron, ...] = ()
     on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None
     tier: str | None = None
+    placed: tuple[str | None, int | None] = field(init=False, repr=False)  # the tier and the priority of a message
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself, in this process."""
@@ -92,6 +93,10 @@ class Task(_HasAttributes, Generic[P, R]):
         shown["__module__"] = getattr(self.function, "__module__", None)
         shown["__doc__"] = getattr(self.function, "__doc__", None)
         shown["__annotations__"] = annotations_of(self.function)
+        options = self.send_options
+        tier = self.tier if options.tier is None and options.priority is None else options.tier
+        placed = tier, self.priority if options.priority is None else options.priority
+        object.__setattr__(self, "placed", placed)
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
@@ -132,14 +137,6 @@ class Task(_HasAttributes, Generic[P, R]):
             f"task {self.name!r} cannot be pickled: it is not found as {self.__module__}.{qualname}; "
             "define it at the top of a module, under the name of its function"
         )
-
-    def place(self) -> tuple[str | None, int | None]:
-        """Return the name of the tier to which a message goes, None if its priority picks that, and its priority."""
-        options = self.send_options
-        tier = options.tier
-        if tier is None and options.priority is None:
-            tier = self.tier
-        return tier, self.priority if options.priority is None else options.priority
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the task with its arguments, for `enqueue_many`, `start` and `schedule`."""
