@@ -17,6 +17,13 @@ INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 _DASHED_NUMBER = re.compile(r"-[\d.]")  # what looks like an option to click, and was meant as an argument
 
+_LOGIN = re.compile(r"((?:[a-z][a-z+.-]*:)?//)([^\s'\"]*)@")
+_MEANT = ("user:password", ":password")  # what a remedy says
+
+
+def _without_login(found: re.Match[str]) -> str:
+    return found[0] if found[2] in _MEANT else f"{found[1]}***@"
+
 
 class CommandLineError(click.ClickException):
     """An error that the user can fix. `message` names the remedy."""
@@ -24,8 +31,8 @@ class CommandLineError(click.ClickException):
     exit_code = USAGE
 
     def format_message(self) -> str:
-        """Return the message as one line."""
-        return " ".join(self.message.split())
+        """Return the message as one line, without the login of a URL that stands in the wrong place."""
+        return _LOGIN.sub(_without_login, " ".join(self.message.split()))
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message to stderr."""

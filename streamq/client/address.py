@@ -1,12 +1,14 @@
 """The address of a server with its credentials: the URL as a frozen value.
 
 This module does no I/O and knows nothing of connections. It shows a password only in the field
-`password`: no `repr`, no `str` and no error message has one. A URL that cannot be read may have its password anywhere,
-so an error shows no part of it but a scheme and a place that can be nothing else.
+`password`: no `repr`, no `str` and no error message has one. A user without a password may be a password that was
+written in its place, so it is not shown. A URL that cannot be read may have its password anywhere, so an error shows no
+part of it but a scheme, a place and a name of an option that can be nothing else.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -33,6 +35,9 @@ _ENCODE: Final = "percent-encode special characters of the password (# is %23, /
 _WHOLE: Final = "user:password@host:6379"
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 _PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?|", re.ASCII)
+_HOST: Final = re.compile(r"[\w.-]+")
+_ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]+(?:%[\w.-]+)?")  # IPv6, with a zone
+_LOCAL: Final = re.compile(r"(?:localhost|[0-9]+(?:\.[0-9]+){3}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _CLIENT_NAME: Final = re.compile(r"[!-~]{1,100}")
 _SHORTEST: Final = 0.001  # seconds of a timeout, as in wire/bounds.py, which this module may not import
 _LONGEST: Final = 1e8
@@ -47,6 +52,11 @@ _OPTIONS: Final = (
     "ssl_check_hostname",
     "ssl_keyfile",
 )
+# Options that URLs for redis-py and other clients have. Any other name may be a part of a password, and is not shown.
+_OF_OTHERS: Final = frozenset({
+    "decode_responses", "encoding", "health_check_interval", "max_connections", "password", "protocol",
+    "retry_on_error", "retry_on_timeout", "socket_keepalive", "timeout", "username",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Address:
     port: int = 6379
     path: str = ""
     db: int = 0
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     client_name: str | None = None
     connect_timeout: float | None = None
@@ -104,7 +114,7 @@ class Address:
             raise _unusable(url, f"it has a user, a password or a port, and no host; write {parts.scheme}://{_WHOLE}")
         options = _options(url, parts.query, scheme)
         host = unquote(parts.hostname or "") or "localhost"
-        if not host.isprintable() or " " in host:
+        if not (_ADDRESS if "[" in parts.netloc else _HOST).fullmatch(host):
             raise _unusable(url, "its host has characters that no name of a host has")
         return cls(
             scheme=scheme,
@@ -133,9 +143,13 @@ class Address:
             return "memory"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def shown_user(self) -> str:
+        """The name of the user; empty if the URL has none, or no password: then the name may be the password."""
+        return _printable(self.username or "") if self.password else ""
+
     def __str__(self) -> str:
-        user = _printable(self.username or "")
-        credentials = f"{user}:***@" if self.password else f"{user}@" if user else ""
+        credentials = f"{self.shown_user}:***@" if self.password else "***@" if self.username else ""
         if self.scheme == "memory":
             return f"memory://{self.path}"
         if self.scheme == "unix":
@@ -151,9 +165,15 @@ def _unusable(url: str, reason: str) -> ConfigurationError:
     place, credentials = re.split(r"[/?#]", rest, maxsplit=1)[0], ""
     if "@" in place:
         place, credentials = place.rpartition("@")[2], "***@"
-    if rest.count("@") > bool(credentials) or not _PLACE.fullmatch(place):
+    if rest.count("@") > bool(credentials) or not _PLACE.fullmatch(place) or _may_be_login(rest):
         place, credentials = "***", ""  # the password may have an unescaped '/' or '@', or stand where the host should
     return ConfigurationError(f"the URL {scheme}://{credentials}{place} cannot be used: {reason}")
+
+
+def _may_be_login(rest: str) -> bool:
+    """May what stands before the first '/' or '?' be a user and the begin of a password: `user:12/rest?of=it`?"""
+    place, _, more = re.split(r"([/?])", f"{rest}/", maxsplit=1)
+    return bool(more.strip("/")) and ":" in place and "@" not in place and not _LOCAL.fullmatch(place)
 
 
 def _printable(text: str) -> str:
@@ -164,7 +184,8 @@ def _options(url: str, query: str, scheme: Scheme) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            named = f" {name!r}" if re.fullmatch(r"[a-z_]{1,40}", name) else ""
+            near = difflib.get_close_matches(name, _OPTIONS, 1, 0.8)
+            named = f" {name!r}" if name in _OF_OTHERS else f" (did you mean {near[0]!r}?)" if near else ""
             raise _unusable(url, f"unknown option{named}; known are {', '.join(_OPTIONS)}")
         if name in options:
             raise _unusable(url, f"the option {name!r} is given twice; give it once")
@@ -198,7 +219,9 @@ def _db(url: str, text: str) -> int:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise _unusable(
-            url, f"the database {text[:20]!r} is not a number; write one from 0 on, as in redis://host:6379/0"
+            url,
+            "the database (after the host, or db=) is not a number; write one from 0 on, as in redis://host:6379/0. "
+            f"If that is a part of the password, {_ENCODE}",
         )
     return int(text)
 
@@ -214,7 +237,7 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
     if not _SHORTEST <= seconds <= _LONGEST:
         bounds = f"{_SHORTEST:g} to {_LONGEST:,.0f}"
         raise _unusable(
-            url, f"{name}={text[:20]!r} is not a number of seconds from {bounds}; write for example {name}=5"
+            url, f"the value of {name} is not a number of seconds from {bounds}; write for example {name}=5"
         )
     return seconds
 
@@ -222,7 +245,7 @@ def _seconds(url: str, name: str, options: dict[str, str]) -> float | None:
 def _cert_reqs(url: str, text: str) -> CertReqs:
     value = _CERT_REQS.get(text.lower())
     if value is None:
-        raise _unusable(url, f"ssl_cert_reqs={text[:20]!r}; write required, optional or none")
+        raise _unusable(url, "the value of ssl_cert_reqs is unknown; write required, optional or none")
     return value
 
 
@@ -240,4 +263,4 @@ def _flag(url: str, name: str, text: str) -> bool:
         case "0" | "false" | "no" | "off":
             return False
         case _:
-            raise _unusable(url, f"{name}={text[:20]!r}; write true or false")
+            raise _unusable(url, f"the value of {name} is unknown; write true or false")

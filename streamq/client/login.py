@@ -62,7 +62,9 @@ def check_handshake(address: Address, commands: Sequence[Command], replies: Sequ
         if isinstance(reply, exceptions.BusyLoadingError | exceptions.MasterDownError):
             raise exceptions.BusyLoadingError(f"{place} is not ready: {reply}")
         if name == "AUTH":
-            who = f"user {address.username!r}" if address.username else "the password"
+            who = f"user {address.shown_user!r}" if address.shown_user else "the password"
+            if address.username and not address.password:
+                who = "the user of the URL (not shown: without a password after it, it may be the password)"
             raise _login_refused(address, f"refuses {who}", reply)
         if isinstance(reply, exceptions.AuthenticationError):
             raise _login_refused(address, "requires a login", reply)
@@ -82,6 +84,7 @@ def check_handshake(address: Address, commands: Sequence[Command], replies: Sequ
 
 def _database_refused(address: Address, reply: Exception) -> RefusedDatabaseError:
     """Return the error of a user that lacks the right to SELECT, with the right, and what gives it."""
+    # The server has taken the login, so the user is one.
     user, why = address.username or "default", str(reply).strip().rstrip(".").removeprefix("NOPERM ")
     return RefusedDatabaseError(
         f"the user {user!r} may not choose database {address.db} of {address.place} (NOPERM {why}): it lacks the right "

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from streamq.cli.entry import _run
-from streamq.cli.usage_errors import from_streamq_error
+from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.doctor.examine import _server_unusable
 from streamq.errors import BrokerError, BrokerUnavailableError
 from tests.servers import fresh_server
@@ -316,3 +316,24 @@ def test_a_full_server_and_a_replica_say_what_to_do(streamq):
         server.command("REPLICAOF", "127.0.0.1", "1")
         code, replica = streamq("enqueue", "send", "--url", server.url)
         assert (code, "give the address of its primary" in replica) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["doctor", "URL"], ["worker", "URL"], ["worker", "app", "--concurrency", "URL"], ["doctor", "--group", "URL"],
+        ["doctor", "--role", "URL"], ["URL"], ["doctor", "--tiers", "URL"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("url", ["redis://u:hunter2@h", "rediss://:hun/ter2hunter2@h/0", "redis://hunter2@h"])
+def test_a_url_in_the_wrong_place_is_shown_without_its_login(words, url, capsys):
+    """Where an option's name was forgotten, the URL is an argument, and an error repeats it."""
+    assert _run([url if word == "URL" else word for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert said.startswith("streamq: error: ")
+
+
+def test_the_words_of_a_remedy_are_no_login():
+    message = "write redis://user:password@h:1, or redis://:password@h:1"
+    assert CommandLineError(message).format_message() == message

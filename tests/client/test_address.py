@@ -37,11 +37,12 @@ def test_parse(url, expected):
 @pytest.mark.parametrize(
     ("url", "named"),
     [
-        ("redis://u:sec:ret@h/x", "'x' is not a number"),
-        ("redis://u:secret@h?db=-1", "'-1' is not a number"),
+        ("redis://u:sec:ret@h/x", "is not a number; write one from 0 on"),
+        ("redis://u:secret@h?db=-1", "is not a number; write one from 0 on"),
         ("redis://u:secret@h:port", "percent-encode"),
         ("http://u:secret@h", "unknown scheme"),
         ("redis://u:secret@h?max_connections=5", "max_connections"),
+        ("redis://u:secret@h?socket_timeot=1", "did you mean 'socket_timeout'?"),
         ("redis://u:secret@h?socket_timeout=0", "socket_timeout"),
         ("redis://u:secret@h?socket_timeout=nan", "socket_timeout"),
         ("redis://u:se#cret@h", "%23"),
@@ -50,8 +51,8 @@ def test_parse(url, expected):
         ("redis://u:12?secret@h/1", "%3F"),
         ("redis://u:p@12/secret@h/1", "%2F"),
         ("redis://u:secret@h?db=", "no value"),
-        ("rediss://u:secret@h?ssl_cert_reqs=maybe", "maybe"),
-        ("rediss://u:secret@h?ssl_check_hostname=maybe", "maybe"),
+        ("rediss://u:secret@h?ssl_cert_reqs=maybe", "the value of ssl_cert_reqs is unknown"),
+        ("rediss://u:secret@h?ssl_check_hostname=maybe", "the value of ssl_check_hostname is unknown"),
         ("unix://u:secret@host/path", "three slashes"),
         ("unix://", "missing"),
         ("localhost:6379", "unknown scheme"),
@@ -88,6 +89,10 @@ ODD = [
     f"redis://u:{PASSWORD}@h?foo=bar", f"unix://u:{PASSWORD}@host/x", f"unix:///?x={PASSWORD}",
     f"redis://u:{PASSWORD}@h?ssl_cert_reqs=none", f"{PASSWORD}://h", PASSWORD, f"redis://u:{PASSWORD}@a%00b",
     f"redis://u:{PASSWORD}@h?client_name=a%20b", f"rediss://u:{PASSWORD}@h?ssl_check_hostname=x",
+    f"redis://:12/{PASSWORD}", f"redis://u:1/{PASSWORD}%40h:1", f"redis://{PASSWORD}:1/x", f"redis://h?db={PASSWORD}",
+    f"redis://u:12?{PASSWORD}=1", f"redis://u:12?of={PASSWORD}", f"redis://h/?socket_timeout={PASSWORD}",
+    f"rediss://h?ssl_cert_reqs={PASSWORD}", f"rediss://h?ssl_check_hostname={PASSWORD}", f"redis://u:12/0?{PASSWORD}",
+    f"redis://h?{PASSWORD}_max_connections=1", f"redis://u%3A{PASSWORD}%40h", f"redis://u;{PASSWORD}",
     f"redis://u:{PASSWORD}\x1b[31m@h", f"redis://u:{PASSWORD}\u2028@h:x",
 ]  # fmt: skip
 
@@ -147,6 +152,35 @@ def test_no_password_in_repr():
     assert str(address) == "redis://me:***@h:6379/1"
     assert "secret" not in repr(address) + repr(client)
     assert repr(client) == "<Client redis://me:***@h:6379/1 closed>"
+
+
+@pytest.mark.parametrize("login", ["hunter2", "hunter2:", "default%3Ahunter2", "default;hunter2"])
+@pytest.mark.parametrize("scheme", ["redis", "unix"])
+def test_a_user_without_a_password_is_not_shown(scheme, login):
+    """It may be the password, written without a colon before it."""
+    place = "/run/s" if scheme == "unix" else "h:7/1"
+    address = Address.parse(f"{scheme}://{login}@{place}")
+    assert "hunter2" in (address.username or "")
+    assert str(address) == f"{scheme}://***@{place}"
+    assert "hunter2" not in repr(address) + repr(Client(address)) + address.shown_user
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379?max_connections=5", "redis://localhost:6379 cannot"),
+        ("redis://[::1]:6379/x", "redis://[::1]:6379 cannot"),
+        ("redis://10.0.0.7:6379/x", "redis://10.0.0.7:6379 cannot"),
+        ("redis://u:p@redis.internal:6379/x", "redis://***@redis.internal:6379 cannot"),
+        ("redis://12:34/x", "redis://*** cannot"),
+        ("redis://shop:34/x", "redis://*** cannot"),
+    ],
+)
+def test_the_place_is_shown_where_it_is_one_for_certain(url, shown):
+    """`redis://12:34/x` may be a user, and the password `34/x`."""
+    with pytest.raises(ConfigurationError) as caught:
+        Address.parse(url)
+    assert shown in str(caught.value)
 
 
 def test_certificates_that_cannot_be_loaded():

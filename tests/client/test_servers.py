@@ -69,6 +69,10 @@ async def test_passwords(launch, kind):
             with pytest.raises(exceptions.AuthenticationError, match=text) as caught:
                 await client.ping()
             assert "wrong" not in str(caught.value).lower().replace("wrongpass", "")
+    async with Client.from_url(f"redis://s3cret@{place}") as client:  # without the colon before it
+        with pytest.raises(exceptions.AuthenticationError, match="refuses the user of the URL") as caught:
+            await client.ping()
+        assert "s3cret" not in str(caught.value)
     async with Client.from_url(f"redis://{place}") as client:
         with pytest.raises(exceptions.AuthenticationError, match="requires a login"):
             await client.ping()
