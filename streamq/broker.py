@@ -173,9 +173,8 @@ class RedisBroker:
         if anyio.get_current_task().id == self._opened_by:
             return None
         return ConfigurationError(
-            f"{self!r} was opened by another task, and stays open: open and leave it in one task; a fixture of "
-            "pytest-asyncio uses two: write 'async with own_task(RedisBroker(...))' there (from streamq.testing), or "
-            "use streamq's fixture `broker`, see docs/testing-your-tasks.md (fixtures of your own)"
+            f"{self!r} was opened by another task, and stays open: open and leave it in one task; for a fixture of "
+            "pytest-asyncio see streamq.testing.own_task, and docs/testing-your-tasks.md (fixtures of your own)"
         )
 
     @property

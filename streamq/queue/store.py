@@ -232,15 +232,15 @@ class Store:
         soon = f"{(self.clock.now() + horizon) * 1000:.0f}"
         commands: list[Command] = []
         for keys in self.keys.tiers:
+            count = ("ZCOUNT", keys.delayed, "-inf", soon)  # twice: a task may be promoted meanwhile, or postponed
             commands += [
-                ("XLEN", keys.stream), ("XINFO", "GROUPS", keys.stream), ("XINFO", "STREAM", keys.stream),
-                ("ZCOUNT", keys.delayed, "-inf", soon),
+                count, ("XLEN", keys.stream), ("XINFO", "GROUPS", keys.stream), ("XINFO", "STREAM", keys.stream), count,
             ]  # fmt: skip
         replies = await self.call(commands)
-        for tier, (length, groups, stream, delayed) in enumerate(
-            zip(*(replies[at::4] for at in range(4)), strict=True)
+        for tier, (before, length, groups, stream, delayed) in enumerate(
+            zip(*(replies[at::5] for at in range(5)), strict=True)
         ):
-            if delayed or (length and not self._caught_up(groups, stream, left[tier] if left else 0)):
+            if before or delayed or (length and not self._caught_up(groups, stream, left[tier] if left else 0)):
                 return False
         return True
 

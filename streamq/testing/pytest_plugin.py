@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from importlib import import_module
+from inspect import iscoroutinefunction
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from streamq.tasks.task import Task
     from streamq.testing.suite import Suite
-    from streamq.testing.task_runs import RunTasks
     from streamq.worker import Worker
 
 _MARK = (
@@ -114,18 +114,39 @@ def _tasks(given: Iterable[Any]) -> Iterator[Task[Any, Any]]:
         yield from (value for value in values if isinstance(value, task))
 
 
+# --- the fixtures of sync tests: those of async ones are in `pytest_runners` ----------------------
+
+
+@pytest.fixture
+def _opened_broker_sync(_streamq_suite: Suite) -> Iterator[Any]:
+    with import_module("streamq.testing.suite_sync").open_sync_broker(_streamq_suite) as opened:
+        yield opened
+
+
+@pytest.fixture
+def _worker_of_broker_sync(_streamq_suite: Suite, broker: Any) -> Iterator[Worker]:
+    with import_module("streamq.testing.suite_sync").run_worker_in_thread(_streamq_suite, broker) as running:
+        yield running
+
+
+@pytest.fixture
+def _worker_of_streamq_broker_sync(_streamq_suite: Suite, streamq_broker: Any) -> Iterator[Worker]:
+    with import_module("streamq.testing.suite_sync").run_worker_in_thread(_streamq_suite, streamq_broker) as running:
+        yield running
+
+
 # --- the fixtures ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def streamq_broker(request: pytest.FixtureRequest) -> Any:
-    """An open `RedisBroker` on a server, or in a namespace, that this test alone has."""
+    """An open `RedisBroker`, in a sync test a `SyncBroker`, on a server or in a namespace that this test alone has."""
     return request.getfixturevalue(f"_opened_broker_{_runner(request)}")
 
 
 @pytest.fixture
 def broker(streamq_broker: Any) -> Any:
-    """An open `RedisBroker` on a server, or in a namespace, that this test alone has."""
+    """An open `RedisBroker`, in a sync test a `SyncBroker`, on a server or in a namespace that this test alone has."""
     return streamq_broker
 
 
@@ -142,13 +163,13 @@ def worker(request: pytest.FixtureRequest) -> Worker:
 
 
 @pytest.fixture
-def streamq_run_tasks(_streamq_suite: Suite, streamq_broker: Any) -> RunTasks:
+def streamq_run_tasks(_streamq_suite: Suite, streamq_broker: Any) -> Any:
     """Runs what waits until nothing is left: `await streamq_run_tasks()`. See `RunTasks`."""
     return _streamq_suite.run_tasks(streamq_broker)
 
 
 @pytest.fixture
-def run_tasks(_streamq_suite: Suite, broker: Any) -> RunTasks:
+def run_tasks(_streamq_suite: Suite, broker: Any) -> Any:
     """Runs what waits in the queue of `broker` until nothing is left: `await run_tasks()`. See `RunTasks`."""
     return _streamq_suite.run_tasks(broker)
 
@@ -156,6 +177,9 @@ def run_tasks(_streamq_suite: Suite, broker: Any) -> RunTasks:
 def _runner(request: pytest.FixtureRequest) -> str:
     """Return which plugin runs the test: the end of the names of the fixtures that are for it."""
     item: Any = request.node
+    function = getattr(getattr(item.obj, "hypothesis", None), "inner_test", item.obj)
+    if not iscoroutinefunction(function):
+        return "sync"
     if item.get_closest_marker("trio") is not None and _has(request.config, "trio"):
         return "trio"
     mark = item.get_closest_marker("asyncio")
@@ -165,7 +189,7 @@ def _runner(request: pytest.FixtureRequest) -> str:
     if "anyio_backend" in request.fixturenames:
         return "anyio"
     return pytest.fail(
-        f"{request.fixturename} of streamq needs an async test: write 'async def' with @pytest.mark.anyio, or with "
-        "@pytest.mark.asyncio of pytest-asyncio or @pytest.mark.trio of pytest-trio",
+        "no plugin runs this async test: mark it by @pytest.mark.anyio, or by @pytest.mark.asyncio of pytest-asyncio, "
+        "or by @pytest.mark.trio of pytest-trio",
         pytrace=False,
     )

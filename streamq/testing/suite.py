@@ -5,9 +5,10 @@ It knows nothing of pytest: `pytest_plugin` says what the test wants, `pytest_ru
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +29,16 @@ _SCANNED = 500  # keys that one step of the clean-up looks at
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tasks of one test are. `clock` can be moved, None: it cannot. `cleans`: the keys must be removed."""
+
+    url: str
+    clock: SuiteClock | None
+    options: dict[str, Any]
+    cleans: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """What one test wants.
 
@@ -43,29 +54,36 @@ class Suite:
     broker_options: Mapping[str, Any] = field(default_factory=dict)
     worker_options: Mapping[str, Any] = field(default_factory=dict)
 
-    @asynccontextmanager
-    async def open_broker(self) -> AsyncGenerator[SuiteBroker, None]:
-        """Open the broker: on a server in the process that nobody else has, or in a namespace that nobody else has."""
+    @contextmanager
+    def server(self) -> Iterator[Place]:
+        """Give out a place that nobody else has: a server in the process, or a namespace of one that others use."""
         refuse_frozen_loop()
-        own = f"streamq-test-{uuid4().hex[:12]}"
+        own, options = f"streamq-test-{uuid4().hex[:12]}", dict(self.broker_options)
+        if self.url.rstrip("/") == "embedded:":  # each broker would start a server of its own
+            with TemporaryDirectory(prefix="streamq-test-") as folder:
+                yield Place(f"embedded://{folder}", None, options)
+            return
         if self.url.rstrip("/") != "memory:":
-            named: dict[str, Any] = (
-                {"namespace": own} if not {"namespace", "queue_name"} & self.broker_options.keys() else {}
-            )
-            async with SuiteBroker(self.url, **(named | dict(self.broker_options))) as broker:
-                try:
-                    yield self._ready(broker)
-                finally:
-                    if named:
-                        await _remove_keys(broker)
+            cleans = not {"namespace", "queue_name"} & options.keys()
+            yield Place(self.url, None, options | ({"namespace": own} if cleans else {}), cleans=cleans)
             return
         clock = SuiteClock(self.now)
         MemoryServer.named(own, clock=clock.now)
         try:
-            async with SuiteBroker(f"memory://{own}", suite_clock=clock, **self.broker_options) as broker:
-                yield self._ready(broker)
+            yield Place(f"memory://{own}", clock, options)
         finally:
             MemoryServer.discard(own)
+
+    @asynccontextmanager
+    async def open_broker(self) -> AsyncGenerator[SuiteBroker, None]:
+        """Open the broker of an async test."""
+        with self.server() as place:
+            async with SuiteBroker(place.url, suite_clock=place.clock, **place.options) as broker:
+                try:
+                    yield self._ready(broker)
+                finally:
+                    if place.cleans:
+                        await _remove_keys(broker)
 
     def _ready(self, broker: SuiteBroker) -> SuiteBroker:
         broker.run_tasks = RunTasks(broker, self.tasks, self.worker_options)
@@ -73,10 +91,10 @@ class Suite:
             broker.run_eagerly = broker.run_tasks.eagerly
         return broker
 
-    def run_tasks(self, broker: Any) -> RunTasks:
+    def run_tasks(self, broker: Any) -> Any:
         """Return what runs the tasks of a broker. Raises ConfigurationError for what is no broker of streamq's."""
-        if isinstance(broker, SuiteBroker) and isinstance(broker.run_tasks, RunTasks):
-            return broker.run_tasks
+        if (own := getattr(broker, "run_tasks", None)) is not None:  # a broker of a suite, sync ones too
+            return own
         return RunTasks(_checked(broker, "run_tasks"), self.tasks, self.worker_options)
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ All else is `RedisBroker`'s: messages are checked, encoded, sent and settled as 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from streamq.broker import RedisBroker
 from streamq.errors import ConfigurationError
@@ -35,20 +35,7 @@ class SuiteBroker(RedisBroker):
         self.served: frozenset[str] | None = None
         self.run_tasks: Any = None  # what runs its tasks
         self.run_eagerly: Callable[[], Awaitable[object]] | None = None
-        if suite_clock is not None:
-            self.server_clock = KnownServerClock(self.clock)
-        self._builder = _NotingBuilder(
-            self.keys, self.tiers, max_payload=self.max_payload, now=self.server_clock.now_to_send
-        )
-        self._builder.note = self._note
-
-    def _note(self, task: Task[Any, Any]) -> None:
-        if self.served is not None and task.name not in self.served:
-            raise ConfigurationError(
-                f"the worker of this test does not know task {task.name!r}: import it into the module of the test, or "
-                "name it by @pytest.mark.streamq(tasks=[...]) or its module by the ini option streamq_tasks"
-            )
-        self.sent.setdefault(task.name, task)
+        note_sent(self, self, suite_clock)
 
     async def _ran(self) -> None:
         if self.run_eagerly is not None and delivery_var.get() is None:
@@ -71,6 +58,35 @@ class SuiteBroker(RedisBroker):
         workflow: Workflow[Any] = await super().start(flow, workflow_id=workflow_id)
         await self._ran()
         return workflow
+
+
+class NotesSent(Protocol):
+    """A broker of a test, which is told each task that it sends."""
+
+    sent: dict[str, Task[Any, Any]]
+    served: frozenset[str] | None
+
+
+def note_sent(broker: RedisBroker, owner: NotesSent, suite_clock: SuiteClock | None) -> None:
+    """Have a broker that is not open yet note what it sends in `owner`, and tell the time by the clock of its server.
+
+    What the worker in the background does not know is refused as it is sent, with a ConfigurationError.
+    """
+
+    def note(task: Task[Any, Any]) -> None:
+        if owner.served is not None and task.name not in owner.served:
+            raise ConfigurationError(
+                f"the worker of this test does not know task {task.name!r}: import it into the module of the test, or "
+                "name it by @pytest.mark.streamq(tasks=[...]) or its module by the ini option streamq_tasks"
+            )
+        owner.sent.setdefault(task.name, task)
+
+    if suite_clock is not None:
+        broker.server_clock = KnownServerClock(suite_clock.clock)
+    broker._builder = builder = _NotingBuilder(  # noqa: SLF001 - made for this
+        broker.keys, broker.tiers, max_payload=broker.max_payload, now=broker.server_clock.now_to_send
+    )
+    builder.note = note
 
 
 class _NotingBuilder(MessageBuilder):

@@ -108,7 +108,7 @@ class RunTasks:
         await self._run(during, timeout)
         ended, self._ended = self._ended, []
         if check:
-            _raise_errors(ended)
+            raise_errors(ended)
         return ended
 
     async def eagerly(self) -> None:
@@ -132,14 +132,19 @@ class RunTasks:
             raise TimeoutError(f"not ended within {limit} s; under way or to run again: {', '.join(left) or 'none'}")
 
     async def _run_all(self, clock: SuiteClock | None, until: float | None) -> None:
+        looked_again = False
         while True:
             await self._run_due(ticks=until is not None)
             if clock is None:
                 return
             due = await self._next_due(until)
-            if due is None:
+            if due is not None:
+                looked_again = False
+                await clock.move_to(due + _PRECISION)
+            elif looked_again or await self._broker.store.drained(0.0):
                 break
-            await clock.move_to(due + _PRECISION)
+            else:  # a task came due as the worker ended
+                looked_again = True
         if until is not None:
             await clock.move_to(until)
 
@@ -247,7 +252,8 @@ def _error_of(task_id: str, outcome: Ack | DeadLetter) -> BaseException | None:
     )  # fmt: skip
 
 
-def _raise_errors(ended: Sequence[EndedTask]) -> None:
+def raise_errors(ended: Sequence[EndedTask]) -> None:
+    """Raise what a task has died of, or a group of these errors if several have."""
     errors = []
     for one in ended:
         if one.error is not None and isinstance(one.outcome, DeadLetter):

@@ -227,3 +227,34 @@ async def test_a_batch_of_which_a_part_was_accepted_has_no_certain_outcome(store
     monkeypatch.setattr(store.client, "call", call)
     with pytest.raises(OutcomeUnknownError, match="some of these tasks were accepted"):
         await store.enqueue([("XADD",), ("EVALSHA",)])
+
+
+@pytest.mark.parametrize("at", range(15))
+@pytest.mark.parametrize("what", ["promoted", "postponed"])
+async def test_a_task_that_moves_while_it_is_looked_for_is_seen(server, monkeypatch, what, at):
+    """Between two commands of the look. A burst worker has ended as if the queue were empty."""
+    async with RedisBroker(server.url) as broker:
+        store, keys = broker.store, broker.keys.tiers[1]
+        for tier in broker.keys.tiers:
+            await store.one(("XGROUP", "CREATE", tier.stream, broker.keys.group, "0", "MKSTREAM"))
+        now = store.clock.now() * 1000
+        if what == "promoted":
+            await store.one(("ZADD", keys.delayed, f"{now:.0f}", "x"))
+            moving = [("XADD", keys.stream, "*", "task", "x"), ("ZREM", keys.delayed, "x")]
+        else:
+            await store.one(("XADD", keys.stream, "1-0", "task", "x"))
+            await store.one(("XREADGROUP", "GROUP", broker.keys.group, "c", "STREAMS", keys.stream, ">"))
+            moving = [("XACK", keys.stream, broker.keys.group, "1-0"), ("XDEL", keys.stream, "1-0")]
+            moving.insert(0, ("ZADD", keys.delayed, f"{now:.0f}", "x"))
+        call = store.call
+
+        async def one_by_one(commands):
+            replies = []
+            for number, command in enumerate(commands):
+                replies += await call([command])
+                if number == at:
+                    await call(moving)
+            return replies
+
+        monkeypatch.setattr(type(store), "call", lambda _, commands: one_by_one(commands))
+        assert not await store.drained(0.5)

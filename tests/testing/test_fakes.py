@@ -12,6 +12,7 @@ from streamq import (
     batch_task,
     cancel_requested,
     current_batch,
+    current_broker,
     current_cancellation,
     current_delivery,
     once,
@@ -83,9 +84,10 @@ async def test_batch():
         assert await index([1]) == ["fake"]
 
 
-async def test_once_with_a_broker():
+async def test_what_needs_a_broker():
     async with RedisBroker("memory://") as broker:
         with fake_delivery(broker=broker):
+            assert current_broker() is broker
             async with once("order:1") as effect:
                 assert not effect.done
             async with once("order:1") as effect:

@@ -302,13 +302,13 @@ def test_fixtures_of_the_user_win(suite):
 
 
 def test_what_cannot_be_is_told(suite):
-    """A sync test, both fixtures at once, an unknown option, a task that the worker does not know."""
+    """A test that nobody runs, both fixtures at once, an unknown option, a task that the worker does not know."""
     tests = """
         import pytest
         import app_tasks
         import streamq
 
-        def test_sync(broker):
+        async def test_nobody_runs_it(broker):
             raise AssertionError
 
         @pytest.mark.anyio
@@ -345,7 +345,7 @@ def test_what_cannot_be_is_told(suite):
     """
     result = suite(test_user=tests, test_without=without, expected={"passed": 8, "errors": 3})
     result.stdout.fnmatch_lines_random([
-        "streamq_broker of streamq needs an async test: *@pytest.mark.anyio*",
+        "no plugin runs this async test: mark it by @pytest.mark.anyio*",
         "*streamq(server): it takes eager, now, tasks, url by name",
     ])  # fmt: skip
 
@@ -412,6 +412,68 @@ def test_time_that_passes(suite):
             assert (ended.name, ended.runs, ended.error.reason) == ("nothing", 0, "unknown_task")
     """
     suite(test_user=tests)
+
+
+def test_sync_tests(suite, shared_server):
+    """They get a SyncBroker, and fixtures that block; on a server the keys are removed, too."""
+    server = shared_server("redis")
+    tests = f"""
+        import pytest
+        from app_tasks import dies, double, in_thread, third_time
+        from streamq import SyncBroker, current_broker, task
+
+        @task
+        async def sends() -> None:
+            await current_broker().enqueue(double.options(delay=60), 3)
+
+        def test_run_tasks(broker, run_tasks):
+            assert isinstance(broker, SyncBroker)
+            handles = broker.enqueue_many([double.options(delay=3600).call(2), third_time.call()])
+            ended = run_tasks()
+            assert [(one.name, one.runs, one.result) for one in ended] == [("double", 1, 4), ("third_time", 3, 3)]
+            assert handles[1].result(timeout=1) == 3
+            broker.enqueue(double.options(expires=10), 2)
+            assert run_tasks(during=5)[0].result == 4
+            broker.enqueue(sends)
+            assert [one.result for one in run_tasks()] == [None, 6]
+            broker.enqueue(dies, "here")
+            with pytest.raises(KeyError, match="here"):
+                run_tasks()
+            assert run_tasks() == []
+
+        def test_worker(broker, worker):
+            assert broker.enqueue(double, 2).result(timeout=10) == 4
+
+            @task
+            def hidden() -> None: ...
+
+            with pytest.raises(ValueError, match="does not know task 'hidden'"):
+                broker.enqueue(hidden)
+
+        @pytest.mark.streamq(eager=True)
+        def test_eager(broker, run_tasks):
+            assert broker.enqueue(double.options(delay=60), 2).result(timeout=0) == 4
+            assert broker.start(double.call(1).then(double)).result(timeout=0) == 4
+            broker.enqueue_many([in_thread.call(1), dies.call("later")])
+            with pytest.raises(KeyError):
+                run_tasks()
+
+        @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+        @pytest.mark.anyio
+        @pytest.mark.streamq(url="embedded://")
+        async def test_async_beside_them(broker, run_tasks):
+            await broker.enqueue(double, 2)
+            assert (await run_tasks())[0].result == 4
+
+        @pytest.mark.parametrize("url", ["memory://", "embedded://", "{server.url}"])
+        def test_servers(request, url):
+            request.applymarker(pytest.mark.streamq(url=url))
+            broker, run_tasks = request.getfixturevalue("broker"), request.getfixturevalue("run_tasks")
+            broker.enqueue(double.options(delay=0.05), 2)
+            assert run_tasks()[0].result == 4
+    """
+    suite(test_user=tests)
+    assert server.command("KEYS", "*") == []
 
 
 def test_a_real_server(suite, shared_server):
