@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from streamq.client.address import Address
 
 
+_IDLE: Final = 60.0  # seconds after which an idle connection is closed, as others are given back
 _SHORTEST: Final = 0.001  # seconds: 0 would not wait at all
 
 
@@ -113,7 +114,21 @@ class ConnectionPool:
                 self.connector.succeeded()
             if self._limit.until < inf:
                 connection.set_timeout(self.reply_timeout)
+            connection.idle_since = now = time.monotonic()
             self._idle.append(connection)
+            try:
+                # A burst of calls may have made more connections than are needed now.
+                if now - self._idle[0].idle_since > _IDLE:
+                    self._drop(self._idle.popleft(), now)
+            except IndexError:  # another thread was quicker
+                pass
+
+    def _drop(self, oldest: SyncConnection, now: float) -> None:
+        """Close the connection that has been idle for longest, unless that was used meanwhile."""
+        if now - oldest.idle_since > _IDLE:
+            self.discard(oldest)
+        else:
+            self._idle.appendleft(oldest)
 
     def discard(self, connection: SyncConnection) -> None:
         """Close a connection."""

@@ -53,6 +53,7 @@ class SyncConnection:
         self.client_id: int | None = None  # the reply to CLIENT ID; None if the server refused it
         self.must_reconnect = False  # the server sent one of RECONNECT_CODES
         self.first_use = True
+        self.idle_since = 0.0  # a time of `time.monotonic`, for the pool
         self.proven = False  # it has brought replies since its login
         self.closed = False
         self._stream = stream

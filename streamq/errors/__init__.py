@@ -64,6 +64,7 @@ class WrongLoopError(StreamqError, RuntimeError):
     True in a child process. The remedy is in the message:
 
     - In a sync handler, or another function in a thread of anyio: `anyio.from_thread.run(broker.enqueue, send, "x")`.
+    - In a thread, or without an event loop: a `SyncBroker`, which any thread may use.
     - In a thread of your own: `portal.call(broker.enqueue, send, "x")`, with an `anyio.from_thread.BlockingPortal`
       that is open beside the broker.
     - In a second event loop, and in a child process: open another broker there.
@@ -78,7 +79,7 @@ class WrongLoopError(StreamqError, RuntimeError):
         if not forked:
             remedy = (
                 "in a sync handler, call anyio.from_thread.run(broker.enqueue, ...); in a thread of your own, use a "
-                "BlockingPortal; in another event loop, open another RedisBroker"
+                "SyncBroker or a BlockingPortal; in another event loop, open another RedisBroker"
             )
         super().__init__(
             f"{what} was opened in {opened}, and is used in another {_difference(opened, used, forked)}, {used}: "

@@ -19,11 +19,12 @@ _NO_LOOP_ERRORS: Final = ("NoEventLoopError", "AsyncLibraryNotFoundError")  # of
 
 def refuse_in_event_loop() -> None:
     """Raise SyncCallError if an event loop of asyncio or trio runs in this thread: the call would stop it."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:  # noqa: SLF001 - what asyncio's own code asks
+    # Another thread may be importing either just now: then there is no loop yet.
+    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if running_loop is not None and running_loop() is not None:
         raise _in_loop("asyncio")
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
+    in_trio_run = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)
+    if in_trio_run is not None and in_trio_run():
         raise _in_loop("trio")
 
 

@@ -103,6 +103,22 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced(real_server)
         assert lengths(broker, real_server) == 4
 
 
+def test_connections_that_a_burst_has_left_idle_are_closed(real_server, monkeypatch):
+    """One with each call that follows; the one that is used stays."""
+    with SyncBroker(real_server.url) as broker:
+        pool = broker._broker.sync_client.pool
+        taken = [pool.take() for _ in range(5)]
+        for connection in taken:
+            connection.exchange(b"PING\r\n", 1)
+            pool.give_back(connection)
+        assert len(pool._open) == 5
+        monkeypatch.setattr("streamq.client.sync_client._IDLE", 0.05)
+        time.sleep(0.1)
+        for _ in range(8):
+            broker.client.ping()
+        assert pool._open == {taken[-1]} == set(pool._idle)
+
+
 def test_a_reply_in_pieces_is_put_together(proxy, broker):
     """And a large one is read whole."""
     proxy.split(7)
@@ -231,7 +247,7 @@ def test_passwords_databases_and_tls_are_those_of_the_url(tls, tmp_path):
 def refusal(url: str) -> str:
     """Return the error of a server that cannot be used at this URL. It comes at once."""
     begun = time.monotonic()
-    with SyncBroker(url, connect_timeout=3) as broker, pytest.raises(BrokerError) as caught:
+    with SyncBroker(url, connect_timeout=1) as broker, pytest.raises(BrokerError) as caught:
         broker.enqueue(double, 1)
     assert time.monotonic() - begun < 3
     return str(caught.value)
