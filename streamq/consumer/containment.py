@@ -16,6 +16,7 @@ from streamq.diagnostics.safe_text import str_of
 from streamq.errors import BrokerError
 from streamq.middleware import Resident
 from streamq.queue.store import Store
+from streamq.tasks.exception_groups import leaves
 from streamq.tasks.outcome import DeadLetter, Postpone, Reason, failure_of
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire.delivery import Delivery
@@ -126,9 +127,7 @@ class Loops:
 
 def is_own_error(error: BaseException) -> bool:
     """Is this a mistake of ours, and not a cancellation or an answer of the server?"""
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(is_own_error, error.exceptions))
-    return isinstance(error, Exception) and not isinstance(error, BrokerError)
+    return any(isinstance(one, Exception) and not isinstance(one, BrokerError) for one in leaves(error))
 
 
 def outcome_of(delivery: Delivery, error: BaseException) -> DeadLetter | Postpone:

@@ -24,9 +24,13 @@ _PAUSE: Final = Backoff(base=0.05, factor=2.0, cap=_LONGEST_PAUSE)
 
 def is_shortage(error: BaseException | None) -> bool:
     """Does an error, or its cause, say that the system has no more descriptors or memory? That passes."""
-    return error is not None and (
-        (isinstance(error, OSError) and error.errno in NO_MORE) or is_shortage(error.__cause__)
-    )
+    seen: set[int] = set()  # causes may come round to the first, and be as many as there is memory
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in NO_MORE:
+            return True
+        seen.add(id(error))
+        error = error.__cause__
+    return False
 
 
 class NotStartedError(Exception):

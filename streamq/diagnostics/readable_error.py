@@ -13,6 +13,7 @@ from typing import Any, Final
 from streamq.diagnostics.safe_text import frames_of, str_of, type_name
 
 _DEEPEST: Final = 50  # groups in each other: deeper ones are made flat, as Python itself goes down by recursion
+_MOST_LOOKED_AT: Final = 10_000  # members of one depth: of more the group is made flat, with each exception once
 _MOST_KNOWN: Final = 1_000  # classes
 _bases_of: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _names_in: Callable[[type], Any] = type.__dict__["__dict__"].__get__
@@ -40,7 +41,7 @@ class UnreadableExceptionError(RuntimeError):
 def readable(error: BaseException) -> BaseException:
     """Return an exception that can be looked at: this one, or one in its place, with its traceback. Never raises.
 
-    A group is replaced by a flat one if any member cannot be looked at, or if groups are nested very deep.
+    A group is replaced by a flat one if any member cannot be looked at, or if groups are nested very deep or wide.
     """
     kind = type(error)
     if kind in _plain:
@@ -74,6 +75,8 @@ def _any_hides(group: BaseException) -> bool:
     for _ in range(_DEEPEST):
         if not level:
             return False
+        if len(level) > _MOST_LOOKED_AT:
+            return True
         if any(_hides(type(one)) for one in level):
             return True
         level = [deeper for one in level if issubclass(type(one), BaseExceptionGroup) for deeper in _members_of(one)]
@@ -82,9 +85,12 @@ def _any_hides(group: BaseException) -> bool:
 
 def _flat(group: BaseException) -> BaseException:
     """Return a group of all exceptions in a group and in those inside of it, each one readable."""
-    found, waiting = [], [group]
+    found, waiting, seen = [], [group], set[int]()
     while waiting:
         one = waiting.pop()
+        if id(one) in seen:  # groups that share their members have more paths than a program has time
+            continue
+        seen.add(id(one))
         if issubclass(type(one), BaseExceptionGroup):
             waiting += reversed(_members_of(one))
         else:

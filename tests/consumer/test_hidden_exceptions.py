@@ -220,3 +220,13 @@ def test_what_is_put_in_its_place():
     assert isinstance(deep, ExceptionGroup)
     assert [str(one) for one in deep.exceptions] == ["at the bottom"]
     assert readable(error := nested(20)) is error
+
+
+def test_groups_that_share_their_members_are_looked_at_once():
+    """Forty of them have 2 to the 40 paths to the one at the bottom: nobody lives to see the end of them."""
+    error = bottom = ValueError("at the bottom")
+    for _ in range(40):
+        error = ExceptionGroup("both", [error, error])
+    flat = readable(error)
+    assert isinstance(flat, ExceptionGroup)
+    assert flat.exceptions == (bottom,)
