@@ -86,6 +86,11 @@ class Outage:
             )
 
     @property
+    def unannounced(self) -> bool:
+        """Does this worker lack a right to the channel on which workers tell each other what is due?"""
+        return bool(self._lacking)
+
+    @property
     def refused(self) -> list[str]:
         """What is refused while everything else goes on, and why."""
         return [*(f"{what}: {why}" for what, why in self._lacking.values()), *self._refusals.named()]

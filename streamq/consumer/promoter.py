@@ -22,6 +22,7 @@ from streamq.queue.server_errors import translated
 
 LOOK_EVERY = 10.0  # seconds between two looks
 _LOOK_EVERY_UNSUBSCRIBED = 5.0  # the same, while the wake channel is not subscribed
+_LOOK_EVERY_UNANNOUNCED = 1.0  # and without a right to the channel: a waiter for a limit has its permit for 2 s
 _HELLO = "hello"  # a word that no worker acts on
 _LOOKS = 6  # looks until a refused subscription is tried again
 _CHECK_EVERY = 60.0  # seconds between two checks whether this user may publish
@@ -70,6 +71,7 @@ class Promoter:
             if self._more:
                 continue
             look_every = _LOOK_EVERY_UNSUBSCRIBED if self._unsubscribed else LOOK_EVERY
+            look_every = _LOOK_EVERY_UNANNOUNCED if self._consumer.outage.unannounced else look_every
             pause = look_every if self.next_due is None else min(look_every, self.next_due + _MARGIN)
             if self._refusals.refused:
                 pause = min(pause, self._refusals.next_try())

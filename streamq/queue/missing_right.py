@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import hiredis
@@ -25,6 +26,7 @@ from streamq.wire.command_line import OWN_TIERS, in_quotes, key_options, own_tie
 from streamq.wire.keys import Keys
 from streamq.wire.rights import ROLES, Role, rights_of
 
+_MOST_KNOWN: Final = 256  # commands and scripts: hundreds of settlements may be refused for one of them
 _MOST_SHOWN: Final = 8  # keys in a text
 _MOST_ASKED: Final = 200  # pairs of a command and a key in one question
 _ASK: Final = re.compile(r"run ['\"]streamq doctor --role")  # how the remedy begins
@@ -191,21 +193,29 @@ def named_by(reply: Any, some: Sequence[Suspect]) -> list[Suspect]:
 
 def _inside(commands: Iterable[str], names: Sequence[str], keys: Keys) -> list[Suspect]:
     """Return each of the commands with each of the keys that streamq uses it on; with all keys, if there is none."""
-    found, every = [], rights_of(ROLES)
-    for command in commands:
-        right = command.lower().replace(" ", "|")
-        kinds = {one.subject for one in every if right in one.commands and one.subject[:1].isalpha()}
-        patterns = {pattern for kind in kinds for pattern in patterns_of(keys, kind)}
-        found += [(command, name) for name in names if rule_for_key(keys, name) in patterns]
+    rules = [(name, rule_for_key(keys, name)) for name in names]
+    found = [(command, name) for command in commands for name, rule in rules if rule in _patterns(keys, command)]
     pairs = found or [(command, name) for command in commands for name in names]
     return [Suspect(command, name, (*command.split(), name)) for command, name in pairs]
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _patterns(keys: Keys, command: str) -> frozenset[str]:
+    """Return the rules for all keys that streamq uses a command on."""
+    right = command.lower().replace(" ", "|")
+    kinds = {one.subject for one in rights_of(ROLES) if right in one.commands and one.subject[:1].isalpha()}
+    return frozenset(pattern for kind in kinds for pattern in patterns_of(keys, kind))
 
 
 def _called_in(command: Command) -> list[str]:
     """Return the commands that the script of a command calls."""
     source = None if isinstance(command, bytes) else with_source(command)
-    found = CALLED.findall(source[1]) if source is not None else []
-    return list(dict.fromkeys(" ".join(filter(None, words)) for words in found))
+    return list(_calls(source[1])) if source is not None else []
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _calls(source: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(" ".join(filter(None, words)) for words in CALLED.findall(source)))
 
 
 def _about(command: Sequence[object], key: str) -> tuple[str, ...]:

@@ -10,11 +10,14 @@ import inspect
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Final
 
 from streamq.wire.keys import Keys, TierKeys
 from streamq.wire.rights import ANY, Role, features_of, rights_of
 
 PLACEHOLDER = "PASSWORD"  # stands for the password, which is never printed
+_MOST_KNOWN: Final = 256  # sets of patterns: a refused command is asked about by each of hundreds of settlements
 _MARK = "\0"  # no name contains it
 _SPECIAL = re.compile(r"([*?\[\]\\])")
 _QUOTED = re.compile(r"[\"'\s]")
@@ -67,8 +70,13 @@ def acl_rules(
 
 def patterns_of(keys: Keys, subject: str) -> list[str]:
     """Return the rules that allow a kind of key (`~`) or channel (`&`) of `wire.rights`; none for an empty kind."""
+    return list(_patterns_of(keys, subject))
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _patterns_of(keys: Keys, subject: str) -> tuple[str, ...]:
     sign, kind = ("&", subject[1:]) if subject.startswith("&") else ("~", subject)
-    return [sign + _pattern(name) for name in key_names(keys, kind, _MARK)] if kind else []
+    return tuple(sign + _pattern(name) for name in key_names(keys, kind, _MARK)) if kind else ()
 
 
 def without_covered(keys: Keys, rules: Iterable[str]) -> list[str]:
@@ -98,11 +106,16 @@ def key_names(keys: Keys, kind: str, part: str) -> list[str]:
 
 def rule_for_key(keys: Keys, name: str) -> str:
     """Return the rule that allows this key and all of its kind; that of the namespace if the kind is not known."""
-    for kind in KINDS:
-        for pattern in patterns_of(keys, kind):
-            if name.startswith(_fixed_part(pattern)) if pattern.endswith("*") else name == _fixed_part(pattern):
-                return pattern
+    for pattern, fixed in _rules_of(keys):
+        if name.startswith(fixed) if pattern.endswith("*") else name == fixed:
+            return pattern
     return f"~{escaped(keys.namespace)}:*" if name.startswith(f"{keys.namespace}:") else f"~{escaped(name)}"
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _rules_of(keys: Keys) -> tuple[tuple[str, str], ...]:
+    """Return the rules for all kinds of keys, each with its fixed part."""
+    return tuple((pattern, _fixed_part(pattern)) for kind in KINDS for pattern in _patterns_of(keys, kind))
 
 
 def _fixed_part(pattern: str) -> str:

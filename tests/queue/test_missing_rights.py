@@ -17,8 +17,16 @@ from streamq.consumer.events import Listeners
 from streamq.consumer.outage import Outage
 from streamq.doctor import examine
 from streamq.errors import BrokerError, NotDurableError
+from streamq.middleware import ConcurrencyLimit
+from streamq.queue import missing_right
 from streamq.queue.missing_right import remedy, with_remedy, without_remedy
 from streamq.queue.server_errors import concerns_server
+from streamq.scripts import step
+from streamq.wire import acl
+from streamq.wire.acl import key_names
+from streamq.wire.keys import Keys
+from streamq.wire.rights import rights_of
+from streamq.wire.tiers import DEFAULT_TIERS
 from tests.at_work import until, working
 
 pytestmark = [pytest.mark.paired, pytest.mark.slow]
@@ -267,3 +275,33 @@ async def test_a_user_without_the_database_of_its_url(real_server, anyio_backend
     assert finding.remedy.startswith("redis-cli ACL SETUSER bob +select, and run this again")
     assert finding.remedy.endswith("streamq acl --role producer --user bob --url redis://localhost/3 --namespace shop")
     assert "pa55word" not in f"{text}{finding}"
+
+
+@pytest.mark.parametrize("right", ["-publish", "-subscribe"])
+async def test_a_limit_goes_on_without_the_channel(real_server, anyio_backend, right):
+    """A permit is kept for a waiter for 2 s, so its worker must look for it sooner."""
+    ran = []
+
+    @task(middleware=[ConcurrencyLimit(2)])
+    async def convert(number: int) -> None:
+        ran.append(number)
+
+    async with broker_without(real_server, right) as broker, working(broker, convert):
+        await broker.enqueue_many([convert.call(number) for number in range(10)])
+        await until(lambda: len(ran) == 10, 12.0)
+
+
+def test_hundreds_of_refusals_are_explained_at_the_price_of_one(monkeypatch):
+    """The table of rights is read once for a command, not once for each settlement that lacks it."""
+    read = []
+    monkeypatch.setattr(missing_right, "rights_of", lambda roles: read.append(roles) or rights_of(roles))
+    monkeypatch.setattr(acl, "key_names", lambda *args: read.append(args) or key_names(*args))
+    keys = Keys.of("priced", "workers", DEFAULT_TIERS)
+    script = step("ack_side_effects")
+    error = BrokerError("NOPERM this user has no permissions to run the 'xack' command script: x, on @user_script:9.",
+                        code="NOPERM")  # fmt: skip
+    for number in range(300):
+        tier = keys.tiers[0]
+        command = script([tier.stream, tier.delayed, keys.result(str(number))], number)
+        assert missing_right.suspects(error, command, keys)
+    assert len(read) < 150
