@@ -57,7 +57,7 @@ class ConnectionPool:
         self.ever_connected = False  # the server could be used once
         self.closed = False
         self._idle: deque[SyncConnection] = deque()  # its ends are safe to use in any thread
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may send, too
         self._open: set[SyncConnection] = set()
         self._limit = _Limit()
         weakref.finalize(self, _close_all, self._open)  # of a program that never closes it, at its end
@@ -172,7 +172,7 @@ class ConnectionPool:
     def close_in_child(self) -> None:
         """Forget the connections of the parent, in the child of a fork. Their sockets are closed each by itself."""
         self._idle = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open.clear()
 
     def _connect(self) -> SyncConnection:

@@ -28,7 +28,7 @@ class BlockingBroker(RedisBroker):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.was_closed = False
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._sync_client: SyncClient | None = None
         self._embedded: Any = None
         self._pid = os.getpid()
@@ -87,4 +87,4 @@ class BlockingBroker(RedisBroker):
 
     def close_in_child(self) -> None:
         """Have a lock of its own, in the child of a fork: a thread of the parent may hold the other."""
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()

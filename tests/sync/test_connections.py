@@ -450,6 +450,28 @@ def test_an_interrupt_before_the_reply_leaves_it_to_nobody(proxy, broker):
     assert broker.client.echo("second") == b"second"
 
 
+def test_a_signal_handler_may_send(real_server):
+    """In the midst of a call of the thread that it interrupts, whose reply is its own all the same."""
+    with SyncBroker(real_server.url) as broker:
+        sent, pool = [], broker._broker.sync_client.pool
+
+        def handler(_number, _frame) -> None:
+            while pool._idle:  # the next call connects anew
+                pool.discard(pool._idle.pop())
+            sent.append(broker.enqueue(double, 0))
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.002)
+        try:
+            texts = [b"%d" % number for number in range(300)]
+            assert [broker.client.echo(text) for text in texts] == texts
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert len(sent) > 1
+        assert lengths(broker, real_server) == len(sent)
+
+
 UNCLOSED = """
 import sys
 from streamq import SyncBroker
