@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 from streamq.diagnostics.safe_text import str_of
+from streamq.wire.json_values import not_frozen
 
 Found = TypeVar("Found")
 _KeyPath = tuple[Any, ...]  # a key, and where to look in its value
@@ -26,7 +27,6 @@ ROUNDED: Final = "it would arrive rounded: a float does not have as many digits"
 _NO_KEY: Final = "it would be lost: {} has no such key"
 _TWICE: Final = "it would be lost: another key is given for the same field of {}"
 _SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
-_FROZEN: Final = "freezegun.api"  # its dates stand for real ones, in tests
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, date, timedelta})
 
 
@@ -124,7 +124,7 @@ def _in_plain_form(one: Any, other: Any) -> bool:
     kind = type(other)
     if kind is float and type(one) is int:
         return bool(one == other)
-    if type(one).__module__ == _FROZEN and type(one).__mro__[1] is kind:
+    if not_frozen(type(one)) is kind:
         return _same_time(one, other) if issubclass(kind, datetime) else bool(one == other)
     return kind in _SCALARS and isinstance(one, kind) and bool(one == other)
 

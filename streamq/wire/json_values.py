@@ -18,15 +18,23 @@ OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACL
 _SIXTY: Final = 60
 
 
+def not_frozen(kind: type) -> type:
+    """Return the class that a class of freezegun stands for, in tests. Others as they are."""
+    return kind.__mro__[1] if kind.__module__ == "freezegun.api" else kind
+
+
+_DATES: Final = (not_frozen(datetime), not_frozen(date))  # in a tuple: freezegun replaces each name of a class
+
+
 def json_value(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     """Return a value that orjson does not write by itself as one that it does. `default` does so for further types.
 
     Raises what the user's code raises, and TypeError for a type that JSON lacks.
     """
-    kind = type(value)
-    if kind is datetime:
+    kind = not_frozen(type(value))
+    if kind is _DATES[0]:
         return _moment(value)
-    if kind is date or (kind is time and (value.tzinfo is None or value.utcoffset() is not None)):
+    if kind is _DATES[1] or (kind is time and (value.tzinfo is None or value.utcoffset() is not None)):
         return value.isoformat()
     if "__dataclass_fields__" in kind.__dict__:
         return _attributes(value)

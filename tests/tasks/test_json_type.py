@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
+from freezegun import freeze_time
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -372,3 +373,28 @@ def test_a_model_arrives_with_all_its_fields_set():
     kind = JsonType(Partial)
     arrived = kind.received(orjson.loads(dumps(kind.sendable(Partial(name="a")))))
     assert arrived.model_dump(exclude_unset=True) == {"name": "a", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "made"),
+    [
+        (datetime, lambda now: now),
+        (date, lambda now: now.date()),
+        (list[datetime], lambda now: [now]),
+        (dict[str, date], lambda now: {"a": now.date()}),
+        (datetime | None, lambda now: now),
+    ],
+)
+@pytest.mark.parametrize("with_pydantic", [True, False])
+def test_dates_that_freezegun_has_frozen(monkeypatch, annotation, made, with_pydantic):
+    """They stand for real ones; and a type that is first read while time is frozen is the same as ever."""
+    if not with_pydantic:
+        monkeypatch.setattr(json_type, "has_pydantic", lambda: False)
+    with freeze_time(NOON):
+        frozen = made(datetime.now(UTC))
+        first_read = JsonType(annotation)
+        payload = first_read.encode(frozen)
+        assert first_read.encode(made(NOON)) == payload
+    for one in (first_read, JsonType(annotation)):
+        assert one.decode(payload) == made(NOON)
+        assert one.encode(made(NOON)) == one.encode(frozen)

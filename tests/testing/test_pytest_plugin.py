@@ -211,6 +211,24 @@ MODULE_BROKER = """
         assert len(opened) == 1
 """
 
+AUTOJUMP = """
+    import anyio
+    import pytest
+    from streamq import task
+
+    @task(result_ttl=60)
+    async def slept() -> str:
+        await anyio.sleep(300)
+        return "slept"
+
+    @pytest.mark.trio
+    async def test_the_broker_follows_the_clock_of_trio(broker, worker, autojump_clock):
+        began = anyio.current_time()
+        handle = await broker.enqueue(slept.options(delay=100))
+        assert await handle.result(timeout=1000) == "slept"
+        assert anyio.current_time() - began == pytest.approx(400, abs=1)
+"""
+
 
 @pytest.mark.slow
 @needs("pytest_asyncio")
@@ -227,6 +245,7 @@ def test_beside_each_other(suite):
     tests = {
         "test_asyncio": body("pytest.mark.asyncio", until="async def test_a_death"),
         "test_trio": body("pytest.mark.trio"),
+        "test_jumps": AUTOJUMP,
         "test_anyio": body("pytest.mark.anyio", until="async def test_nothing"),
     }
     ini = "asyncio_mode = strict\nasyncio_default_fixture_loop_scope = function"
