@@ -76,14 +76,38 @@ class Rights:
     unasked: tuple[str, ...] = ()
 
 
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """Return the id of an entry as numbers that sort as the entries do."""
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms), int(sequence or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The oldest entries of a stream that all groups but one have settled.
+
+    All of the stream below the id `before` are such: there are `count`; `before` is empty if the first is none. `apart`
+    are such entries behind one that is not. `more`: there may be others, younger than those that were looked at.
+    """
+
+    before: str = ""
+    count: int = 0
+    apart: tuple[str, ...] = ()
+    more: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A consumer group. `alive` is how many of its consumers are alive, None if unknown."""
+    """A consumer group. `alive` is how many of its consumers are alive, None if unknown.
+
+    `settled` is what all groups but this one have settled. It is read of another group that has no worker.
+    """
 
     name: str
     pending: int
     delivered: str
     alive: int | None = None
+    settled: Settled = Settled()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from streamq.doctor.observations import (
     TierObservations,
 )
 from streamq.doctor.queries import SAMPLE, Queries, pairs, rows, text
+from streamq.doctor.read_settled import read_settled
 from streamq.errors import ConfigurationError
 from streamq.wire.counters import DROPPED, stored_dropped
 from streamq.wire.keys import RELEASED_CONSUMER, Keys
@@ -56,7 +57,8 @@ async def read_tier(queries: Queries, tiers: Sequence[Tier], index: int, now: fl
         crashes={entry: text(names) for entry, names in pairs(rows(crashes)[1] if crashes else None).items()},
         delayed=await _read_delayed(queries, keys.delayed, keys.messages, now),
     )  # fmt: skip
-    observed = replace(observed, groups=await _count_alive_consumers(queries, tiers, index, observed.groups, now))
+    counted = await _count_alive_consumers(queries, tiers, index, observed.groups, now)
+    observed = replace(observed, groups=await _read_settled(queries, keys.stream, counted, group))
     if (ours := observed.group(group)) is None:
         return replace(observed, waits_since=await _first_entry_time(queries, keys.stream, "-"))
     stale, gone = await _read_pending(queries, observed, group)
@@ -112,6 +114,15 @@ async def _count_alive_consumers(
             continue
         counted.append(replace(group, alive=await queries.one("ZCOUNT", alive, round(now * 1000), "+inf")))
     return tuple(counted)
+
+
+async def _read_settled(queries: Queries, stream: str, groups: Sequence[Group], own: str) -> tuple[Group, ...]:
+    """Return the groups, the others that have no worker with what they alone keep in the stream."""
+    return tuple([
+        replace(group, settled=await read_settled(queries, stream, groups, group))
+        if group.name != own and group.alive == 0 else group
+        for group in groups
+    ])  # fmt: skip
 
 
 # --- entries -------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from typing import Final
 
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import and_so, counted, make_finding, redis_cli_command
-from streamq.doctor.observations import Group, Observations, TierObservations, is_used_up
+from streamq.doctor.observations import Group, Observations, TierObservations, entry_order, is_used_up
 from streamq.doctor.read_keys import TYPES
 
+_MOST_APART: Final = 20  # ids in one command of a remedy
 _READ: Final = ("xinfo|groups", "xinfo|stream", "xrange", "xpending")  # what says that all entries are delivered
 
 
@@ -94,21 +95,46 @@ def _stream_problems(tier: TierObservations, observed: Observations) -> Iterator
         message = f"{stream} has other groups: {', '.join(names)}; an entry leaves when all groups have acknowledged it"
         yield make_finding("other_groups", message, stream=stream, groups=names)
     for group in others:
-        behind = group.pending or _order(group.delivered) < _order(tier.last_id)
+        behind = group.pending or entry_order(group.delivered) < entry_order(tier.last_id)
         if group.alive == 0 and tier.length and behind:
             yield make_finding(
                 "group_abandoned",
                 f"no worker of the group {group.name!r} of {stream} is alive: no entry leaves the stream",
-                f"if the group is not needed any more: {redis_cli_command('XGROUP', 'DESTROY', stream, group.name)}; "
-                "its retries that wait then become dead letters (unknown_group), which can be replayed",
+                f"if the group is not needed any more: {_destroy(stream, group)}",
                 stream=stream, group=group.name, pending=group.pending, length=tier.length,
+                settled=group.settled.count + len(group.settled.apart),
             )  # fmt: skip
+
+
+def _destroy(stream: str, group: Group) -> str:
+    """Return what removes a group, and before it what it alone keeps: left there, that would look stranded."""
+    settled, steps = group.settled, list[str]()
+    if settled.before:
+        trim = redis_cli_command("XTRIM", stream, "MINID", settled.before)
+        steps.append(
+            f"{trim} (removes {counted(settled.count, 'entry', 'entries')} that every other group has settled)"
+        )
+    if settled.apart:
+        some = settled.apart[:_MOST_APART]
+        delete = redis_cli_command("XDEL", stream, *some)
+        steps.append(and_so(f"{delete} (settled, too)", len(settled.apart) - len(some)))
+    if settled.more:
+        steps.append("run the doctor again for those after them")
+    steps.append(redis_cli_command("XGROUP", "DESTROY", stream, group.name))
+    retries = "; its retries that wait then become dead letters (unknown_group), which can be replayed"
+    if len(steps) == 1:
+        return f"{steps[0]}{retries}"
+    meanwhile = (
+        ". Stop the workers of the other groups for that time: what they settle in between stays, and the doctor calls "
+        "it stranded though it is done"
+    )
+    return f"{', then '.join(steps)}{retries}{meanwhile}"
 
 
 def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
     stream = tier.keys.stream
     set_id = redis_cli_command("XGROUP", "SETID", stream, ours.name, "0")
-    if _order(ours.delivered) > _order(tier.last_id):
+    if entry_order(ours.delivered) > entry_order(tier.last_id):
         yield make_finding(
             "group_ahead",
             f"{stream}: the group's last delivered id is {ours.delivered}, and the newest entry is {tier.last_id}: new "
@@ -119,9 +145,13 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
     if tier.stranded:
         yield make_finding(
             "stranded",
-            f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: they never run "
-            "(a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held them)",
-            f"to run them: stop the workers, then {set_id}; to remove them: "
+            f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: no worker gets them. "
+            "They never ran (a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held them), "
+            "or they are done, and another group that had still to get them was destroyed: the server does not know which",
+            "look first whether they are done, by their effects and results "
+            f"({redis_cli_command('XRANGE', stream, tier.stranded[0], tier.stranded[0])} shows the task and its id). "
+            f"To run them, those that are done a second time: stop the workers, then {set_id}. To remove them, those "
+            "that never ran, too: "
             + and_so(redis_cli_command("XDEL", stream, *tier.stranded[:3]), len(tier.stranded) - 3),
             stream=stream, entries=list(tier.stranded),
         )  # fmt: skip
@@ -137,8 +167,3 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
 
 def _count_entries(ids: tuple[str, ...]) -> str:
     return f"{len(ids)} entries" if len(ids) > 1 else f"the entry {' '.join(ids)}"
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence or 0)

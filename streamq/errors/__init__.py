@@ -98,8 +98,7 @@ def _difference(opened: str, used: str, forked: bool) -> str:
 class BrokerError(StreamqError):
     """Raised if the server refused a command. Some reasons go away by themselves, others need a person.
 
-    `code` is the first word of the server's answer (`OOM`, `READONLY`, `NOAUTH`, ...). `script_line` is the line of a
-    script of streamq at which the server refused; 0 if it was no script, or if the server did not say.
+    `code` is the first word of the server's answer (`OOM`, `NOAUTH`, ...), `script_line` the line of a script, or 0.
     """
 
     def __init__(self, message: str, *, code: str = "ERR", script_line: int = 0) -> None:
