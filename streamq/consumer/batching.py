@@ -22,10 +22,10 @@ from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope, take_requests
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.shortage import NotStartedError
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import BatchResultError, NotOpenError, TaskTimeoutError
+from streamq.errors.readable import readable
 from streamq.handlers.context import nothing_here, store_var
 from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask

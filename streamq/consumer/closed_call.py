@@ -9,7 +9,7 @@ import anyio
 
 from streamq.consumer.async_library import AsyncLibrary
 from streamq.consumer.left_behind import MISNESTED, RunScope
-from streamq.diagnostics.readable_error import readable
+from streamq.errors.readable import readable
 
 
 async def call_closed(name: str, function: Callable[..., Awaitable[Any]], args: Iterable[Any]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.errors.readable import readable
 from streamq.tasks.outcome import Outcome
 from streamq.wire.delivery import Delivery
 
@@ -93,7 +94,11 @@ class Listeners:
             except BaseException as error:
                 if (times := self._failed(place, error)).bit_count() == 1:  # a power of two
                     log.exception(
-                        "listener %r raised, %d times so far", listener, times, event="listener_failed", error=error
+                        "listener %r raised, %d times so far",
+                        listener,
+                        times,
+                        event="listener_failed",
+                        error=readable(error),
                     )
 
     def _failed(self, place: int, error: BaseException) -> int:

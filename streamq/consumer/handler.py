@@ -20,10 +20,10 @@ from streamq.consumer.process_run import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import INFO
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import ArgumentsError, TaskTimeoutError
+from streamq.errors.readable import readable
 from streamq.handlers.context import delivery_var
 from streamq.middleware import Context, MiddlewareChain
 from streamq.queue.store import Store

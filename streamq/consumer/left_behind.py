@@ -30,10 +30,10 @@ import anyio
 import anyio.lowlevel
 
 from streamq.consumer.warning_filters import filters
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import LeftOpenError
+from streamq.errors.readable import readable
 
 log = SafeLog("streamq")
 

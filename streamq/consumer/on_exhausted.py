@@ -23,9 +23,9 @@ from streamq.consumer.left_behind import RunScope
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.shortage import NotStartedError, pause_after
 from streamq.consumer.thread_start import call_in_thread
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, UndecodableError
+from streamq.errors.readable import readable
 from streamq.handlers.context import delivery_var, store_var
 from streamq.queue.sending import new_task_id
 from streamq.queue.store import Store

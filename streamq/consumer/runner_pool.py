@@ -48,9 +48,9 @@ from streamq.consumer.timeouts import Slot, Timeouts
 from streamq.consumer.unknown_tasks import UnknownTasks
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.consumer.warning_filters import filters
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError
+from streamq.errors.readable import readable
 from streamq.handlers.context import delivery_var, reporter_var, store_var
 from streamq.queue.lease_commands import mark_isolated
 from streamq.tasks.outcome import Outcome

@@ -8,7 +8,7 @@ from typing import Any
 import anyio.to_thread
 
 from streamq.consumer.shortage import NotStartedError
-from streamq.diagnostics.readable_error import readable
+from streamq.errors.readable import readable
 
 
 class Raised:

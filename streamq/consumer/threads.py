@@ -26,9 +26,9 @@ from streamq.consumer.calls_from_thread import THREAD, closing_token
 from streamq.consumer.shortage import Shortage
 from streamq.consumer.thread_start import Boxed, Raised, returned, says_no_thread
 from streamq.consumer.unrun_result import PLAIN
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import RetryLater
+from streamq.errors.readable import readable
 from streamq.handlers.context import Cancellation, cancellation_var, delivery_var
 from streamq.wire.delivery import Delivery
 

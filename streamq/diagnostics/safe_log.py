@@ -13,11 +13,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from streamq.diagnostics.log_fields import fields_of
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_text import frames_of, repr_of, str_of, type_name
 
 LOGGED = 1_000  # characters of one value in a line of the log
@@ -115,17 +113,13 @@ class SafeLog:
             error, stack = given.get("error"), given.get("stack", "")[-TEXT_LOGGED:] or None
             record = logger.makeRecord(
                 self.name, level, path, line, message, tuple(map(_shown, args)),
-                None if error is None else _info(readable(error)), function, extra, stack,
+                None if error is None else (type(error), error, frames_of(error)), function, extra, stack,
             )  # fmt: skip
             if trace := given.get("trace", ""):
                 record.exc_text = trace
             logger.handle(record)
         except BaseException as fault:  # noqa: BLE001 - see the docstring of this module
             faults.note(self.name, fault)
-
-
-def _info(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    return type(error), error, frames_of(error)
 
 
 class _Shown:

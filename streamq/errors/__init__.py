@@ -7,12 +7,10 @@ errors of the server stay `redis.exceptions`; `queue/server_errors.py` translate
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
-from streamq.diagnostics.readable_error import UnreadableExceptionError
 from streamq.errors.base import StreamqError
+from streamq.errors.readable import UnreadableExceptionError
 from streamq.errors.requests import (
     CircuitOpenError,
     EffectInProgressError,
@@ -333,6 +331,7 @@ for _one in (
     UnrecordableError,
     CircuitOpenError,
     SyncCallError,
+    UnreadableExceptionError,
     ResultTimeoutError,
     ResultNotKeptError,
     ResultTypeError,

@@ -21,9 +21,9 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import CircuitOpenError, ConfigurationError, Reject, RetryLater
+from streamq.errors.readable import readable
 from streamq.handlers.context import store_var
 from streamq.middleware.chain import CallNext, Context
 from streamq.middleware.circuit_fleet import SequenceNumber

@@ -31,7 +31,6 @@ import orjson
 import redis.exceptions
 
 from streamq.client import Command
-from streamq.diagnostics.readable_error import readable
 from streamq.diagnostics.safe_text import str_of
 from streamq.errors import (
     BrokerError,
@@ -42,6 +41,7 @@ from streamq.errors import (
     OutcomeUnknownError,
     UnrecordableError,
 )
+from streamq.errors.readable import readable
 from streamq.handlers.context import current_store, delivery_var
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, batch_task, task
-from streamq.diagnostics.readable_error import readable
 from streamq.errors import UnreadableExceptionError
+from streamq.errors.readable import readable
 from streamq.middleware import CircuitBreaker, ConcurrencyLimit, MiddlewareChain
 from tests.at_work import entries, until, working
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from streamq.diagnostics.safe_text import frames_of, str_of, type_name
+from streamq.errors.base import StreamqError
 
 _DEEPEST: Final = 50  # groups in each other: deeper ones are made flat, as Python itself goes down by recursion
 _MOST_LOOKED_AT: Final = 10_000  # members of one depth: of more the group is made flat, with each exception once
@@ -23,14 +24,12 @@ _OF_GROUPS: Final = ("exceptions", "message")
 _plain: set[type] = set()  # classes whose exceptions can be looked at
 
 
-class UnreadableExceptionError(RuntimeError):
+class UnreadableExceptionError(StreamqError):
     """Raised in the place of an exception of a handler that cannot be looked at: its class answers for what it is.
 
     That is one with a `__class__` or a `__getattribute__` of its own. `error_type` is its qualified name, `error` its
     text. It is retried like any other error.
     """
-
-    __module__ = "streamq.errors"  # its public place
 
     def __init__(self, error_type: str, error: str) -> None:
         self.error_type = error_type
