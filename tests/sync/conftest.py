@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from contextlib import contextmanager
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 
 from streamq import RedisBroker, Worker
 from tests.conftest import BACKENDS
+from tests.servers import REAL_KINDS, available
 
 
 @contextmanager
@@ -42,6 +44,15 @@ def working(url, *tasks, backend="asyncio", **options):
             worker.stop()
         thread.join(20)
     assert not errors
+
+
+@pytest.fixture
+def real_server(request, shared_server):
+    """An empty server that is a process, Redis or Valkey: which one is drawn by the name of the test."""
+    kind = REAL_KINDS[zlib.crc32(request.node.name.encode()) % 2]
+    if not available(kind):
+        pytest.skip(f"no {kind}-server on PATH")
+    return shared_server(kind)
 
 
 @pytest.fixture(params=BACKENDS)
