@@ -146,8 +146,9 @@ def _group_problems(tier: TierObservations, ours: Group) -> Iterator[Finding]:
         yield make_finding(
             "stranded",
             f"{stream}: {_count_entries(tier.stranded)} passed by the group and not pending: no worker gets them. "
-            "They never ran (a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held them), "
-            "or they are done, and another group that had still to get them was destroyed: the server does not know which",
+            "They never ran (a group created at $, XACK without XDEL, or XGROUP DELCONSUMER of a consumer that held "
+            "them), or they are done, and another group that had still to get them was destroyed: the server does not "
+            "know which",
             "look first whether they are done, by their effects and results "
             f"({redis_cli_command('XRANGE', stream, tier.stranded[0], tier.stranded[0])} shows the task and its id). "
             f"To run them, those that are done a second time: stop the workers, then {set_id}. To remove them, those "
