@@ -10,12 +10,13 @@ from typing import Final
 from streamq.doctor.finding import Finding
 from streamq.doctor.finding_codes import make_finding
 from streamq.doctor.observations import Observations, Server
-from streamq.queue.remedies import MORE_MEMORY, MORE_REPLICAS, WRITABLE_DISK
+from streamq.queue.remedies import MORE_REPLICAS, WRITABLE_DISK, more_memory
 
 _FILLING_SHARE: Final = 0.85  # of maxmemory
 _FULL_SHARE: Final = 0.98
 _MAX_REPLICA_LAG: Final = 10  # seconds since the last report of a replica
 _OFF: Final = frozenset({"", "0", None})
+_LIMIT_IT: Final = "redis-cli CONFIG SET maxmemory 2gb (the value is yours to choose, as the machine has memory)"
 
 
 def memory(observed: Observations) -> Iterator[Finding]:
@@ -46,12 +47,12 @@ def memory(observed: Observations) -> Iterator[Finding]:
         )
     if not maxmemory:
         message = "maxmemory is not set: a backlog may use all memory, until the system kills the server"
-        yield make_finding("memory_unbounded", message, "redis-cli CONFIG SET maxmemory 2gb", **evidence)
+        yield make_finding("memory_unbounded", message, _LIMIT_IT, **evidence)
         return
     if used is None:
         return
     share = used / maxmemory
-    more_room = MORE_MEMORY
+    more_room = more_memory(maxmemory, used)
     if share >= _FULL_SHARE:
         yield make_finding(
             "memory_full", f"{share:.0%} of maxmemory is in use: new tasks are refused", more_room, **evidence

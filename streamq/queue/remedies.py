@@ -11,7 +11,10 @@ START_SERVER: Final = "start a Redis or Valkey server there, or give another add
 TOO_MANY_CLIENTS: Final = "max number of clients reached"  # what a server says before it closes a new connection
 MORE_CLIENTS: Final = "find their programs with redis-cli CLIENT LIST, or redis-cli CONFIG SET maxclients 10000"
 LOG_IN: Final = "give user and password in --url or STREAMQ_URL, before the host: user:password@host"
-MORE_MEMORY: Final = "run more workers (streamq worker), or raise the limit with redis-cli CONFIG SET maxmemory"
+_MORE_WORKERS: Final = "run more workers (streamq worker), or raise the limit: redis-cli CONFIG SET maxmemory"
+MORE_MEMORY: Final = (
+    f"{_MORE_WORKERS} 4gb (the value is yours to choose, above the present one: redis-cli CONFIG GET maxmemory)"
+)
 WRITABLE_DISK: Final = "look for errors such as 'No space left' in the server's log; redis-cli INFO persistence"
 MORE_REPLICAS: Final = "start the replicas, or redis-cli CONFIG SET min-replicas-to-write 0"
 NOT_READY: Final = " is not ready: "  # in the error of a connection to a server that loads its data
@@ -57,6 +60,12 @@ def remedy_of(error: BrokerError) -> str:
         return _GIVE_IT
     remedy = {**_OF_SERVER, **_OF_COMMAND}.get(error.code, "")
     return "" if remedy in text else remedy
+
+
+def more_memory(limit: int, used: int) -> str:
+    """Return what to do about a server that is full, or nearly: `limit` and `used` are bytes."""
+    megabytes = -(-2 * max(limit, used) >> 20)
+    return f"{_MORE_WORKERS} {megabytes}mb (twice as much: the value is yours to choose, as the machine has memory)"
 
 
 def parted_login(error: BrokerError) -> tuple[str, str]:

@@ -292,7 +292,7 @@ def test_a_port_without_tls_needs_no_other_remedy():
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("OOM", "raise the limit with redis-cli CONFIG SET maxmemory"),
+        ("OOM", "raise the limit: redis-cli CONFIG SET maxmemory 4gb (the value is yours to choose"),
         ("READONLY", "give the address of its primary"),
         ("MISCONF", "No space left"),
         ("NOREPLICAS", "start the replicas"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -187,6 +188,10 @@ class TestMemory:
             assert one(await examined(server.url), "memory_filling").evidence["maxmemory"] == round(used / 0.9)
             server.command("CONFIG", "SET", "maxmemory", used // 2)
             report = await examined(server.url)
+            remedy = one(report, "memory_full").remedy
+            assert "the value is yours to choose" in remedy
+            server.command(*shlex.split(remedy.partition("redis-cli ")[2].partition(" (")[0]))
+            assert "memory_fine" in (await examined(server.url)).codes()
         assert "memory_full" in report.codes(Severity.ERROR)
         assert "permissions_fine" in report.codes()
 
