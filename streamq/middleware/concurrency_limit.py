@@ -69,7 +69,7 @@ class ConcurrencyLimit:
 
     @property
     def lost(self) -> int:
-        """How many runs of this process lost their permits because they could not be renewed in time."""
+        """How many runs of this process lost their permits: not renewed in time, or deleted on the server."""
         return self._lost + sum(permits.lost for permits in self._permits.values())
 
     async def __call__(self, context: Context, call_next: CallNext) -> Any:

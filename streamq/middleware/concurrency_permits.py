@@ -190,8 +190,9 @@ class Permits:
             if lost:
                 self.lost += lost
                 log.warning(
-                    "%d runs of %s lost their permits: not renewed for %g s",
-                    lost,
+                    "%s of %s had lost permits, and took them again, beyond the limit if others have got them since: "
+                    "not renewed for %g s, or deleted (FLUSHALL, DEL, a server that restarts empty)",
+                    "1 run" if lost == 1 else f"{lost} runs",
                     name,
                     self._lease,
                     event="permits_lost",
