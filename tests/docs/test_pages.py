@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from streamq.errors import ProcessDiedError
 from streamq.tasks.decorator import task
 from streamq.tasks.options import OPTION_NAMES
 from streamq.tasks.outcome import Reason
@@ -155,3 +156,9 @@ def test_scenarios() -> None:
     named = {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
     assert {word for word in named if "/" not in word} == set(registry.SCENARIOS)
     assert [word for word in sorted(named) if "/" in word and not (ROOT / word).exists()] == []
+
+
+def test_the_error_of_a_process_that_died_is_quoted_as_it_is() -> None:
+    """Whoever meets it searches the pages for it."""
+    page = (ROOT / "docs" / "tasks.md").read_text()
+    assert f'"{ProcessDiedError("primes", -9)}"' in page
