@@ -73,6 +73,7 @@ def _these(groups: Sequence[str]) -> str:
 def _destroyed(groups: Sequence[str]) -> str:
     return (
         f"the consumer group was gone from {', '.join(groups)} (XGROUP DESTROY), and is created anew from the "
-        "beginning of the stream: what waits there runs, and what ran at that moment may run again. If the stream "
-        "itself was deleted and has been filled since, what waited before is lost"
+        "beginning of the stream: what waits there runs. What ran at that moment may run again, and so does what is "
+        "done and has been kept for another group. If the stream itself was deleted and has been filled since, what "
+        "waited before is lost"
     )
