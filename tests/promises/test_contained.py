@@ -478,4 +478,4 @@ async def test_an_exception_that_raises_a_cancellation_when_it_is_looked_at(real
         await settle_beside_good_tasks(real_server, broker, odd)
         with pytest.raises(TaskFailedError) as failed:
             await handle.result(timeout=1)
-    assert failed.value.reason == "internal_error"
+    assert failed.value.reason == ("retries_exhausted" if how == "its class" else "internal_error")
