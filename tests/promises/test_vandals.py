@@ -293,4 +293,4 @@ async def test_an_error_that_interrupts_when_it_is_looked_at_ends_no_worker(real
         with anyio.fail_after(5):
             assert await handle.result()
         await until(lambda: dead(real_server))
-    assert [one["reason"] for one in dead(real_server)] == ["internal_error"]
+    assert [one["reason"] for one in dead(real_server)] == ["retries_exhausted"]
