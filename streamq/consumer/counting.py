@@ -32,6 +32,7 @@ class Counting:
     def __init__(self, store: Store) -> None:
         self.unwritten: dict[tuple[str, bytes], Counters] = {}
         self.known: Collection[bytes] = ()  # the tasks of this worker
+        self.held = False  # they wait for the last round trip: one that is cut off would count them twice
         self._strangers: set[bytes] = set()
         self._store = store
         self._clock = store.clock
@@ -62,12 +63,12 @@ class Counting:
     @property
     def due_at(self) -> float | None:
         """When (monotonic) the counters should be written, None if there are none."""
-        return self._written + COUNT_EVERY if self.unwritten else None
+        return self._written + COUNT_EVERY if self.unwritten and not self.held else None
 
     def load(self, trip: RoundTrip, now: float, *, at_once: bool) -> None:
         """Put the counters on a round trip if they are due, or `at_once`. `now` is the server's Unix time."""
         due_at = self.due_at
-        if due_at is not None and (at_once or self._clock.elapsed() >= due_at):
+        if (at_once and self.unwritten) or (due_at is not None and self._clock.elapsed() >= due_at):
             counters, self.unwritten = self.unwritten, {}
             command = self._store.settle_commands.add_counters(now, pack(counters))
             trip.add(command, self._replied, (counters, command))

@@ -42,7 +42,7 @@ class Leaving:
 
     async def finish(self, consumer: Consumer, on_exhausted: OnExhausted) -> None:
         """Wait for what runs have left to be settled. A round trip that is cut off would count its counters twice."""
-        await self._in_time(consumer.wait_until_settled)
+        await self._in_time(partial(_until_settled, consumer))
         if on_exhausted:
             await self._do(on_exhausted.finish, _CALLS_WITHIN, at_once=_AT_ONCE)
             await self._in_time(consumer.wait_until_settled)
@@ -67,6 +67,11 @@ class Leaving:
     async def _hurry(self, scope: anyio.CancelScope, at_once: float) -> None:
         await self._stop_now.wait()
         scope.deadline = min(scope.deadline, anyio.current_time() + at_once)
+
+
+async def _until_settled(consumer: Consumer) -> None:
+    await consumer.wait_until_settled()
+    consumer.settler.counting.held = True  # or the next round trip may begin before its loop is cancelled
 
 
 @asynccontextmanager

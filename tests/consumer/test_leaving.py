@@ -8,9 +8,12 @@ import signal
 import anyio
 import pytest
 
-from streamq import RedisBroker, Worker, task
+from streamq import Delivery, RedisBroker, Worker, current_delivery, task
+from streamq.consumer import counting
+from streamq.consumer.consumer import Consumer
 from streamq.consumer.leaving import LEAVE_WITHIN
-from tests.at_work import until
+from streamq.monitoring import QueueMonitor
+from tests.at_work import burst, until
 from tests.servers import fresh_server
 
 MARGIN = 2.0  # seconds for a busy machine
@@ -58,3 +61,28 @@ async def test_a_silent_server_holds_a_worker_up_for_one_time(anyio_backend, run
                     os.kill(server.pid, signal.SIGCONT)
             assert anyio.current_time() - began < within + MARGIN
             assert worker.state.value == "stopped"
+
+
+async def test_a_worker_that_leaves_counts_each_task_once(anyio_backend, shared_server, monkeypatch):
+    """A round trip with counters could begin after the last settlement, and be cut off: they were written again."""
+    server = shared_server("valkey")
+    settled = Consumer.wait_until_settled
+
+    async def slowly(consumer: Consumer) -> None:
+        await settled(consumer)
+        consumer.settler.counting.of(ran[-1]).done += 1  # something to write, and due at once
+        monkeypatch.setattr(counting, "COUNT_EVERY", 0.0)
+        consumer.wake_up()
+
+    ran: list[Delivery] = []
+    monkeypatch.setattr(Consumer, "wait_until_settled", slowly)
+
+    @task
+    async def noted() -> None:
+        ran.append(current_delivery())
+
+    async with RedisBroker(server.url) as broker:
+        await broker.enqueue(noted)
+        await burst(broker, noted)
+        found = await QueueMonitor(broker=broker).snapshot()
+    assert found.done == 2

@@ -151,14 +151,19 @@ def process_child_killed(scene: Scene) -> None:
     crunch = Kind(task="crunch", kwargs={"seconds": [0.05, 0.3], "ident": "$id"})
     scene.produce(scene.load(crunch, Kind(task="noop"), batch=10))
     children = 5 if scene.tasks > 50 else 2
-    for _ in range(children):
+    for killed in range(1, 20):
         scene.until(lambda: any(worker.children() for worker in scene.members), 60, "child process")
         scene.sleep(scene.random.uniform(0.2, 0.5))
         kill_child(scene)
+        if killed >= children and _retries(scene):  # on a busy machine the first ones die as they start
+            break
     scene.drain()
     scene.expect("P9", "workers that died with a child", scene.count("died"), 0)
-    expect_retries = sum(record["outcome"] == "retry" for record in scene.journal.records("settled"))
-    scene.expect("-", "no child was killed at work", int(expect_retries == 0), 0)
+    scene.expect("-", "no child was killed at work", int(_retries(scene) == 0), 0)
+
+
+def _retries(scene: Scene) -> int:
+    return sum(record["outcome"] == "retry" for record in scene.journal.records("settled"))
 
 
 def kill_child(scene: Scene) -> None:
