@@ -10,8 +10,8 @@ from tests.simulation.seam import Gate
 
 pytestmark = pytest.mark.slow
 
-HISTORIES = 120
-SHORT = 240
+HISTORIES = 80
+SHORT = 200
 PORTION = 40
 PORTIONS = [*range(1, HISTORIES, PORTION), *range(SHORT_FROM, SHORT_FROM + SHORT, PORTION), STALE_FROM]
 
