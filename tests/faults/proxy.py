@@ -198,8 +198,9 @@ class Proxy:
             for key, events in self._selector.select(self._pause()):
                 if key.fileobj is self._woken:
                     self._obey()
-                elif key.fileobj is self._listener:
-                    self._accept()
+                elif key.data is None:  # the listener; or one that an order has just closed
+                    if key.fileobj is self._listener:
+                        self._accept()
                 elif not key.data.closed:
                     self._ready(key.data, key.fileobj, events)
             for pair in list(self._pairs):
