@@ -1,4 +1,4 @@
-"""What is sent first on a connection, what the replies mean, and why there is no connection, in words.
+"""What is sent first on a connection, what the replies mean, and why there is no connection, or no more, in words.
 
 No I/O: `connection` and `sync_connection` send it.
 """
@@ -128,5 +128,16 @@ def text_of(error: BaseException) -> str:
             return error.strerror or str(error)
         case OSError(errno=int(number)) if number > 0:
             return os.strerror(number)  # error.strerror has the text of asyncio or trio
+        case _:
+            return str(error) or type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a connection was lost, as a part of a sentence."""
+    match error:
+        case anyio.EndOfStream():
+            return "the server closed it"
+        case anyio.BrokenResourceError() if error.__cause__ is not None:
+            return str(error.__cause__) or "it broke"
         case _:
             return str(error) or type(error).__name__

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import anyio
 from redis import exceptions
 
+from streamq.client.login import reason_of
 from streamq.client.resp_codec import OutcomeUnknown
 from streamq.client.send_queue import Request, SendQueue
 from streamq.client.sockets import SocketStream
@@ -200,7 +201,7 @@ class SharedConnection:
             self.close("the connection was given up")
 
     def _fail(self, error: Exception) -> None:
-        self.close(_reason_of(error), error)
+        self.close(reason_of(error), error)
 
     async def _check_reply_timeout(self) -> None:
         """End the connection when the server owes a reply and has been silent for too long.
@@ -221,13 +222,3 @@ class SharedConnection:
             await anyio.sleep_until(due)
             if anyio.current_time() > due + timeout / 4:
                 self._last_received = anyio.current_time()
-
-
-def _reason_of(error: Exception) -> str:
-    match error:
-        case anyio.EndOfStream():
-            return "the server closed it"
-        case anyio.BrokenResourceError() if error.__cause__ is not None:
-            return str(error.__cause__) or "it broke"
-        case _:
-            return str(error) or type(error).__name__

@@ -22,6 +22,7 @@ from streamq.client.login import (
     RefusedAddressError,
     check_handshake,
     handshake_commands,
+    reason_of,
     root_cause,
     text_of,
 )
@@ -170,7 +171,7 @@ class SyncConnection:
         self._stream.close()
 
     def _lost(self, error: Exception) -> OutcomeUnknown:
-        reason = f"no reply within {self._timeout:g} s" if isinstance(error, TimeoutError) else _reason_of(error)
+        reason = f"no reply within {self._timeout:g} s" if isinstance(error, TimeoutError) else reason_of(error)
         return OutcomeUnknown(f"the connection to {self.place} was lost before the reply came: {reason}")
 
 
@@ -282,13 +283,3 @@ class SyncConnector:
             silent = connection is not None and not replies and not self._reached
             remedy = tls_remedy(root_cause(error), self.address, after_handshake=silent)
         return f"; {remedy}" if remedy else ""
-
-
-def _reason_of(error: BaseException) -> str:
-    match error:
-        case anyio.EndOfStream():
-            return "the server closed it"
-        case anyio.BrokenResourceError() if error.__cause__ is not None:
-            return str(error.__cause__) or "it broke"
-        case _:
-            return str(error) or type(error).__name__
