@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import zlib
 from typing import TYPE_CHECKING
@@ -78,6 +79,18 @@ def _without_variant(item: pytest.Item) -> str:
         if found := next((one for one in parameters if one in names), None):
             parameters.remove(found)
     return f"{place}[{'-'.join(parameters)}]"
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_before() -> Iterator[None]:
+    """Put back the level and the handlers of the root logger: a `streamq worker` in this process sets them for good."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -234,8 +234,8 @@ async def test_a_message_that_is_none_is_named_as_far_as_it_can_be_read(real_ser
     assert "attempt" not in by_id["8-8"]
 
 
-async def test_an_exception_is_let_go_when_its_dead_letter_has_to_wait(real_server):
-    """The frames of a run are not kept by a settlement that the server refuses."""
+async def test_an_exception_is_let_go_when_its_dead_letter_has_to_wait(real_server, caplog):
+    """The frames of a run are kept by no settlement that the server refuses, nor by the lines of the log about it."""
     import gc
     import weakref
 
@@ -243,6 +243,7 @@ async def test_an_exception_is_let_go_when_its_dead_letter_has_to_wait(real_serv
         """What the frame of a handler holds."""
 
     held = []
+    caplog.set_level(logging.DEBUG)  # it keeps all records
 
     @task(name="charge", retries=0)
     async def charge():

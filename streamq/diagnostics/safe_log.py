@@ -137,6 +137,21 @@ class _Shown:
         return repr_of(self._value, LOGGED)
 
 
+class _ShownError:
+    """The texts of an exception. Not the exception: it has the frames of its run, and who keeps a line keeps them."""
+
+    __slots__ = ("_repr", "_str")
+
+    def __init__(self, error: object) -> None:
+        self._str, self._repr = str_of(error, LOGGED), repr_of(error, LOGGED)
+
+    def __str__(self) -> str:
+        return self._str
+
+    def __repr__(self) -> str:
+        return self._repr
+
+
 def _shown(value: object) -> object:
     """Return a value as it is logged: numbers and short texts as they are."""
     kind = type(value)
@@ -144,4 +159,6 @@ def _shown(value: object) -> object:
         return value
     if issubclass(kind, float):  # for %g: without what a class of the user's makes of it
         return float.__float__(value)  # type: ignore[arg-type]
+    if issubclass(kind, BaseException):
+        return _ShownError(value)
     return int.__int__(value) if issubclass(kind, int) else _Shown(value)  # type: ignore[arg-type]
