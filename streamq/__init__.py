@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from streamq.queue.gather import as_completed, gather
     from streamq.queue.once import once
     from streamq.queue.results import Handle, Status
+    from streamq.queue.workflow_handle import WorkflowHandle
     from streamq.queue.workflow_start import Workflow
     from streamq.sync.broker import SyncBroker
-    from streamq.sync.handle import SyncHandle, SyncWorkflow
+    from streamq.sync.handle import SyncHandle, SyncWorkflow, SyncWorkflowHandle
     from streamq.tasks.batch import batch_task
     from streamq.tasks.cron import Cron
     from streamq.tasks.decorator import task
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from streamq.wire.signing import SigningKeys
     from streamq.wire.tiers import Priority, Tier
     from streamq.wire.workflow import group, step
+    from streamq.wire.workflow_record import StepState, StepStatus, WorkflowState, WorkflowStatus
     from streamq.worker import Health, Worker
 
 __version__ = "0.1.0"
@@ -81,17 +83,23 @@ _HOMES = {
     "Skip": "tasks.outcome",
     "Started": "consumer.events",
     "Status": "queue.results",
+    "StepState": "wire.workflow_record",
+    "StepStatus": "wire.workflow_record",
     "StreamqError": "errors",
     "Superseded": "consumer.events",
     "SyncBroker": "sync.broker",
     "SyncHandle": "sync.handle",
     "SyncWorkflow": "sync.handle",
+    "SyncWorkflowHandle": "sync.handle",
     "Task": "tasks.task",
     "TaskRef": "tasks.task",
     "Tier": "wire.tiers",
     "Trouble": "consumer.events",
     "Worker": "worker",
     "Workflow": "queue.workflow_start",
+    "WorkflowHandle": "queue.workflow_handle",
+    "WorkflowState": "wire.workflow_record",
+    "WorkflowStatus": "wire.workflow_record",
     "as_completed": "queue.gather",
     "batch_task": "tasks.batch",
     "cancel_requested": "handlers.context",
@@ -147,17 +155,23 @@ __all__ = [
     "Skip",
     "Started",
     "Status",
+    "StepState",
+    "StepStatus",
     "StreamqError",
     "Superseded",
     "SyncBroker",
     "SyncHandle",
     "SyncWorkflow",
+    "SyncWorkflowHandle",
     "Task",
     "TaskRef",
     "Tier",
     "Trouble",
     "Worker",
     "Workflow",
+    "WorkflowHandle",
+    "WorkflowState",
+    "WorkflowStatus",
     "as_completed",
     "batch_task",
     "cancel_requested",

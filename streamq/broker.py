@@ -18,25 +18,20 @@ from streamq.clock import SYSTEM, Clock, ServerClock
 from streamq.consumer.consumer_name import consumer_name
 from streamq.consumer.manual_consumer import ManualConsumer
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ConfigurationError, NotHeldError, NotOpenError
 from streamq.handlers.context import current_store, nothing_here
 from streamq.middleware.chain import MiddlewareChain, as_chain
 from streamq.middleware.producer import Producer
+from streamq.queue import schedules as known
 from streamq.queue.delayed import Scheduled, scheduled
 from streamq.queue.results import Handle
-from streamq.queue.schedules import (
-    Schedule,
-    ScheduleDefinition,
-    declared_definitions,
-    list_schedules,
-    store_schedule,
-    stored_definition,
-    unregister,
-)
+from streamq.queue.schedules import Schedule, ScheduleDefinition
 from streamq.queue.sending import MessageBuilder
 from streamq.queue.server_url import ServerUrl
 from streamq.queue.store import Store
 from streamq.queue.waiters import Waiters, WaitsForKeys
+from streamq.queue.workflow_handle import WorkflowHandle
 from streamq.queue.workflow_start import Workflow
 from streamq.tasks.cron import Cron
 from streamq.tasks.options import OptionValues
@@ -276,6 +271,13 @@ class RedisBroker:
         """
         return await self.handle(task_id, tier=tier).cancel()
 
+    def workflow(self, workflow_id: str, /) -> WorkflowHandle:
+        """Return the handle of a whole workflow by its id, without a round trip. It need not exist.
+
+        Raises ConfigurationError for a text that no workflow can have as its id.
+        """
+        return self._open_producer().workflow(workflow_id)
+
     def scheduled(self, *, limit: int | None = None, tier: str | None = None) -> AsyncGenerator[Scheduled, None]:
         """Yield the delayed tasks, retries included, soonest first: of all tiers or of one, at most `limit`.
 
@@ -307,26 +309,25 @@ class RedisBroker:
         Raises ConfigurationError for a value that cannot be used and for a name that `@task(cron=...)` declares,
         MissingExtraError without the extra `cron`, and what `enqueue` raises for the call.
         """
-        definition = stored_definition(self._builder, name, cron, call)
-        await store_schedule(self.store, definition)
+        await known.store_schedule(self.store, known.stored_definition(self._builder, name, cron, call))
 
     async def schedules(self) -> list[Schedule]:
         """Return all schedules, stored and declared, by the time of their next ticks."""
-        return await list_schedules(self.store)
+        return await known.list_schedules(self.store)
 
     async def unschedule(self, name: str) -> bool:
         """Remove a schedule. Tasks that it sent stay. Returns whether there was one.
 
         A schedule that `@task(cron=...)` declares comes back while there are workers that have it in their code.
         """
-        return await unregister(self.store, check_type("name", name, str, "the name of a schedule, as text"))
+        return await known.unregister(self.store, check_type("name", name, str, "the name of a schedule, as text"))
 
     def declared(self, tasks: Iterable[Task[Any, Any]]) -> list[ScheduleDefinition]:
         """Return the schedules that tasks declare.
 
         Raises ConfigurationError if a tick could not be sent, MissingExtraError without the extra `cron`.
         """
-        return declared_definitions(self._builder, tasks)
+        return known.declared_definitions(self._builder, tasks)
 
     # --- consuming without a worker --------------------------------------------------------------
 
@@ -372,8 +373,7 @@ class RedisBroker:
         """
         check_type("error", error, BaseException | None, "an exception, as in error=ValueError('no such customer')")
         consumer, delivery = self._take(task_id)
-        outcome = Release() if error is None else DeadLetter(Reason.REJECTED, failure_of(error))
-        await consumer.settle(delivery, outcome)
+        await consumer.settle(delivery, Release() if error is None else DeadLetter(Reason.REJECTED, failure_of(error)))
 
     def _take(self, task_id: str) -> tuple[ManualConsumer, Delivery]:
         """Return a held delivery and its consumer, and hold it no longer."""
@@ -386,6 +386,7 @@ class RedisBroker:
         raise NotHeldError(task_id)
 
 
+name_remedies(RedisBroker, "broker")
 _open_brokers: WeakValueDictionary[int, RedisBroker] = WeakValueDictionary()  # by the id of the client, which it holds
 
 

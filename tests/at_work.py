@@ -90,6 +90,7 @@ def assert_nothing_left(server: TestServer, *others: str, group: str = "workers"
                 "queue:once:",
                 "queue:rate:",
                 "queue:progress:",
+                "queue:workflow:",
             )
         ), f"{name} ({kind!r}) is no documented key, or should be gone"
         assert server.command("PTTL", name) > 0, f"{name} has no TTL"

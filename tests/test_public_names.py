@@ -15,8 +15,9 @@ PUBLIC = {
         Ack Backoff Call Cancellation Cron DeadLetter DeadLetterBound Delays Delivery Event Exhausted Failure
         Fixed Handle Health Inbox Linear Listener Options Outcome Postpone Priority Progress Reason Reclaimed
         Recovered RedisBroker Reject Release Retry RetryLater RetryOutcome Scheduled Settled SigningKeys Skip
-        Started Status StreamqError Superseded SyncBroker SyncHandle SyncWorkflow Task TaskRef Tier Trouble Worker
-        Workflow as_completed batch_task cancel_requested current_batch current_broker current_cancellation
+        Started Status StepState StepStatus StreamqError Superseded SyncBroker SyncHandle SyncWorkflow
+        SyncWorkflowHandle Task TaskRef Tier Trouble Worker Workflow WorkflowHandle WorkflowState WorkflowStatus
+        as_completed batch_task cancel_requested current_batch current_broker current_cancellation
         current_delivery gather group once report_progress report_progress_sync step task
     """,
     "streamq.errors": """

@@ -26,6 +26,7 @@ _REPLAYED_FIELDS = (
     "retries",
     "group",
     "then",
+    "workflow",
     "dedup",
     "dedup_until",
     "dedup_ttl",

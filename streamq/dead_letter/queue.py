@@ -19,6 +19,7 @@ from streamq.dead_letter.replaying import PassedOver, Replay, checked_replay
 from streamq.dead_letter.selection import checked_entry_id, matcher, nothing_after, order
 from streamq.dead_letter.trimming import count_dropped, trim
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -351,6 +352,9 @@ class DeadLetterQueue:
             if len(page) < PAGE or order(page[-1].entry_id) >= order(last):
                 return
             after = page[-1].entry_id
+
+
+name_remedies(DeadLetterQueue, "dlq")
 
 
 def _ignore_late_reply(_: Any) -> None:

@@ -23,6 +23,7 @@ from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, Message
 from streamq.wire.side_effects import upstream_mark
 from streamq.wire.tiers import Tier
+from streamq.wire.workflow_record import StepPlace
 from streamq.wire.workflow_steps import decode, wanted_results
 
 log = SafeLog("streamq")
@@ -51,12 +52,15 @@ class Replay:
         keys = [store.keys.dead, stream]
         if ttl:
             keys += (store.keys.dedup(letter.options["dedup"]), store.keys.latest(letter.options["dedup"]))
+        if (place := StepPlace.parse(letter.options.get("workflow", "").encode())) is not None:
+            keys.append(store.keys.workflow(place.workflow_id))
+        noted_as = "" if place is None else place.field(letter.options.get("group", store.keys.group))
         if store.signer is not None:
             fields = store.signer.sign(stream, fields)
         later = [store.keys.result(task_id) for task_id in self._later_steps()]
         return step("replay")(
-            keys, letter.entry_id, self.task_id, letter.task_id, ttl, upstream_mark(letter.task_id), len(later), *later,
-            *fields,
+            keys, letter.entry_id, self.task_id, letter.task_id, ttl, upstream_mark(letter.task_id),
+            noted_as, len(later), *later, *fields,
         )  # fmt: skip
 
     def _later_steps(self) -> list[str]:

@@ -19,9 +19,11 @@ from streamq.queue.results import Handle
 from streamq.queue.sending import RESULT_KEPT, MessageBuilder, PreparedMessage, new_task_id
 from streamq.queue.store import Store
 from streamq.queue.waiters import WaitsForKeys
+from streamq.queue.workflow_handle import WorkflowHandle
 from streamq.queue.workflow_start import PreparedWorkflow, Workflow, WorkflowSteps
 from streamq.tasks.options import Durable
 from streamq.tasks.task import Call, TaskRef
+from streamq.wire.names import check_name
 from streamq.wire.workflow import Flow
 
 R = TypeVar("R")
@@ -136,7 +138,12 @@ class Producer:
             return await self._send_workflow(chosen, workflow)
 
         handles = await self.send_all_through(steps.calls, send_all)
-        return Workflow(chosen, all(handle.fresh for handle in handles), tuple(handles), steps.last)
+        fresh = all(handle.fresh for handle in handles)
+        return Workflow(chosen, self._store, self._waiters, fresh, tuple(handles), steps.last)
+
+    def workflow(self, workflow_id: str) -> WorkflowHandle:
+        """Return the handle of a workflow. See `RedisBroker.workflow`."""
+        return WorkflowHandle(check_name("workflow_id", workflow_id), self._store, self._waiters)
 
     async def _send_workflow(self, workflow_id: str, workflow: PreparedWorkflow) -> list[Handle[Any]]:
         try:

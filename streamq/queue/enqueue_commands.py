@@ -17,6 +17,7 @@ from streamq.wire.keys import Keys
 from streamq.wire.message import Field, as_text, milliseconds, pack_flat
 from streamq.wire.side_effects import SideEffect
 from streamq.wire.signing import Signer
+from streamq.wire.workflow_record import PlannedStep
 
 _NOTHING_LEFT = ("", "")  # by an earlier task: the id is new
 CANCEL_KEPT = 24 * 3600.0  # seconds that a mark is kept: the run of this entry is to be cancelled
@@ -72,6 +73,17 @@ class EnqueueCommands:
         return step("start_workflow")(
             [*guards, *names], workflow_id, len(guards), milliseconds(accepted), len(left), *left, *values
         )
+
+    def stop_workflow(
+        self, workflow_id: str, plan: Sequence[PlannedStep], payload: bytes, *, kept: float
+    ) -> Command:  # fmt: skip
+        """Return the command that cancels a workflow: the steps that were not sent get this result (see the script)."""
+        names = [self.keys.result(one.task_id) for one in plan if one.keep]
+        joined = [self.keys.join(one.task_id) for one in plan]
+        return step("stop_workflow")(
+            [self.keys.workflow(workflow_id), *names], self.keys.group, payload, milliseconds(kept),
+            len(joined), *joined, *(milliseconds(one.keep) for one in plan),
+        )  # fmt: skip
 
     def withdraw(
         self, tier: int, task_id: str, entry_id: str, also: Sequence[SideEffect] = (),

@@ -8,6 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ResultNotKeptError, ResultTimeoutError
 from streamq.handlers.progress import Progress
 from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw
@@ -169,3 +170,6 @@ class Handle(Generic[R_co]):
 
     def _search(self) -> Lookup:
         return Lookup(self._store, self.task_id, tier=self.tier, entry_id=self.entry_id, since=self._since)
+
+
+name_remedies(Handle, "handle")

@@ -10,8 +10,18 @@ from typing import assert_never
 
 from streamq.wire.keys import Keys, TierKeys
 from streamq.wire.message import Field, as_text, milliseconds, pack_flat
-from streamq.wire.side_effects import DelayTask, FreeKey, JoinGroup, KeepResult, SendTask, SideEffect
+from streamq.wire.side_effects import (
+    BeginWorkflow,
+    DelayTask,
+    FreeKey,
+    JoinGroup,
+    KeepResult,
+    NoteStep,
+    SendTask,
+    SideEffect,
+)
 from streamq.wire.signing import Signer
+from streamq.wire.workflow_record import KEPT_AFTER_END
 
 
 def side_effect_arguments(
@@ -29,6 +39,8 @@ def side_effect_arguments(
 
 def _arguments(keys: Keys, wanted: SideEffect, signer: Signer | None) -> tuple[list[str], list[Field | int]]:
     match wanted:
+        case BeginWorkflow() | NoteStep():
+            return _of_record(keys, wanted)
         case KeepResult(task_id, ttl, payload):
             return [keys.result(task_id)], [max(1, milliseconds(ttl)), payload]
         case FreeKey(key, task_id):
@@ -56,3 +68,10 @@ def _arguments(keys: Keys, wanted: SideEffect, signer: Signer | None) -> tuple[l
             ]  # fmt: skip
         case _:
             assert_never(wanted)
+
+
+def _of_record(keys: Keys, wanted: BeginWorkflow | NoteStep) -> tuple[list[str], list[Field | int]]:
+    if isinstance(wanted, BeginWorkflow):
+        return [keys.workflow(wanted.workflow_id)], [wanted.plan, wanted.total, milliseconds(wanted.ttl)]
+    times = milliseconds(wanted.ttl), milliseconds(KEPT_AFTER_END)
+    return [keys.workflow(wanted.place.workflow_id)], [wanted.place.number, keys.group, wanted.state, *times]

@@ -7,25 +7,28 @@ change it, and is put back in its place. No I/O except that of the handles.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, assert_never, cast
 
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ConfigurationError, PayloadTooLargeError, ResultTimeoutError
 from streamq.queue.gather import gather
 from streamq.queue.results import Handle
 from streamq.queue.sending import ACCEPTED_KEPT, MessageBuilder
 from streamq.queue.store import Store
+from streamq.queue.workflow_handle import WorkflowHandle
 from streamq.tasks.options import Durable
 from streamq.tasks.task import Call
 from streamq.wire import bounds
 from streamq.wire.message import as_text
 from streamq.wire.names import check_name
-from streamq.wire.side_effects import SideEffect, effects_of_sending
+from streamq.wire.side_effects import BeginWorkflow, SideEffect, effects_of_sending, longest_wait_of
 from streamq.wire.workflow import Chain, Flow, Group, Step, check_nesting
 from streamq.wire.workflow_bounds import workflow_bytes
+from streamq.wire.workflow_record import RECORD_KEPT, PlannedStep, StepPlace, WorkflowState, encode_plan
 from streamq.wire.workflow_steps import NextGroup, NextStep, Stage
 
 R_co = TypeVar("R_co", covariant=True)
@@ -117,7 +120,8 @@ class WorkflowSteps:
             steps.append((sent, tier, task_id))
             if guarded or own is not None:
                 own_ids.append(task_id)
-            messages.append(message)
+            place = StepPlace(workflow_id, index + 1)
+            messages.append(replace(message, fields=(*message.fields, "workflow", str(place))))
         if len({task_id for _, _, task_id in steps}) < len(steps):
             raise ConfigurationError("two steps of a workflow have the same task_id: give each its own, or none")
         stages = _stages(self._places, messages)
@@ -125,10 +129,12 @@ class WorkflowSteps:
             raise PayloadTooLargeError(calls[0].task.name, size, int(bounds.WORKFLOW_BYTES.highest))
         effects = effects_of_sending(stages, now=store.clock.now_to_send())
         _check_size(effects, builder.max_payload)
+        plan = encode_plan(PlannedStep(one.task_id, one.task, one.stream, one.keep or 0.0) for one in messages)
+        begin = BeginWorkflow(workflow_id, plan, len(messages), RECORD_KEPT + longest_wait_of(effects))
         durable: list[Durable] = [wanted for call in calls if (wanted := call.task.send_options.durable) is not None]
         return PreparedWorkflow(
             store.enqueue_commands.start_workflow(
-                workflow_id, effects, guards, accepted=ACCEPTED_KEPT, own_ids=own_ids
+                workflow_id, [begin, *effects], guards, accepted=ACCEPTED_KEPT, own_ids=own_ids
             ), steps, durable,
         )  # fmt: skip
 
@@ -161,7 +167,7 @@ class WorkflowSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class Workflow(Generic[R_co]):
+class Workflow(WorkflowHandle, Generic[R_co]):
     """A workflow that was started.
 
     `steps` are the handles of all its steps, in the order of the flow. A step that was not sent yet has the status
@@ -169,7 +175,6 @@ class Workflow(Generic[R_co]):
     was sent then, and this is the handle of the earlier workflow.
     """
 
-    workflow_id: str
     fresh: bool
     steps: tuple[Handle[Any], ...]
     _last: tuple[int, ...] | int = field(repr=False)
@@ -188,11 +193,15 @@ class Workflow(Generic[R_co]):
             raise ResultTimeoutError(self.workflow_id, error.timeout) from None
 
     async def cancel(self) -> bool:
-        """Withdraw the steps that wait, and ask the steps that run to stop. The steps after them are not sent.
-
-        Returns whether there was such a step. A step that succeeds at the same moment still sends the next one.
-        """
+        """Cancel the whole workflow: see `WorkflowHandle.cancel`."""
+        cancelled = await WorkflowHandle.cancel(self)
+        if cancelled or (await self.status()).state is not WorkflowState.UNKNOWN:
+            return cancelled
+        # Nothing is known of it any more: its steps are, each by its handle.
         return any([await handle.cancel() for handle in self.steps])
+
+
+name_remedies(Workflow, "workflow")
 
 
 def _stages(places: Sequence[_StepPlace | _GroupPlaces], messages: Sequence[NextStep]) -> list[Stage]:

@@ -33,7 +33,10 @@ _MORE = {  # files to prepend, by a function that the script calls
     "marks_of(": "_cancel_marks.lua",
     "announce(": "_delay.lua",
     "delay(": "_delay.lua",
-    "carry_out(": "_delay.lua _check_stream.lua _side_effects.lua _send_effects.lua _join_effects.lua _carry_out.lua",
+    "carry_out(": (
+        "_delay.lua _check_stream.lua _side_effects.lua _workflow_effects.lua _send_effects.lua _join_effects.lua "
+        "_carry_out.lua"
+    ),
     "check_stream(": "_check_stream.lua",
     "holders(": "_consumers.lua _claim.lua",
     "gone(": "_consumers.lua _gone.lua",

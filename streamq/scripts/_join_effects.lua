@@ -21,6 +21,7 @@ local function results_of(join, size)
 end
 
 function effects.join_group(keys, args)
+  if workflow.cancelled then return end
   local fields = {unpack(args, 9)}
   call('HSET', keys[1], args[1], args[2])
   call('PEXPIRE', keys[1], whole(args[4], 1))

@@ -5,7 +5,7 @@ local trials = not redis.acl_check_cmd and {
   XAUTOCLAIM = {'-', '-', '-', '0-0'}, SET = {'-', 'PX', '0'}, DEL = {}, HSET = {'-', '-', '-'}, HDEL = {' '},
   ZADD = {'-', '-'}, ZREM = {' '}, ZREMRANGEBYSCORE = {'-', '-'}, ZREMRANGEBYRANK = {'-', '-'}, PEXPIRE = {'-'},
   EXPIRE = {'-'}, HINCRBY = {'-', '-'}, XGROUP = {' ', ' '}, XRANGE = {'-', '-', 'x'}, HGET = {' '}, HEXISTS = {' '}, ZRANGE = {'-', '-'},
-  ZRANGEBYSCORE = {'-', '-'}, ZSCORE = {' '}, ZMSCORE = {' '}, HMGET = {' '}, ZRANK = {' '},
+  ZRANGEBYSCORE = {'-', '-'}, ZSCORE = {' '}, ZMSCORE = {' '}, HMGET = {' '}, ZRANK = {' '}, PTTL = {},
 }
 
 local function ask_by_trial(words, key)

@@ -20,7 +20,7 @@ from streamq.queue.schedules import Schedule
 from streamq.sync.commands import SyncCommands
 from streamq.sync.dead_letters import SyncDeadLetterQueue
 from streamq.sync.drive import iterate, refuse_in_event_loop, run_now
-from streamq.sync.handle import SyncHandle, SyncWorkflow
+from streamq.sync.handle import SyncHandle, SyncWorkflow, SyncWorkflowHandle
 from streamq.sync.monitor import SyncQueueMonitor
 from streamq.sync.on_commit import OnCommit, on_django_commit, on_session_commit
 from streamq.sync.open_broker import BlockingBroker
@@ -190,6 +190,10 @@ class SyncBroker:
         Returns whether one of the two was done.
         """
         return run_now(self._opened().cancel(task_id, tier=tier))
+
+    def workflow(self, workflow_id: str, /) -> SyncWorkflowHandle:
+        """Return the handle of a whole workflow by its id, without a round trip. It need not exist."""
+        return SyncWorkflowHandle(self._opened().workflow(workflow_id))
 
     def scheduled(self, *, limit: int | None = None, tier: str | None = None) -> Iterator[Scheduled]:
         """Yield the delayed tasks, retries included, soonest first: of all tiers or of one, at most `limit`."""

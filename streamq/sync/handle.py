@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeVar
 
 from streamq.handlers.progress import Progress
 from streamq.queue.results import Handle, Status
+from streamq.queue.workflow_handle import WorkflowHandle
 from streamq.queue.workflow_start import Workflow
 from streamq.sync.drive import iterate, refuse_in_event_loop, run_now
+from streamq.wire.workflow_record import WorkflowStatus
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -98,21 +100,49 @@ class SyncHandle(Generic[R_co]):
         return run_now(self._handle.cancel())
 
 
-class SyncWorkflow(Generic[R_co]):
+class SyncWorkflowHandle:
+    """A workflow, by its id. `SyncBroker.workflow` makes it; a `SyncWorkflow` is one, too."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: WorkflowHandle) -> None:
+        self._handle = handle
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._handle.workflow_id}>"
+
+    @property
+    def workflow_id(self) -> str:
+        """The id of the workflow."""
+        return self._handle.workflow_id
+
+    def status(self) -> WorkflowStatus:
+        """Return how far the workflow is, and each of its steps. UNKNOWN if it is not known, or not any more."""
+        refuse_in_event_loop()
+        return run_now(self._handle.status())
+
+    def progress(self) -> Progress | None:
+        """Return how many of its steps are done, and how many it has; None for a workflow that is not known."""
+        refuse_in_event_loop()
+        return run_now(self._handle.progress())
+
+    def cancel(self) -> bool:
+        """Cancel the whole workflow. Return whether a step of it was cancelled, or told to stop.
+
+        As `WorkflowHandle.cancel`.
+        """
+        refuse_in_event_loop()
+        return run_now(self._handle.cancel())
+
+
+class SyncWorkflow(SyncWorkflowHandle, Generic[R_co]):
     """A workflow that was started by a SyncBroker. `steps` are the handles of its steps, in the order of the flow."""
 
     __slots__ = ("_workflow",)
 
     def __init__(self, workflow: Workflow[R_co]) -> None:
+        super().__init__(workflow)
         self._workflow = workflow
-
-    def __repr__(self) -> str:
-        return f"<SyncWorkflow {self._workflow.workflow_id} of {len(self._workflow.steps)} steps>"
-
-    @property
-    def workflow_id(self) -> str:
-        """The id of the workflow."""
-        return self._workflow.workflow_id
 
     @property
     def fresh(self) -> bool:
@@ -128,8 +158,3 @@ class SyncWorkflow(Generic[R_co]):
         """Wait for the last step to end and return its result, of a group a list. As `Workflow.result`."""
         refuse_in_event_loop()
         return run_now(self._workflow.result(timeout))
-
-    def cancel(self) -> bool:
-        """Withdraw the steps that wait, and ask those that run to stop. Return whether there was one."""
-        refuse_in_event_loop()
-        return run_now(self._workflow.cancel())

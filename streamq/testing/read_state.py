@@ -120,7 +120,7 @@ def _expiring(keys: Keys) -> re.Pattern[str]:
     """Return a pattern for the names of keys with a TTL, those of other groups included."""
     streams = "|".join(re.escape(names.stream) for names in keys.tiers)
     own = re.escape(keys.namespace)
-    kinds = "result|id|dedup|latest|seen|once|progress|join|rate|circuit|permits|called|line"
+    kinds = "result|id|dedup|latest|seen|once|progress|join|workflow|rate|circuit|permits|called|line"
     return re.compile(
         rf"(?:{streams}):(?:alive|leases|crashes):\S+|{own}:(?:durable|circuits|limits|stats:\S+:\d+|(?:{kinds}):.+)",
         re.DOTALL,

@@ -17,6 +17,7 @@ from streamq.wire.message import MOST_FIELDS, TRACEBACK_TAIL, Field, entry_ms, i
 # The fields of the message that a dead letter has, too. A replay uses them again.
 _KEPT = (
     b"priority", b"retries", b"timeout", b"result_ttl", b"headers", b"then", b"dedup", b"dedup_until", b"dedup_ttl",
+    b"workflow",
 )  # fmt: skip
 ERROR_KEPT = 8_000  # characters of the message of an error
 EVIDENCE_BYTES = 64 << 10  # of an entry that cannot be decoded, names of fields included

@@ -26,6 +26,7 @@ from streamq.wire.bounds import (
 from streamq.wire.message import MOST_FIELDS, entry_ms, load, text
 from streamq.wire.names import IS_PLAIN_ID, check_field
 from streamq.wire.workflow_bounds import check_stages
+from streamq.wire.workflow_record import StepPlace
 from streamq.wire.workflow_steps import Stage, decode
 
 _NAMES = {b"task": "task", b"id": "task_id", b"dedup": "key"}  # fields that are names, and of what
@@ -203,6 +204,12 @@ class Delivery:
         """The later stages of its workflow, sent when it has succeeded; None if there are none."""
         raw = self.fields.get(b"then")
         return None if raw is None else decode(raw)
+
+    @property
+    def workflow(self) -> StepPlace | None:
+        """Which step of which workflow it is; None for other tasks."""
+        raw = self.fields.get(b"workflow")
+        return None if raw is None else StepPlace.parse(raw)
 
     @property
     def group(self) -> bytes | None:

@@ -169,6 +169,10 @@ class Keys:
         """Return the key that makes the start of a workflow with an id safe to repeat."""
         return f"{self.namespace}:id:{workflow_id}{SEPARATOR}workflow"
 
+    def workflow(self, workflow_id: str) -> str:
+        """Return the hash of what is known of a workflow: its steps, and how far each of them is."""
+        return f"{self.namespace}:workflow:{workflow_id}"
+
     def dedup(self, key: str) -> str:
         """Return the string that holds the id of the task that holds a deduplication key."""
         return f"{self.namespace}:dedup:{key}"

@@ -16,6 +16,7 @@ import orjson
 from streamq.errors import UndecodableError
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, dumps
+from streamq.wire.workflow_record import RECORD_KEPT, WORKFLOW, StepPlace, StepState
 from streamq.wire.workflow_steps import JoinMessage, NextMessage, Stage, next_messages, wanted_results
 
 _OK = b'{"ok":'  # the beginning of a kept result
@@ -82,7 +83,31 @@ class JoinGroup:
     rest: bytes
 
 
-SideEffect = KeepResult | FreeKey | SendTask | DelayTask | JoinGroup
+@dataclass(frozen=True, slots=True)
+class BeginWorkflow:
+    """A workflow begins: `plan` (JSON) names its `total` steps. It is kept for `ttl` seconds. The first effect."""
+
+    effect: ClassVar[str] = "begin_workflow"
+    workflow_id: str
+    plan: bytes
+    total: int
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoteStep:
+    """A step of a workflow has ended. If the workflow was cancelled, the effects after this one send no step.
+
+    What is known of the workflow is kept for `ttl` seconds more. The first effect.
+    """
+
+    effect: ClassVar[str] = "note_step"
+    place: StepPlace
+    state: StepState
+    ttl: float
+
+
+SideEffect = BeginWorkflow | NoteStep | KeepResult | FreeKey | SendTask | DelayTask | JoinGroup
 
 
 def has_side_effects(delivery: Delivery, *, done: bool) -> bool:
@@ -93,7 +118,7 @@ def has_side_effects(delivery: Delivery, *, done: bool) -> bool:
     if delivery.only_basic_fields:
         return False
     fields = delivery.fields
-    return (DEDUP_UNTIL if done else DEDUP) in fields or THEN in fields
+    return (DEDUP_UNTIL if done else DEDUP) in fields or THEN in fields or WORKFLOW in fields
 
 
 def effects_of_start(delivery: Delivery) -> list[SideEffect]:
@@ -125,6 +150,8 @@ def effects_of_end(
         elif stages is not None:
             why = _upstream_failure(delivery, payload)
             found += (KeepResult(task_id, ttl, why) for task_id, ttl in wanted_results(stages))
+        if (place := delivery.workflow) is not None:
+            found.insert(0, NoteStep(place, _state_of(payload, done=done), RECORD_KEPT + longest_wait_of(found)))
     except UndecodableError:  # it is dead-lettered as undecodable: a field that cannot be read has no side effects
         return found
     except Exception:  # a mistake of ours: it must not keep a task from becoming a dead letter
@@ -151,9 +178,21 @@ def effects_of_sending(
     return found
 
 
+def longest_wait_of(effects: Sequence[SideEffect]) -> float:
+    """Return after how many seconds, at most, the steps begin that these effects send."""
+    waits = [one.delay for one in effects if isinstance(one, DelayTask | JoinGroup)]
+    return max([*waits, *(one.delay + one.keep for one in effects if isinstance(one, JoinGroup))], default=0.0)
+
+
 def upstream_mark(task_id: str) -> bytes:
     """Return the part of the results of later steps that says that this task failed."""
     return dumps(f" {task_id}{_FAILED}")[1:-1]
+
+
+def _state_of(payload: bytes, *, done: bool) -> StepState:
+    if done:
+        return StepState.DONE
+    return StepState.CANCELLED if orjson.loads(payload)["reason"] == "cancelled" else StepState.DEAD
 
 
 def _upstream_failure(delivery: Delivery, payload: bytes) -> bytes:

@@ -105,7 +105,8 @@ async def test_without_the_right_the_replay_goes_on_and_the_old_results_stay(rea
     up.clear()
     async with RedisBroker(real_server.url) as admin:
         started = await died(admin, convert.call("CHF").then(convert))
-        real_server.command("ACL", "SETUSER", "bob", "reset", "on", ">pw", "~queue:dead", "~queue:standard*", "+@all")
+        keys = ("~queue:dead", "~queue:standard*", "~queue:workflow:*")
+        real_server.command("ACL", "SETUSER", "bob", "reset", "on", ">pw", *keys, "+@all")
         try:
             async with RedisBroker(real_server.url.replace("unix://", "unix://bob:pw@")) as broker:
                 await DeadLetterQueue(broker=broker).replay(task_id=started.steps[0].task_id)

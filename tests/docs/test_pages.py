@@ -79,6 +79,8 @@ def test_fields_of_a_dead_letter() -> None:
         "g",
         "then",
         '[{"send":"s","fields":["task","t","id","i"]}]',
+        "workflow",
+        "w.1",
     ]
     names: set[str] = set()
     for flat in (full, ["task", "t", "args", "nonsense"], ["task", "t", "args", "x" * 100_000]):

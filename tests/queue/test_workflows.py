@@ -310,9 +310,9 @@ async def test_a_cancelled_step_ends_its_workflow(server, broker):
         with anyio.fail_after(10):
             await started.wait()
         assert await running.cancel()
-        with pytest.raises(TaskFailedError, match="cancelled while it ran") as caught:
+        with pytest.raises(TaskFailedError, match="cancelled") as caught:
             await running.result(timeout=5)
-        assert caught.value.reason == "upstream"
+        assert caught.value.reason in ("cancelled", "upstream")  # told by the cancellation, then by the step that ran
     assert not await running.cancel()
     assert dead(server) == []
     assert_nothing_left(server)

@@ -35,8 +35,10 @@ FIELDS = ("task", "t")
 
 # What follows from an end: its keys, and its arguments.
 FREE = (("d", "latest", DELAYED, "o:delayed"), ("free_key", 4, 2, "x", "wake"))
-SEND = (("next",), ("send_task", 1, 2, *FIELDS))
-LATER = (("n:delayed", "n:messages"), ("delay_task", 2, 4, "y", 1000, "wake", '["task","t"]'))
+BEGIN = (("w",), ("begin_workflow", 1, 3, "[]", 3, 9000))
+NOTE = (("w",), ("note_step", 1, 5, 1, "g", "done", 900_000, 9000))
+SEND = (("next",), ("send_task", 1, 4, *FIELDS, "workflow", "w.2"))
+LATER = (("n:delayed", "n:messages"), ("delay_task", 2, 4, "y", 1000, "wake", '["task","t","workflow","w.3"]'))
 JOIN = (
     ("join", "last", "l:delayed", "l:messages"),
     ("join_group", 4, 10, 1, "1", 1, 9000, "z", 0, "wake", "", *FIELDS),
@@ -90,8 +92,9 @@ def limited(server: RealServer, *rules: str) -> None:
     server.command("ACL", "SETUSER", "limited", "reset", "on", "nopass", "+@all", *rules)
 
 
-NAMES, PARTS = following(TELL, FREE, SEND, LATER, JOIN)
+NAMES, PARTS = following(NOTE, TELL, FREE, SEND, LATER, JOIN)
 NAMES_LATER, PARTS_LATER = following(SEND, JOIN_LATER)
+NAMES_FIRST, PARTS_FIRST = following(BEGIN, SEND, LATER, JOIN)
 OLD = ("old r", "old p")  # what an earlier task of the same id has left
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
 ALIVE, LEASES = "s:alive", "s:leases"
@@ -117,7 +120,8 @@ CASES = {
     "cancel, queued": Case("cancel", (*TIER, CRASHES, *NAMES), ("queued", "wake", 9000, 1, "y", *PARTS), queued=True),
     "cancel, running": Case("cancel", (*TIER, CRASHES), ("entry", "wake", 9000, 1, "y")),
     "task_started": Case("task_started", FREE[0], FREE[1]),
-    "start_workflow": Case("start_workflow", ("guard", *NAMES), ("w", 1, 9000, 2, *OLD, *PARTS)),
+    "start_workflow": Case("start_workflow", ("guard", *NAMES_FIRST), ("w", 1, 9000, 2, *OLD, *PARTS_FIRST)),
+    "stop_workflow": Case("stop_workflow", ("w", "r", "r2"), ("g", "stopped", 9000, 1, "old r", 5000, 0, 7000)),
     "enqueue": Case("enqueue", (*TIER, "g1", "g2"), ("n", 0, -1, "wake", "", *OLD, 9000, 9000, *FIELDS)),
     "enqueue, later": Case("enqueue", (*TIER, "g1"), ("n", 5000, 0, "wake", '["task","t"]', "", "", 9000, *FIELDS)),
     "debounce": Case("debounce", NEWEST, ("n", 1, 0, -1, 9000, -1, 9000, "wake", '"task","t"]', *OLD, *FIELDS)),
@@ -132,10 +136,11 @@ CASES = {
         "keep_last", NEWEST, ("n", 1, 0, -1, 9000, 9000, 9000, "wake", '"task","t"]', *OLD, *FIELDS), queued=True
     ),
     "promote": Case("promote", TIER, (100,)),
-    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", "x", 0, "theirs", 1, "old r", *FIELDS)),
-    "replay, with its key": Case("replay", (DEAD, STREAM, "g1", "latest"), ("7-0", "n", "x", 9000, "", 0, *FIELDS)),
+    "replay": Case("replay", (DEAD, STREAM), ("7-0", "n", "x", 0, "theirs", "", 1, "old r", *FIELDS)),
+    "replay, a step": Case("replay", (DEAD, STREAM, "w"), ("7-0", "n", "x", 0, "theirs", "1:g", 1, "old r", *FIELDS)),
+    "replay, with its key": Case("replay", (DEAD, STREAM, "g1", "latest"), ("7-0", "n", "x", 9000, "", "", 0, *FIELDS)),
     "replay, the key is its own": Case(
-        "replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, "", 0, *FIELDS)
+        "replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, "", "", 0, *FIELDS)
     ),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
     "reclaim": Case(
@@ -194,7 +199,7 @@ OPTIONAL: dict[str, set[str] | None] = {
     **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
     # What an earlier task of the same id has left, stays. (Two of them delete keys of their own, too.)
     "get": {"replay"},
-    "del": {"enqueue", "start_workflow", "replay", "debounce", "keep_last"},
+    "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "debounce", "keep_last"},
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
@@ -204,7 +209,7 @@ OPTIONAL: dict[str, set[str] | None] = {
 SETTLES = {
     "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
     "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "once_withdraw", "permit_acquire",
-    "permit_check",
+    "permit_check", "stop_workflow",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
 KEYLESS = {"publish", "time", "client|unblock"}
@@ -242,6 +247,8 @@ def prepared(server: RealServer, case: Case) -> bytes:
     server.command("HSET", "bucket", "tail", 1, "gate", 1)
     server.command("PEXPIRE", "bucket", 900_000)
     server.command("MSET", "old r", "theirs", "old p", "theirs")
+    server.command("HSET", "w", "plan", "[]", "total", 3, "1", "sent 1-0")
+    server.command("PEXPIRE", "w", 100_000)
     server.command("HSET", "circuit", "state", "half_open", "period", 1, "since", 1)
     if case.queued:
         server.command("ZREM", DELAYED, "x")

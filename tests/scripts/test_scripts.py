@@ -527,7 +527,7 @@ def test_a_script_that_counts_more_old_keys_than_it_names_ends(server, count):
     assert accepted == 1
     prepare(server)
     with contextlib.suppress(Exception):
-        run(server, "replay", [STREAM, STREAM], sent(server, 1)[0], "new", "dead", 0, "mark", count, "old")
+        run(server, "replay", [STREAM, STREAM], sent(server, 1)[0], "new", "dead", 0, "mark", "", count, "old")
     assert server.command("PING")
 
 
@@ -1025,12 +1025,14 @@ def test_a_queued_task_is_cancelled_and_a_running_one_is_told(server):
 def test_a_dead_letter_is_replayed_once(server):
     """It becomes a task, and is gone from the dead letters."""
     dead = server.command("XADD", DEAD, "*", "task", "t")
-    entry, _ = run(
-        server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "", 0, "task", "t", "retries", "3"
-    )
+    again = (9000, "", "", 0, "task", "t", "retries", "3")
+    entry, _ = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", *again)
     assert server.command("GET", "k") == b"n"
     assert server.command("XRANGE", STREAM, "-", "+") == [[entry, [b"task", b"t", b"retries", b"3"]]]
-    assert run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "m", "x", 9000, "", 0, "task", "t") == [b"", b""]
+    assert run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "m", "x", 9000, "", "", 0, "task", "t") == [
+        b"",
+        b"",
+    ]
     assert length(server) == 1
     assert length(server, DEAD) == 0
 
@@ -1041,7 +1043,7 @@ def test_a_replay_takes_the_key_from_its_dead_task_alone(server, holder):
     dead = server.command("XADD", DEAD, "*", "task", "t")
     server.command("SET", "k", holder)
     server.command("HSET", "latest", "id", "x", "next", "after")
-    reply = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "", 0, "task", "t")
+    reply = run(server, "replay", [DEAD, STREAM, "k", "latest"], dead, "n", "x", 9000, "", "", 0, "task", "t")
     if holder == "x":
         assert server.command("GET", "k") == b"n"
         assert server.command("HMGET", "latest", "id", "next") == [b"n", b"after"]
