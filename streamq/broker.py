@@ -96,7 +96,7 @@ class RedisBroker:
         self.max_payload = bounds.MAX_PAYLOAD.check(max_payload)
         self.signing = check_type("signing", signing, SigningKeys | None, "SigningKeys")
         self._server = ServerUrl(url)
-        self._timeouts: tuple[float | None, float | None] = (
+        self.timeouts: tuple[float | None, float | None] = (
             None if connect_timeout is None else bounds.CONNECT_TIMEOUT.check(connect_timeout),
             None if reply_timeout is None else bounds.REPLY_TIMEOUT.check(reply_timeout),
         )
@@ -127,7 +127,7 @@ class RedisBroker:
         resources = self._resources = Resources()
         self._opened_by = anyio.get_current_task().id
         try:
-            client, self._group = await self._server.connect(resources, *self._timeouts)
+            client, self._group = await self._server.connect(resources, *self.timeouts)
         except BaseException as error:
             self._resources = None
             await resources.close(error)

@@ -48,6 +48,19 @@ def test_a_worker_loads_nothing_that_few_tasks_need():
     assert loaded & {"decimal", "pickle", "anyio.from_thread", "anyio.to_process", "multiprocessing"} == set()
 
 
+def test_a_command_without_an_app_loads_no_worker(tmp_path):
+    """Only `--app`, or a project that names one, pays for the modules of the user and for all that a worker needs."""
+    code = "import os\nos.chdir({folder!r})\nfrom streamq.cli.entry import _run\n_run({arguments!r})"
+    worker = {"streamq.worker", "streamq.cli.loading", "tomllib"}
+    plain = ["dlq", "ls", "--app", ""], ["dlq", "ls", "--help"], ["dlq", "show", "none", "--url", "redis://localhost:1"]
+    for arguments in plain:
+        assert modules_after(code.format(folder=str(tmp_path), arguments=arguments)) & worker == set(), arguments
+    acl = code.format(folder=str(tmp_path), arguments=["acl", "--role", "worker"])
+    without = modules_after(acl)
+    (tmp_path / "pyproject.toml").write_text("[tool.other]\nx = 1\n")
+    assert modules_after(acl) == without
+
+
 def test_every_public_name_is_there():
     """Each loads from its home, and `dir` knows them."""
     import streamq

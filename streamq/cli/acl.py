@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamq.cli.options import ServerOptions, names, server_options
+from streamq.cli.options import names
+from streamq.cli.server_options import ServerOptions, server_options
 from streamq.wire.rights import FEATURES, ROLES
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def acl(
         visible = all(char.isspace() or char.isprintable() for char in user)
         without = "white space" if visible else "control or invisible characters"
         raise CommandLineError(f"--user {user!r} cannot be used: give a name without {without}")
-    broker = ServerOptions(**given).broker()
+    broker = ServerOptions.take(given).broker()
     wanted = list(dict.fromkeys(roles))
     embedded = broker.url.startswith(("memory:", "embedded:"))
     try:

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import click
 
-from streamq.cli.options import ServerOptions, json_option, server_options
+from streamq.cli.options import json_option
+from streamq.cli.server_options import ServerOptions, server_options
 
 _OUTCOME_TEXTS: Final = {
     "queued": "withdrawn", "delayed": "withdrawn before it was due",
@@ -31,7 +32,7 @@ def cancel(ctx: click.Context, /, task_ids: tuple[str, ...], tier: str | None, a
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.errors import ConfigurationError  # noqa: PLC0415
 
-    broker = ServerOptions(**given).lasting_broker()
+    broker = ServerOptions.take(given).lasting_broker()
 
     found: dict[str, str] = {}
 

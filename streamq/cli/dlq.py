@@ -8,15 +8,8 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import (
-    SERVER_OPTIONS,
-    ServerOptions,
-    WholeNumber,
-    duration,
-    json_option,
-    moment,
-    server_options,
-)
+from streamq.cli.options import WholeNumber, duration, json_option, moment
+from streamq.cli.server_options import ServerOptions, server_options
 from streamq.cli.usage_errors import CommandLineError
 
 # As in `streamq.tasks.outcome.Reason`, which is not loaded for --help.
@@ -48,10 +41,6 @@ def _start(text: str) -> str | float:
         raise click.BadParameter(f"{text!r} is no point to start at: write {known}") from None
 
 
-def _server_options(given: dict[str, Any]) -> ServerOptions:
-    return ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS})
-
-
 @click.group(short_help="List, replay and remove dead letters.")
 def dlq() -> None:
     """List, show, replay and remove dead letters.
@@ -72,7 +61,7 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.ls(_server_options(given), DeadLetterFilter(task, reason), count=count, as_json=as_json)
+    run_dlq.ls(ServerOptions.take(given), DeadLetterFilter(task, reason), count=count, as_json=as_json)
 
 
 @dlq.command(short_help="Print new dead letters as they arrive.")
@@ -87,7 +76,7 @@ def tail(since: str | float | None, task: str | None, reason: str | None, as_jso
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.tail(_server_options(given), DeadLetterFilter(task, reason), since=since, as_json=as_json)
+    run_dlq.tail(ServerOptions.take(given), DeadLetterFilter(task, reason), since=since, as_json=as_json)
 
 
 @dlq.command(short_help="Show all fields of one dead letter.")
@@ -98,7 +87,7 @@ def show(task_id: str, as_json: bool, **given: Any) -> None:
     """Show all fields of one dead letter, with its traceback. ID is a task id or an entry id."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
 
-    run_dlq.show(_server_options(given), task_id, as_json=as_json)
+    run_dlq.show(ServerOptions.take(given), task_id, as_json=as_json)
 
 
 @dlq.command(short_help="Replay dead letters.")
@@ -131,7 +120,7 @@ def replay(
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
     ctx.exit(run_dlq.replay(
-        _server_options(given), task_ids, DeadLetterFilter(task, reason), retries=retries, as_json=as_json
+        ServerOptions.take(given), task_ids, DeadLetterFilter(task, reason), retries=retries, as_json=as_json
     ))  # fmt: skip
 
 
@@ -147,7 +136,7 @@ def rm(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool, **given: Any)
     """
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
 
-    ctx.exit(run_dlq.rm(_server_options(given), ids, as_json=as_json))
+    ctx.exit(run_dlq.rm(ServerOptions.take(given), ids, as_json=as_json))
 
 
 @dlq.command(short_help="Remove all dead letters.")
@@ -156,7 +145,7 @@ def rm(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool, **given: Any)
 @json_option
 def purge(yes: bool, as_json: bool, **given: Any) -> None:
     """Remove all dead letters and print how many were removed."""
-    server = _server_options(given)
+    server = ServerOptions.take(given)
     if not yes:
         if not sys.stdin.isatty():
             raise CommandLineError("this removes all dead letters: add --yes")

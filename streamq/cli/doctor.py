@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import SERVER_OPTIONS, ServerOptions, WholeNumber, names, server_options
+from streamq.cli.options import WholeNumber, names
+from streamq.cli.server_options import ServerOptions, server_options
 from streamq.wire.rights import ROLES
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def doctor(
     from streamq.cli.run_command import run  # noqa: PLC0415
     from streamq.doctor import examine  # noqa: PLC0415
 
-    broker = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS}).broker()
+    broker = ServerOptions.take(given).broker()
 
     async def main() -> Report:
         async with broker:

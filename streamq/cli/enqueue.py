@@ -7,17 +7,8 @@ from typing import Any
 
 import click
 
-from streamq.cli.options import (
-    SERVER_OPTIONS,
-    ServerOptions,
-    WholeNumber,
-    check_whole_numbers,
-    duration,
-    json_option,
-    json_or_text,
-    moment,
-    server_options,
-)
+from streamq.cli.options import WholeNumber, check_whole_numbers, duration, json_option, json_or_text, moment
+from streamq.cli.server_options import ServerOptions, server_options
 from streamq.cli.usage_errors import CommandLineError
 
 _PRIORITIES = {"critical": 100, "high": 50, "normal": 10, "low": 1}
@@ -65,23 +56,30 @@ def _priority(text: str) -> int:
 @click.option(
     "--dedup-max-delay", type=duration, show_envvar=True, help="Longest time that newer tasks may postpone it."
 )
+@click.option("--force", is_flag=True, show_envvar=True,
+              help="Enqueue also a task that the app does not have, and where no worker has ever read.")  # fmt: skip
 @json_option
 def enqueue(
-    name: str, args: tuple[str, ...], kwargs_json: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any
-) -> None:
+    name: str, args: tuple[str, ...], kwargs_json: str | None, pairs: tuple[str, ...], as_json: bool, force: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Enqueue the task NAME with ARGS and print its task id.
 
     An argument that parses as JSON is JSON; any other is a string. 3 is a number, '"3"' a string,
     '[1, 2]' a list, a@b.c a string. A number that JSON cannot carry is a string: whole ones of more
     than 64 bits, and those like 1e999. Write -- before arguments that begin with a dash.
+
+    With --app the task is sent as it is declared: its tier and priority count, and its arguments
+    are checked. Without it, a task for a stream that no worker has ever read is refused if
+    others are read: other tiers, or other namespaces. The exit code is 1 then.
     """
-    server = ServerOptions(**{option: given.pop(option) for option in SERVER_OPTIONS})
+    server = ServerOptions.take(given)
     options = {option: value for option, value in given.items() if value is not None}
     kwargs = _kwargs(kwargs_json, pairs)
     from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_enqueue import send  # noqa: PLC0415
 
-    sent = send(server, name, [json_or_text(arg) for arg in args], kwargs, options)
+    sent = send(server, name, [json_or_text(arg) for arg in args], kwargs, options, force=force)
     if as_json:
         output.result_json(sent)
     else:

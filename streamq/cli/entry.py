@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -25,6 +28,7 @@ from streamq.cli.worker import worker
 from streamq.diagnostics.safe_text import traceback_of
 
 _MOST_TRACEBACK = 50_000  # characters
+_LAST_STEPS = 5.0  # seconds for what modules registered with atexit
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STREAMQ"})
@@ -50,9 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 2 for a usage error, 130 after Ctrl-C."""
     inherited.make_usable()
     try:
-        sys.exit(_run(arguments))
+        code = _run(arguments)
     finally:
         output.give_up()
+    if "streamq.cli.loading" in sys.modules and threading.active_count() > 1:
+        _leave_threads(code)
+    sys.exit(code)
+
+
+def _leave_threads(code: int) -> NoReturn:
+    """Exit as Python does, but wait for no thread, nor for what waits for one while Python takes its objects apart.
+
+    A module of the user may have started some: with an event loop in which its broker is open, say.
+    """
+    from streamq.cli.stop_signals import exit_now  # noqa: PLC0415 - few commands load modules
+
+    def end() -> None:
+        time.sleep(_LAST_STEPS)
+        exit_now(code)
+
+    with contextlib.suppress(RuntimeError):  # no thread to be had: nothing limits the last steps
+        threading.Thread(target=end, daemon=True).start()
+    atexit._run_exitfuncs()  # noqa: SLF001 - what a module sends at the end, traces say, is sent
+    exit_now(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -62,8 +86,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         output.block(error.format_message(), err=True)
         return USAGE
     except click.ClickException as error:
-        from_click_error(error).show()
-        return USAGE
+        shown = from_click_error(error)
+        shown.show()
+        return shown.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # `streamq dlq ls | head` closes the pipe: no error

@@ -10,14 +10,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import streamq
 from streamq.broker import RedisBroker
 from streamq.cli.source_watch import current_directory, installed_folders, relative_name
 from streamq.cli.usage_errors import CommandLineError
+from streamq.consumer.events import Listener
 from streamq.consumer.lifespan import check_lifespan
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import frames_of, str_of, type_name
@@ -43,7 +45,10 @@ class LoadingError(CommandLineError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The content of the modules. `broker_path` and `lifespan_path` are dotted names."""
+    """The content of the modules. `broker_path` and `lifespan_path` are dotted names.
+
+    `other_brokers` are the brokers that have another name than `broker`, as MODULE:NAME. None of them is used.
+    """
 
     tasks: tuple[Task[Any, Any], ...]
     middleware: MiddlewareChain
@@ -51,22 +56,28 @@ class Loaded:
     broker_path: str = ""
     lifespan: Lifespan | None = None
     lifespan_path: str = ""
+    other_brokers: tuple[str, ...] = ()
 
 
-def load(specs: Iterable[str]) -> Loaded:
-    """Import modules and return their content. Raises LoadingError if one cannot be used."""
+def load(specs: Iterable[str], *, folder: str | None = None, without_tasks: bool = False) -> Loaded:
+    """Import modules and return their content. Raises LoadingError if one cannot be used.
+
+    The current directory is importable, and `folder` before it. With `without_tasks` there need not be any task.
+    """
     here = current_directory()
     if here is not None and "" not in sys.path and str(here) not in sys.path:
         sys.path.insert(0, str(here))
+    if folder is not None and folder not in sys.path:
+        sys.path.insert(0, folder)
     found = [_LoadedModule.of(spec) for spec in specs]
     tasks: dict[int, Task[Any, Any]] = {id(task): task for each in found for task in each.tasks}
-    for each in found:
+    for each in () if without_tasks else found:
         if not each.tasks and not each.extras:
             raise LoadingError(
                 f"{each.spec} has no tasks: decorate a function with @task, or name the module that has some",
                 _files_of(each.module),
             )
-    if not tasks:
+    if not (tasks or without_tasks):
         raise LoadingError(f"{', '.join(each.spec for each in found)}: no tasks; name a module that has some")
     broker_path, broker = _only_one("broker", found)
     lifespan_path, lifespan = _only_one("lifespan", found)
@@ -74,25 +85,48 @@ def load(specs: Iterable[str]) -> Loaded:
         id(each.extras["middleware"]): each.extras["middleware"] for each in found if "middleware" in each.extras
     }
     chain = MiddlewareChain(*(link for each in chains.values() for link in each))
-    return Loaded(tuple(tasks.values()), chain, broker, broker_path, lifespan, lifespan_path)
+    others = dict.fromkeys(name for each in found for name in each.other_brokers)
+    return Loaded(tuple(tasks.values()), chain, broker, broker_path, lifespan, lifespan_path, tuple(others))
+
+
+def load_listener(spec: str) -> Listener:
+    """Import a listener, given as MODULE:NAME. Raises LoadingError if it cannot be used."""
+    place, _, name = spec.partition(":")
+    if not name:
+        raise LoadingError(f"--listener {spec}: write MODULE:NAME, such as app.metrics:on_event")
+    module = _import(place)
+    try:
+        found = attrgetter(name)(module)
+    except AttributeError:
+        raise LoadingError(f"--listener {spec}: {module.__name__} has no {name!r}", _files_of(module)) from None
+    if not callable(found):
+        kind = type(found).__name__
+        raise LoadingError(f"--listener {spec} is of type {kind}: give a function of one argument, an event")
+    return cast("Listener", found)
 
 
 @dataclass(frozen=True, slots=True)
 class _LoadedModule:
-    """One imported module: its tasks, and the names in it that have a meaning."""
+    """One imported module: its tasks, and the names in it that have a meaning. `picked` is the name of its broker."""
 
     spec: str
     module: ModuleType
     tasks: tuple[Task[Any, Any], ...]
     extras: dict[str, Any]
+    picked: str = ""
+    other_brokers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: str) -> _LoadedModule:
         place, _, attribute = spec.partition(":")
         module = _import(place)
         try:
+            if attribute and _is(broker := vars(module).get(attribute), RedisBroker):
+                extras = _extras(module) | {"broker": broker}
+                return cls(spec, module, tuple(_tasks_in(vars(module).values())), extras, attribute)
             tasks = _tasks_at(spec, module, attribute) if attribute else _tasks_in(vars(module).values())
-            return cls(spec, module, tuple(tasks), _extras(module))
+            others = () if attribute else _other_brokers(place, module)
+            return cls(spec, module, tuple(tasks), _extras(module), other_brokers=others)
         except (LoadingError, KeyboardInterrupt):
             raise
         except BaseException as error:  # its objects run code of the user when they are asked for anything
@@ -105,6 +139,10 @@ class _LoadedModule:
 
 def _tasks_in(values: Iterable[Any]) -> list[Task[Any, Any]]:
     return [value for value in values if _is(value, Task)]
+
+
+def _other_brokers(place: str, module: ModuleType) -> tuple[str, ...]:
+    return tuple(f"{place}:{name}" for name, one in vars(module).items() if name != "broker" and _is(one, RedisBroker))
 
 
 def _is(value: object, kind: type[Any]) -> bool:
@@ -172,14 +210,21 @@ def _has_class(value: object) -> bool:
 
 
 def _only_one(name: str, found: Iterable[_LoadedModule]) -> tuple[str, Any]:
-    """Return the dotted name and the value of this name. Raises LoadingError if two modules differ."""
+    """Return the dotted name and the value of this name. Raises LoadingError if two modules differ.
+
+    A broker that was picked (`app:broker`) goes before those of modules that were named alone.
+    """
+    having = [each for each in found if name in each.extras]
+    picked = [each for each in having if each.picked and name == "broker"]
     at, value = "", None
-    for each in found:
-        if name not in each.extras or each.extras[name] is value:
+    for each in picked or having:
+        here = f"{each.module.__name__}.{each.picked if picked else name}"
+        if each.extras[name] is value:
             continue
         if value is not None:
-            raise LoadingError(f"{at} and {each.module.__name__}.{name} differ: a worker has one {name}")
-        at, value = f"{each.module.__name__}.{name}", each.extras[name]
+            remedy = f"; pick one: {each.spec.partition(':')[0]}:broker" if name == "broker" and not picked else ""
+            raise LoadingError(f"{at} and {here} differ: a worker has one {name}{remedy}")
+        at, value = here, each.extras[name]
     return at, value
 
 

@@ -1,33 +1,16 @@
-"""Options that commands share, and parsers for their values: durations, times, process counts, weights, names, JSON."""
+"""Parsers for the values of options: durations, times, process counts, weights, names, JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from streamq.cli.usage_errors import CommandLineError
 
-if TYPE_CHECKING:
-    from streamq.broker import RedisBroker
-    from streamq.wire.signing import SigningKeys
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-DEFAULT_URL: Final = "redis://localhost:6379"
-SERVER_OPTIONS: Final = ("url", "namespace", "group", "queue", "tiers", "signing_keys", "sign_with", "accept_unsigned")
-URL: Final = "STREAMQ_URL"
-SIGNING_OPTIONS: Final = SERVER_OPTIONS[5:]
-TIERS: Final = "STREAMQ_TIERS"  # the variable with the names of the tiers; those of a worker are in its modules
-SIGNING_KEYS: Final = "STREAMQ_SIGNING_KEYS"  # the variable with the keys: a command line can be read by others
-SIGNING_KEYS_FILE: Final = "STREAMQ_SIGNING_KEYS_FILE"
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,9})?")
 _OUT_OF_BOUNDS: Final = re.compile(
@@ -131,6 +114,13 @@ def names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
+def modules(text: str) -> list[str]:
+    """Parse names of modules that are separated by commas. For click's `type`."""
+    if not (found := names(text)):
+        raise click.BadParameter(f"{text!r} names no module: write app.tasks, or leave it out")
+    return found
+
+
 def json_or_text(text: str) -> Any:
     """Return an argument as JSON if it parses, else as text.
 
@@ -157,166 +147,6 @@ def _kept_whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS or not -(2**63) <= int(digits) < 2**64:
         raise CommandLineError(f"the number {digits[:80]} has more than 64 bits: write it as a string, in quotes")
     return int(digits)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """The options that select a server and its keys. None stands for an option that was not given."""
-
-    url: str | None = None
-    namespace: str | None = None
-    group: str | None = None
-    queue: str | None = None
-    tiers: list[str] | None = None
-    signing_keys: str | None = None
-    sign_with: str | None = None
-    accept_unsigned: bool = False
-
-    def wants_signing(self) -> bool:
-        """Are there signing keys for this command? Raises CommandLineError if what should have them is empty."""
-        given = os.environ.get(SIGNING_KEYS)
-        for name, value in (
-            (SIGNING_KEYS, given), (SIGNING_KEYS_FILE, os.environ.get(SIGNING_KEYS_FILE)),
-            ("--signing-keys", self.signing_keys),
-        ):  # fmt: skip
-            if value is not None and not value.strip():  # a secret that is not there must not turn signing off
-                remedy = "leave the option out" if name.startswith("-") else "unset it"
-                raise CommandLineError(f"{name} is empty: give signing keys, or {remedy} to work without")
-        if given is not None and self.signing_keys is not None:
-            raise CommandLineError(
-                f"signing keys are given twice: {SIGNING_KEYS}, and the file {self.signing_keys} (--signing-keys or "
-                f"{SIGNING_KEYS_FILE}): give one of the two"
-            )
-        return given is not None or self.signing_keys is not None
-
-    def signing(self) -> SigningKeys | None:
-        """Return the signing keys of the file or of the environment, None if there are none.
-
-        Raises CommandLineError, which shows no key, if they cannot be used.
-        """
-        from streamq.errors import StreamqError  # noqa: PLC0415 - keeps --help light
-        from streamq.wire.signing import SigningKeys  # noqa: PLC0415
-
-        if not self.wants_signing():
-            if self.sign_with is not None or self.accept_unsigned:
-                option = "--accept-unsigned" if self.sign_with is None else "--sign-with"
-                raise CommandLineError(
-                    f"{option} without signing keys: give --signing-keys FILE, or set {SIGNING_KEYS}"
-                )
-            return None
-        where = self.signing_keys or SIGNING_KEYS
-        try:
-            text = _read_keys(self.signing_keys) if self.signing_keys else os.environ[SIGNING_KEYS]
-            return SigningKeys.parse(text, sign_with=self.sign_with, accept_unsigned=self.accept_unsigned)
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise CommandLineError(f"the signing keys in {where} cannot be read: {why}") from None
-        except StreamqError as error:
-            raise CommandLineError(f"{where}: {error}") from None
-
-    def broker(self, **more: Any) -> RedisBroker:
-        """Return a broker for these options. Raises CommandLineError if one cannot be used."""
-        self.check_url()
-        from streamq.broker import RedisBroker  # noqa: PLC0415 - keeps --help light
-        from streamq.errors import StreamqError  # noqa: PLC0415
-        from streamq.wire.tiers import Tier  # noqa: PLC0415
-
-        if self.queue is not None and self.tiers is not None:
-            raise CommandLineError(f"--queue {self.queue} and --tiers: a single stream has no tiers; give one of them")
-        given = {"queue_name": self.queue, "namespace": self.namespace, "group": self.group}
-        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        try:
-            if self.has_own_tiers():  # of their thresholds nothing is known: only the names count
-                options["tiers"] = [Tier(name, threshold=-place) for place, name in enumerate(self.tiers or ())]
-            return RedisBroker(self.url or DEFAULT_URL, **options, signing=self.signing(), **more)
-        except StreamqError as error:
-            raise CommandLineError(str(error)) from error
-
-    def has_own_tiers(self) -> bool:
-        """Are there names of tiers other than those that a queue has by default?"""
-        from streamq.wire.tiers import DEFAULT_TIERS  # noqa: PLC0415 - keeps --help light
-
-        return self.tiers is not None and set(self.tiers) != {tier.name for tier in DEFAULT_TIERS}
-
-    def lasting_broker(self) -> RedisBroker:
-        """Return a broker whose server outlives this command. Raises CommandLineError for `memory://`."""
-        broker = self.broker()
-        if broker.url.startswith("memory:"):
-            raise CommandLineError(
-                f"{broker.url} is a server inside this command and ends with it: give the URL of a server, or "
-                "embedded:///path/to/data"
-            )
-        return broker
-
-    def check_url(self) -> None:
-        """Raise CommandLineError if the URL is empty: a variable that failed to be set is no wish for localhost."""
-        if not (self.url if self.url is not None else os.environ.get(URL, DEFAULT_URL)):
-            option = URL if self.url is None else "--url"
-            raise CommandLineError(f"{option} is empty: give the URL of a server, or leave it out for {DEFAULT_URL}")
-
-
-def _read_keys(path: str) -> str:
-    """Return the text of a key file. Raises CommandLineError if others may change it, warns if all may read it."""
-    with Path(path).open(encoding="utf-8") as file:
-        mode = os.fstat(file.fileno()).st_mode if os.name == "posix" else 0
-        if mode & 0o022:
-            raise CommandLineError(f"others may write the signing keys in {path}: chmod 600 {path}")
-        if mode & 0o004:
-            from streamq.cli import output  # noqa: PLC0415 - keeps --help light
-
-            output.note(f"streamq: warning: all users may read the signing keys in {path}: chmod 600 {path}")
-        return file.read(1 << 20)
-
-
-def _unless_the_other(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Return the value of `--tiers` or `--queue`, None if a variable has it and the other is on the command line."""
-    sources = click.core.ParameterSource
-    other = "queue" if param.name == "tiers" else "tiers"
-    from_variable = ctx.get_parameter_source(param.name or "") is sources.ENVIRONMENT
-    return None if from_variable and ctx.get_parameter_source(other) is sources.COMMANDLINE else value
-
-
-def server_options(function: F) -> F:
-    """Add the options of `SERVER_OPTIONS`. Their environment variables are the same for all commands."""
-    return _with_names(click.option(
-        "--tiers", type=tier_names, metavar="NAME,...", envvar=TIERS, show_envvar=True, callback=_unless_the_other,
-        help="Names of the tiers, if they are not critical, standard and bulk.",
-    )(_with_signing(function)))  # fmt: skip
-
-
-def worker_server_options(function: F) -> F:
-    """Add the options of `SERVER_OPTIONS` but `tiers`: the modules of a worker have the tiers, and it serves some."""
-    return _with_names(_with_signing(function))
-
-
-def _with_signing(function: F) -> F:
-    function = click.option(
-        "--accept-unsigned", is_flag=True, envvar="STREAMQ_ACCEPT_UNSIGNED", show_envvar=True,
-        help="Run messages without a signature as well, while signing is introduced.",
-    )(function)  # fmt: skip
-    function = click.option(
-        "--sign-with", metavar="ID", envvar="STREAMQ_SIGN_WITH", show_envvar=True,
-        help="Id of the key that signs, if there are several.",
-    )(function)  # fmt: skip
-    return click.option(
-        "--signing-keys", metavar="FILE", envvar=SIGNING_KEYS_FILE, show_envvar=True,
-        help=f"File of signing keys, one a line: ID=HEX. Or set {SIGNING_KEYS} to the keys themselves.",
-    )(function)  # fmt: skip
-
-
-def _with_names(function: F) -> F:
-    for name, metavar, text in reversed((
-        ("url", "URL", f"Server URL: redis, rediss, valkey, unix or embedded:///path. [default: {DEFAULT_URL}]"),
-        ("namespace", "PREFIX", "Prefix of all keys. [default: queue]"),
-        ("group", "NAME", "Consumer group. [default: workers]"),
-        ("queue", "STREAM", "Use this one stream instead of tiers, for example queue:critical."),
-    )):  # fmt: skip
-        variable = f"STREAMQ_{name.upper()}"
-        callback = _unless_the_other if name == "queue" else None
-        function = click.option(
-            f"--{name}", metavar=metavar, envvar=variable, show_envvar=True, help=text, callback=callback
-        )(function)
-    return function
 
 
 json_option = click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print JSON, one object per line.")

@@ -12,7 +12,7 @@ import anyio
 import redis.exceptions
 
 from streamq.cli.event_loop import loop_for_handlers
-from streamq.cli.usage_errors import from_streamq_error
+from streamq.cli.usage_errors import CommandLineError, from_streamq_error
 from streamq.errors import StreamqError
 from streamq.queue.server_errors import translated
 
@@ -22,6 +22,12 @@ R = TypeVar("R")
 def uvloop_installed() -> bool:
     """Is uvloop installed?"""
     return importlib.util.find_spec("uvloop") is not None
+
+
+def check_backend(backend: str) -> None:
+    """Raise CommandLineError if trio is asked for and not installed."""
+    if backend == "trio" and importlib.util.find_spec("trio") is None:
+        raise CommandLineError("--backend trio needs an extra: pip install 'streamq[trio]'")
 
 
 def run(

@@ -10,9 +10,9 @@ from typing import Final
 
 from streamq.broker import RedisBroker
 from streamq.cli import output
-from streamq.cli.options import ServerOptions
 from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, follow, newest_id, read_newest_first
 from streamq.cli.run_command import run
+from streamq.cli.server_options import ServerOptions
 from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
 from streamq.tasks.outcome import Reason

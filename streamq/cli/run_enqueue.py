@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamq.broker import RedisBroker
 from streamq.cli import output
-from streamq.cli.options import ServerOptions
 from streamq.cli.run_command import run
-from streamq.cli.unserved import served_tiers
-from streamq.cli.usage_errors import CommandLineError, from_streamq_error
-from streamq.errors import StreamqError
-from streamq.tasks.task import TaskRef
+from streamq.cli.server_options import ServerOptions
+from streamq.cli.unserved import unserved
+from streamq.cli.usage_errors import CommandLineError, RefusedError, from_streamq_error
+from streamq.diagnostics.safe_text import str_of, type_name
+from streamq.errors import ArgumentsError, StreamqError
+from streamq.tasks.task import Call, Task, TaskRef
+from streamq.wire.tiers import Priority, pick_tier
+
+_MOST_NAMED = 10  # tasks in an error
 
 
 def send(
-    server: ServerOptions, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Enqueue one task and return its ids, tier and stream. Raises CommandLineError if that fails."""
-    broker = server.lasting_broker()
-    if server.has_own_tiers() and len(broker.tiers) > 1 and "tier" not in options:
+    server: ServerOptions, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any], *,
+    force: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Enqueue one task and return its ids, tier and stream. Raises CommandLineError if that fails.
+
+    `force` sends what the app does not know, and what nobody may ever read.
+    """
+    broker, loaded = server.lasting_broker(), server.loaded_app()
+    task = _declared(server, loaded.tasks if loaded else (), name, force=force)
+    try:
+        call = _call(task, args, kwargs, options)
+    except StreamqError as error:
+        raise from_streamq_error(error) from error
+    tier, priority = _placed(call)
+    if tier is None and server.names_tiers() and len(broker.tiers) > 1:
         raise CommandLineError(
             f"--tiers without --tier: give --tier, one of {', '.join(tier.name for tier in broker.tiers)}; which of "
             "them takes a priority is known to the program alone"
         )
-    try:
-        call = TaskRef(name).options(**options).call(*args, **kwargs)
-    except StreamqError as error:
-        raise from_streamq_error(error) from error
+    by_app = loaded is not None and loaded.broker is not None
 
     async def main() -> dict[str, Any]:
         async with broker:
+            stream = _stream(broker, tier, priority)
+            missed = "" if stream is None or force else await unserved(broker, stream)
+            if missed and not by_app:
+                raise RefusedError(f"{missed}; nothing was sent: give --force to send it all the same")
             (handle,) = await broker.enqueue_many([call])
-            if served := await served_tiers(broker, handle.stream):
-                _warn(broker, handle.stream, served)
+            if missed:  # by the app it is the right stream
+                output.note(f"streamq: warning: {missed}")
             return {
                 "task_id": handle.task_id,
                 "task": name,
@@ -49,12 +63,53 @@ def send(
     return run(main)
 
 
-def _warn(broker: RedisBroker, stream: str, served: Sequence[str]) -> None:
-    """Say on stderr that no worker has served this stream yet, and which tiers of the namespace have workers."""
-    options = ("--tiers", ",".join(served))
-    unknown = not {tier.name for tier in broker.tiers}.issuperset(served)
-    remedy = f"; if the queue has tiers of its own, give {shlex.join(options)} and --tier NAME" if unknown else ""
-    output.note(
-        f"streamq: warning: {stream} has no consumer group: no worker has served it yet, and the task waits; there are "
-        f"groups for the tier{'s' * (len(served) > 1)} {', '.join(served)}{remedy}"
+def _declared(server: ServerOptions, tasks: Sequence[Task[Any, Any]], name: str, *, force: bool) -> Any:
+    """Return the task of this name, or only its name without an app. Raises CommandLineError if the app has none."""
+    named = {task.name: task for task in tasks}
+    if name in named:
+        return named[name]
+    if not named or force:
+        try:
+            return TaskRef(name)
+        except StreamqError as error:
+            raise from_streamq_error(error) from error
+    from difflib import get_close_matches  # noqa: PLC0415 - for an error alone
+
+    near = get_close_matches(name, named, n=3)
+    known = ", ".join(sorted(named)[:_MOST_NAMED]) + ", ..." * (len(named) > _MOST_NAMED)
+    raise CommandLineError(
+        f"no task {name!r} in {', '.join(server.app)}, which has {' or '.join(near) or known}; give --force to send a "
+        "name that only workers know"
     )
+
+
+def _call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Call[Any]:
+    """Return the call of a task with arguments that are JSON, as a worker would read them.
+
+    Raises ArgumentsError if they do not fit, ConfigurationError for an option.
+    """
+    if isinstance(task, Task):
+        task.arguments.bind(args, kwargs)
+        try:
+            if task.arguments.converter is not None:
+                args, kwargs = task.arguments.converter(args, kwargs)
+        except StreamqError:
+            raise
+        except Exception as error:  # of a validator of the app
+            raise ArgumentsError(task.name, f"a validator raised {type_name(error)}: {str_of(error)}") from error
+    call: Call[Any] = Call(task, tuple(args), kwargs)
+    return call.options(**options)
+
+
+def _placed(call: Call[Any]) -> tuple[str | None, int | None]:
+    """Return the name of the tier and the priority with which a call is sent."""
+    task = call.task
+    return task.placed if isinstance(task, Task) else (task.send_options.tier, task.send_options.priority)
+
+
+def _stream(broker: RedisBroker, tier: str | None, priority: int | None) -> str | None:
+    """Return the stream that this goes to; None for an unknown tier, which is an error later."""
+    names = [one.name for one in broker.tiers]
+    if tier is not None:
+        return broker.keys.tiers[names.index(tier)].stream if tier in names else None
+    return broker.keys.tiers[pick_tier(broker.tiers, Priority.NORMAL if priority is None else priority)].stream

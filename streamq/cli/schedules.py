@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from streamq.cli.options import ServerOptions, json_option, server_options
+from streamq.cli.options import json_option
+from streamq.cli.server_options import ServerOptions, server_options
 
 if TYPE_CHECKING:
     from streamq.broker import RedisBroker
@@ -31,7 +32,7 @@ def ls(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = ServerOptions(**given).lasting_broker()
+    broker = ServerOptions.take(given).lasting_broker()
 
     async def main() -> list[Schedule]:
         async with broker:
@@ -67,7 +68,7 @@ def rm(ctx: click.Context, /, names: tuple[str, ...], as_json: bool, **given: An
     from streamq.cli import output  # noqa: PLC0415 - keeps --help light
     from streamq.cli.run_command import run  # noqa: PLC0415
 
-    broker = ServerOptions(**given).lasting_broker()
+    broker = ServerOptions.take(given).lasting_broker()
 
     async def main() -> dict[str, bool]:
         async with broker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,8 @@ def loaded_sources() -> list[str]:
 
 def installed_folders() -> tuple[str, ...]:
     """Return the folders of Python's library and of installed packages."""
+    import sysconfig  # noqa: PLC0415 - keeps the commands light that load nothing
+
     return tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if "lib" in name})
 
 

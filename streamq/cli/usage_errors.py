@@ -41,6 +41,12 @@ class CommandLineError(click.ClickException):
         output.note(f"streamq: error: {self.format_message()}", file=file)
 
 
+class RefusedError(CommandLineError):
+    """What was asked for would do no good, and is not done. `message` names the option that does it all the same."""
+
+    exit_code = FAILED
+
+
 def from_click_error(error: click.ClickException) -> CommandLineError:
     """Return an error of click, such as a wrong option, as one line that names the command's help."""
     if isinstance(error, CommandLineError):
@@ -94,6 +100,10 @@ def from_streamq_error(error: Exception) -> CommandLineError:
 
 def _key_options() -> list[str]:
     """Return the options that select the queue of the command that runs, from its command line or the environment."""
+    from streamq.wire.command_line import named_app  # noqa: PLC0415 - keeps --help light
+
+    if (by_app := named_app()) is not None:
+        return list(by_app)
     context = click.get_current_context(silent=True)
     params = {} if context is None else context.params
     tiers = ",".join(params.get("tiers") or ())

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from streamq.cli.options import (
-    SERVER_OPTIONS,
-    ServerOptions,
-    WholeNumber,
-    duration,
-    processes,
-    weights,
-    worker_server_options,
-)
+from streamq.cli.app import APP, project_app
+from streamq.cli.options import WholeNumber, duration, names, processes, weights
+from streamq.cli.server_options import ServerOptions, worker_server_options
 from streamq.cli.usage_errors import CommandLineError
 
 
 @click.command(short_help="Run the tasks of modules.")
-@click.argument("modules", nargs=-1, required=True, metavar="MODULE...")
+@click.argument("modules", nargs=-1, metavar="MODULE...")
 @worker_server_options
 @click.option("--concurrency", "-c", type=WholeNumber(1, 100_000), default=100, show_default=True, show_envvar=True,
               help="Most tasks that run at the same time in one process.")  # fmt: skip
+@click.option("--max-prefetch", type=WholeNumber(0, 1_000_000), default=500, show_default=True, show_envvar=True,
+              help="Most tasks that one process holds beyond those that run.")  # fmt: skip
 @click.option("--prefetch-bytes", type=WholeNumber(1 << 10, 1 << 40), default=64 << 20, show_default=True,
               show_envvar=True, help="Most bytes of messages above 4 KiB that one process holds.")  # fmt: skip
 @click.option("--tiers", "weights", type=weights, metavar="TIER=WEIGHT,...", envvar="STREAMQ_WORKER_TIERS",
@@ -55,6 +53,8 @@ from streamq.cli.usage_errors import CommandLineError
               default="info", show_default=True, show_envvar=True,
               help="Level of the line about each failed attempt. That of a dead letter is always error."
               )  # fmt: skip
+@click.option("--listener", "listeners", multiple=True, metavar="MODULE:NAME", show_envvar=True,
+              help="A function that gets every event, such as app.metrics:on_event. Repeatable.")  # fmt: skip
 @click.option(
     "--name",
     show_envvar=True,
@@ -66,12 +66,14 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
 
     MODULE is a module (app.tasks), an attribute of one (app.tasks:send, a task or a list of
     tasks), or a path (app.py). The current directory is importable. All tasks in a module's
-    namespace are run, imported ones included.
+    namespace are run, imported ones included. Without MODULE, those that STREAMQ_APP or
+    [tool.streamq] in pyproject.toml names.
 
     \b
     A module may also define
       broker      a RedisBroker: the worker opens it, and handlers may use it;
-                  it replaces --url, --namespace, --group and --queue
+                  it replaces --url, --namespace, --group and --queue. To take
+                  one of another name, write it as the MODULE: app.tasks:mail
       middleware  a MiddlewareChain, put around every run
       lifespan    a function that returns an async context manager, called as
                   lifespan(worker) and open while the worker runs; the value that it
@@ -88,12 +90,12 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
 
     stops = StopSignals()
     stops.install()
-    server = ServerOptions(**{name: given.pop(name) for name in SERVER_OPTIONS if name != "tiers"})
-    command_line = click.core.ParameterSource.COMMANDLINE
-    explicit_options = tuple(name for name in SERVER_OPTIONS if ctx.get_parameter_source(name) is command_line)
+    server = ServerOptions.take(given, has_app=False)
+    given["modules"], folder = _modules(ctx, given["modules"])
+    server = replace(server, app_folder=folder)
     from streamq.cli.worker_settings import Settings  # noqa: PLC0415 - keeps --help light
 
-    settings = Settings(server=server, explicit_options=explicit_options, **given)
+    settings = Settings(server=server, **given)
     _check_combinations(settings)
     if settings.supervised:
         from streamq.cli.supervisor import supervise  # noqa: PLC0415
@@ -102,6 +104,21 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     from streamq.cli.worker_process import serve  # noqa: PLC0415
 
     serve(settings, stops)
+
+
+def _modules(ctx: click.Context, given: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+    """Return the modules to run, or else those of the app, and the folder of its project."""
+    if given:
+        return given, None
+    if variable := names(os.environ.get(APP, "")):
+        return tuple(variable), None
+    found, folder = project_app()
+    if not found:
+        argument = next(param for param in ctx.command.params if param.name == "modules")
+        raise click.MissingParameter(
+            'pyproject.toml may name it: [tool.streamq] with app = "app.tasks"', ctx=ctx, param=argument
+        )
+    return found, folder
 
 
 def _check_combinations(settings: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import logging
 import os
 import sys
@@ -21,9 +20,10 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
-from streamq.cli.loading import Loaded, LoadingError, load
-from streamq.cli.options import SIGNING_OPTIONS, TIERS, ServerOptions, tier_names
-from streamq.cli.run_command import run, uvloop_installed
+from streamq.cli.loading import Loaded, LoadingError, load, load_listener
+from streamq.cli.options import tier_names
+from streamq.cli.run_command import check_backend, run, uvloop_installed
+from streamq.cli.server_options import SIGNING_OPTIONS, TIERS, ServerOptions
 from streamq.cli.source_watch import loaded_sources
 from streamq.cli.stop_signals import StopSignals, exit_after, exit_now, ignore
 from streamq.cli.supervisor_channel import SupervisorChannel
@@ -50,12 +50,11 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
         channel.on_stop(stops.ask)
     logs.set_up(settings.log_format, settings.log_level)
     use_uvloop = _choose_uvloop(settings)
-    if settings.backend == "trio" and importlib.util.find_spec("trio") is None:
-        raise CommandLineError("--backend trio needs an extra: pip install 'streamq[trio]'")
+    check_backend(settings.backend)
     _check_url(settings)
     typing.clear_overloads()  # those of redis-py take half a MiB and only tools read them; user modules come later
     try:
-        loaded = load(settings.modules)
+        loaded = load(settings.modules, folder=settings.server.app_folder)
         lifespan = None if loaded.lifespan is None else AppLifespan(loaded.lifespan_path, loaded.lifespan)
         worker = _make_worker(settings, loaded, lifespan)
     except LoadingError as problem:
@@ -122,7 +121,8 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
     try:
         return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
-            prefetch_bytes=settings.prefetch_bytes,
+            max_prefetch=settings.max_prefetch, prefetch_bytes=settings.prefetch_bytes,
+            listeners=map(load_listener, settings.listeners),
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=lifespan,
             name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
             unknown_wait=settings.unknown_wait, log_failures=settings.log_failures,
@@ -135,18 +135,15 @@ def _choose_broker(settings: Settings, loaded: Loaded) -> RedisBroker:
     if loaded.broker is None:
         _check_tiers_of_variable()
         return settings.server.broker()
-    if queue := [name for name in settings.explicit_options if name not in SIGNING_OPTIONS]:
+    server = settings.server
+    if queue := [name for name in server.explicit if name not in SIGNING_OPTIONS]:
         raise CommandLineError(
             f"{_as_options(queue)}: {loaded.broker_path} defines the queue; drop the option, or that broker"
         )
-    if settings.server.wants_signing() and loaded.broker.signing is None:
+    server.check_signed(loaded.broker, loaded.broker_path)
+    if server.explicit and server.signing() != loaded.broker.signing:
         raise CommandLineError(
-            f"there are signing keys, and {loaded.broker_path} has none: give it signing=SigningKeys(...), or it runs "
-            "what nobody signed"
-        )
-    if settings.explicit_options and settings.server.signing() != loaded.broker.signing:
-        raise CommandLineError(
-            f"{_as_options(settings.explicit_options)}: {loaded.broker_path} has other signing keys: "
+            f"{_as_options(server.explicit)}: {loaded.broker_path} has other signing keys: "
             f"{loaded.broker.signing!r}; give it the same keys, sign_with and accept_unsigned, or drop the option"
         )
     return loaded.broker

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from streamq.cli.options import ServerOptions
+from streamq.cli.server_options import ServerOptions
 
 Backend = Literal["asyncio", "trio"]
 
@@ -16,16 +16,15 @@ class Settings:
     """The options of `streamq worker`, checked as far as possible without importing user code.
 
     `weights` are the weights of the tiers to serve; None serves all tiers with their own weights.
-    `explicit_options` are the names of the server options that were given on the command line, not by the
-    environment. `first` is False in child processes that do not print the banner. `grace`, `lease` and `unknown_wait`
-    are seconds.
+    `listeners` are MODULE:NAME. `first` is False in child processes that do not print the banner. `grace`, `lease` and
+    `unknown_wait` are seconds.
     """
 
     modules: tuple[str, ...]
     server: ServerOptions
-    explicit_options: tuple[str, ...] = ()
     weights: dict[str, int | None] | None = None
     concurrency: int = 100
+    max_prefetch: int = 500
     prefetch_bytes: int = 64 << 20
     backend: Backend = "asyncio"
     uvloop: bool | None = None
@@ -39,6 +38,7 @@ class Settings:
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
     log_failures: str = "info"
+    listeners: tuple[str, ...] = ()
     name: str | None = None
     first: bool = True
 
@@ -54,11 +54,10 @@ class Settings:
     @classmethod
     def unpack(cls, line: bytes) -> Settings:
         """Read what `pack` wrote."""
-        values = json.loads(line)
-        server = ServerOptions(**values.pop("server"))
-        return cls(
-            modules=tuple(values.pop("modules")),
-            server=server,
-            explicit_options=tuple(values.pop("explicit_options")),
-            **values,
-        )
+        values = {name: _unlisted(value) for name, value in json.loads(line).items()}
+        server = {name: _unlisted(value) for name, value in values.pop("server").items()}
+        return cls(server=ServerOptions(**server), **values)
+
+
+def _unlisted(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

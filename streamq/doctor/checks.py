@@ -24,7 +24,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     server_checks.reachable, server_checks.features, server_checks.cluster, server_checks.permissions,
     server_checks.clock, server_checks.settings,
     data_checks.memory, data_checks.persistence, data_checks.replication,
-    stream_checks.key_types, stream_checks.streams, stream_checks.used_up,
+    stream_checks.key_types, stream_checks.streams, stream_checks.never_read, stream_checks.used_up,
     worker_checks.workers, worker_checks.unknown_tasks, worker_checks.crashes,
     delay_checks.delayed, delay_checks.schedules, delay_checks.dead_letters,
     circuit_checks.circuits,

@@ -24,6 +24,7 @@ from streamq.doctor.read_streams import read_dead_letters, read_late_schedules, 
 from streamq.doctor.read_values import read_foreign_values
 from streamq.doctor.read_waiting import read_other_streams, read_unknown_tasks
 from streamq.errors import BrokerError, ConfigurationError
+from streamq.queue.read_queues import queues_read_beside
 from streamq.queue.remedies import LOADED, parted_login, remedy_of
 from streamq.queue.remedies import NOT_READY as NOT_READY_YET
 from streamq.queue.server_errors import NO_DATABASE
@@ -89,6 +90,9 @@ async def observe(
         scan=scanned, other_streams=await read_other_streams(queries, scanned.streams, now) if scanned else (),
         unknown_tasks=await read_unknown_tasks(queries),
     )  # fmt: skip
+    if scan and (unread := observed.never_read()):
+        beside = await queues_read_beside(broker.store, unread[0].keys.stream, embedded=server.in_process)
+        observed = replace(observed, read_instead=beside)
     names = dict.fromkeys(
         [(kind, getattr(tier.keys, kind)) for tier in observed.tiers for kind in ("leases", "crashes", "alive")]
         + [("stats", keys.stats(now)), ("totals", keys.totals)]

@@ -24,7 +24,7 @@ _BY_SEVERITY: Final = {
         memory_filling persistence_off persistence_rdb_only appendfsync_no aof_rewrite_failed replica_behind
         replica_not_online pending_gone group_abandoned orphans unknown_consumer lease_not_renewed suspects
         crash_verdict circuits_open dead_letters_growing dead_letters_near_bound dead_letters_dropped
-        schedules_overdue schedules_unusable no_ttl unknown_keys other_streams_wait unknown_tasks
+        schedules_overdue schedules_unusable no_ttl unknown_keys other_streams_wait never_read unknown_tasks
         signatures_mixed signatures_refused foreign_values
     """,
     Severity.ERROR: """

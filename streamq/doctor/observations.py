@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamq.middleware.circuit_view import StoredCircuit
+from streamq.queue.read_queues import ReadQueues
 from streamq.wire.acl import escaped
 from streamq.wire.command_line import bring_home, streamq_command, worker_remedy
 from streamq.wire.keys import RELEASED_CONSUMER, Keys, TierKeys
@@ -295,6 +296,7 @@ class Observations:
     signatures: Signatures = Signatures()
     scan: KeyObservations | None = None
     other_streams: tuple[OtherStream, ...] = ()  # of those in `scan.streams`
+    read_instead: ReadQueues = field(default_factory=ReadQueues)  # if a stream of this queue has no group
     unknown_tasks: tuple[UnknownTask, ...] = ()
     foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key -> values that streamq did not write
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -318,6 +320,10 @@ class Observations:
         """Return the names of the consumers that are alive in any tier."""
         names = (consumer.name for tier in self.tiers for consumer in tier.consumers if self.is_alive(consumer))
         return list(dict.fromkeys(names))
+
+    def never_read(self) -> list[TierObservations]:
+        """Return the tiers whose stream has no group."""
+        return [tier for tier in self.tiers if not tier.groups and self.could_read(tier.keys.stream, "xinfo|groups")]
 
     def could_read(self, key: str, *commands: str) -> bool:
         """Did the server allow these commands on this key?"""

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from streamq.doctor.finding import Finding
-from streamq.doctor.finding_codes import and_so, counted, make_finding, redis_cli_command
+from streamq.doctor.finding_codes import and_so, counted, first_names, make_finding, redis_cli_command
 from streamq.doctor.observations import Group, Observations, TierObservations, entry_order, is_used_up
 from streamq.doctor.read_keys import TYPES
 
+_MOST_NAMED: Final = 5  # streams or namespaces
 _MOST_APART: Final = 20  # ids in one command of a remedy
 _READ: Final = ("xinfo|groups", "xinfo|stream", "xrange", "xpending")  # what says that all entries are delivered
 
@@ -44,7 +45,11 @@ def streams(observed: Observations) -> Iterator[Finding]:
     """Check that all entries will be delivered, and then leave the stream."""
     missing = [tier.keys.stream for tier in observed.tiers if tier.types.get("stream") == "none"]
     if missing:
-        message = f"no task was ever enqueued to {', '.join(missing)}, and no worker has run: normal for a new queue"
+        others = observed.read_instead.namespaces
+        besides = f"; other namespaces have workers: {first_names(others, _MOST_NAMED)}" if others else ""
+        message = (
+            f"no task was ever enqueued to {', '.join(missing)}, and no worker has run: normal for a new queue{besides}"
+        )
         yield make_finding("stream_missing", message, streams=missing)
     problem_found = False
     for tier in observed.tiers:
@@ -61,6 +66,32 @@ def streams(observed: Observations) -> Iterator[Finding]:
         yield make_finding(
             "streams_fine", message, lengths={tier.keys.stream: tier.length for tier in tiers_with_group}
         )
+
+
+def never_read(observed: Observations) -> Iterator[Finding]:
+    """Find tasks where no worker was ever, while others of the server are read: they were meant for one of those.
+
+    Workers of other tiers that are alive are named by `no_worker`.
+    """
+    waiting = {
+        tier.keys.stream: tier.length + tier.delayed.waiting
+        for tier in observed.never_read()
+        if tier.length or tier.delayed.waiting
+    }
+    streams, namespaces = observed.read_instead.streams, observed.read_instead.namespaces
+    alive = bool(observed.live_consumers()) or any(other.alive for other in observed.other_streams)
+    if not waiting or not (namespaces or (streams and not alive)):
+        return
+    what = f"tiers: {first_names(streams, _MOST_NAMED)}" if streams else ""
+    number = counted(sum(waiting.values()), "task waits", "tasks wait")
+    yield make_finding(
+        "never_read",
+        f"{number} where no worker has ever read: {', '.join(waiting)}; workers have read other "
+        f"{what or f'namespaces: {first_names(namespaces, _MOST_NAMED)}'}",
+        "nothing, if the first worker is still to come; else send tasks where workers read: by the tiers and the "
+        f"namespace of their module (--app of streamq enqueue); to run what waits: {observed.worker_command()}",
+        waiting=waiting, read_streams=list(streams), read_namespaces=list(namespaces),
+    )  # fmt: skip
 
 
 def used_up(observed: Observations) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ class BlockingBroker(RedisBroker):
             if self._producer is not None:
                 return
             refuse_in_loading_process("a broker")
-            self._sync_client, self._embedded = self._server.connect_sync(*self._timeouts)
+            self._sync_client, self._embedded = self._server.connect_sync(*self.timeouts)
             self._store = store = self._store_over(self._sync_client)
             self._waiters = waiters = SyncWaiters(store, self._sync_client.pool)
             self._producer = SyncProducer(self._builder, self.middleware, store, waiters)

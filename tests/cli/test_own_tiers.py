@@ -124,23 +124,40 @@ async def relay() -> None:
 # --- a stream that nobody serves -------------------------------------------------------------------
 
 
-def test_enqueue_warns_where_no_worker_has_ever_been(here, valkey):
-    """If others have been in other tiers. It is sent all the same, and a new queue is no reason to warn."""
+def test_enqueue_refuses_where_no_worker_has_ever_been(here, valkey):
+    """If others have been in other tiers. With --force it is sent, and a new queue is no reason to refuse."""
     assert here("enqueue", "send")[2] == []
     group(valkey, "queue:now")
     group(valkey, "queue:shop:later")  # of another namespace
     group(valkey, "queue:dead")
     code, out, (line,) = here("enqueue", "send")
-    assert (code, len(out)) == (0, 1)
-    assert "warning: queue:standard has no consumer group" in line
-    assert line.endswith("for the tier now; if the queue has tiers of its own, give --tiers now and --tier NAME")
+    assert (code, out, valkey.command("XLEN", "queue:standard")) == (1, [], 1)
+    assert line.startswith("streamq: error: queue:standard has no consumer group")
+    assert "for the tier now; if the queue has tiers of its own, give --tiers now and --tier NAME" in line
+    assert line.endswith("nothing was sent: give --force to send it all the same")
     code, out, (line,) = here("enqueue", "send", "--delay", "1h", "--tier", "bulk", "--json")
-    assert (code, json.loads(out[0])["stream"]) == (0, "queue:bulk")
-    assert "warning: queue:bulk has no consumer group" in line
+    assert (code, out, valkey.command("ZCARD", "queue:bulk:delayed")) == (1, [], 0)
+    code, out, err = here("enqueue", "send", "--delay", "1h", "--tier", "bulk", "--json", "--force")
+    assert (code, json.loads(out[0])["stream"], err) == (0, "queue:bulk", [])
     group(valkey, "queue:standard")
     assert here("enqueue", "send")[2] == []
     (line,) = here("enqueue", "send", "--tier", "bulk")[2]
     assert "for the tiers now, standard" in line
+
+
+def test_enqueue_refuses_a_namespace_where_no_worker_has_ever_been(here, valkey):
+    """If workers of streamq have been in another one: a group of another program says nothing."""
+    group(valkey, "events:orders")
+    group(valkey, "queue:dead")
+    assert here("enqueue", "send", "--namespace", "shop")[::2] == (0, [])
+    valkey.command("ZADD", "events:orders:alive:workers", 1, "w")
+    code, out, (line,) = here("enqueue", "send", "--namespace", "shop", "--tier", "bulk")
+    assert (code, out, valkey.command("XLEN", "shop:bulk")) == (1, [], 0)
+    assert "no worker has served the namespace shop yet" in line
+    assert "workers have served events: give --namespace, or --app; nothing was sent" in line
+    assert here("enqueue", "send", "--namespace", "shop", "--force")[::2] == (0, [])
+    group(valkey, "shop:critical")
+    assert "there are groups for the tier critical" in here("enqueue", "send", "--namespace", "shop")[2][0]
 
 
 def test_a_user_who_may_not_look_leaves_no_trace(here, valkey):
@@ -153,7 +170,11 @@ def test_a_user_who_may_not_look_leaves_no_trace(here, valkey):
     try:
         code, _, err = here("enqueue", "send", "--url", url)
         assert (code, err, valkey.command("ACL", "LOG")) == (0, [], [])
-        valkey.command("ACL", "SETUSER", "bob", "~*", "+@all")
-        assert len(here("enqueue", "send", "--url", url)[2]) == 1
+        valkey.command("ACL", "SETUSER", "bob", "~queue:*", "+@all")
+        valkey.command("ZADD", "shop:a:alive:workers", 1, "w")
+        group(valkey, "shop:a")
+        assert here("enqueue", "send", "--url", url, "--queue", "queue:x:y")[::2] == (0, [])  # may not look at shop
+        assert here("enqueue", "send", "--url", url)[0] == 1
+        assert valkey.command("ACL", "LOG") == []
     finally:
         valkey.command("ACL", "DELUSER", "bob")

@@ -448,6 +448,37 @@ class TestKeys:
         codes = (await examined(server.url)).codes()
         assert ("no_worker" in codes, "no_worker_yet" in codes) == (False, True)
 
+    async def test_never_read(self, server):
+        """Tasks in a tier, or in a namespace, where no worker ever was, while others have been read."""
+        server.command("XGROUP", "CREATE", "events:orders", GROUP, "0", "MKSTREAM")  # of another program
+        add(server)
+        assert "never_read" not in (await examined(server.url)).codes()
+        heartbeat(server, "w1", -60, "events:orders")
+        finding = one(await examined(server.url), "never_read")
+        assert finding.severity is Severity.WARNING
+        assert "1 task waits where no worker has ever read: queue:standard" in finding.message
+        assert "other namespaces: events" in finding.message
+        make_group(server, "queue:mail")
+        server.command("ZADD", "queue:bulk:delayed", ms(60), "a")
+        finding = one(await examined(server.url), "never_read")
+        assert "2 tasks wait where no worker has ever read: queue:standard, queue:bulk; " in finding.message
+        assert "other tiers: queue:mail" in finding.message
+        heartbeat(server, "w1", 30, "queue:mail")
+        codes = (await examined(server.url)).codes()
+        assert ("never_read" in codes, "no_worker" in codes) == (False, True)
+        make_group(server)
+        make_group(server, "queue:bulk")
+        server.command("DEL", "queue:mail:alive:workers")
+        assert "never_read" not in (await examined(server.url)).codes()
+
+    async def test_a_new_namespace_beside_others(self, server):
+        """Nothing waits there: it may be a slip of the pen, so they are named."""
+        make_group(server, "shop:bulk")
+        heartbeat(server, "w1", 30, "shop:bulk")
+        report = await examined(server.url)
+        assert "other namespaces have workers: shop" in one(report, "stream_missing").message
+        assert set(bad(report)) <= {"persistence_off"}
+
     async def test_remedies_are_about_this_queue(self, server):
         """Those that name a command of streamq, in another namespace and group."""
         options = {"namespace": "shop", "group": "mail"}

@@ -11,7 +11,7 @@ import pytest
 
 from streamq import Backoff, RedisBroker, TaskRef, Tier, group, task
 from streamq.cli.entry import cli
-from streamq.cli.options import ServerOptions
+from streamq.cli.server_options import ServerOptions
 from streamq.consumer import set_aside, tier_refusals
 from streamq.consumer.events import Listeners
 from streamq.consumer.outage import Outage

@@ -10,7 +10,7 @@ import pytest
 
 from streamq import RedisBroker, Tier
 from streamq.cli.entry import cli
-from streamq.cli.options import ServerOptions
+from streamq.cli.server_options import ServerOptions
 from streamq.wire.command_line import bring_home, in_quotes, key_options, streamq_command, worker_command, worker_remedy
 from tests.docs.pages import ROOT
 

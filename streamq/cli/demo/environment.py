@@ -19,7 +19,7 @@ import anyio.abc
 from streamq.broker import RedisBroker
 from streamq.cli.child_process import WorkerProcess
 from streamq.cli.demo import tasks
-from streamq.cli.options import ServerOptions
+from streamq.cli.server_options import ServerOptions
 from streamq.cli.usage_errors import CommandLineError
 from streamq.cli.worker_settings import Settings
 from streamq.client.address import Address

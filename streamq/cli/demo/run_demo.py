@@ -19,7 +19,7 @@ from streamq.cli.demo import environment, tasks
 from streamq.cli.demo.corpus import TIERS, Corpus, corpus
 from streamq.cli.demo.run_log import RunLog
 from streamq.cli.read_dead_letters import DeadLetterFilter, read_newest_first
-from streamq.cli.run_command import run, uvloop_installed
+from streamq.cli.run_command import check_backend, run, uvloop_installed
 from streamq.cli.usage_errors import CommandLineError
 
 try:
@@ -115,6 +115,7 @@ def run_demo(
         raise CommandLineError(
             "--kill-worker and memory://: that server is in this process; drop --url, or give another"
         )
+    check_backend(backend)
     logs.set_up("text", "error")  # dead letters are logged as warnings, and this demo makes some on purpose
     console = Console(stderr=as_json)
     drawn = (console.is_terminal if live is None else live) and not as_json
