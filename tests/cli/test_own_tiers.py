@@ -102,7 +102,7 @@ def test_names_that_are_none(here, given):
 def test_a_task_that_lies_where_no_broker_reads(here, start, app, valkey):
     """The remedy of the doctor brings it home, with a handler that sends by the broker of its module."""
     group(valkey, "queue:now")
-    here("enqueue", "relay")
+    here("enqueue", "relay", "--force")
     tier = re.search(r"Tier\(.*?\)", bring_home(RedisBroker(tiers=[Tier("now")]).keys, "queue:standard"))
     module = (
         MODULE.format(url=valkey.url)
