@@ -139,11 +139,11 @@ class Producer:
 
         handles = await self.send_all_through(steps.calls, send_all)
         fresh = all(handle.fresh for handle in handles)
-        return Workflow(chosen, self._store, self._waiters, fresh, tuple(handles), steps.last)
+        return Workflow(chosen, self._store, fresh, tuple(handles), steps.last)
 
     def workflow(self, workflow_id: str) -> WorkflowHandle:
         """Return the handle of a workflow. See `RedisBroker.workflow`."""
-        return WorkflowHandle(check_name("workflow_id", workflow_id), self._store, self._waiters)
+        return WorkflowHandle(check_name("workflow_id", workflow_id), self._store)
 
     async def _send_workflow(self, workflow_id: str, workflow: PreparedWorkflow) -> list[Handle[Any]]:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -19,10 +20,11 @@ from streamq.scripts import step
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import dumps
 from streamq.wire.names import qualified
-from streamq.wire.side_effects import effects_of_end
+from streamq.wire.side_effects import SideEffect, effects_of_end
 
 PAGE = 500  # entries that one step of a scan reads
 CANCELLED_KEPT = 3600.0  # seconds that the result "cancelled" is kept, if the message does not say how long
+_AT_ONCE = 100  # tasks that are withdrawn together
 _ROUNDS = 5  # a task that moves during the lookup is looked up again
 _CANCELLED = {"error_type": "Cancelled", "error": "cancelled before it started", "reason": "cancelled", "traceback": ""}
 
@@ -58,19 +60,28 @@ class Lookup:
 
         `more` are commands that are sent first; their replies are returned, too.
         """
-        members = self._task_id, self._store.keys.retry_member(self._task_id)
-        commands: list[Command] = [*more]
-        commands += [("HMGET", self._store.keys.tiers[tier].messages, *members) for tier in self._tiers]
-        commands += self._entry(self._tiers[0], self._entry_id)
-        replies = await self._store.attempt(commands)
-        asked, found = replies[: len(more)], replies[len(more) :]
-        for tier, command, messages in zip(self._tiers, commands[len(more) :], found, strict=False):
+        replies = await self._store.attempt([*more, *self.known_places()])
+        return self.found_in(replies[len(more) :]), replies[: len(more)]
+
+    def known_places(self) -> list[Command]:
+        """Return the commands that look the task up by its known names."""
+        commands: list[Command] = [
+            ("HMGET", self._store.keys.tiers[tier].messages, *self._members()) for tier in self._tiers
+        ]
+        return [*commands, *self._entry(self._tiers[0], self._entry_id)]
+
+    def found_in(self, replies: Sequence[Any]) -> Location | None:
+        """Return where the task is, by the replies of these commands. Raises BrokerError if this user may not ask."""
+        for tier, command, messages in zip(self._tiers, self.known_places(), replies, strict=False):
             if isinstance(messages, BrokerError):
                 raise self._store.explained(messages, command)
-            for member, message in zip(members, messages, strict=True):
+            for member, message in zip(self._members(), messages, strict=True):
                 if message is not None:
-                    return Location(self._delayed(tier, message), member), asked
-        return self._place(self._tiers[0], self._entry_id, found[len(self._tiers) :]), asked
+                    return Location(self._delayed(tier, message), member)
+        return self._place(self._tiers[0], self._entry_id, replies[len(self._tiers) :])
+
+    def _members(self) -> tuple[str, str]:
+        return self._task_id, self._store.keys.retry_member(self._task_id)
 
     async def search_everywhere(self, *, thorough: bool = False) -> Location | None:
         """Scan the streams, again as long as the task moves meanwhile.
@@ -158,13 +169,44 @@ async def withdraw(lookup: Lookup, store: Store, task_id: str, *, keep: float | 
         place = None if attempt else (await lookup.check_known_places())[0]
         if place is None and (place := await lookup.search_everywhere(thorough=True)) is None:
             break
-        delivery = place.delivery
-        entry = "" if place.member else delivery.entry_id.decode()
-        also = effects_of_end(delivery, payload=dumps(_CANCELLED), keep=_kept(delivery, keep))
-        found = await store.cancel(delivery.tier, task_id, entry, also, [place.member] if place.member else [])
+        found = await store.cancel(*_withdrawal(task_id, place, keep))
         if found != "unknown":
             return found
     return "unknown"
+
+
+async def withdraw_all(
+    store: Store, tasks: Sequence[tuple[Lookup, str]], keeps: Sequence[float | None]
+) -> list[str]:  # fmt: skip
+    """Do as `withdraw` for many tasks, each a lookup and an id: two round trips for 100 that are at a known place."""
+    found: list[str] = []
+    for at in range(0, len(tasks), _AT_ONCE):
+        some = list(zip(tasks[at : at + _AT_ONCE], keeps[at : at + _AT_ONCE], strict=True))
+        asked = [lookup.known_places() for (lookup, _), _ in some]
+        replies = iter(await store.attempt([command for commands in asked for command in commands]))
+        places = [
+            lookup.found_in([*islice(replies, len(commands))])
+            for ((lookup, _), _), commands in zip(some, asked, strict=True)
+        ]
+        answers = iter(await store.call([
+            store.enqueue_commands.withdraw(*_withdrawal(task_id, place, keep))
+            for ((_, task_id), keep), place in zip(some, places, strict=True) if place is not None
+        ]))  # fmt: skip
+        for ((lookup, task_id), keep), place in zip(some, places, strict=True):
+            answer = "unknown" if place is None else str(next(answers), "ascii")
+            found.append(answer if answer != "unknown" else await withdraw(lookup, store, task_id, keep=keep))
+    return found
+
+
+def _withdrawal(
+    task_id: str, place: Location, keep: float | None
+) -> tuple[int, str, str, list[SideEffect], list[str]]:  # fmt: skip
+    """Return the arguments of `EnqueueCommands.withdraw`."""
+    delivery = place.delivery
+    entry = "" if place.member else delivery.entry_id.decode()
+    also = effects_of_end(delivery, payload=dumps(_CANCELLED), keep=_kept(delivery, keep))
+    members = [place.member] if place.member else []
+    return delivery.tier, task_id, entry, also, members
 
 
 def parse_delayed_message(message: bytes) -> list[bytes] | None:

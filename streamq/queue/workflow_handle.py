@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from streamq.diagnostics.unawaited import name_remedies
 from streamq.handlers.progress import Progress
-from streamq.queue.results import Handle
+from streamq.queue.lookup import CANCELLED_KEPT, Lookup, withdraw_all
 from streamq.queue.store import Store
-from streamq.queue.waiters import WaitsForKeys
 from streamq.wire.message import dumps
 from streamq.wire.stored_numbers import stored_count
 from streamq.wire.workflow_record import (
@@ -32,7 +31,6 @@ class WorkflowHandle:
 
     workflow_id: str
     _store: Store = field(repr=False, compare=False)
-    _waiters: WaitsForKeys = field(repr=False, compare=False)
 
     async def status(self) -> WorkflowStatus:
         """Return how far the workflow is, and each of its steps. One round trip.
@@ -68,21 +66,21 @@ class WorkflowHandle:
         )
         record = WorkflowRecord.read(flat, self._store.keys.group)
         sent = [] if record is None else record.sent()
-        told = [await self._handle(one).cancel() for one in sent]
-        return bool(cancelled) or any(told)
+        tasks = [(self._lookup(one), one.task_id) for one in sent]
+        keeps = [CANCELLED_KEPT if one.step.keep else None for one in sent]
+        told = await withdraw_all(self._store, tasks, keeps)
+        return bool(cancelled) or any(one != "unknown" for one in told)
 
     @property
     def _key(self) -> str:
         return self._store.keys.workflow(self.workflow_id)
 
-    def _handle(self, sent: SentStep) -> Handle[object]:
+    def _lookup(self, sent: SentStep) -> Lookup:
         streams = [tier.stream for tier in self._store.keys.tiers]
-        known = sent.step.stream in streams  # a tier that this broker does not have: it is looked for in the others
-        return Handle(
-            sent.task_id, sent.step.task, streams.index(sent.step.stream) if known else 0,
-            sent.entry_id if known else "", False, bool(sent.step.keep), self._store, self._waiters,
-            _since=sent.since,
-        )  # fmt: skip
+        if sent.step.stream not in streams:  # a tier that this broker does not have: it is looked for in the others
+            return Lookup(self._store, sent.task_id)
+        tier = streams.index(sent.step.stream)
+        return Lookup(self._store, sent.task_id, tier=tier, entry_id=sent.entry_id, since=sent.since)
 
 
 name_remedies(WorkflowHandle, "workflow")

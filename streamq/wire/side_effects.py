@@ -150,13 +150,13 @@ def effects_of_end(
         elif stages is not None:
             why = _upstream_failure(delivery, payload)
             found += (KeepResult(task_id, ttl, why) for task_id, ttl in wanted_results(stages))
-        if (place := delivery.workflow) is not None:
-            found.insert(0, NoteStep(place, _state_of(payload, done=done), RECORD_KEPT + longest_wait_of(found)))
     except UndecodableError:  # it is dead-lettered as undecodable: a field that cannot be read has no side effects
-        return found
+        pass
     except Exception:  # a mistake of ours: it must not keep a task from becoming a dead letter
         if done:
             raise
+    if (place := delivery.workflow) is not None:
+        found.insert(0, NoteStep(place, _state_of(payload, done=done), RECORD_KEPT + longest_wait_of(found)))
     return found
 
 

@@ -245,6 +245,37 @@ async def server_delayed(broker: RedisBroker) -> int:
     return int(await broker.client.zcard("queue:standard:delayed"))
 
 
+async def test_many_steps_are_cancelled_together(server, broker, monkeypatch):
+    """A hundred of them in two round trips; one that has moved is found as its handle finds it."""
+    flow = await broker.start(group(*(number.call(n) for n in range(250))).then(total))
+    entry, flat = server.command("XRANGE", "queue:standard", "-", "+")[120]
+    server.command("XADD", "queue:standard", "*", *flat)
+    server.command("XDEL", "queue:standard", entry)
+    trips: list[int] = []
+    attempt = broker.store.attempt
+
+    async def counted(commands):
+        trips.append(len(commands))
+        return await attempt(commands)
+
+    monkeypatch.setattr(broker.store, "attempt", counted)
+    assert await flow.cancel()
+    assert len(trips) < 20
+    assert server.command("XLEN", "queue:standard") == 0
+    assert (await flow.status()).counts[StepState.CANCELLED] == 251
+
+
+async def test_a_message_that_cannot_be_read_is_a_dead_step(server, broker):
+    """Whatever a step dies of, its workflow knows."""
+    flow = await broker.start(number.call(1).then(number), workflow_id="order-7")
+    ((entry, flat),) = server.command("XRANGE", "queue:standard", "-", "+")
+    server.command("XDEL", "queue:standard", entry)
+    server.command("XADD", "queue:standard", "*", *flat, "then", "nonsense")
+    await burst(broker, *ALL)
+    assert [letter["reason"] for letter in dead(server)] == ["undecodable"]
+    assert word(await flow.status()) == "failed: dead waiting"
+
+
 async def test_a_replay_after_the_cancellation_runs_its_step_alone(server, broker):
     """A dead step stays a dead letter. Who replays it wants it to run; what came after it is cancelled."""
     sick.add("yes")

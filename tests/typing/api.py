@@ -25,13 +25,18 @@ from streamq import (
     RedisBroker,
     RetryLater,
     Status,
+    StepState,
     SyncBroker,
     SyncHandle,
     SyncWorkflow,
+    SyncWorkflowHandle,
     TaskRef,
     Tier,
     Worker,
     Workflow,
+    WorkflowHandle,
+    WorkflowState,
+    WorkflowStatus,
     as_completed,
     batch_task,
     current_batch,
@@ -138,6 +143,12 @@ async def workflows(broker: RedisBroker) -> None:
     assert_type(send.call("a").then(group(step(report), step(report, title="x"))), Chain[list[str]])
     assert_type(await broker.start(send.call("a").then(report), workflow_id="x"), Workflow[str])
     assert_type(await (await broker.start(group(send.call("a")))).result(timeout=5), list[dict[str, int]])
+    whole: WorkflowHandle = await broker.start(send.call("a"))
+    assert_type(broker.workflow("x"), WorkflowHandle)
+    assert_type(await whole.status(), WorkflowStatus)
+    assert_type((await whole.status()).counts, dict[StepState, int])
+    assert_type(await whole.progress(), Progress | None)
+    assert_type(await whole.cancel(), bool)
     send.call("a").then(resize, width=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     send.call("a").then(report, titel="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     send.call("a").then(report, title=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -307,6 +318,9 @@ def without_an_event_loop(broker: SyncBroker) -> None:
     assert_type(broker.enqueue_many([send.call("a"), resize.call("b", width=3)]), list[SyncHandle[Any]])
     assert_type(broker.start(send.call("a").then(report)), SyncWorkflow[str])
     assert_type(broker.start(group(send.call("a"))).result(5), list[dict[str, int]])
+    assert_type(broker.workflow("x"), SyncWorkflowHandle)
+    assert_type(broker.workflow("x").status().state, WorkflowState)
+    assert_type(broker.start(send.call("a")).progress(), Progress | None)
     assert_type(broker.handle("x", task=resize), SyncHandle[bytes])
     assert_type(broker.handle("x"), SyncHandle[Any])
     assert_type(broker.handle("x").status(), Status)
