@@ -58,7 +58,8 @@ def key_options(keys: Keys, *, streams: Iterable[str] | None = None) -> tuple[st
 def streamq_command(keys: Keys, *words: str, streams: Iterable[str] | None = None) -> str:
     """Return a command of streamq about these keys, or about other `streams` of their namespace, for a shell."""
     by_app = None if "--url" in words else _by_app.get(keys)
-    if by_app is None or (streams is not None and not by_app):
+    chosen = by_app is not None and not {"--queue", "--tiers"}.isdisjoint(by_app)
+    if by_app is None or (streams is not None and (chosen or not by_app)):
         return shlex.join(("streamq", *words, *key_options(keys, streams=streams)))
     other = () if streams is None else _tier_options(keys.namespace, list(streams))
     return shlex.join(("streamq", *words, *by_app, *other))

@@ -124,6 +124,11 @@ def test_remedies_name_the_app(run, valkey):
     assert "streamq dlq ls --app shop --group h" in remedy
     remedy = run("dlq", "show", "none", "--app", "shop", "--url", valkey.url)[2][0]
     assert "streamq dlq ls --namespace tt --group g --tiers mail,media" in remedy
+    valkey.command("XADD", "tt:now", "*", "task", "send")
+    (remedy,) = [line for line in run("doctor", "--app", "shop")[1] if "streamq doctor" in line]
+    assert remedy.endswith("streamq doctor --app shop --queue tt:now")
+    (remedy,) = [line for line in run("doctor", "--app", "shop", "--tiers", "media")[1] if "streamq doctor" in line]
+    assert remedy.endswith("-> streamq doctor --group g --queue tt:now")
     remedy = run("dlq", "show", "none", "--url", valkey.url, "--namespace", "tt")[2][0]
     assert "streamq dlq ls --namespace tt" in remedy
 
