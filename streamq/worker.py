@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -35,23 +35,21 @@ from streamq.consumer.on_exhausted import OnExhausted
 from streamq.consumer.outcome_log import log_done, logs_done
 from streamq.consumer.prefetch_buffer import PREFETCH_BYTES, PrefetchBuffer
 from streamq.consumer.preparing import prepare_later
-from streamq.consumer.process_run import Processes
+from streamq.consumer.process_pool import Processes
 from streamq.consumer.progress_reporter import ProgressReporter
 from streamq.consumer.promoter import Promoter
 from streamq.consumer.runner_pool import Runners
 from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
+from streamq.consumer.worker_arguments import check_batch, served_tiers, tasks_by_name
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import BrokerError, ConfigurationError, LifespanEndedError, TaskNameError
+from streamq.errors import BrokerError, ConfigurationError, LifespanEndedError
 from streamq.middleware.chain import MiddlewareChain, Resident, as_chain
 from streamq.queue.store import Store
-from streamq.tasks.batch import BatchTask
 from streamq.tasks.task import Task
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_callable, check_items, check_level, check_type
 from streamq.wire.keys import Keys
-from streamq.wire.tiers import Tier
 
 log = SafeLog("streamq")
 
@@ -100,10 +98,12 @@ class Worker:
     to weights; None serves all, with the broker's weights. `max_crashes` is how many workers a task may crash.
     `unknown_wait` (s) is how long a task that no worker knows is kept. `max_prefetch` is how many deliveries it holds
     beyond the running ones, at most; `prefetch_bytes` is how many bytes of large deliveries it holds, running ones
-    included. `lifespan(worker)` is an async context manager around the whole run; the value it
-    yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends once the queue is
-    empty. `log_failures` is the level of the line that is logged for each failed attempt (docs/logs.md): "debug",
-    "info", "warning" or "error". `seed` seeds the jitter, for tests.
+    included. `processes` is how many runs of tasks with `run_in="process"` go on at once, None as many as there are
+    usable cores; a process ends after `max_tasks_per_process` runs, and after one that leaves it with more than
+    `max_rss` bytes, and begins with a call of `initializer`. `lifespan(worker)` is an async context manager around the
+    whole run; the value it yields is each delivery's `state`. `listeners` get every event. With `burst` the worker ends
+    once the queue is empty. `log_failures` is the level of the line that is logged for each failed attempt
+    (docs/logs.md): "debug", "info", "warning" or "error". `seed` seeds the jitter, for tests.
 
     Raises ConfigurationError or TaskNameError if an argument cannot be used.
     """
@@ -112,15 +112,17 @@ class Worker:
         self, broker: RedisBroker, tasks: Iterable[Task[Any, Any]], *, middleware: MiddlewareChain | None = None,
         concurrency: int = 100, visibility_timeout: float = 30.0, grace_period: float = 25.0,
         tiers: Mapping[str, int] | None = None, max_crashes: int = 3, unknown_wait: float = 300.0,
-        max_prefetch: int = 500, prefetch_bytes: int = PREFETCH_BYTES,
+        max_prefetch: int = 500, prefetch_bytes: int = PREFETCH_BYTES, processes: int | None = None,
+        max_tasks_per_process: int | None = None, max_rss: int | None = None,
+        initializer: Callable[[], object] | None = None,
         lifespan: Lifespan | None = None, listeners: Iterable[Listener] = (),
         name: str | None = None, burst: bool = False, log_failures: str = "info", seed: int | None = None,
     ) -> None:  # fmt: skip
         self.broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
         self.name = consumer_name(name)
-        self.tasks = _by_name(tasks)
+        self.tasks = tasks_by_name(tasks)
         self._declared = broker.declared(self.tasks.values())
-        self.tiers = _served_tiers(broker.tiers, tiers)
+        self.tiers = served_tiers(broker.tiers, tiers)
         self.concurrency = bounds.CONCURRENCY.check(concurrency)
         self.visibility_timeout = bounds.VISIBILITY_TIMEOUT.check(visibility_timeout)
         self.grace_period = bounds.GRACE_PERIOD.check(grace_period)
@@ -133,7 +135,7 @@ class Worker:
             name: broker.middleware.joined(self.middleware, task.middleware) for name, task in self.tasks.items()
         }
         for task in self.tasks.values():
-            _check_batch(task, self.concurrency)
+            check_batch(task, self.concurrency)
         self.burst = check_type("burst", burst, bool, "True or False")
         self._failure_level = check_level("log_failures", log_failures)
         self.state = State.NEW
@@ -147,7 +149,10 @@ class Worker:
         self._stop_now = anyio.Event()
         self._consumer: Consumer | None = None
         self._threads: Threads | None = None
-        self._processes = Processes()
+        self._processes = Processes(
+            processes, tasks=self.tasks.values(), max_tasks=max_tasks_per_process, max_rss=max_rss,
+            initializer=initializer,
+        )  # fmt: skip
         self._owner: Owner | None = None  # where it runs
         self._start_trouble: str | None = None  # what keeps it from the server before it has a consumer
 
@@ -232,6 +237,7 @@ class Worker:
             consumer.settler.dead_letters.effects = on_exhausted
         leases = LeaseKeeper(consumer, on_cancel=runners.cancel, uniform=self._random)
         scheduler = Scheduler(consumer, self._declared)
+        consumer.buffer.capacity = self._processes.capacity(self.concurrency, consumer.wake_up, leases.sweep_soon)
         promoter = Promoter(
             consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=scheduler.changed
         )
@@ -246,9 +252,9 @@ class Worker:
                     *consumer.loops, leases.renew_forever, leases.sweep_forever, promoter.promote_forever,
                     promoter.listen_forever, watchdog.watch_forever, scheduler.tick_forever, threads.watch_forever,
                     reporter.report_forever, runners.timeouts.watch_forever, runners.overdue.watch_forever,
+                    self._processes.serve, lambda: prepare_later(self.tasks.values()),
                 ):  # fmt: skip
                     loops.start_soon(loop)
-                loops.start_soon(prepare_later, self.tasks.values())
                 if on_exhausted:
                     loops.start_soon(on_exhausted.serve)
                 for resident in self._residents():
@@ -286,8 +292,9 @@ class Worker:
     def _assemble(
         self, store: Store, threads: Threads, reporter: ProgressReporter, state: Any
     ) -> tuple[Consumer, Runners]:
+        slots, max_prefetch = self._processes.bound(self.concurrency, self.max_prefetch, tasks=len(self.tasks))
         buffer = PrefetchBuffer(
-            [tier.weight for tier in self.tiers], slots=self.concurrency, max_prefetch=self.max_prefetch,
+            [tier.weight for tier in self.tiers], slots=slots, max_prefetch=max_prefetch,
             suspect_after=min(_SUSPECT_AFTER, self.max_crashes - 1), suspect_wait=self.visibility_timeout,
             clock=self.broker.clock.elapsed, prefetch_bytes=self.prefetch_bytes,
         )  # fmt: skip
@@ -357,43 +364,3 @@ async def _cancel_when(asked: anyio.Event, scope: anyio.CancelScope) -> None:
 
 def _nothing() -> None:
     """Wake an event loop."""
-
-
-def _by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
-    found: dict[str, Task[Any, Any]] = {}
-    for task in check_items("tasks", tasks, "a list of tasks"):
-        if not isinstance(task, Task):
-            raise ConfigurationError(f"{repr_of(task)} is no task: decorate it with @task")
-        other = found.setdefault(task.name, task)
-        if other.function is not task.function:
-            raise TaskNameError(
-                f"two tasks are named {task.name!r}: {_place(other)} and {_place(task)}; give one @task(name=...)"
-            )
-    if not found:
-        raise ConfigurationError("tasks is empty: a worker needs at least one task")
-    return found
-
-
-def _check_batch(task: Task[Any, Any], concurrency: int) -> None:
-    """Raise ConfigurationError if the worker can never hold all messages of one batch."""
-    if isinstance(task, BatchTask) and task.batch.size > concurrency:
-        raise ConfigurationError(
-            f"batch task {task.name!r} has size={task.batch.size}, and the worker concurrency={concurrency}: "
-            "each message takes a slot; give the worker at least that concurrency, or the task a smaller size"
-        )
-
-
-def _place(task: Task[Any, Any]) -> str:
-    return f"{task.function.__module__}.{task.function.__qualname__}"
-
-
-def _served_tiers(tiers: tuple[Tier, ...], wanted: Mapping[str, int] | None) -> tuple[Tier, ...]:
-    if wanted is None:
-        return tiers
-    check_type("tiers", wanted, Mapping, "a mapping from names of tiers to weights")
-    names = {tier.name for tier in tiers}
-    if not wanted or not set(wanted) <= names:
-        raise ConfigurationError(
-            f"tiers={repr_of(dict(wanted))}: choose from the broker's tiers, {', '.join(tier.name for tier in tiers)}"
-        )
-    return tuple(replace(tier, weight=wanted[tier.name]) for tier in tiers if tier.name in wanted)

@@ -91,18 +91,28 @@ def load(specs: Iterable[str], *, folder: str | None = None, without_tasks: bool
 
 def load_listener(spec: str) -> Listener:
     """Import a listener, given as MODULE:NAME. Raises LoadingError if it cannot be used."""
+    found = _load_function("--listener", spec, "app.metrics:on_event", "a function of one argument, an event")
+    return cast("Listener", found)
+
+
+def load_initializer(spec: str) -> Callable[[], object]:
+    """Import what each process of handlers calls first, given as MODULE:NAME. Raises LoadingError as above."""
+    found = _load_function("--process-initializer", spec, "app.tasks:prepare", "a function without arguments")
+    return cast("Callable[[], object]", found)
+
+
+def _load_function(option: str, spec: str, example: str, wanted: str) -> object:
     place, _, name = spec.partition(":")
     if not name:
-        raise LoadingError(f"--listener {spec}: write MODULE:NAME, such as app.metrics:on_event")
+        raise LoadingError(f"{option} {spec}: write MODULE:NAME, such as {example}")
     module = _import(place)
     try:
         found = attrgetter(name)(module)
     except AttributeError:
-        raise LoadingError(f"--listener {spec}: {module.__name__} has no {name!r}", _files_of(module)) from None
+        raise LoadingError(f"{option} {spec}: {module.__name__} has no {name!r}", _files_of(module)) from None
     if not callable(found):
-        kind = type(found).__name__
-        raise LoadingError(f"--listener {spec} is of type {kind}: give a function of one argument, an event")
-    return cast("Listener", found)
+        raise LoadingError(f"{option} {spec} is of type {type(found).__name__}: give {wanted}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

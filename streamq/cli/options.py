@@ -77,7 +77,7 @@ def processes(text: str) -> int:
     """Parse a process count: a whole number, or `auto` for one per usable core. For click's `type`."""
     word = text.strip().lower()
     if word == "auto":
-        from streamq.cli.cpu_count import usable_cores  # noqa: PLC0415 - read only when asked for
+        from streamq.consumer.cpu_count import usable_cores  # noqa: PLC0415 - read only when asked for
 
         return usable_cores()
     if not (_COUNT.fullmatch(word) and 0 < int(word) <= _MOST_PROCESSES):

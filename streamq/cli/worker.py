@@ -32,6 +32,15 @@ from streamq.cli.usage_errors import CommandLineError
               help="Run asyncio on uvloop. [default: if it is installed]")  # fmt: skip
 @click.option("--processes", "-p", type=processes, metavar="N|auto", default="1", show_default=True, show_envvar=True,
               help="Worker processes. One that ends is replaced. auto: one for each usable core.")  # fmt: skip
+@click.option("--task-processes", type=WholeNumber(1, 1_024), metavar="N", show_envvar=True,
+              help="Processes of one worker process for tasks with run_in='process'. [default: the usable cores]"
+              )  # fmt: skip
+@click.option("--max-tasks-per-process", type=WholeNumber(1, 1_000_000_000), metavar="N", show_envvar=True,
+              help="Such a process is replaced after N tasks.")  # fmt: skip
+@click.option("--process-max-rss", type=WholeNumber(1 << 20, 1 << 40), metavar="BYTES", show_envvar=True,
+              help="Such a process is replaced when a task leaves it with more memory.")  # fmt: skip
+@click.option("--process-initializer", metavar="MODULE:NAME", show_envvar=True,
+              help="A function that such a process calls first, such as app.tasks:prepare.")  # fmt: skip
 @click.option("--burst", is_flag=True, show_envvar=True, help="Exit when the queue is empty.")
 @click.option("--grace", type=duration, default="25s", show_default=True, show_envvar=True,
               help="Grace period for running tasks after the first SIGTERM or Ctrl-C.")  # fmt: skip

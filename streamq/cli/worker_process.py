@@ -20,7 +20,7 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
-from streamq.cli.loading import Loaded, LoadingError, load, load_listener
+from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
 from streamq.cli.run_command import check_backend, run, uvloop_installed
 from streamq.cli.server_options import SIGNING_OPTIONS, TIERS, ServerOptions
@@ -118,6 +118,8 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
         unknown = ", ".join(sorted(weights.keys() - own.keys()))
         raise CommandLineError(f"--tiers: no tier {unknown}; this broker has {', '.join(own)}")
     chosen = None if weights is None else {name: weight or own[name] for name, weight in weights.items()}
+    spec = settings.process_initializer
+    initializer = None if spec is None else load_initializer(spec)
     try:
         return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
@@ -126,6 +128,8 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=lifespan,
             name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
             unknown_wait=settings.unknown_wait, log_failures=settings.log_failures,
+            processes=settings.task_processes, max_tasks_per_process=settings.max_tasks_per_process,
+            max_rss=settings.process_max_rss, initializer=initializer,
         )  # fmt: skip
     except StreamqError as error:
         raise from_streamq_error(error) from error

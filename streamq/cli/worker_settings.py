@@ -15,9 +15,9 @@ Backend = Literal["asyncio", "trio"]
 class Settings:
     """The options of `streamq worker`, checked as far as possible without importing user code.
 
-    `weights` are the weights of the tiers to serve; None serves all tiers with their own weights.
-    `listeners` are MODULE:NAME. `first` is False in child processes that do not print the banner. `grace`, `lease` and
-    `unknown_wait` are seconds.
+    `weights` are the weights of the tiers to serve; None serves all tiers with their own weights. `listeners` and
+    `process_initializer` are MODULE:NAME. `first` is False in child processes that do not print the banner. `grace`,
+    `lease` and `unknown_wait` are seconds.
     """
 
     modules: tuple[str, ...]
@@ -29,6 +29,10 @@ class Settings:
     backend: Backend = "asyncio"
     uvloop: bool | None = None
     processes: int = 1
+    task_processes: int | None = None
+    max_tasks_per_process: int | None = None
+    process_max_rss: int | None = None
+    process_initializer: str | None = None
     burst: bool = False
     grace: float = 25.0
     lease: float = 30.0

@@ -38,7 +38,7 @@ def refuse_in_loading_process(what: str) -> None:
     """Raise ConfigurationError in a process of `run_in="process"` that loads the main module of its program again.
 
     What a script without a guard does there would be done twice: tasks sent, a worker run in the process of a handler.
-    anyio takes the main module away while it loads it.
+    It has no main module while it loads that.
     """
     if sys.modules.get("__main__") is None:
         raise ConfigurationError(

@@ -16,7 +16,7 @@ import anyio
 
 from streamq.consumer.batching import Batches
 from streamq.consumer.process_outcome import EncodedResult, pack
-from streamq.consumer.process_run import Processes
+from streamq.consumer.process_pool import Processes
 from streamq.consumer.shortage import NotStartedError
 from streamq.consumer.threads import Threads
 from streamq.consumer.unrun_result import PLAIN, awaited
@@ -32,7 +32,7 @@ from streamq.tasks.task import Task
 from streamq.wire.delivery import Delivery
 from streamq.wire.side_effects import DEDUP_UNTIL
 
-_MODULES = {"loop": (), "thread": ("anyio.from_thread",), "process": ("anyio.to_process", "pickle")}  # of its runs
+_MODULES = {"loop": (), "thread": ("anyio.from_thread",), "process": ("pickle",)}  # of its runs
 Runnable = Callable[[Delivery, Sequence[Any], dict[str, Any]], Awaitable[Any]]
 
 

@@ -66,6 +66,7 @@ class LeaseKeeper:
         )  # fmt: skip
         self._others_return_until = 0.0  # until when the other consumers may still reconnect after an outage
         self.sweeping = True
+        self._full = False  # had it no process left as this sweep began?
 
     def __repr__(self) -> str:
         return f"<LeaseKeeper of {self._consumer.name} every {self.interval:g} s>"
@@ -145,7 +146,9 @@ class LeaseKeeper:
 
     def sweep_soon(self) -> None:
         """Sweep as soon as there is room: a delivery was released."""
-        self._wake.set()
+        capacity = self._consumer.buffer.capacity
+        if capacity is None or not capacity.full:  # what it has released itself it would find again
+            self._wake.set()
 
     async def sweep_forever(self) -> None:
         """Sweep every third of the visibility timeout, and on `sweep_soon`, until cancelled."""
@@ -173,6 +176,7 @@ class LeaseKeeper:
     async def _sweep(self) -> bool:
         """Sweep each tier with pending entries to its end; False if room ran out before."""
         consumer = self._consumer
+        self._full = consumer.buffer.capacity is not None and consumer.buffer.capacity.full
         if self._room() <= 0 and self._clock.elapsed() < self._surveyed + self.interval:
             return False
         forgotten, started = 2 * consumer.visibility_timeout, self._clock.elapsed()
@@ -197,6 +201,8 @@ class LeaseKeeper:
                     continue
                 complete, gone = complete and to_the_end, gone or died
         self._taken_over.say(self._clock.elapsed(), complete=complete)
+        if complete and consumer.buffer.capacity is not None:
+            consumer.buffer.capacity.swept()
         if (gone and (complete or started >= self._removed + self.interval)) or self._removing.due():
             self._removed = started
             await self._removing.carry_out(partial(self._remove_consumers, forgotten))
@@ -244,7 +250,12 @@ class LeaseKeeper:
                 return False, died
             if cursor == _START and len(found) + len(cancelled) < count:
                 return True, died
-        return False, died
+        capacity = consumer.buffer.capacity
+        return capacity is not None and capacity.full and not self._full, died
 
     def _room(self) -> int:
-        return self._consumer.buffer.room() if self.sweeping and self._consumer.is_registered else 0
+        buffer = self._consumer.buffer
+        if not self.sweeping or not self._consumer.is_registered:
+            return 0
+        room = buffer.room(swept=True)
+        return room if buffer.capacity is None else buffer.capacity.room_to_sweep(room, full=self._full)

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
 
+from streamq.consumer.capacity import Capacity
 from streamq.wire.delivery import Delivery
 from streamq.wire.tiers import FairChooser
 
@@ -62,6 +63,7 @@ class PrefetchBuffer:
         self.backlog = [True] * len(weights)  # by tier: are more entries to be read, as far as known?
         self.barred: frozenset[int] = frozenset()  # tiers that are not read for now (see `reads`)
         self.closed = False
+        self.capacity: Capacity | None = None  # of tasks that run in processes of their own
         self._clock = clock
         self._chooser = FairChooser(weights)
         self._buffers: list[deque[Delivery]] = [deque() for _ in weights]
@@ -88,8 +90,8 @@ class PrefetchBuffer:
         """Add deliveries; return those that are new (a sweep may find deliveries that are held here already)."""
         held = self.held[tier]
         buffer = self._buffers[tier]
-        if held:
-            deliveries = [delivery for delivery in deliveries if delivery.entry_id not in held]
+        if held or self.capacity is not None:
+            deliveries = self._to_be_held(held, deliveries)
         if not self._buffered:
             self.last_start = self._clock()
         before = len(buffer)
@@ -115,6 +117,10 @@ class PrefetchBuffer:
         if buffer:
             self._chooser.ready(tier)
         return list(deliveries)
+
+    def _to_be_held(self, held: dict[bytes, Delivery], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        new = [delivery for delivery in deliveries if delivery.entry_id not in held]
+        return new if self.capacity is None else [delivery for delivery in new if self.capacity.takes(delivery)]
 
     def note_read(self, tier: int, *, more: bool) -> None:
         """Note that a read of this tier showed whether more entries wait."""
@@ -175,6 +181,8 @@ class PrefetchBuffer:
         self.held[tier].pop(entry_id, None)
         if self._large:
             self.held_bytes -= self._large.pop(entry_id, 0)
+        if self.capacity is not None:
+            self.capacity.forget(entry_id)
 
     def settled(self, tier: int, deliveries: Sequence[Delivery]) -> None:
         """Hold deliveries of a tier no longer: they were settled."""
@@ -183,6 +191,9 @@ class PrefetchBuffer:
             pop(delivery.entry_id, None)
         if self._large:
             self.held_bytes -= sum(self._large.pop(delivery.entry_id, 0) for delivery in deliveries)
+        if self.capacity is not None:
+            for delivery in deliveries:
+                self.capacity.forget(delivery.entry_id)
 
     def remove_unstarted(self, delivery: Delivery) -> bool:
         """Take out a delivery that has not started; False if it has."""
@@ -200,7 +211,7 @@ class PrefetchBuffer:
 
     def take_unstarted(self) -> list[Delivery]:
         """Take out and return everything that has not started."""
-        found = [*self._suspects]
+        found = [*self._suspects, *([] if self.capacity is None else self.capacity.take_surplus())]
         self._suspects.clear()
         for tier, buffer in enumerate(self._buffers):
             found += buffer
@@ -210,12 +221,13 @@ class PrefetchBuffer:
         return found
 
     def take_stuck(self) -> list[Delivery]:
-        """Take out and return prefetched deliveries that could not start for a while (see STUCK_AFTER)."""
+        """Take out and return prefetched deliveries that could not start for a while (see STUCK_AFTER), and surplus."""
+        surplus = [] if self.capacity is None else self.capacity.take_surplus()
         if not self._buffered or self._clock() < self.last_start + STUCK_AFTER:
-            return []
+            return surplus
         waiting = list(self._suspects)
         self._suspects.clear()
-        found = self.take_unstarted()
+        found = [*surplus, *self.take_unstarted()]
         self._suspects.extend(waiting)
         self._horizons.clear()  # or there would be room to read them again at once
         self.finished = 0
@@ -229,6 +241,8 @@ class PrefetchBuffer:
     def next_check(self) -> float | None:
         """Return when to look again: prefetched deliveries are stuck then, or a suspect has waited long enough."""
         times = [self.last_start + STUCK_AFTER] if self._buffered else []
+        if self.capacity is not None and self.capacity.has_surplus:
+            times.append(self._clock())
         gate = self._suspect_since + self.suspect_wait
         if self._suspects and self._running_suspect is None and gate > self._clock():
             times.append(gate)
@@ -267,9 +281,9 @@ class PrefetchBuffer:
                 second = finished
         return min(self.max_prefetch, second)
 
-    def room(self) -> int:
-        """Return how many more deliveries are worth having."""
-        if self.closed or self.isolating:
+    def room(self, *, swept: bool = False) -> int:
+        """Return how many more deliveries are worth having: of those that wait for a sweep, or of new ones."""
+        if self.closed or self.isolating or (self.capacity is not None and self.capacity.exhausted and not swept):
             return 0
         room = max(0, self.slots - self.running) + self.prefetch() - self._buffered
         left = (self.prefetch_bytes - self.held_bytes) // self._expected

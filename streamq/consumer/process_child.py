@@ -1,37 +1,53 @@
-"""What runs in a child process of a handler with `run_in="process"`.
+"""What runs in a process of handlers with `run_in="process"`.
 
-anyio talks to the child through its standard input and output. A program that the handler starts inherits both, and a
-library in C may print: its output would be taken for replies, and unpickled. So the child moves them to other
-descriptors, which no program inherits, before anything of the user is imported. A child that the handler itself forks
-does not keep them, or the worker would wait for it when its parent is killed. And it ends with the call: it must not
-answer in its parent's place.
+It has a socket of its own to its worker (`process_channel`), on which nothing else writes. Its standard input is empty;
+its standard output and error are pipes, whose lines the worker logs with the fields of the task. A child that the
+handler itself forks keeps neither the socket nor the pipe below, or the worker would wait for it when its parent is
+killed. And it ends with the call: it must not answer in its parent's place.
 
-Ctrl-C, and a stop of systemd, reach every process of the worker. The worker drains, so the child goes on. It ends with
-the worker: at the latest when the worker's end of its standard input is closed, on Linux in the middle of a run, too.
+Ctrl-C, and a stop of systemd, reach every process of the worker. The worker drains, so this one goes on. It ends with
+the worker: at the latest when the worker's end of the socket is closed, on Linux in the middle of a run, too.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import pickle
+import resource
+import runpy
 import signal
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from streamq.client.owner import end_child
-from streamq.consumer.process_outcome import Sent, SentRefusal, send_error, send_result, unpack
+from streamq.consumer.process_channel import Channel, Reports, ToWorker
+from streamq.consumer.process_frames import Call, How, Kind, Setup
+from streamq.consumer.process_outcome import (
+    Sent,
+    SentRefusal,
+    needs_main_module,
+    pack_answer,
+    send_error,
+    send_result,
+    unpack,
+)
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ArgumentsError
-from streamq.handlers.context import note_process
+from streamq.handlers.context import delivery_var, note_process, reporter_var
 from streamq.tasks.arguments import Arguments, SentArguments
 from streamq.tasks.batch import ItemArguments
 from streamq.tasks.task import Task
+from streamq.wire.delivery import Delivery
 
 _SIGNALS = [int(number) for number in signal.valid_signals()]
 _TIMERS = [getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name)]
@@ -39,71 +55,152 @@ _TIMERS = [getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "
 _handler_of: Callable[[int], Any] = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 _TRIES = 100
 
-_pipes: list[int] = []  # anyio's two, once they are no longer the standard descriptors
 _replaced: dict[int, Any] = {}  # the handlers that were there before `_go_on`
 _known: dict[tuple[str, str, str], Arguments] = {}  # of the functions that have run here
+_PAGE = resource.getpagesize()
 
 
 class _RefusedError(Exception):
     """The arguments do not fit, for this reason."""
 
 
-class How(NamedTuple):
-    """How a function is called. `batch`: with a list of items, and each item of a list that it returns has an outcome
-    of its own. `validate`: by its annotations.
-    """
-
-    batch: bool
-    validate: bool
+class _MainModuleError(Exception):
+    """The main module of the program cannot be loaded here."""
 
 
-def get_ready(token: int) -> tuple[int, None]:
-    """Is the first call of a process."""
-    _set_apart()
-    return token, None
-
-
-def call_by_name(token: int, task: str, module: str, qualname: str, packed: bytes, how: How) -> tuple[int, Sent]:
-    """Run a task's function: it is looked up by name, no code is sent. Return its outcome, with the token of the call.
-
-    Nothing is raised: what is raised, and what is returned, anyio pickles; a SystemExit would end this process, and
-    the next task with it.
-    """
+def serve(descriptor: int, lifeline: int) -> None:
+    """Run tasks for the worker at the other end of a socket, until that is closed. Is the whole life of a process."""
+    channel = Channel(descriptor)
+    _set_apart(channel, lifeline)
+    _end_with_worker(lifeline)
+    (_, _, body) = channel.receive() or sys.exit(0)
+    setup = Setup(*pickle.loads(body))  # noqa: S301 - from our own worker
+    note_process()
     try:
-        _set_apart()
-        note_process()
-        returned, encode = _run(task, module, qualname, packed, how)
+        _begin(setup, channel)
+    except BaseException as error:  # noqa: BLE001 - the user's code
+        channel.send(Kind.FAILED, _why(error, setup).encode(errors="backslashreplace"))
+        _flush()
+        sys.exit(1)
+    _flush()
+    channel.send(Kind.READY)
+    reports = Reports(channel)
+    while (told := channel.receive()) is not None:
+        _, channel.call, body = told
+        channel.send(Kind.BEGUN)
+        answer = pack_answer(_outcome(Call(*pickle.loads(body)), setup, reports), _memory())  # noqa: S301
+        _flush()
+        reports.flush()
+        channel.send(Kind.ANSWER, answer)
+        channel.call = 0
+
+
+def _begin(setup: Setup, channel: Channel) -> None:
+    """Do what comes before the first run: log lines, the modules of the tasks, the initializer."""
+    root = logging.getLogger()
+    root.addHandler(ToWorker(channel))
+    logging.disable(setup.disabled)
+    for name, level in setup.levels.items():
+        logging.getLogger(name or None).setLevel(level)
+    if "__main__" in setup.modules:
+        _load_main(setup)
+    for module in setup.modules:
+        with suppress(Exception):  # the run of a task of it raises that again
+            importlib.import_module(module)
+    if setup.initializer is not None:
+        _found(*setup.initializer)()
+
+
+def _why(error: BaseException, setup: Setup) -> str:
+    if isinstance(error, _MainModuleError):
+        return str_of(error)
+    name = ".".join(setup.initializer or ())
+    return f"its initializer, {name}, failed: {type_name(error)}: {str_of(error)}"
+
+
+def _load_main(setup: Setup) -> None:
+    """Load the main module of the program, under another name, as multiprocessing does. Once."""
+    if setup.main is None or "__mp_main__" in sys.modules:
+        return
+    by, where = setup.main
+    sys.modules.pop("__main__", None)  # see `refuse_in_loading_process`
+    load: Callable[..., dict[str, Any]] = runpy.run_module if by == "name" else runpy.run_path
+    options: dict[str, Any] = {"alter_sys": True} if by == "name" else {}
+    try:
+        found = load(where, run_name="__mp_main__", **options)
+    except BaseException as error:
+        text = f"it could not load the main module of the program, {where}: {type_name(error)}: {str_of(error)}"
+        raise _MainModuleError(text) from error
+    main = types.ModuleType("__mp_main__")
+    main.__dict__.update(found)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+
+
+def _found(module: str, qualname: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _outcome(call: Call, setup: Setup, reports: Reports) -> Sent:
+    """Run a task's function: it is looked up by name, no code is sent. Return its outcome. Never raises."""
+    try:
+        if call.module == "__main__" or needs_main_module(call.packed):
+            _load_main(setup)
+        returned, encode = _run(call, reports)
     except _RefusedError as refused:
-        return token, SentRefusal(str_of(refused))
+        return SentRefusal(str_of(refused))
     except BaseException as error:  # noqa: BLE001 - as in a thread, whatever it is belongs to this run
-        return token, send_error(error)
-    return token, send_result(returned, encode, batch=how.batch)
+        return send_error(error)
+    return send_result(returned, encode, batch=call.how.batch)
 
 
-def _run(task: str, module: str, qualname: str, packed: bytes, how: How) -> tuple[Any, Callable[[Any], bytes]]:
-    process, put_back, outlive_worker = os.getpid(), _state(), _end_with_worker()
+def _flush() -> None:
+    """Send what was printed: it belongs to the run that ends."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with suppress(Exception):  # the user's: closed, or of a class of its own
+            stream.flush()  # type: ignore[union-attr]
+
+
+def _memory() -> int:
+    """Return how many bytes of memory this process has now; where that cannot be read, the most that it ever had."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, ValueError):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def _run(call: Call, reports: Reports) -> tuple[Any, Callable[[Any], bytes]]:
+    process, put_back = os.getpid(), _state()
     try:
         with warnings.catch_warnings():  # the next run in this process begins as this one did
-            args, kwargs = unpack(packed)
-            found: Any = importlib.import_module(module)
-            for part in qualname.split("."):
-                found = getattr(found, part)
+            args, kwargs = unpack(call.packed)
+            found = _found(call.module, call.qualname)
             function: Callable[..., Any] = found.function if isinstance(found, Task) else found
-            arguments = _arguments(task, module, qualname, function, how)
+            arguments = _arguments(call.task, call.module, call.qualname, function, call.how)
             encode = arguments.result_type.encode
             try:
-                args, kwargs = _fitted(arguments, args, kwargs, how)
+                args, kwargs = _fitted(arguments, args, kwargs, call.how)
             except ArgumentsError as error:
                 raise _RefusedError(error.reason) from None
-            returned = RunContext().call(function, *args, **kwargs)
+            returned = RunContext().call(partial(_with_delivery, call, reports, function), *args, **kwargs)
             if type(returned) not in PLAIN:
-                refuse_unrun(task, returned)
+                refuse_unrun(call.task, returned)
             return returned, encode
     finally:
-        if os.getpid() != process:  # the handler forked, and this is the child
-            end_child()
+        if os.getpid() != process:  # the handler forked, and this is the child: it must not answer for its parent
+            os._exit(0 if sys.exc_info()[0] is None else 1)
         _insist(put_back)
-        _insist(outlive_worker)
+
+
+def _with_delivery(call: Call, reports: Reports, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    if call.delivery is not None:
+        tier, name, entry_id, flat, redelivered, crashed = call.delivery
+        delivery_var.set(Delivery(tier, name, entry_id, flat, redelivered=redelivered, crashed_workers=crashed))
+        reporter_var.set(reports)
+    return function(*args, **kwargs)
 
 
 def _arguments(task: str, module: str, qualname: str, function: Callable[..., Any], how: How) -> Arguments:
@@ -162,92 +259,59 @@ def _insist(step: Callable[[], None]) -> None:
     return None
 
 
-# --- apart from the worker's terminal, pipes and life ----------------------------------------------
+# --- apart from the worker's terminal and life ------------------------------------------------------
 
 
-def _set_apart() -> None:
-    if _pipes:
-        return
-    copies = _copies_of((0, 1, 2))
-    for stream, mode in ((sys.__stdin__, "rb"), (sys.__stdout__, "wb")):
-        binary: Any = getattr(stream, "buffer", None)
-        raw = getattr(binary, "raw", binary)
-        _pipes.append(os.dup(raw.fileno()))
-        raw.__init__(_pipes[-1], mode)  # the same object, which anyio holds, on another descriptor
-    _close((0, 1, 2, *copies))
-    sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115 - those of anyio are the pipes
-    sys.__stdout__ = sys.__stderr__ = open(1, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    if hasattr(signal, "pthread_sigmask"):  # a program that the handler starts would inherit the mask
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
+def _set_apart(channel: Channel, lifeline: int) -> None:
+    """Let no program that the handler starts have the way to the worker; mind no signal that is meant for that."""
+    for descriptor in (channel.descriptor, lifeline):
+        os.set_inheritable(descriptor, False)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True, errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         if (before := signal.getsignal(number)) != signal.SIG_IGN:
             _replaced[number] = before
             signal.signal(number, _go_on)  # not SIG_IGN: programs that the handler starts would inherit that
+    if hasattr(signal, "pthread_sigmask"):  # the worker has blocked them for the time of the start
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _copies_of(descriptors: tuple[int, ...]) -> list[int]:
-    """Return the other descriptors of the same pipes. uvloop leaves some, and a fork that has them holds the pipes."""
-    pipes = {_file_of(one) for one in descriptors} - {None}
-    try:
-        open_now = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - pathlib is not loaded for this
-    except OSError:  # no system without /dev/fd has uvloop
-        return []
-    return [one for one in open_now if one not in descriptors and _file_of(one) in pipes]
-
-
-def _file_of(descriptor: int) -> tuple[int, int] | None:
-    try:
-        found = os.fstat(descriptor)
-    except OSError:  # the one by which the others were listed
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _close(descriptors: tuple[int, ...]) -> None:
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(nothing, descriptor, inheritable=descriptor <= 2)
-    os.close(nothing)
+        os.register_at_fork(after_in_child=partial(_after_fork_in_child, channel, lifeline))
 
 
 def _go_on(number: int, frame: object) -> None:
     """Do nothing: the worker has had the signal as well, and drains."""
 
 
-def _after_fork_in_child() -> None:
-    """Leave the pipes, so that the worker hears of the end of its process, and mind signals as before."""
-    _close(tuple(_pipes))
+def _after_fork_in_child(channel: Channel, lifeline: int) -> None:
+    """Leave the way to the worker, so that it hears of the end of its process, and mind signals as before."""
+    channel.leave()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, lifeline, inheritable=False)
+    os.close(nothing)
     for number, before in _replaced.items():
         if signal.getsignal(number) is _go_on:
             signal.signal(number, before)
 
 
-def _end_with_worker() -> Callable[[], None]:
-    """Have the system kill this process if the worker ends meanwhile, even by SIGKILL: another one runs the task again.
+def _end_with_worker(lifeline: int) -> None:
+    """Have the system kill this process when the worker ends, even by SIGKILL: another one runs the task again.
 
-    A closed pipe sends a signal to whoever asks for that (Linux). Nothing else is written to it during a run. PDEATHSIG
-    would do it when the thread ends that started this process; under trio that is any thread. Return what undoes it.
+    A pipe whose other end is closed sends a signal to whoever asks for that (Linux). Nothing is ever written to this
+    one: the signal of a write may come after its bytes were read, and killed runs that had just begun. PDEATHSIG would
+    do it when the thread ends that started this process; under trio that is any thread.
     """
-    pipe = _pipes[0]
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
         import select  # noqa: PLC0415
 
-        before = fcntl.fcntl(pipe, fcntl.F_GETFL)
-        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(pipe, fcntl.F_SETFL, before | os.O_ASYNC)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
         poll = select.poll()
     except (ImportError, AttributeError, OSError):  # another system: it ends when its run has ended
-        return lambda: None
-    poll.register(pipe, 0)
+        return
+    poll.register(lifeline, 0)
     if poll.poll(0):  # it has ended already
         os.kill(os.getpid(), signal.SIGKILL)
-
-    def undo() -> None:
-        with suppress(OSError):  # the handler has closed it
-            fcntl.fcntl(pipe, fcntl.F_SETFL, before)
-
-    return undo

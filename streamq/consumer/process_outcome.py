@@ -103,6 +103,7 @@ class SentRefusal:
 
 
 Sent = SentValue | SentError | SentBatch | SentRefusal
+_CLASSES = {(one.__module__, one.__qualname__): one for one in (SentValue, SentError, SentBatch, SentRefusal)}
 
 
 # --- in the process ---------------------------------------------------------------------------
@@ -192,7 +193,32 @@ def _main_module(name: str) -> str:
     return "__main__" + name.removeprefix(_MAIN) if name == _MAIN or name.startswith(_MAIN + ".") else name
 
 
+def pack_answer(sent: Sent, memory: int) -> bytes:
+    """Return an outcome, and the memory (bytes) of the process after it, as the worker reads them."""
+    return _dumps((sent, memory))
+
+
+def needs_main_module(packed: bytes) -> bool:
+    """May arguments have objects of the program's main module?"""
+    return packed.startswith(_AS_PICKLE)
+
+
 # --- in the worker ----------------------------------------------------------------------------
+
+
+def unpack_answer(packed: bytes) -> tuple[Sent, int]:
+    """Return the outcome that a process has sent, and its memory in bytes. Raises for what is none."""
+    import io  # noqa: PLC0415
+    import pickle  # noqa: PLC0415
+
+    class Outcomes(pickle.Unpickler):
+        """Makes objects of these classes alone."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            return _CLASSES[module, name]
+
+    sent, memory = Outcomes(io.BytesIO(packed)).load()
+    return sent, int(memory)
 
 
 def pack(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:

@@ -52,7 +52,7 @@ _processes_of_handlers: list[bool] = []  # not empty in a process that runs hand
 
 
 def note_process() -> None:
-    """Note that this is a process of `run_in="process"`: its handlers have nothing of their worker."""
+    """Note that this is a process of `run_in="process"`: its handlers have little of their worker."""
     _processes_of_handlers[:] = [True]
 
 
@@ -60,8 +60,8 @@ def nothing_here(text: str) -> LookupError:
     """Return the error of a call that needs its worker. In a process of handlers it says so, in place of `text`."""
     if _processes_of_handlers:
         text = (
-            'a handler with run_in="process" has no delivery, no batch and no worker, and reports no progress: pass '
-            "what it needs as arguments, or run the task in a thread"
+            'a handler with run_in="process" has no worker, no batch and no request to stop, and one of a batch no '
+            "delivery and no progress: pass what it needs as arguments, or run the task in a thread"
         )
     return LookupError(text)
 
@@ -76,9 +76,9 @@ def running_delivery() -> Delivery:
 def current_delivery() -> Delivery:
     """Return a copy of the delivery of the handler that calls this.
 
-    For async handlers and handlers in threads. A handler in a process of its own has no delivery.
+    For handlers in the event loop, in threads and in processes. There, it has no `state`.
 
-    Raises LookupError outside a handler, and in a process.
+    Raises LookupError outside a handler, and in the process of a batch.
     """
     return running_delivery().copy()
 

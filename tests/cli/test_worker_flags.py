@@ -12,7 +12,10 @@ from streamq.cli.loading import LoadingError, load_listener
 from streamq.cli.worker import worker as command
 
 ELSEWHERE = {"broker", "tasks", "middleware", "lifespan"} | {"seed"}  # those of the module; one is for tests
-NAMES = {"visibility_timeout": "lease", "grace_period": "grace", "tiers": "weights"}
+NAMES = {
+    "visibility_timeout": "lease", "grace_period": "grace", "tiers": "weights", "processes": "task_processes",
+    "max_rss": "process_max_rss", "initializer": "process_initializer",
+}  # fmt: skip
 
 
 def test_every_parameter_of_a_worker_is_a_flag():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +17,9 @@ import psutil
 import pytest
 
 from streamq import RedisBroker, batch_task, task
-from streamq.consumer.process_child import get_ready
-from streamq.consumer.process_run import Processes
-from streamq.errors import ProcessDiedError, TaskFailedError
+from streamq.consumer.process_frames import Kind, frame
+from streamq.consumer.process_outcome import SentValue, pack_answer
+from streamq.errors import TaskFailedError
 from streamq.middleware import Context, Idempotency, MiddlewareChain
 from tests.at_work import burst, dead, entries, working
 
@@ -29,33 +31,60 @@ RUN: dict[str, Any] = {"run_in": "process", "retries": 5, "backoff": 0.01, "resu
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-def another_token(token: int) -> tuple[int, str]:
-    return token + 1, "of another call"
+def answers_for_another(descriptor: int) -> None:
+    """Send what is an answer, but of another call."""
+    os.write(descriptor, frame(Kind.ANSWER, 1 << 40, pack_answer(SentValue(b"1"), 0)))
 
 
-def no_token(token: int) -> None:
-    return None
+def answers_with_code(descriptor: int) -> None:
+    """Send a pickle that would run something."""
+    os.write(descriptor, frame(Kind.ANSWER, 2, pickle.dumps(Ends())))
 
 
-def interrupted(token: int) -> None:
-    raise KeyboardInterrupt
+def logs_nothing(descriptor: int) -> None:
+    """Send a record that is none."""
+    os.write(descriptor, frame(Kind.LOG, 2, b"[]"))
 
 
-def leaves(token: int) -> None:
-    raise SystemExit(3)
+def writes(descriptor: int) -> None:
+    """Write what is no frame."""
+    os.write(descriptor, b"hello, worker")
 
 
-@pytest.mark.parametrize("answer", [another_token, no_token, interrupted, leaves])
-async def test_a_process_that_answers_with_something_else_is_ended(answer):
+def says_ready(descriptor: int) -> None:
+    """Send a frame that belongs elsewhere."""
+    os.write(descriptor, frame(Kind.READY, 2))
+
+
+WAYS = {one.__name__: one for one in (answers_for_another, answers_with_code, logs_nothing, writes, says_ready)}
+
+
+@task(run_in="process", retries=0, name="spoils")
+def spoils(way: str) -> None:
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                WAYS[way](descriptor)
+    time.sleep(60)
+
+
+@task(run_in="process", retries=0, result_ttl=60)
+def own_pid() -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_process_that_answers_with_something_else_is_ended(real_server, way):
     """Its later answers would each go to another run."""
-    processes = Processes()
-    async with processes.turn("odd"):
-        (before,) = [child for child in psutil.Process().children() if "to_process" in " ".join(child.cmdline())][-1:]
-        with pytest.raises(ProcessDiedError, match="task 'odd'"):
-            await processes._call("odd", answer)
-        assert not before.is_running() or before.status() == psutil.STATUS_ZOMBIE
-    async with processes.turn("next"):
-        assert await processes._call("next", get_ready) is None
+    async with RedisBroker(real_server.url) as broker:
+        first = await broker.enqueue(own_pid)
+        await broker.enqueue(spoils, way)
+        last = await broker.enqueue(own_pid)
+        await burst(broker, own_pid, spoils, processes=1)
+        assert await first.result(timeout=1) != await last.result(timeout=1)
+    (letter,) = dead(real_server)
+    assert letter["error_type"] == "streamq.errors.ProcessDiedError"
+    assert "it wrote into the socket by which it answers its worker, and was killed" in letter["error"]
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -75,7 +104,7 @@ async def test_ctrl_c_at_any_moment_gives_no_result_to_another_task(real_server)
         """Once each, for the first few, a little later each time: as they start, between two runs, in a run."""
         while len(seen) < 6:
             for child in psutil.Process().children():
-                if child.pid not in seen and "to_process" in " ".join(command_of(child)):
+                if child.pid not in seen and "process_child" in " ".join(command_of(child)):
                     seen.add(child.pid)
                     await anyio.sleep(0.06 * len(seen))
                     with contextlib.suppress(psutil.Error):

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from anyio import to_process
 
 from streamq import (
     RedisBroker,
@@ -125,8 +124,8 @@ async def test_a_process_that_spoils_its_pipe_is_named_as_that(real_server):
         await burst(broker, spoils_its_pipe)
     (letter,) = dead(real_server)
     assert letter["error"] == (
-        "the process of task 'spoils_its_pipe' ended before its run did: it wrote into the pipe by which it answers "
-        "its worker, and was killed"
+        "the process of task 'spoils_its_pipe' ended before its run did: it wrote into the socket by which it "
+        "answers its worker, and was killed"
     )
 
 
@@ -200,9 +199,8 @@ async def test_the_wait_for_a_process_is_not_timed(anyio_backend: str, slow: Tas
     """There are as many as cores: of tasks that came together most were dead without a run."""
     async with RedisBroker(f"memory://turns-{slow.name}-{anyio_backend}") as broker:
         handles = await broker.enqueue_many([slow.call(number) for number in range(4)])
-        to_process.current_default_process_limiter().total_tokens = 1
         with anyio.fail_after(60):
-            await Worker(broker, [slow], burst=True).run()
+            await Worker(broker, [slow], burst=True, processes=1).run()
         assert [await handle.result(timeout=1) for handle in handles] == list(range(4))
 
 
@@ -217,18 +215,18 @@ def doubled_batch(numbers: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("named", [doubled, doubled_batch], ids=["task", "batch"])
-@pytest.mark.parametrize("limit", [errno.EMFILE, errno.ENOMEM, -1], ids=["descriptors", "memory", "uvloop"])
+@pytest.mark.parametrize("limit", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN], ids=["descriptors", "memory", "pids"])
 async def test_a_process_that_the_system_does_not_have_is_waited_for(anyio_backend, monkeypatch, caplog, named, limit):
     """The task has not failed: it spends no attempt. Health and log say why."""
-    open_process, refused = anyio.open_process, [4]
+    open_process, refused = subprocess.Popen, [4]
 
-    async def no_process(*args, **options):
+    def no_process(*args, **options):
         if refused[0]:
             refused[0] -= 1
             raise OSError(limit, "none is left")
-        return await open_process(*args, **options)
+        return open_process(*args, **options)
 
-    monkeypatch.setattr(to_process, "open_process", no_process)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
     async with RedisBroker(f"memory://{named.name}-{limit}-{anyio_backend}") as broker:
         handle = await broker.enqueue(named, 21)
         async with anyio.create_task_group() as group:
@@ -274,15 +272,17 @@ def _highest_descriptor() -> int:
     return max(int(one.name) for one in Path("/proc/self/fd").iterdir())
 
 
-ASKED = {
-    "delivery": current_delivery, "batch": current_batch, "cancellation": current_cancellation,
-    "progress": partial(report_progress_sync, 1), "store": current_store,
-}  # fmt: skip
+ASKED = {"batch": current_batch, "cancellation": current_cancellation, "store": current_store}
 
 
 @task(run_in="process", retries=0, timeout=TIMEOUT)
 def asks(what: str) -> None:
     ASKED[what]()
+
+
+@batch_task(run_in="process", size=1, retries=0, timeout=TIMEOUT)
+def batch_asks(items: list[str]) -> None:
+    {"delivery": current_delivery, "progress": partial(report_progress_sync, 1), **ASKED}[items[0]]()
 
 
 async def test_what_a_process_does_not_have_is_said(anyio_backend):
@@ -294,12 +294,14 @@ async def test_what_a_process_does_not_have_is_said(anyio_backend):
     async with RedisBroker(f"memory://asks-{anyio_backend}") as broker:
         for what in ASKED:
             await broker.enqueue(asks, what)
-        await burst(broker, asks)
+        for what in (*ASKED, "delivery", "progress"):
+            await broker.enqueue(batch_asks, what)
+        await burst(broker, asks, batch_asks)
         letters = await DeadLetterQueue(broker=broker).peek()
-    assert len(letters) == len(ASKED)
+    assert len(letters) == 2 * len(ASKED) + 2
     for letter in letters:
         assert letter.error_type == "LookupError"
-        assert letter.error.startswith('a handler with run_in="process" has no delivery, no batch and no worker')
+        assert letter.error.startswith('a handler with run_in="process" has no worker, no batch and no request to stop')
         assert "pass what it needs as arguments, or run the task in a thread" in letter.error
 
 

@@ -8,8 +8,8 @@ from unittest.mock import patch
 import click
 import pytest
 
-from streamq.cli.cpu_count import usable_cores
 from streamq.cli.options import processes
+from streamq.consumer.cpu_count import usable_cores
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_unreadable_control_groups_are_ignored(tmp_path, eight_cores):
 
 def test_auto_means_one_process_for_each_usable_core():
     """--processes auto."""
-    with patch("streamq.cli.cpu_count.usable_cores", lambda: 5):
+    with patch("streamq.consumer.cpu_count.usable_cores", lambda: 5):
         assert processes("auto") == 5
     assert processes("3") == 3
 
