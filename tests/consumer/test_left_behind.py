@@ -351,8 +351,6 @@ def collector_sees_these_tests_alone():
     """The collector is called often here, and takes half a second for what earlier tests have left in the process."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
