@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextvars import Context, copy_context
 from types import coroutine
 from typing import Any
 
@@ -58,6 +59,7 @@ class CombinedSyncEnqueue(CombinedEnqueue):
     """Many enqueues, each through its own chain, in one round trip: the chains run one after the other.
 
     Each runs until it asks for its call to be sent. When all have asked, the calls go together, and each chain goes on.
+    Each has a context of its own, as it would have in a task: what one sets, the current span say, is set for no other.
     """
 
     def __init__(self, send_all: SendAll, count: int) -> None:
@@ -82,29 +84,34 @@ class CombinedSyncEnqueue(CombinedEnqueue):
 
     async def run(self, chains: Sequence[Callable[[], Awaitable[Handle[Any]]]]) -> list[Handle[Any]]:
         results: list[Any] = [None] * len(chains)
-        waiting: dict[int, Coroutine[Any, Any, Handle[Any]]] = {}
+        waiting: dict[int, tuple[Context, Coroutine[Any, Any, Handle[Any]]]] = {}
         try:
             for index, chain in enumerate(chains):
-                started = _coroutine(chain())
-                ended, results[index] = _step(started)
+                context = copy_context()
+                started = context.run(_begun, chain)
+                ended, results[index] = context.run(_step, started)
                 if ended:
                     check_handle(results[index])  # nothing is sent for it: it must have a handle from elsewhere
                 else:
-                    waiting[index] = started
+                    waiting[index] = context, started
             await self._send_asked()
             self._is_sent = True
-            errors = [error for index in sorted(waiting) if (error := self._finish(index, waiting.pop(index), results))]
+            errors = [
+                error for index in sorted(waiting) if (error := self._finish(index, *waiting.pop(index), results))
+            ]
         finally:
-            for left in waiting.values():
-                left.close()
+            for context, left in waiting.values():
+                context.run(left.close)
         if errors:
             raise errors[0]
         return [self._handle(index, returned) for index, returned in enumerate(results)]
 
-    def _finish(self, index: int, chain: Coroutine[Any, Any, Handle[Any]], results: list[Any]) -> Exception | None:
+    def _finish(
+        self, index: int, context: Context, chain: Coroutine[Any, Any, Handle[Any]], results: list[Any]
+    ) -> Exception | None:
         """Run a chain to its end. Return its error."""
         try:
-            results[index] = run_now(chain)
+            results[index] = context.run(run_now, chain)
         except Exception as error:  # noqa: BLE001 - raised by `run`, when the other chains have ended
             if index not in self._handles or not (isinstance(error, SyncCallError) or asks_for_loop(error)):
                 return error
@@ -146,6 +153,10 @@ def _left_off(handle: Handle[Any], error: BaseException) -> Handle[Any]:
 
 async def _awaited(one: Awaitable[Handle[Any]]) -> Handle[Any]:
     return await one
+
+
+def _begun(chain: Callable[[], Awaitable[Handle[Any]]]) -> Coroutine[Any, Any, Handle[Any]]:
+    return _coroutine(chain())
 
 
 def _coroutine(one: Awaitable[Handle[Any]]) -> Coroutine[Any, Any, Handle[Any]]:

@@ -157,10 +157,11 @@ def test_middleware_may_send_another_task_with_the_same_broker():
 
 
 def test_the_middleware_of_opentelemetry_works():
-    """A producer span for each enqueue."""
+    """A producer span for each enqueue. None is the current one afterwards, nor the parent of another."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import get_current_span
 
     from streamq.exporters import TracingMiddleware
 
@@ -171,3 +172,5 @@ def test_the_middleware_of_opentelemetry_works():
         broker.enqueue(nothing)
         broker.enqueue_many([nothing.call(), nothing.call()])
     assert [span.name for span in spans.get_finished_spans()] == ["send queue:standard"] * 3
+    assert not any(span.parent for span in spans.get_finished_spans())
+    assert not get_current_span().get_span_context().is_valid
