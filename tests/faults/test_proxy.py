@@ -184,11 +184,14 @@ def test_split(proxy, client):
     """Everything arrives, in small pieces."""
     connection = client()
     proxy.split(3)
-    connection.sendall(b"0123456789" * 100)
-    sizes = []
-    while sum(sizes) < 1000:
-        sizes.append(len(connection.recv(1000)))
-    assert len(sizes) > 1  # the kernel may put some of them together again
+    for _ in range(20):  # on a busy machine the kernel may put all of them together again
+        connection.sendall(b"0123456789" * 100)
+        sizes = []
+        while sum(sizes) < 1000:
+            sizes.append(len(connection.recv(1000)))
+        if len(sizes) > 1:
+            break
+    assert len(sizes) > 1
     proxy.heal()
 
 
