@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from streamq.cli.entry import _run
+from tests.fork_server import COMMANDS, Forked, fork_server
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds; far longer than anything takes
@@ -47,6 +48,7 @@ async def broken():
 """
 
 
+_ANEW = [("worker",), ("demo",)]
 _DEAF = "TERM INT"
 _MASKED = """
 import os, signal, sys
@@ -57,6 +59,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 class Program:
     """A running command. Its output (stdout and stderr together) is read line by line.
+
+    A command that soon ends is a fork of a process that has imported it (tests/fork_server.py). Workers, and what
+    something is put before, are started anew.
 
     `deaf`: it begins with SIGTERM and SIGINT ignored, as the kernel does it for the first process of a container.
     `shell`: redirections. `ignored`: names of signals that are ignored then, `blocked`: signals that are blocked.
@@ -73,18 +78,27 @@ class Program:
         ignored = ignored or _DEAF * deaf
         ignoring = ["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"] if ignored else []
         masking = [sys.executable, "-c", _MASKED, " ".join(map(str, map(int, blocked)))] if blocked else []
-        self.process = subprocess.Popen(
-            [*before, *ignoring, *redirecting, *masking, sys.executable, "-m", "streamq", *arguments],
-            cwd=cwd, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        reading, writing = os.pipe()
+        between = [*before, *ignoring, *redirecting, *masking]
+        self.process: Forked | subprocess.Popen[bytes]
+        anew = between or arguments[:1] in _ANEW or any(name.startswith("PYTHON") for name in env or ())
+        if anew:
+            self.process = subprocess.Popen(
+                [*between, sys.executable, "-m", "streamq", *arguments],
+                cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing,
+            )  # fmt: skip
+        else:
+            self.process = fork_server(COMMANDS).start(["-m", "streamq", *arguments], environment, writing, cwd)
+            self.process.stdin.close()
+        os.close(writing)
+        self.stdout = os.fdopen(reading, encoding="utf-8")
         self.seen: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
+        for line in self.stdout:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
@@ -146,7 +160,7 @@ def start(app: Path) -> Iterator[Callable[..., Program]]:
         if program.process.poll() is None:
             program.signal(signal.SIGKILL)
         program.ended()
-        program.process.stdout.close()
+        program.stdout.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streamq.testing.recorder import Recorder
-from tests.faults.fork_server import ROOT, Forked, fork_server
+from tests.fork_server import ROOT, Forked, fork_server
 
 LOG, WHO = "STREAMQ_FAULTS_LOG", "STREAMQ_FAULTS_WHO"
 

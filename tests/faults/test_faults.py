@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults import registry
-from tests.faults.fork_server import ROOT
 from tests.faults.judge import Result, Run, run
 from tests.faults.soak import soak
 from tests.faults.table import HEADINGS, complaints, line
+from tests.fork_server import ROOT
 from tests.servers import Kind, available
 
 registry.load()

@@ -1,10 +1,10 @@
-"""Starts the processes of scenarios as forks of one that has imported everything.
+"""Starts processes as forks of one that has imported everything: those of scenarios, and `streamq` on a command line.
 
-A member takes half a second to import what it runs, as long as all that it does in the short form of a scenario. So one
-process imports it, and each member is its child: it has no threads and no event loop, so that a fork of it is as a
-process of its own. What is told of a child: its id, and how it ended.
+They take half a second to import what they run, as long as all that most of them do. So one process imports it, and
+each of them is its child: it has no threads and no event loop, so that a fork of it is as a process of its own. What is
+told of a child: its id, and how it ended. It ends as any program does, with its threads and what it has registered.
 
-    python -m tests.faults.fork_server FD      (FD: a socket, which the harness has the other end of)
+    python -m tests.fork_server FD MODULE...      (FD: a socket, which the tests have the other end of)
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import orjson
 
-ROOT = Path(__file__).parents[2]
-# What members need, of either backend; not the modules that are to be `__main__`.
-_IMPORTED = ("tests.faults.serving", "anyio._backends._asyncio", "anyio._backends._trio")
+ROOT = Path(__file__).parents[1]
+_BACKENDS = ("anyio._backends._asyncio", "anyio._backends._trio")
+# What is imported, not the modules that are to be `__main__`: for members of scenarios, and for commands.
+MEMBERS = ("tests.faults.serving", *_BACKENDS)
+COMMANDS = (
+    "streamq.cli.entry", "streamq.cli.run_dlq", "streamq.cli.run_enqueue", "streamq.cli.worker", "streamq.doctor",
+    "uvloop", *_BACKENDS,
+)  # fmt: skip
 _LONGEST = 1 << 17  # bytes of a message; the environment is part of it
 
 
 class Forked:
-    """A child of the fork server, as `subprocess.Popen` has it: `pid`, `stdin`, `wait`, `poll`, `send_signal`."""
+    """A child of the fork server, as `subprocess.Popen` has it: `pid`, `stdin`, `wait`, `poll`, signals."""
 
     def __init__(self, pid: int, stdin: BinaryIO) -> None:
         self.pid = pid
@@ -51,9 +55,10 @@ class Forked:
         """Return how it ended, or None."""
         return self._code
 
-    def wait(self) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Wait until it has ended, and return how."""
-        self._ended.wait()
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0.0)
         assert self._code is not None
         return self._code
 
@@ -62,16 +67,21 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
 
 class ForkServer:
     """The process that forks. It ends when this one does."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.fork_server", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.fork_server", str(theirs.fileno()), *modules],
                 cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # for all of its children
             )  # fmt: skip
         self._asking = threading.Lock()
         self._started = threading.Condition()
@@ -80,10 +90,10 @@ class ForkServer:
         self._newest: Forked | None = None
         threading.Thread(target=self._listen, name="fork server", daemon=True).start()
 
-    def start(self, command: Sequence[str], environment: dict[str, str], output: int) -> Forked:
+    def start(self, command: Sequence[str], environment: dict[str, str], output: int, cwd: Path = ROOT) -> Forked:
         """Start `-m MODULE ARGUMENT...`; its standard input is a pipe, and what it prints goes to `output`."""
         _, module, *arguments = command
-        told = orjson.dumps({"module": module, "arguments": arguments, "environment": environment})
+        told = orjson.dumps({"module": module, "arguments": arguments, "environment": environment, "folder": str(cwd)})
         reading, writing = os.pipe()
         with self._asking, self._started:
             self._stdin, self._newest = os.fdopen(writing, "wb", buffering=0), None
@@ -107,16 +117,19 @@ class ForkServer:
 
 
 @functools.cache
-def fork_server() -> ForkServer:
-    """Return the one of this process."""
-    return ForkServer()
+def fork_server(modules: Sequence[str] = MEMBERS) -> ForkServer:
+    """Return the one of this process that has imported these."""
+    return ForkServer(modules)
 
 
 # --- the process that forks ---------------------------------------------------------------------
 
 
-def serve(harness: socket.socket) -> None:
-    """Fork on request, and tell of each child that ended, until the harness has ended."""
+def serve(harness: socket.socket) -> str:
+    """Fork on request, and tell of each child that ended, until the harness has ended.
+
+    Returns in each child what it is to run.
+    """
     waking, wakes = os.pipe()
     for end in (waking, wakes):
         os.set_blocking(end, False)
@@ -131,13 +144,13 @@ def serve(harness: socket.socket) -> None:
         if harness in ready:
             told, fds, _, _ = socket.recv_fds(harness, _LONGEST, 2)
             if not told:
-                return
+                os._exit(0)
             if not (pid := os.fork()):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for end in (harness.fileno(), waking, wakes):
                     os.close(end)
-                _be(orjson.loads(told), *fds)
+                return _be(orjson.loads(told), *fds)
             for fd in fds:
                 os.close(fd)
             harness.send(orjson.dumps({"pid": pid}))
@@ -151,31 +164,22 @@ def _next_ended() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
-def _be(told: dict[str, object], stdin: int, output: int) -> NoReturn:
-    """Become what was asked for: what Python does for `-m MODULE ARGUMENT...`."""
-    code = 1
-    try:
-        for fd, standard in ((stdin, 0), (output, 1), (output, 2)):
-            os.dup2(fd, standard)
-        os.close(stdin)
-        os.close(output)
-        os.environ.clear()
-        os.environ.update(told["environment"])  # type: ignore[call-overload]
-        random.seed()
-        sys.argv[1:] = told["arguments"]  # type: ignore[assignment]
-        runpy.run_module(str(told["module"]), run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else ending.code is not None
-    except BaseException:  # noqa: BLE001 - as the interpreter does
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+def _be(told: dict[str, Any], stdin: int, output: int) -> str:
+    """Become what was asked for, up to the running of its module: what Python does for `-m MODULE ARGUMENT...`."""
+    for fd, standard in ((stdin, 0), (output, 1), (output, 2)):
+        os.dup2(fd, standard)
+    os.close(stdin)
+    os.close(output)
+    os.chdir(told["folder"])
+    sys.path[0] = told["folder"]
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    random.seed()
+    sys.argv[1:] = told["arguments"]
+    return str(told["module"])
 
 
 if __name__ == "__main__":
-    for _name in _IMPORTED:
+    for _name in sys.argv[2:]:
         import_module(_name)
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    runpy.run_module(serve(socket.socket(fileno=int(sys.argv[1]))), run_name="__main__", alter_sys=True)
