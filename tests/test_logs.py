@@ -469,6 +469,7 @@ print(json.dumps(seen, default=str))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_sentry_has_an_issue_for_each_death(backend):
     """With the exception, its stack, and the fields of the task; none for an attempt that is tried again."""

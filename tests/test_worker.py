@@ -356,6 +356,7 @@ anyio.run(main, backend=sys.argv[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["beside", "alone"])
 @pytest.mark.parametrize("count", ["1", "3"])
 def test_a_program_ends_after_a_keyboard_interrupt_of_a_handler(anyio_backend, count, where):

@@ -12,6 +12,7 @@ def valkey(shared_server):
     return shared_server("valkey")
 
 
+@pytest.mark.slow
 def test_waiting_tasks_are_withdrawn_and_each_is_reported(streamq, valkey):
     """A queued task, a delayed one, and an unknown one. The exit code is 1 because one was not found."""
     url = ("--url", valkey.url)

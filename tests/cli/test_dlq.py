@@ -122,6 +122,7 @@ def test_tail_goes_on_after_a_failover(start, shared_server, kind):
     assert "after" in program.expect("ValueError")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["producer", "monitor"])
 def test_a_missing_right_is_named_with_its_command_and_key(streamq, valkey, role):
     """As everywhere: this user may not read dead letters."""

@@ -87,6 +87,7 @@ def test_few_rights(streamq, shared_server):
         server.command("ACL", "DELUSER", "bob")
 
 
+@pytest.mark.slow
 def test_names_cannot_control_the_terminal(streamq, shared_server):
     """Names of keys and consumers may contain control characters."""
     server = shared_server("valkey")

@@ -63,6 +63,7 @@ def test_delay_and_dedup(streamq, valkey):
     ]
 
 
+@pytest.mark.slow
 def test_round_trip(streamq, start, valkey, anyio_backend):
     """An enqueued task runs in a worker."""
     assert streamq("enqueue", "send", "a@b.c", "-k", "n=2", "--url", valkey.url, "--queue", "mail:out")[0] == 0

@@ -170,6 +170,7 @@ def test_a_wrong_value_of_a_variable_names_the_variable(start):
     assert "from the variable STREAMQ_WORKER_CONCURRENCY" in line
 
 
+@pytest.mark.slow
 def test_rules_for_tiers_of_any_name(streamq):
     """With weights, as a worker gets them, or without."""
     code, line = streamq("acl", "--role", "worker", "--tiers", "fast,slow")
@@ -178,6 +179,7 @@ def test_rules_for_tiers_of_any_name(streamq):
     assert streamq("acl", "--role", "worker", "--tiers", "fast=6,slow=3") == (0, line)
 
 
+@pytest.mark.slow
 def test_wrong_password_and_missing_rights(start, url, shared_server):
     """The error names what to change."""
     server = shared_server("valkey")
@@ -209,6 +211,7 @@ async def lifespan(worker):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--backend", "asyncio"], ["--backend", "trio"], ["-p", "2"]])
 def test_a_worker_that_cannot_begin_says_why_in_one_line(start, app, options):
     """A missing right, and a key of another type: no traceback, also with a lifespan, and no restarts with -p."""
@@ -228,6 +231,7 @@ def test_a_worker_that_cannot_begin_says_why_in_one_line(start, app, options):
     assert other.count("namespace") == 1
 
 
+@pytest.mark.slow
 def test_no_user_where_the_user_default_is_off(streamq):
     """One remedy, which works: a password alone would be that of the user who is off."""
     with fresh_server("valkey") as server:
@@ -305,6 +309,7 @@ def test_what_a_server_refuses_has_a_remedy(code, words):
     assert words in from_streamq_error(BrokerError(f"{code} no", code=code)).format_message()
 
 
+@pytest.mark.slow
 def test_a_full_server_and_a_replica_say_what_to_do(streamq):
     """In the line of the command that they refuse."""
     with fresh_server("valkey") as server:

@@ -79,6 +79,7 @@ def test_the_child_of_a_handler_ends_with_it(start, app, shared_server, backend,
     assert sum(line.startswith("ping") for line in worker.seen) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [("--backend", "asyncio"), ("--backend", "asyncio", "--no-uvloop"),
                                      ("--backend", "trio")], ids="-".join)  # fmt: skip
 def test_a_child_that_awaits_runs_nothing_of_its_parent(start, app, shared_server, backend):

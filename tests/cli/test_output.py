@@ -30,6 +30,7 @@ def _calls(path):
                 yield f"{owner}.{name}"
 
 
+@pytest.mark.slow
 def test_there_is_one_door_to_the_terminal():
     """No module prints but cli/output.py (and the guard of logging, on stderr, in ASCII). The demo draws by rich."""
     doors = {"cli/output.py", "diagnostics/safe_log.py"}

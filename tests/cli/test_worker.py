@@ -75,6 +75,7 @@ def test_second_sigterm_releases_and_exits_now(start, valkey, app, anyio_backend
     assert other.ended() == 0
 
 
+@pytest.mark.slow
 def test_threads_that_never_end_do_not_hold_the_process(start, valkey, anyio_backend):
     """A sync task that hangs is released after the grace period, and the process exits."""
     worker = start("worker", "app", "--url", valkey.url, "--backend", anyio_backend, "--grace", "0s")
@@ -106,6 +107,7 @@ def test_burst_and_every_option_from_the_environment(streamq, valkey):
     assert "0.5 s, grace period 3 s, burst" in output
 
 
+@pytest.mark.slow
 def test_crashes_and_unknown_tasks_have_their_bounds_on_the_command_line(streamq, valkey, tmp_path, anyio_backend):
     """--max-crashes is how many workers a task may take down, --unknown-wait how long one waits that nobody knows."""
     (tmp_path / "dies.py").write_text(
@@ -210,6 +212,7 @@ async def look():
 """
 
 
+@pytest.mark.slow
 def test_the_garbage_collector_skips_long_lived_objects(start, valkey, app, anyio_backend):
     """They are frozen. Overloads are freed, except those of the tasks' modules."""
     (app / "looking.py").write_text(LOOK)
@@ -247,6 +250,7 @@ def test_a_child_that_dies_is_replaced_and_none_is_orphaned(start, valkey, app):
     assert not any(alive(pid) for pid in children)
 
 
+@pytest.mark.slow
 def test_children_drain_when_their_supervisor_is_killed(start, valkey, app):
     """Children finish their running tasks and exit if the supervisor is killed."""
     worker = start("worker", "app", "--url", valkey.url, "-p", "2", "-c", "1")

@@ -110,6 +110,7 @@ def test_a_record_names_the_place_that_logs(logger):
     assert found[0].funcName == "test_a_record_names_the_place_that_logs"
 
 
+@pytest.mark.slow
 def test_streamq_logs_in_no_other_way():
     """A house rule: no module but `safe_log` calls a logger."""
     package = Path(streamq.__file__).parent

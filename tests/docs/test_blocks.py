@@ -71,10 +71,19 @@ runpy.run_path({path!r}, run_name="__main__")
 
 # The others are tests, which pytest runs: test_testing_your_tasks.py.
 PROGRAMS = [program for program in programs() if "def test_" not in program.code]
+# The quick half has those that show what other packages do, whose versions change.
+QUICK = {"README.md", "docs/exporters.md", "docs/schedules.md", "docs/tasks.md"}
+
+
+def slow(place: str, *, but: bool) -> list[pytest.MarkDecorator]:
+    """Return the marks of what is run for this place of the documentation: slow, but for some."""
+    return [] if but or place.partition(":")[0] in QUICK else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.place)
+@pytest.mark.parametrize(
+    "program", [pytest.param(one, id=one.place, marks=slow(one.place, but=False)) for one in PROGRAMS]
+)
 def test_python(
     program: Program, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
@@ -119,7 +128,9 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", [pytest.param(line, id=place) for _, place, line in LINES])
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=place, marks=slow(place, but="python" not in line)) for _, place, line in LINES]
+)
 def test_console(line: str) -> None:
     """A line's command exists and takes these arguments. Those of redis-cli are run below."""
     if line in COMMANDS:

@@ -108,6 +108,7 @@ async def test_the_rules_are_enough(real_server, user, anyio_backend, role, feat
         assert report.exit_code() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_rule_that_is_taken_away_is_found(real_server, user, anyio_backend, role):
     """Without one command, one pattern of keys or one channel: that one is reported, and no other."""

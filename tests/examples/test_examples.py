@@ -57,6 +57,7 @@ def test_runs_without_a_server(name: str, backend: str) -> None:
     assert run(name, BACKEND=backend) == PRINTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "backend"), CASES)
 @pytest.mark.parametrize("kind", ["valkey"])
 def test_runs_on_a_real_server(

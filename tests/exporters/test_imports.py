@@ -18,6 +18,7 @@ def test_no_extra_is_imported_before_it_is_needed(code):
     assert roots & {"prometheus_client", "opentelemetry", "starlette", "uvicorn"} == set()
 
 
+@pytest.mark.slow
 def test_a_worker_loads_no_exporter():
     """redis-py loads OpenTelemetry's SDK if it is installed. streamq does not."""
     loaded = modules_after("from streamq import RedisBroker, Worker\nRedisBroker()") - modules_after(CORE)

@@ -69,6 +69,7 @@ async def swallows() -> None:
             continue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "stop twice", "a cancelled scope", "a cancelled task"])
 @pytest.mark.parametrize("offender", [shields, swallows], ids=["shields", "swallows"])
 async def test_the_others_are_released_at_once(anyio_backend_name, real_server, broker, way, offender):
@@ -129,6 +130,7 @@ async def rows(names: list[str]) -> None:
         ended.extend(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [1, 2])
 async def test_a_batch_that_cleans_up_is_run_by_nobody_else(anyio_backend, broker, stops):
     """Its messages were taken over while its handler cleaned up: the worker renewed no lease any more."""
@@ -215,6 +217,7 @@ async def abandons_a_slow_generator() -> None:
         break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["group", "generator"])
 async def test_what_does_not_end_in_time_leaves_its_run_failed(anyio_backend, real_server, broker, monkeypatch, which):
     """It was neither retried nor dead: its own scope had ended, which was taken for the end of the worker."""

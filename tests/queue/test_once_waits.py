@@ -114,6 +114,7 @@ class Away:
 ERRORS = [BrokerUnavailableError("away"), BrokerError("full", code="OOM"), BrokerError("loading", code="LOADING")]
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.code)
 async def test_a_task_waits_for_a_server_that_cannot_be_asked(server, broker, task_, error, monkeypatch):

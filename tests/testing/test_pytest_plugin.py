@@ -369,6 +369,7 @@ def test_what_cannot_be_is_told(suite):
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_time_that_passes(suite):
     """Delays, schedules, and the clock of the server, which `during` moves."""
     tests = """
