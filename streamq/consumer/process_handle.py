@@ -62,6 +62,7 @@ class ProcessHandle:
 
     def __init__(self) -> None:
         """Start a process. Raises OSError if the system has none, or nothing that one needs."""
+        _fill_standard_files()
         opened: list[Any] = []
         try:
             ours, theirs = socket.socketpair()
@@ -339,6 +340,15 @@ def _pipe(opened: list[Any], *, blocking: bool = False) -> tuple[Any, Any]:
     opened += pipe
     os.set_blocking(reading, blocking)
     return pipe
+
+
+def _fill_standard_files() -> None:
+    """Have the first three descriptors open: a pipe with such a number would be lost in the process."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _flags() -> list[str]:

@@ -70,12 +70,15 @@ class Processes:
         self._group: anyio.abc.TaskGroup | None = None
         self._serving = anyio.Event()
         self._context = copy_context()
-        self._idle: list[ProcessHandle] = []  # the one that was used last is the last
         self._alive: set[ProcessHandle] = set()
-        self._busy = 0
+        self._idle: list[ProcessHandle] = []  # the one that was used last is the last
+        self._turns: dict[int, ProcessHandle] = {}  # anyio task -> the process that its turn holds
+        self._replacing = 0  # how many replacements start
+        self._waiting = 0  # how many turns wait for one of these
+        self._changed = anyio.Event()  # one has started, or could not
 
     def __repr__(self) -> str:
-        return f"<Processes {self._busy} busy, {len(self._idle)} idle, of {self.size}>"
+        return f"<Processes {len(self._turns)} held, {len(self._idle)} idle, of {self.size}>"
 
     @property
     def trouble(self) -> str | None:
@@ -147,19 +150,37 @@ class Processes:
         await self._serving.wait()
         assert self._limiter is not None  # noqa: S101 - it serves
         async with self._limiter:
-            failures = 0
-            while self._idle_now() < self._limiter.borrowed_tokens - self._busy:
-                if self._shortage.failures:
-                    await self._shortage.wait()
+            holder = anyio.get_current_task().id
+            self._turns[holder] = await self._one(task)
+            try:
+                yield
+            finally:
+                if (unused := self._turns.pop(holder, None)) is not None:
+                    self._add_idle(unused)
+
+    async def _one(self, task: str) -> ProcessHandle:
+        """Return a process that can be asked: an idle one, a replacement that is about to be ready, or a new one."""
+        failures = 0
+        while True:
+            if (idle := self._take_idle()) is not None:
+                return idle
+            if self._waiting < self._replacing:
+                self._waiting += 1
                 try:
-                    self._add_idle(await self._start(task))
-                except NotStartedError:
-                    continue
-                except ProcessDiedError as error:
-                    failures += 1
-                    if failures == _STARTS or not str(error).endswith(_AS_IT_STARTED):
-                        raise
-            yield
+                    await self._changed.wait()
+                finally:
+                    self._waiting -= 1
+                continue
+            if self._shortage.failures:
+                await self._shortage.wait()
+            try:
+                return await self._start(task)
+            except NotStartedError:
+                continue
+            except ProcessDiedError as error:
+                failures += 1
+                if failures == _STARTS or not str(error).endswith(_AS_IT_STARTED):
+                    raise
 
     async def run(
         self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: bool = False
@@ -181,10 +202,10 @@ class Processes:
                 delivery.crashed_workers,
             ),
         )  # fmt: skip
-        if not self._idle_now():
+        process = self._turns.pop(anyio.get_current_task().id)
+        if process.ended:
+            self._end(process)
             raise NotStartedError
-        process = self._idle.pop()
-        self._busy += 1
         if self._max_tasks is not None and process.runs + 1 >= self._max_tasks:
             self._replace_soon(process)
         try:
@@ -201,21 +222,26 @@ class Processes:
             process.kill()
             self._end(process)
             raise
-        finally:
-            self._busy -= 1
         self._take_back(process)
         return receive(task.name, sent)
 
-    def _idle_now(self) -> int:
-        """Return how many processes could run something now."""
-        for one in [one for one in self._idle if one.ended]:
-            self._idle.remove(one)
-            self._end(one)
-        return len(self._idle)
+    def _take_idle(self) -> ProcessHandle | None:
+        """Take out and return an idle process, None if there is none."""
+        while self._idle:
+            process = self._idle.pop()
+            if not process.ended:
+                return process
+            self._end(process)
+        return None
 
     def _add_idle(self, process: ProcessHandle) -> None:
         process.idle_since = anyio.current_time()
         self._idle.append(process)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def _take_back(self, process: ProcessHandle) -> None:
         """Have a process idle after a run, or end it."""
@@ -277,6 +303,7 @@ class Processes:
     def _replace_soon(self, process: ProcessHandle) -> None:
         if not process.replacing:
             process.replacing = True
+            self._replacing += 1
             self._in_background(self._replace, process)
 
     async def _replace(self, process: ProcessHandle) -> None:
@@ -287,11 +314,14 @@ class Processes:
             process.replacing = False
             log.warning("a process of handlers (pid %d) is not replaced yet: %s", process.pid, error, event="shortage")
             return
-        self._add_idle(other)
+        finally:
+            self._replacing -= 1
+            self._tell()
         process.retired = True
         if process in self._idle:
             self._idle.remove(process)
             self._end(process)
+        self._add_idle(other)
 
     def _end(self, process: ProcessHandle) -> None:
         """End a process that runs nothing; its end is waited for in the background."""

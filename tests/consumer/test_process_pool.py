@@ -25,6 +25,7 @@ from tests.consumer.process_tasks import (
     floods,
     has_sibling,
     in_loop,
+    is_process_of_handlers,
     knows,
     leaks,
     pid,
@@ -122,6 +123,17 @@ async def test_a_process_that_grew_is_replaced_by_one_that_is_ready(real_server)
     assert len({one for one, _ in found}) >= 3
     assert max(memory for _, memory in found) < bound + (8 << 20)
     assert dead(real_server) == []
+
+
+async def test_replacements_do_not_add_up(real_server):
+    """Each run is the last of its process: there is one beside the next one, and no more."""
+    async with RedisBroker(real_server.url) as broker, working(broker, pid, processes=2, max_tasks_per_process=1):
+        handles = await broker.enqueue_many([pid.call() for _ in range(16)])
+        ran = await pids(handles)
+        await anyio.sleep(0.3)
+        left = [one for one in psutil.Process().children() if is_process_of_handlers(str(one.pid))]
+    assert len(set(ran)) == 16
+    assert len(left) <= 4
 
 
 async def test_a_replacement_starts_before_the_old_one_goes(real_server):
