@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -20,14 +21,23 @@ KILL = 3  # the highest stop level: 1 is drain, 2 is stop now, 3 is SIGKILL
 
 
 class WorkerProcess:
-    """One child process that runs one worker. `stop_level` is the highest level that it was sent, 0 if none."""
+    """One child process that runs one worker. `stop_level` is the highest level that it was sent, 0 if none.
+
+    `ready` is set once it reads, `ended` once the process has ended and its messages are read. `replacement` is the
+    process that is to take its place; `replaced` is set once that reads.
+    """
 
     def __init__(self, process: anyio.abc.Process, stream: anyio.abc.SocketStream) -> None:
         self.process = process
         self.stream = stream
         self.started = time.monotonic()
         self.stop_level = 0
-        self.replaced = False  # True once it was asked to stop because its source files changed
+        self.stale = False  # True once it was asked to stop because its source files changed
+        self.start_took = 0.0  # seconds until it read
+        self.ready = anyio.Event()
+        self.ended = anyio.Event()
+        self.replaced = anyio.Event()
+        self.replacement: WorkerProcess | None = None
 
     def __repr__(self) -> str:
         return f"<WorkerProcess pid={self.process.pid} stop_level={self.stop_level}>"
@@ -45,6 +55,11 @@ class WorkerProcess:
         with contextlib.suppress(anyio.BrokenResourceError):  # it has ended already: its exit code says why
             await stream.send(settings.pack() + b"\n")
         return cls(process, stream)
+
+    def note_ready(self) -> None:
+        """Note that it reads."""
+        self.start_took = time.monotonic() - self.started
+        self.ready.set()
 
     async def send_stop(self, level: int) -> None:
         """Ask the process to stop: 1 drain, 2 now, 3 SIGKILL. A level that is not higher than the last does nothing."""
@@ -68,3 +83,26 @@ class WorkerProcess:
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
                 yield orjson.loads(line)
+
+
+async def any_of(*events: anyio.Event) -> None:
+    """Wait until one of these events is set."""
+    async with anyio.create_task_group() as group:
+        for event in events:
+            group.start_soon(cancel_after, event, group.cancel_scope)
+
+
+async def cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    """Cancel a scope when an event is set."""
+    await event.wait()
+    scope.cancel()
+
+
+def exit_reason(exit_code: int) -> str:
+    """Return how a process has ended, as the end of a sentence."""
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    try:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was ended by signal {-exit_code}"

@@ -1,4 +1,4 @@
-"""Parsers for the values of options: durations, times, process counts, weights, names, JSON."""
+"""Parsers for the values of options: durations, times, process counts, sizes, weights, names, JSON."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _OUT_OF_BOUNDS: Final = re.compile(
     r"(?i:[+-]?(?:nan|inf|infinity))|(?:-[0-9]+|-(?=\.)|[0-9]{21,})(?:\.[0-9]+)?\s*(?:ms|[smhd]?)"
 )  # what would be a duration
 _DURATION: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})\s*(ms|[smhd]?)")
+_SIZE: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*((?i:[KMGT](?:i?B)?|B?))")
 _LONGEST: Final = 1e10  # seconds, as in docs/bounds.md; its module is not loaded for --help
 _MOST_PROCESSES: Final = 1_024
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
@@ -83,6 +84,24 @@ def processes(text: str) -> int:
     if not (_COUNT.fullmatch(word) and 0 < int(word) <= _MOST_PROCESSES):
         raise click.BadParameter(f"{text!r} is not a number of processes: write 1 to {_MOST_PROCESSES:,}, or auto")
     return int(word)
+
+
+def size(text: str) -> int:
+    """Parse a size in memory into bytes: 300MiB, 300M (the same), 300MB (of 1,000 each), 1.5GiB, bytes.
+
+    For click's `type`. The bound is that of `max_rss`.
+    """
+    from streamq.wire.bounds import MAX_RSS  # noqa: PLC0415 - keeps --help light
+
+    matched = _SIZE.fullmatch(text.strip())
+    if matched is None:
+        raise click.BadParameter(f"{text[:80]!r} is not a size: write bytes, or a number with MiB, GiB, MB or GB")
+    unit = matched[2].upper()
+    base = 1000 if unit.endswith("B") and "I" not in unit else 1024
+    found = int(float(matched[1]) * base ** " KMGT".index(unit[:1].strip("B") or " "))
+    if found not in MAX_RSS:
+        raise click.BadParameter(f"{text[:80]!r} is out of bounds: give {MAX_RSS.range}")
+    return found
 
 
 def weights(text: str) -> dict[str, int | None]:

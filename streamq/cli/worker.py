@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from streamq.cli.app import APP, project_app
-from streamq.cli.options import WholeNumber, duration, names, processes, weights
+from streamq.cli.options import WholeNumber, duration, names, processes, size, weights
 from streamq.cli.server_options import ServerOptions, worker_server_options
 from streamq.cli.usage_errors import CommandLineError
 
@@ -32,12 +32,16 @@ from streamq.cli.usage_errors import CommandLineError
               help="Run asyncio on uvloop. [default: if it is installed]")  # fmt: skip
 @click.option("--processes", "-p", type=processes, metavar="N|auto", default="1", show_default=True, show_envvar=True,
               help="Worker processes. One that ends is replaced. auto: one for each usable core.")  # fmt: skip
+@click.option("--max-rss", type=size, metavar="SIZE", show_envvar=True,
+              help="Replace a process that has more memory than this: 300MiB, 2GiB.")  # fmt: skip
+@click.option("--max-tasks", type=WholeNumber(1, 1_000_000_000), show_envvar=True,
+              help="Replace a process after this many runs, and up to a tenth more.")  # fmt: skip
 @click.option("--task-processes", type=WholeNumber(1, 1_024), metavar="N", show_envvar=True,
               help="Processes of one worker process for tasks with run_in='process'. [default: the usable cores]"
               )  # fmt: skip
 @click.option("--max-tasks-per-process", type=WholeNumber(1, 1_000_000_000), metavar="N", show_envvar=True,
               help="Such a process is replaced after N tasks.")  # fmt: skip
-@click.option("--process-max-rss", type=WholeNumber(1 << 20, 1 << 40), metavar="BYTES", show_envvar=True,
+@click.option("--process-max-rss", type=size, metavar="SIZE", show_envvar=True,
               help="Such a process is replaced when a task leaves it with more memory.")  # fmt: skip
 @click.option("--process-initializer", metavar="MODULE:NAME", show_envvar=True,
               help="A function that such a process calls first, such as app.tasks:prepare.")  # fmt: skip
@@ -92,6 +96,9 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     running tasks get the grace period. The second releases the running tasks and exits now,
     the third exits at once. A worker that has not started yet ends at the first.
 
+    With --max-rss or --max-tasks, a process that has passed its limit is replaced: another one
+    starts, and once that reads the old one drains.
+
     Exit codes: 0 after a drain, a stop, or the end of --burst; 1 if the worker failed or could
     not stop in time; 2 for a usage error; 128 and the number of the signal after the third.
     """
@@ -132,6 +139,8 @@ def _modules(ctx: click.Context, given: tuple[str, ...]) -> tuple[tuple[str, ...
 
 def _check_combinations(settings: Any) -> None:
     """Raise CommandLineError for options that contradict each other."""
+    from streamq.cli.worker_settings import in_process  # noqa: PLC0415 - keeps --help light
+
     if settings.server.queue is not None and settings.weights is not None:
         raise CommandLineError("--queue and --tiers: a single stream has no tiers; give one of the two")
     if settings.backend == "trio" and settings.uvloop:
@@ -139,10 +148,10 @@ def _check_combinations(settings: Any) -> None:
     if settings.lease < 0.1:
         raise CommandLineError(f"--lease {settings.lease:g}s is too short: give at least 0.1s")
     url = settings.server.url or ""
-    private = url.startswith("memory:") or url.rstrip("/") == "embedded:"
-    if settings.processes > 1 and private:
+    if (settings.processes > 1 or settings.recycles) and in_process(url):
+        option = "--processes" if settings.processes > 1 else "--max-rss or --max-tasks"
         raise CommandLineError(
-            f"--url {url.partition(':')[0]}:// with --processes: each process would have its own server; use embedded:///path/to/data"
+            f"--url {url.partition(':')[0]}:// with {option}: each process would have its own server; use embedded:///path/to/data"
         )
     if settings.processes > 1 and settings.name is not None and "/" in settings.name:
         raise CommandLineError(f"--name {settings.name!r}: with --processes, give a name without '/'")

@@ -22,13 +22,14 @@ from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
 from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
+from streamq.cli.process_limits import CountedWorker, ProcessLimits
 from streamq.cli.run_command import check_backend, run, uvloop_installed
 from streamq.cli.server_options import SIGNING_OPTIONS, TIERS, ServerOptions
 from streamq.cli.source_watch import loaded_sources
 from streamq.cli.stop_signals import StopSignals, exit_after, exit_now, ignore
 from streamq.cli.supervisor_channel import SupervisorChannel
 from streamq.cli.usage_errors import CommandLineError, from_streamq_error
-from streamq.cli.worker_settings import Settings
+from streamq.cli.worker_settings import Settings, in_process
 from streamq.client import scheduler
 from streamq.client.server_features import ServerFeatures
 from streamq.consumer.cancellation import hear_signals_apart
@@ -36,7 +37,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, LifespanEndedError, StreamqError
 from streamq.queue.server_errors import passes, translated
 from streamq.queue.server_url import ServerUrl
-from streamq.worker import State, Worker
+from streamq.worker import State
 
 log = SafeLog("streamq.cli")
 
@@ -109,9 +110,14 @@ def _choose_uvloop(settings: Settings) -> bool:
     return installed if settings.uvloop is None else settings.uvloop
 
 
-def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> Worker:
+def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> CountedWorker:
     """Make the worker. Raises CommandLineError if its options cannot be used."""
     broker = _choose_broker(settings, loaded)
+    if settings.recycles and in_process(broker.url):
+        raise CommandLineError(
+            f"--max-rss or --max-tasks: {loaded.broker_path} has a server in the process, {broker.url}, and each "
+            "replacement would have another one; use embedded:///path/to/data"
+        )
     own = {tier.name: tier.weight for tier in broker.tiers}
     weights = settings.weights
     if weights is not None and not weights.keys() <= own.keys():
@@ -121,7 +127,7 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
     spec = settings.process_initializer
     initializer = None if spec is None else load_initializer(spec)
     try:
-        return Worker(
+        return CountedWorker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
             max_prefetch=settings.max_prefetch, prefetch_bytes=settings.prefetch_bytes,
             listeners=map(load_listener, settings.listeners),
@@ -174,8 +180,8 @@ class _WorkerRun:
     """One run of a worker. Signals and the supervisor can stop it."""
 
     def __init__(
-        self, settings: Settings, loaded: Loaded, worker: Worker, lifespan: AppLifespan | None, stops: StopSignals,
-        channel: SupervisorChannel | None, *, loop: str,
+        self, settings: Settings, loaded: Loaded, worker: CountedWorker, lifespan: AppLifespan | None,
+        stops: StopSignals, channel: SupervisorChannel | None, *, loop: str,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.loaded = loaded
@@ -184,6 +190,8 @@ class _WorkerRun:
         self.stops = stops
         self.channel = channel
         self.loop = loop
+        self._limits = ProcessLimits(settings.max_rss, settings.max_tasks)
+        self._too_large: str | None = None  # what is wrong if it is so before it has run a task
         self._stop_level = 0
         self._stop_asked = 0.0  # by `time.monotonic`, 0 if not yet
         self._scope: anyio.CancelScope | None = None  # cancelled to stop what is no worker yet, or no more
@@ -218,6 +226,8 @@ class _WorkerRun:
 
     async def _run_worker(self) -> None:
         settings, worker = self.settings, self.worker
+        if (wrong := self._limits.exceeded_at_start()) is not None:
+            raise CommandLineError(wrong)
         async with worker.broker as broker:
             description = banner.describe(
                 worker, await _server_product(broker), loop=self.loop, processes=settings.processes,
@@ -225,6 +235,8 @@ class _WorkerRun:
             )  # fmt: skip
             banner.announce(description, log_format=settings.log_format, full=settings.first)
             await worker.run(task_status=_CallOnStarted(self._ready))
+            if self._too_large is not None:
+                raise CommandLineError(self._too_large)
             log.info("worker %s ended", worker.name, event="worker_ended")
 
     def _limit_end(self) -> None:
@@ -239,8 +251,16 @@ class _WorkerRun:
 
     def _ready(self) -> None:
         _freeze_garbage_collector()
-        if self.channel is not None:
-            self.channel.send(ready=True)
+        if (channel := self.channel) is None:
+            return
+        self._too_large = self._limits.exceeded_at_start()
+        if self._too_large is not None:
+            self.worker.stop()  # what it has read already is released, or runs to its end
+            return
+        channel.send(ready=True)
+        self._limits.watch(
+            lambda: self.worker.runs, lambda rss, runs: channel.send(outgrown={"rss": rss, "runs": runs})
+        )
 
     def _request_stop(self, level: int) -> None:
         """Stop at this level: 1 drain, 2 now. A level that is not higher than the last does nothing."""

@@ -11,13 +11,19 @@ from streamq.cli.server_options import ServerOptions
 Backend = Literal["asyncio", "trio"]
 
 
+def in_process(url: str) -> bool:
+    """Is the server of this URL one in the process, which ends with it and which no other process reaches?"""
+    return url.startswith("memory:") or url.rstrip("/") == "embedded:"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The options of `streamq worker`, checked as far as possible without importing user code.
 
     `weights` are the weights of the tiers to serve; None serves all tiers with their own weights. `listeners` and
     `process_initializer` are MODULE:NAME. `first` is False in child processes that do not print the banner. `grace`,
-    `lease` and `unknown_wait` are seconds.
+    `lease` and `unknown_wait` are seconds. `max_rss` (bytes) and `max_tasks` are what a process may take before it is
+    replaced.
     """
 
     modules: tuple[str, ...]
@@ -39,6 +45,8 @@ class Settings:
     max_crashes: int = 3
     unknown_wait: float = 300.0
     reload: bool = False
+    max_rss: int | None = None
+    max_tasks: int | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
     log_failures: str = "info"
@@ -49,7 +57,12 @@ class Settings:
     @property
     def supervised(self) -> bool:
         """Do child processes run the tasks?"""
-        return self.processes > 1 or self.reload
+        return self.processes > 1 or self.reload or self.recycles
+
+    @property
+    def recycles(self) -> bool:
+        """Is a process replaced that has grown too large, or has run so many tasks?"""
+        return self.max_rss is not None or self.max_tasks is not None
 
     def pack(self) -> bytes:
         """Return the settings as one line of JSON."""

@@ -59,6 +59,7 @@ class PrefetchBuffer:
         self.suspect_wait = suspect_wait
         self.running = 0
         self.finished = 0
+        self.runs = 0  # handlers that have run to their end, well or not; the one place that counts them
         self.held: list[dict[bytes, Delivery]] = [{} for _ in weights]
         self.backlog = [True] * len(weights)  # by tier: are more entries to be read, as far as known?
         self.barred: frozenset[int] = frozenset()  # tiers that are not read for now (see `reads`)

@@ -283,6 +283,7 @@ class Runners:
                     library.put_back(delivery.task)
                 if slot.due != inf:
                     slot.over()
+                self._buffer.runs += delivery.began
                 if self._reporter.open:  # some run reports progress
                     await self._reporter.close(delivery)
             if slot.inner or slot.abandoned:

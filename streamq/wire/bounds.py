@@ -122,7 +122,7 @@ MAX_PREFETCH = _count("max_prefetch", "0 reads for free slots alone", 0, 1_000_0
 PREFETCH_BYTES = _count("prefetch_bytes", "one message must fit", 1 << 10, 1 << 40, "bytes")
 HANDLER_PROCESSES = _count("processes", "each is a process of its own", 1, 1_024)
 MAX_TASKS_PER_PROCESS = _count("max_tasks_per_process", "a process runs one, at least", 1)
-MAX_RSS = _count("max_rss", "Python itself takes some 20 MiB", 1 << 20, 1 << 40, "bytes")
+MAX_RSS = _count("max_rss", "Python itself takes some 20 MiB; also --max-rss", 1 << 20, 1 << 40, "bytes")
 WEIGHT = _count("Tier.weight", "the least common multiple of all weights stays small", 1, 10_000)
 MAX_PAYLOAD = _count("max_payload", "Redis takes 512 MiB in one text", 1, 512 << 20, "bytes")
 CONNECT_TIMEOUT = _seconds(
@@ -166,6 +166,7 @@ MONITOR_WINDOW = _seconds(
 )
 WANTED_WITHIN = _seconds("wanted_workers.within", "a rate needs some time", 0.001)
 PROCESSES = _count("--processes", "each is a process of its own", 1, 1_024)
+MAX_TASKS = _count("--max-tasks", "a process that runs nothing is of no use")
 
 TABLE: tuple[Bound, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Bound))
 

@@ -9,6 +9,8 @@ from streamq.cli.entry import _run
 # fmt: off
 WRONG = {
     "high weight": (["worker", "app", "--tiers", "critical=10001"], ["'critical=10001' is out of", "1 to 10,000"]),
+    "no memory": (["worker", "app", "--max-rss", "300"], ["'300' is out of bounds", "1,048,576 to 1,099,511,627,776"]),
+    "no runs": (["worker", "app", "--max-tasks", "0"], ["0 is out of bounds", "1 to 1,000,000,000"]),
     "no weight": (["worker", "app", "--tiers", "critical=x"], ["'critical=x' is not a tier", "critical=6,standard=3"]),
     "priority of other digits": (["enqueue", "send", "--priority", "\uff15"], ["is not a priority", "whole number"]),
     "high priority": (["enqueue", "send", "--priority", "9999999999"], ["priority=9999999999", "2,147,483,648"]),
