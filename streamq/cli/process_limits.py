@@ -14,23 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from streamq.worker import Worker
-
 JITTER = 0.1  # of --max-tasks: processes that share the work evenly reach their bounds at different moments
 _LOOK_EVERY = 0.25  # seconds between two looks at the memory and the runs
-
-
-class CountedWorker(Worker):
-    """A worker whose finished runs can be read, in any thread."""
-
-    @property
-    def runs(self) -> int:
-        """How many runs have ended so far, well or not: in the event loop, in threads and in processes.
-
-        Each task of a batch counts, and each attempt. What never began does not: a task that is held back, expired, or
-        unknown.
-        """
-        return 0 if self._consumer is None else self._consumer.buffer.runs
 
 
 class ProcessLimits:

@@ -20,9 +20,10 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
+from streamq.cli.counted_worker import CountedWorker
 from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
-from streamq.cli.process_limits import CountedWorker, ProcessLimits
+from streamq.cli.process_limits import ProcessLimits
 from streamq.cli.run_command import check_backend, run, uvloop_installed
 from streamq.cli.server_options import SIGNING_OPTIONS, TIERS, ServerOptions
 from streamq.cli.source_watch import loaded_sources

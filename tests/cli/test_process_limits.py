@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
+import sys
 from unittest.mock import patch
 
 import click
 import pytest
 
 from streamq import RedisBroker, batch_task, task
+from streamq.cli.counted_worker import CountedWorker
 from streamq.cli.options import size
-from streamq.cli.process_limits import JITTER, CountedWorker, ProcessLimits, mebibytes, resident_bytes
+from streamq.cli.process_limits import JITTER, ProcessLimits, mebibytes, resident_bytes
 from streamq.middleware import MiddlewareChain, RateLimitMiddleware
 
 
@@ -95,3 +98,10 @@ def test_a_size_that_cannot_be_used(text: str, why: str) -> None:
     """The error names the value, and what can be."""
     with pytest.raises(click.BadParameter, match=why):
         size(text)
+
+
+def test_the_supervisor_is_a_small_process() -> None:
+    """It loads neither the worker nor a client: it would take as much memory as a worker."""
+    loaded = "import sys, streamq.cli.supervisor; print([m for m in ('streamq.worker', 'redis') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", loaded], check=True, timeout=60, capture_output=True, text=True)
+    assert found.stdout == "[]\n"
