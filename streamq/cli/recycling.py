@@ -5,8 +5,8 @@ and no run is cut off that ends within the grace period. A replacement that does
 old process goes on, and another one is tried after a pause that grows.
 
 What bounds the number of processes and of starts: a slot has two processes at most, since the next replacement waits
-until the one before has drained; one replacement starts at a time; and a process works for at least twice as long as
-its start took, however low its limits are.
+until the one before has drained; one replacement starts at a time; and a process works for at least as long as its
+start took, however low its limits are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ log = SafeLog("streamq.cli")
 
 EXIT_TIMEOUT = 10.0  # seconds that a child may take to exit, beyond the grace period
 _START_TIMEOUT = 600.0  # seconds until a replacement must read: its lifespan may load a model; the old one works
-_LIFE_PER_START = 2.0  # a process works at least so many times as long as its start took
 _PAUSES = Backoff(base=1.0, factor=2.0, cap=60.0, jitter=False)  # between two tries to start a replacement
 
 
@@ -62,7 +61,7 @@ class Recycler:
 
     async def _wait_for_turn(self, slot: int, old: WorkerProcess, outgrown: Mapping[str, int]) -> None:
         """Wait until the process has worked long enough, and the one before it has drained."""
-        early = old.start_took * _LIFE_PER_START - (time.monotonic() - old.started - old.start_took)
+        early = 2 * old.start_took - (time.monotonic() - old.started)  # it has worked for less than its start took
         self._hasty = self._hasty + 1 if early > 0 else 0
         if self._hasty.bit_count() == 1:  # a power of two, so not for each
             log.warning(
@@ -151,4 +150,5 @@ class Recycler:
         limit = self._settings.max_rss
         if limit is not None and outgrown["rss"] > limit:
             return f"{mebibytes(outgrown['rss'])} of memory, --max-rss {mebibytes(limit)}"
-        return f"{outgrown['runs']:,} runs, --max-tasks {self._settings.max_tasks:,}"
+        runs = outgrown["runs"]
+        return f"{runs:,} run{'s' * (runs != 1)}, --max-tasks {self._settings.max_tasks:,}"
