@@ -6,13 +6,12 @@ reports: the supervisor starts a replacement, and has this one drain once that r
 
 from __future__ import annotations
 
-import errno
-import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
+
+from streamq.consumer.resident_memory import resident_bytes
 
 JITTER = 0.1  # of --max-tasks: processes that share the work evenly reach their bounds at different moments
 _LOOK_EVERY = 0.25  # seconds between two looks at the memory and the runs
@@ -50,23 +49,6 @@ class ProcessLimits:
     def _passed(self, taken: int, done: int) -> bool:
         too_large = self.max_rss is not None and taken > self.max_rss
         return too_large or (self._most_runs is not None and done >= self._most_runs)
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process has: its resident set, without that of its children.
-
-    Where there is no /proc, it is the most that the process ever had.
-    """
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - many times, for years
-            return int(file.read(200).split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # for a while: the next look tells
-            return 0
-        import resource  # noqa: PLC0415 - not needed on Linux
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most << 10
 
 
 def mebibytes(size: float) -> str:

@@ -82,8 +82,8 @@ class _Supervisor:
 
     async def _run_slot(self, slot: int) -> None:
         """Run one child after the other in this slot until the supervisor stops."""
-        failures, child = 0, await self._start(slot)
-        while True:
+        failures, child = 0, await self._start_in_the_end(slot)
+        while child is not None:
             await any_of(child.ended, child.replaced)
             exit_code = child.process.returncode
             over = self.settings.burst and exit_code == 0 and not child.replaced.is_set()
@@ -97,7 +97,7 @@ class _Supervisor:
                 failures, child = 0, child.replacement
                 continue
             if child.stale:
-                failures, child = 0, await self._start(slot)
+                failures, child = 0, await self._start_in_the_end(slot)
                 continue
             if exit_code == USAGE and not self._first_ready.is_set() and not self.settings.reload:
                 self.exit_code = USAGE
@@ -106,7 +106,26 @@ class _Supervisor:
             await self._wait_before_restart(slot, child, failures)
             if self.stop_level:
                 return
-            child = await self._start(slot)
+            child = await self._start_in_the_end(slot)
+
+    async def _start_in_the_end(self, slot: int) -> WorkerProcess | None:
+        """Start a child for a slot, once the system has a process for it; None if the supervisor stops before.
+
+        A lack of processes, memory or descriptors passes: the children that run must not end for it.
+        """
+        failures = 0
+        while not self.stop_level:
+            try:
+                return await self._start(slot)
+            except OSError as error:
+                failures += 1
+                delay = _RESTART_BACKOFF.ceiling(failures)
+                log.warning(
+                    "worker %d cannot be started: %s; the next try is in %g s", slot + 1, error, delay, event="shortage"
+                )
+                with anyio.move_on_after(delay):
+                    await self._stopped.wait()
+        return None
 
     async def _start(self, slot: int) -> WorkerProcess:
         """Start a child for a slot. The supervisor knows it until it has ended."""

@@ -15,7 +15,6 @@ import importlib
 import logging
 import os
 import pickle
-import resource
 import runpy
 import signal
 import sys
@@ -25,7 +24,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from streamq.consumer.process_channel import Channel, Reports, ToWorker
@@ -39,6 +37,7 @@ from streamq.consumer.process_outcome import (
     send_result,
     unpack,
 )
+from streamq.consumer.resident_memory import resident_bytes
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
 from streamq.diagnostics.safe_text import str_of, type_name
@@ -57,7 +56,6 @@ _TRIES = 100
 
 _replaced: dict[int, Any] = {}  # the handlers that were there before `_go_on`
 _known: dict[tuple[str, str, str], Arguments] = {}  # of the functions that have run here
-_PAGE = resource.getpagesize()
 
 
 class _RefusedError(Exception):
@@ -88,7 +86,7 @@ def serve(descriptor: int, lifeline: int) -> None:
     while (told := channel.receive()) is not None:
         _, channel.call, body = told
         channel.send(Kind.BEGUN)
-        answer = pack_answer(_outcome(Call(*pickle.loads(body)), setup, reports), _memory())  # noqa: S301
+        answer = pack_answer(_outcome(Call(*pickle.loads(body)), setup, reports), resident_bytes())  # noqa: S301
         _flush()
         reports.flush()
         channel.send(Kind.ANSWER, answer)
@@ -161,15 +159,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with suppress(Exception):  # the user's: closed, or of a class of its own
             stream.flush()  # type: ignore[union-attr]
-
-
-def _memory() -> int:
-    """Return how many bytes of memory this process has now; where that cannot be read, the most that it ever had."""
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
-    except (OSError, ValueError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
 
 def _run(call: Call, reports: Reports) -> tuple[Any, Callable[[Any], bytes]]:

@@ -13,7 +13,8 @@ import pytest
 from streamq import RedisBroker, batch_task, task
 from streamq.cli.counted_worker import CountedWorker
 from streamq.cli.options import size
-from streamq.cli.process_limits import JITTER, ProcessLimits, mebibytes, resident_bytes
+from streamq.cli.process_limits import JITTER, ProcessLimits, mebibytes
+from streamq.consumer.resident_memory import resident_bytes
 from streamq.middleware import MiddlewareChain, RateLimitMiddleware
 
 

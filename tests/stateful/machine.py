@@ -305,7 +305,7 @@ class QueueMachine(Foundation):
             if guard is not None:
                 names += (guard[0], self.store.keys.latest("k0"))
                 dead_id = self.model.kept.get(guard[0], (dead_id, 0))[0] if own else dead_id
-            answer = self._one(step("replay")(names, spelt(letter), task_id, dead_id, 2 * SLOT, "", 0, *flat))
+            answer = self._one(step("replay")(names, spelt(letter), task_id, dead_id, 2 * SLOT, "", "", 0, *flat))
             entry, holder = self.model.replay(letter, at, dict(zip(flat[::2], flat[1::2], strict=True)), guard, dead_id)
             assert [part.decode() for part in answer] == ["" if entry is None else spelt(entry), holder]
             if entry is not None:
