@@ -47,7 +47,8 @@ class LoadingError(CommandLineError):
 class Loaded:
     """The content of the modules. `broker_path` and `lifespan_path` are dotted names.
 
-    `other_brokers` are the brokers that have another name than `broker`, as MODULE:NAME. None of them is used.
+    A SyncBroker of a module is here as a RedisBroker with its settings. `other_brokers` are the brokers that have
+    another name than `broker`, as MODULE:NAME. None of them is used.
     """
 
     tasks: tuple[Task[Any, Any], ...]
@@ -80,6 +81,7 @@ def load(specs: Iterable[str], *, folder: str | None = None, without_tasks: bool
     if not (tasks or without_tasks):
         raise LoadingError(f"{', '.join(each.spec for each in found)}: no tasks; name a module that has some")
     broker_path, broker = _only_one("broker", found)
+    broker = _for_event_loop(broker_path, broker)
     lifespan_path, lifespan = _only_one("lifespan", found)
     chains: dict[int, MiddlewareChain] = {
         id(each.extras["middleware"]): each.extras["middleware"] for each in found if "middleware" in each.extras
@@ -131,7 +133,7 @@ class _LoadedModule:
         place, _, attribute = spec.partition(":")
         module = _import(place)
         try:
-            if attribute and _is(broker := vars(module).get(attribute), RedisBroker):
+            if attribute and _is_broker(broker := vars(module).get(attribute)):
                 extras = _extras(module) | {"broker": broker}
                 return cls(spec, module, tuple(_tasks_in(vars(module).values())), extras, attribute)
             tasks = _tasks_at(spec, module, attribute) if attribute else _tasks_in(vars(module).values())
@@ -152,7 +154,32 @@ def _tasks_in(values: Iterable[Any]) -> list[Task[Any, Any]]:
 
 
 def _other_brokers(place: str, module: ModuleType) -> tuple[str, ...]:
-    return tuple(f"{place}:{name}" for name, one in vars(module).items() if name != "broker" and _is(one, RedisBroker))
+    return tuple(f"{place}:{name}" for name, one in vars(module).items() if name != "broker" and _is_broker(one))
+
+
+def _is_broker(value: object) -> bool:
+    """Is this a RedisBroker, or a SyncBroker? Nobody has one whose module was not imported: it need not be here."""
+    known = sys.modules.get("streamq.sync.broker")
+    return _is(value, RedisBroker) or (known is not None and _is(value, known.SyncBroker))
+
+
+def _check_broker(value: Any) -> Any:
+    return value if _is_broker(value) else check_type("broker", value, RedisBroker, "a RedisBroker or a SyncBroker")
+
+
+def _for_event_loop(path: str, broker: Any) -> RedisBroker | None:
+    """Return a broker that a worker can open: a SyncBroker says by its settings where the queue is.
+
+    Raises LoadingError if its data are its own.
+    """
+    if broker is None or _is(broker, RedisBroker):
+        return cast("RedisBroker | None", broker)
+    from streamq.sync.broker import broker_for_workers  # noqa: PLC0415 - it is loaded already
+
+    try:
+        return broker_for_workers(broker)
+    except ConfigurationError as error:
+        raise LoadingError(f"{path}: {error}") from None
 
 
 def _is(value: object, kind: type[Any]) -> bool:
@@ -179,7 +206,7 @@ def _tasks_at(spec: str, module: ModuleType, attribute: str) -> list[Task[Any, A
 
 # The names with a meaning in a module, and what checks their values as `Worker` does.
 _MEANINGS: dict[str, Callable[[Any], Any]] = {
-    "broker": lambda value: check_type("broker", value, RedisBroker, "a RedisBroker"),
+    "broker": _check_broker,
     "middleware": as_chain,
     "lifespan": check_lifespan,
 }

@@ -86,7 +86,8 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     A module may also define
       broker      a RedisBroker: the worker opens it, and handlers may use it;
                   it replaces --url, --namespace, --group and --queue. To take
-                  one of another name, write it as the MODULE: app.tasks:mail
+                  one of another name, write it as the MODULE: app.tasks:mail.
+                  Of a SyncBroker the worker takes the settings
       middleware  a MiddlewareChain, put around every run
       lifespan    a function that returns an async context manager, called as
                   lifespan(worker) and open while the worker runs; the value that it

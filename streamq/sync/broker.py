@@ -11,8 +11,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
-from streamq.broker import DEFAULT_URL
-from streamq.errors import TaskFailedError
+from streamq.broker import DEFAULT_URL, RedisBroker
+from streamq.errors import ConfigurationError, TaskFailedError
 from streamq.middleware.chain import MiddlewareChain
 from streamq.queue.delayed import Scheduled
 from streamq.queue.gather import as_completed, gather
@@ -258,6 +258,19 @@ class SyncBroker:
     def monitor(self, *, window: float | timedelta = 60.0) -> SyncQueueMonitor:
         """Return what reads the figures of this queue. Argument as for `streamq.monitoring.QueueMonitor`."""
         return SyncQueueMonitor(self._opened(), window=window)
+
+
+def broker_for_workers(broker: SyncBroker) -> RedisBroker:
+    """Return what the workers of its queue open: a `RedisBroker` with the settings of a `SyncBroker`.
+
+    Raises ConfigurationError if nobody but this SyncBroker can have its data.
+    """
+    if broker.url.partition("://")[2].strip("/") == "" and broker.url.lower().startswith(("memory:", "embedded:")):
+        raise ConfigurationError(
+            f"a SyncBroker of {broker.url} has a server of its own, which no worker and no command can reach: give it "
+            "the URL of a server or embedded:///path/to/data; for a worker in its process memory://name goes, too"
+        )
+    return broker._broker.for_workers()  # noqa: SLF001 - it is made for this
 
 
 def _own(handle: Any) -> Any:

@@ -85,6 +85,15 @@ class BlockingBroker(RedisBroker):
             return self.sync_client
         return self._sync_client
 
+    def for_workers(self) -> RedisBroker:
+        """Return a broker of the same queue for an event loop, with the same settings."""
+        connect_timeout, reply_timeout = self.timeouts
+        return RedisBroker(
+            self.url, namespace=self.keys.namespace, group=self.keys.group, tiers=self.tiers,
+            max_payload=self.max_payload, connect_timeout=connect_timeout, reply_timeout=reply_timeout,
+            dead_letters=self.dead_letters, clock=self.clock, middleware=self.middleware, signing=self.signing,
+        )  # fmt: skip
+
     def close_in_child(self) -> None:
         """Have a lock of its own, in the child of a fork: a thread of the parent may hold the other."""
         self._opening = threading.RLock()

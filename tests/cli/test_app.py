@@ -268,7 +268,7 @@ portal.wrap_async_context_manager(broker).__enter__()
         ("import sys; sys.exit('usage: shop')", "usage: shop (the module calls exit on import"),
         ("import nothing_there", "ModuleNotFoundError: No module named 'nothing_there' (shop.py:1)"),
         ("broker = 'redis://x'", "shop.broker is of type str: give a RedisBroker"),
-        ("from streamq import SyncBroker\nbroker = SyncBroker()", "shop.broker is of type SyncBroker: give a Red"),
+        ("from streamq import SyncBroker\nbroker = SyncBroker('memory://')", "shop.broker: a SyncBroker of memory://"),
     ],
 )
 def test_a_module_that_cannot_be_used_is_one_line(run, project, text, says):
@@ -304,7 +304,51 @@ def test_two_brokers(run, project, valkey):
     assert run("dlq", "ls", "--app", "three,shop:broker")[::2] == (0, ["tt:dead holds 0 dead letters"])
 
 
+SYNC = """
+from streamq import DeadLetterBound, SigningKeys, SyncBroker, Tier, task
+
+broker = SyncBroker(
+    {url!r}, namespace="ss", group="g", tiers=[Tier("mail", threshold=10), Tier("media")], max_payload=5_000,
+    connect_timeout=3, reply_timeout=4, dead_letters=DeadLetterBound(max_size=7),
+    signing=SigningKeys({{"k1": b"a" * 32}}),
+)
+single = SyncBroker({url!r}, queue_name="x:y")
+
+@task(tier="mail")
+def double(number: int) -> None:
+    print("doubled", 2 * number, flush=True)
+
+@task(tier="mail")
+def send(number: int) -> None:
+    broker.enqueue(double, number)
+"""
+
+
+def test_the_queue_of_a_sync_broker(run, project, valkey):
+    """Is that of the app, with every setting; also if it is picked by its name, or is of a single stream."""
+    (project / "shop.py").write_text(SYNC.format(url=valkey.url))
+    assert run("enqueue", "send", "3", "--app", "shop")[::2] == (0, [])
+    assert sent(valkey, "ss:mail")["sig"].startswith("v1:k1:")
+    assert run("schedules", "ls", "--app", "shop:single")[2] == ["x:schedules holds 0 schedules"]
+    assert "~x:y" in run("acl", "--role", "worker", "--app", "shop:single")[1][0].split()
+    loaded = apps.load_app(("shop",), None)
+    own, theirs = sys.modules["shop"].broker._broker, loaded.broker
+    settings = ("url", "keys", "tiers", "max_payload", "timeouts", "dead_letters", "signing", "middleware", "clock")
+    assert [getattr(theirs, name) for name in settings] == [getattr(own, name) for name in settings]
+    (project / "more.py").write_text("from shop import broker, send\n")
+    assert run("dlq", "ls", "--app", "shop,more")[::2] == (0, ["ss:dead holds 0 dead letters"])
+
+
 # --- workers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_sync_broker(start, app, url, anyio_backend):
+    """Runs what it sends, and its handlers send with it."""
+    (app / "shop.py").write_text(SYNC.format(url=url))
+    (worker := start("worker", "shop", "--backend", anyio_backend)).expect("ss:mail")
+    assert start("enqueue", "send", "4", "--app", "shop").ended() == 0
+    worker.expect("doubled 8")
 
 
 @pytest.mark.slow
