@@ -70,8 +70,9 @@ def enqueue(
     than 64 bits, and those like 1e999. Write -- before arguments that begin with a dash.
 
     With --app the task is sent as it is declared: its tier and priority count, and its arguments
-    are checked. Without it, a task for a stream that no worker has ever read is refused if
-    others are read: other tiers, or other namespaces. The exit code is 1 then.
+    are checked. A task for a stream that no worker has ever read is refused if others are read:
+    other tiers, or other namespaces. The exit code is 1 then. If it is the app that names the
+    stream, it is sent, with a warning.
     """
     server = ServerOptions.take(given)
     options = {option: value for option, value in given.items() if value is not None}

@@ -9,7 +9,7 @@ from streamq.broker import RedisBroker
 from streamq.cli import output
 from streamq.cli.run_command import run
 from streamq.cli.server_options import ServerOptions
-from streamq.cli.unserved import unserved
+from streamq.cli.unserved import Unserved, unserved
 from streamq.cli.usage_errors import CommandLineError, RefusedError, from_streamq_error
 from streamq.diagnostics.safe_text import str_of, type_name
 from streamq.errors import ArgumentsError, StreamqError
@@ -39,17 +39,17 @@ def send(
             f"--tiers without --tier: give --tier, one of {', '.join(tier.name for tier in broker.tiers)}; which of "
             "them takes a priority is known to the program alone"
         )
-    by_app = loaded is not None and loaded.broker is not None
+    app = None if loaded is None else loaded.broker
 
     async def main() -> dict[str, Any]:
         async with broker:
             stream = _stream(broker, tier, priority)
-            missed = "" if stream is None or force else await unserved(broker, stream)
-            if missed and not by_app:
-                raise RefusedError(f"{missed}; nothing was sent: give --force to send it all the same")
+            missed = None if stream is None or force else await unserved(broker, stream, server)
+            if missed is not None and not _is_meant(app, broker, stream, missed):
+                raise RefusedError(f"{missed.text}; nothing was sent: give --force to send it all the same")
             (handle,) = await broker.enqueue_many([call])
-            if missed:  # by the app it is the right stream
-                output.note(f"streamq: warning: {missed}")
+            if missed is not None:
+                output.note(f"streamq: warning: {missed.text}")
             return {
                 "task_id": handle.task_id,
                 "task": name,
@@ -105,6 +105,16 @@ def _placed(call: Call[Any]) -> tuple[str | None, int | None]:
     """Return the name of the tier and the priority with which a call is sent."""
     task = call.task
     return task.placed if isinstance(task, Task) else (task.send_options.tier, task.send_options.priority)
+
+
+def _is_meant(app: RedisBroker | None, broker: RedisBroker, stream: str | None, missed: Unserved) -> bool:
+    """Does the app say that this is the right stream: is it one of its own, or of such a tier in a namespace in use?"""
+    if app is None:
+        return False
+    if stream in app.keys.streams:
+        return True
+    tier = next((one.name for one, keys in zip(broker.tiers, broker.keys.tiers, strict=True) if keys.stream == stream))
+    return not missed.elsewhere and tier in {one.name for one in app.tiers}
 
 
 def _stream(broker: RedisBroker, tier: str | None, priority: int | None) -> str | None:

@@ -203,6 +203,22 @@ def test_a_tier_of_the_app_that_nobody_reads_yet(run, valkey):
     assert (code, "warning: tt:media has no consumer group" in line) == (0, True)
 
 
+def test_a_namespace_that_nobody_reads(run, valkey):
+    """Is a warning if it is that of the app, and is refused if it stands on the command line."""
+    valkey.command("XGROUP", "CREATE", "events:mail", "workers", "0", "MKSTREAM")
+    valkey.command("ZADD", "events:mail:alive:workers", 1, "w")
+    code, (_,), (line,) = run("enqueue", "send", "x", "--app", "shop")
+    assert (code, "workers have served events: give --namespace" in line) == (0, True)
+    for option, value in (("--namespace", "typo"), ("--queue", "typo:mail")):
+        code, out, (line,) = run("enqueue", "send", "x", "--app", "shop", option, value)
+        assert (code, out, valkey.command("EXISTS", "typo:mail")) == (1, [], 0)
+        assert f"workers have served events: give another {option}, or leave it out; nothing was sent" in line
+    assert run("enqueue", "send", "x", "--app", "shop", "--namespace", "events")[::2] == (0, [])
+    code, (_,), (line,) = run("enqueue", "resize", "x", "--app", "shop", "--namespace", "events")
+    assert (code, "warning: events:media has no consumer group" in line, "--app" in line) == (0, True, False)
+    assert run("enqueue", "send", "x", "--app", "shop", "--namespace", "typo", "--force")[0] == 0
+
+
 # --- the project -----------------------------------------------------------------------------------
 
 

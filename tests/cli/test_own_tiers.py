@@ -154,7 +154,7 @@ def test_enqueue_refuses_a_namespace_where_no_worker_has_ever_been(here, valkey)
     code, out, (line,) = here("enqueue", "send", "--namespace", "shop", "--tier", "bulk")
     assert (code, out, valkey.command("XLEN", "shop:bulk")) == (1, [], 0)
     assert "no worker has served the namespace shop yet" in line
-    assert "workers have served events: give --namespace, or --app; nothing was sent" in line
+    assert "workers have served events: give another --namespace, or --app; nothing was sent" in line
     assert here("enqueue", "send", "--namespace", "shop", "--force")[::2] == (0, [])
     group(valkey, "shop:critical")
     assert "there are groups for the tier critical" in here("enqueue", "send", "--namespace", "shop")[2][0]
