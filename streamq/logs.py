@@ -159,9 +159,9 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _whose(record: logging.LogRecord) -> str:
-    """Return the task of a handler's line. Those of streamq name it in their words."""
+    """Return the task of a handler's line. Those of streamq name it in their words; what a process prints does not."""
     fields = record.__dict__
-    if _is_ours(record) or not fields.get("task_id"):
+    if (_is_ours(record) and fields.get("event") != "output") or not fields.get("task_id"):
         return ""
     return f" [{fields.get('task', '?')} {fields['task_id']}, attempt {fields.get('attempt', '?')}]"
 

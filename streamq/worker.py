@@ -237,7 +237,7 @@ class Worker:
             consumer.settler.dead_letters.effects = on_exhausted
         leases = LeaseKeeper(consumer, on_cancel=runners.cancel, uniform=self._random)
         scheduler = Scheduler(consumer, self._declared)
-        consumer.buffer.capacity = self._processes.capacity(self.concurrency, consumer.wake_up, leases.sweep_soon)
+        consumer.buffer.capacity = self._processes.capacity(self.concurrency, consumer.bar_tiers, leases.sweep_soon)
         promoter = Promoter(
             consumer, on_released=leases.sweep_soon, on_cancel=runners.cancel, on_schedules=scheduler.changed
         )

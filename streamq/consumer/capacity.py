@@ -5,12 +5,13 @@ processes with nothing to do. What it reads beyond its processes is a surplus, w
 It takes back itself what it can run, as soon as one of its runs has ended.
 
 What it has released it would find at once if it swept now, so it sweeps on its usual times alone while it is full. And
-each surplus that it reads is one more pending entry: after as many as it has slots it reads no more, until a sweep
-finds nothing left of them.
+each surplus that it reads is one more pending entry: after as many as it has slots it reads no more of the tiers that
+have them, until a sweep finds nothing left of what was released. Other tiers are read all the time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from streamq.wire.delivery import Delivery
@@ -20,28 +21,28 @@ class Capacity:
     """The deliveries of such tasks that one consumer holds.
 
     `costs` is what part of a process one delivery of a task takes: a message of a batch a part of it. `processes` is
-    how many run at a time, `slots` how many deliveries of all tasks. `on_surplus` is called when there is something to
-    release, `on_free` when there is something to take.
+    how many run at a time, `slots` how many deliveries of all tasks. `on_change` is called when there is something to
+    release, or other tiers may be read than before, `on_free` when there is something to take.
     """
 
-    __slots__ = ("_costs", "_held", "_on_free", "_on_surplus", "_processes", "_released", "_slots", "_surplus", "_used")
+    __slots__ = ("_costs", "_held", "_on_change", "_on_free", "_processes", "_released", "_slots", "_surplus", "_used")
 
     def __init__(
         self, costs: Mapping[bytes, float], *, processes: int, slots: int,
-        on_surplus: Callable[[], None] = lambda: None, on_free: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None, on_free: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._costs = costs
         self._processes = processes
         self._slots = slots
-        self._on_surplus = on_surplus
+        self._on_change = on_change
         self._on_free = on_free
         self._held: dict[bytes, float] = {}  # entry -> its part of a process
         self._used = 0.0
         self._surplus: list[Delivery] = []
-        self._released = 0  # of the surplus, since a sweep found nothing more
+        self._released: Counter[int] = Counter()  # tier -> of the surplus, since a sweep found nothing more
 
     def __repr__(self) -> str:
-        return f"<Capacity {self._used:g} of {self._processes} held, {self._released} released>"
+        return f"<Capacity {self._used:g} of {self._processes} held, {self._released.total()} released>"
 
     def takes(self, delivery: Delivery) -> bool:
         """Count a delivery that was read; return whether it may wait here. If not it is surplus."""
@@ -50,8 +51,8 @@ class Capacity:
             return True
         if self._used + cost > self._processes + 1e-9:
             self._surplus.append(delivery)
-            self._released += 1
-            self._on_surplus()
+            self._released[delivery.tier] += 1
+            self._on_change()
             return False
         self._held[delivery.entry_id] = cost
         self._used += cost
@@ -79,12 +80,12 @@ class Capacity:
     @property
     def full(self) -> bool:
         """Has a surplus been released, and is there no process for any of it?"""
-        return self._released > 0 and not self.free
+        return bool(self._released) and not self.free
 
     @property
-    def exhausted(self) -> bool:
-        """Was so much released that no more is read?"""
-        return self._released >= self._slots
+    def barred(self) -> frozenset[int]:
+        """The tiers of which so much was released that no more is read."""
+        return frozenset(self._released) if self._released.total() >= self._slots else frozenset()
 
     @property
     def free(self) -> int:
@@ -100,5 +101,6 @@ class Capacity:
 
     def swept(self) -> None:
         """Note that a sweep has found all there is: nothing that was released is left."""
-        if not self.full:
-            self._released = 0
+        if self._released and not self.full:
+            self._released.clear()
+            self._on_change()

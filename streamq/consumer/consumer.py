@@ -70,7 +70,7 @@ class Consumer:
             store, buffer, name, refusals=self.tier_refusals("reading"), set_aside=self.settler.set_aside,
             on_ready=on_ready,
         )  # fmt: skip
-        self.settler.set_aside.on_change = self._full_tiers_changed
+        self.settler.set_aside.on_change = self.bar_tiers
         self._on_ready = on_ready
         self._on_lost = on_lost
         self.keep = keep
@@ -138,8 +138,7 @@ class Consumer:
 
     def lease_lost(self, tier: int, entry_id: bytes) -> None:
         """Drop a delivery whose lease this consumer has lost: it does not start, and a run of it ends."""
-        delivery = self.buffer.held[tier].get(entry_id)
-        if delivery is None:
+        if (delivery := self.buffer.held[tier].get(entry_id)) is None:
             return
         self.buffer.forget(tier, entry_id)
         if not self.buffer.remove_unstarted(delivery):
@@ -274,7 +273,8 @@ class Consumer:
             else:
                 self.outage.over("refused settlements")
 
-    def _full_tiers_changed(self) -> None:
+    def bar_tiers(self) -> None:
+        """Read other tiers than before."""
         self.reads.bar()
         self.wake_up()
 

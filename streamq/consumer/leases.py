@@ -225,7 +225,7 @@ class LeaseKeeper:
         """Sweep one tier. Return whether its end was reached, and whether dead owners were found."""
         consumer = self._consumer
         others_returning = self._clock.elapsed() < self._others_return_until
-        died = False
+        died, whole = False, self._cursors[tier] == _START
         while (room := self._room()) > 0:
             count = min(SWEEP_STEP, room)
             cursor, found, more_suspects, cancelled = await reclaim(
@@ -249,7 +249,9 @@ class LeaseKeeper:
             if more_suspects:
                 return False, died
             if cursor == _START and len(found) + len(cancelled) < count:
-                return True, died
+                if whole or consumer.buffer.capacity is None:
+                    return True, died
+                whole = True  # what was released meanwhile may lie before the place where this sweep began
         capacity = consumer.buffer.capacity
         return capacity is not None and capacity.full and not self._full, died
 
@@ -257,5 +259,5 @@ class LeaseKeeper:
         buffer = self._consumer.buffer
         if not self.sweeping or not self._consumer.is_registered:
             return 0
-        room = buffer.room(swept=True)
+        room = buffer.room()
         return room if buffer.capacity is None else buffer.capacity.room_to_sweep(room, full=self._full)

@@ -282,9 +282,9 @@ class PrefetchBuffer:
                 second = finished
         return min(self.max_prefetch, second)
 
-    def room(self, *, swept: bool = False) -> int:
-        """Return how many more deliveries are worth having: of those that wait for a sweep, or of new ones."""
-        if self.closed or self.isolating or (self.capacity is not None and self.capacity.exhausted and not swept):
+    def room(self) -> int:
+        """Return how many more deliveries are worth having."""
+        if self.closed or self.isolating:
             return 0
         room = max(0, self.slots - self.running) + self.prefetch() - self._buffered
         left = (self.prefetch_bytes - self.held_bytes) // self._expected

@@ -14,12 +14,13 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final
 
 import orjson
 
 from streamq.consumer.process_frames import HEADER, Kind, frame, parse_header
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import repr_of, str_of, type_name
 from streamq.handlers.progress import Report
 from streamq.wire.delivery import Delivery
 
@@ -27,13 +28,19 @@ _EVERY: Final = 0.1  # seconds between two reports of progress: the worker write
 _LONGEST_TEXT: Final = 100_000  # characters of a text in a log record
 _LONGEST_VALUE: Final = 10_000  # characters of a value of `extra` that JSON lacks
 _MOST_FIELDS: Final = 100
+_PLAIN: Final = (bool, int, float, str, type(None))
 _OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _COPIED: Final = ("name", "levelno", "levelname", "created", "msecs", "pathname", "filename", "module", "lineno",
                   "funcName", "thread", "threadName", "process", "processName")  # fmt: skip
 
 
+# The number of the call that the code here belongs to: 0 for a thread that a handler has started, whose lines are those
+# of no task, and that of an earlier call for what that has left.
+call_var: ContextVar[int] = ContextVar("streamq_call", default=0)
+
+
 class Channel:
-    """The end of the socket that a process has. `call` is the number of the call that runs, 0 between two."""
+    """The end of the socket that a process has."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
@@ -41,11 +48,10 @@ class Channel:
         self._waiting: deque[bytes] = deque()
         self._lock = threading.Lock()
         self._writer: int | None = None
-        self.call = 0
         self.closed = False
 
     def __repr__(self) -> str:
-        return f"<Channel call={self.call}>"
+        return f"<Channel {len(self._waiting)} waiting>"
 
     @property
     def descriptor(self) -> int:
@@ -65,17 +71,20 @@ class Channel:
         found = bytearray(length)
         view, at = memoryview(found), 0
         while at < length:
-            read = self._socket.recv_into(view[at:])
+            try:
+                read = self._socket.recv_into(view[at:])
+            except ConnectionError:  # it was closed before all was read there
+                return None
             if not read:
                 return None
             at += read
         return bytes(found)
 
-    def send(self, kind: Kind, body: bytes = b"", *, call: int | None = None) -> None:
+    def send(self, kind: Kind, call: int, body: bytes = b"") -> None:
         """Send a frame, whole. What the worker does not read any more is dropped."""
         if self.closed:
             return
-        self._waiting.append(frame(kind, self.call if call is None else call, body))
+        self._waiting.append(frame(kind, call, body))
         if self._writer == threading.get_ident():  # a signal handler, in the middle of the loop below
             return
         with self._lock:
@@ -121,7 +130,7 @@ class ToWorker(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record. Never raises for what the user has put into it."""
         try:
-            self._channel.send(Kind.LOG, orjson.dumps(_parts(record), default=_text))
+            self._channel.send(Kind.LOG, call_var.get(), _encoded(_parts(record)))
         except Exception:  # noqa: BLE001 - the user's values may raise anything
             self.handleError(record)
 
@@ -131,8 +140,8 @@ def _parts(record: logging.LogRecord) -> dict[str, Any]:
     parts = {name: given.get(name) for name in _COPIED}
     try:
         parts["msg"] = str_of(record.getMessage(), _LONGEST_TEXT)
-    except Exception:  # noqa: BLE001 - as JsonFormatter does
-        parts["msg"] = str_of(f"{record.msg!r} {record.args!r}", _LONGEST_TEXT)
+    except BaseException as error:  # noqa: BLE001 - as in the worker (see `streamq.logs`)
+        parts["msg"] = f"{str_of(record.msg)} (cannot be formatted with {repr_of(record.args)}: {type_name(error)})"
     if record.exc_info and not record.exc_text:
         record.exc_text = logging.Formatter().formatException(record.exc_info)
     parts["exc_text"] = record.exc_text and str_of(record.exc_text, _LONGEST_TEXT)
@@ -142,15 +151,25 @@ def _parts(record: logging.LogRecord) -> dict[str, Any]:
     return parts
 
 
+def _encoded(parts: dict[str, Any]) -> bytes:
+    """Return the parts of a record as JSON; a value that JSON lacks is its text, and so is one that is too deep."""
+    try:
+        return orjson.dumps(parts, default=_text)
+    except TypeError:
+        extra = {name: value if type(value) in _PLAIN else _text(value) for name, value in parts["extra"].items()}
+        return orjson.dumps({**parts, "extra": extra}, default=_text)
+
+
 def _text(value: Any) -> str:
-    return str_of(repr(value), _LONGEST_VALUE)
+    return repr_of(value, _LONGEST_VALUE)
 
 
 class Reports:
-    """What a handler reports of its progress goes to the reporter of the worker, the latest at the end of the run."""
+    """What one run reports of its progress goes to the reporter of the worker, the latest at the end of the run."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, call: int) -> None:
         self._channel = channel
+        self._call = call
         self._unsent: bytes | None = None
         self._sent_at = float("-inf")
 
@@ -170,7 +189,7 @@ class Reports:
         if self._unsent is not None:
             unsent, self._unsent = self._unsent, None
             self._sent_at = time.monotonic()
-            self._channel.send(Kind.PROGRESS, unsent)
+            self._channel.send(Kind.PROGRESS, self._call, unsent)
 
     def forget(self, delivery: Delivery) -> None:
         """Do nothing: nobody asks a process to stop."""

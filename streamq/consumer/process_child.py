@@ -23,10 +23,11 @@ import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from streamq.consumer.process_channel import Channel, Reports, ToWorker
+from streamq.consumer.process_channel import Channel, Reports, ToWorker, call_var
 from streamq.consumer.process_frames import Call, How, Kind, Setup
 from streamq.consumer.process_outcome import (
     Sent,
@@ -77,20 +78,27 @@ def serve(descriptor: int, lifeline: int) -> None:
     try:
         _begin(setup, channel)
     except BaseException as error:  # noqa: BLE001 - the user's code
-        channel.send(Kind.FAILED, _why(error, setup).encode(errors="backslashreplace"))
+        channel.send(Kind.FAILED, 0, _why(error, setup).encode(errors="backslashreplace"))
         _flush()
         sys.exit(1)
     _flush()
-    channel.send(Kind.READY)
-    reports = Reports(channel)
+    channel.send(Kind.READY, 0)
     while (told := channel.receive()) is not None:
-        _, channel.call, body = told
-        channel.send(Kind.BEGUN)
-        answer = pack_answer(_outcome(Call(*pickle.loads(body)), setup, reports), resident_bytes())  # noqa: S301
+        _, number, body = told
+        channel.send(Kind.BEGUN, number)
+        reports = Reports(channel, number)
+        run = partial(_outcome, Call(*pickle.loads(body)), setup, reports)  # noqa: S301
+        outcome = _numbered(number, run)
         _flush()
         reports.flush()
-        channel.send(Kind.ANSWER, answer)
-        channel.call = 0
+        channel.send(Kind.ANSWER, number, pack_answer(outcome, resident_bytes()))
+
+
+def _numbered(number: int, run: Callable[[], Sent]) -> Sent:
+    """Call a function as the call of this number: log lines and progress say whose they are."""
+    context = copy_context()
+    context.run(call_var.set, number)
+    return context.run(run)
 
 
 def _begin(setup: Setup, channel: Channel) -> None:
@@ -99,7 +107,8 @@ def _begin(setup: Setup, channel: Channel) -> None:
     root.addHandler(ToWorker(channel))
     logging.disable(setup.disabled)
     for name, level in setup.levels.items():
-        logging.getLogger(name or None).setLevel(level)
+        logger = logging.getLogger(name or None)
+        logger.setLevel(level)
     if "__main__" in setup.modules:
         _load_main(setup)
     for module in setup.modules:

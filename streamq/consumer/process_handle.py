@@ -23,13 +23,15 @@ import orjson
 
 from streamq.consumer.process_frames import HEADER, KINDS, Call, Kind, Setup, SpoiledError, frame, parse_header
 from streamq.consumer.process_outcome import Sent, unpack_answer
+from streamq.diagnostics.log_fields import fields_of
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError
 from streamq.handlers.context import delivery_var, reporter_var
 
-log = SafeLog("streamq.output")
+log = SafeLog("streamq")
 
 START_TIMEOUT: Final = 120.0  # seconds; the modules of the tasks are imported in it
+_OUTPUT: Final = "streamq.output"  # the logger of what processes print
 _READ: Final = 1 << 18  # bytes at a time
 _LONGEST_LINE: Final = 10_000  # bytes; a longer one is several
 _MOST_AT_ONCE: Final = 1 << 17  # bytes of output that the end of a run reads: a pipe holds half of that
@@ -86,11 +88,14 @@ class ProcessHandle:
         self.code: int | None = None
         self.runs = 0
         self.memory = 0
+        self.started = False  # it can be asked
         self.replacing = False  # another one starts in its place
         self.retired = False  # another one has started: it takes no more calls
         self.idle_since = 0.0
         (out, _), (err, _) = outputs
-        self.outputs = [Output(out, "stdout", logging.INFO), Output(err, "stderr", logging.WARNING)]
+        self.outputs = [
+            Output(out, "stdout", logging.INFO, self.pid), Output(err, "stderr", logging.WARNING, self.pid)
+        ]  # fmt: skip
         self._socket = ours
         self._lifeline = lifeline
         self._calls = 0
@@ -114,6 +119,8 @@ class ProcessHandle:
         with anyio.fail_after(START_TIMEOUT):
             await self._send(orjson.dumps([sys.path, sys.argv], default=str) + b"\n")
             kind, body = await self._ask(Kind.SETUP, pickle.dumps(tuple(setup)))
+        for output in self.outputs:
+            output.run_ended()
         if kind is Kind.FAILED:
             raise FailedError(body.decode(errors="backslashreplace"))
 
@@ -152,7 +159,8 @@ class ProcessHandle:
                 elif kind is Kind.LOG:
                     _log_record(body, None if call == self._calls else self.outputs[0].between)
                 elif kind is Kind.PROGRESS:
-                    _note_progress(body)
+                    if call == self._calls:  # else of a thread that an earlier run has left
+                        _note_progress(body)
                 elif kind in {Kind.READY, Kind.FAILED} if asked is Kind.SETUP else kind is Kind.ANSWER:
                     if asked is Kind.RUN and call != self._calls:
                         raise SpoiledError
@@ -231,8 +239,9 @@ class Output:
     and from threads. `context` is that of the run at this time, `between` that of no run.
     """
 
-    def __init__(self, pipe: BinaryIO, stream: str, level: int) -> None:
+    def __init__(self, pipe: BinaryIO, stream: str, level: int, pid: int) -> None:
         self.pipe = pipe
+        self._pid = pid
         self.between = copy_context()
         self.between.run(delivery_var.set, None)
         self.context = self.between
@@ -289,9 +298,15 @@ class Output:
         self.context.run(self._write, line.decode(errors="backslashreplace"))
 
     def _write(self, line: str) -> None:
-        if log.takes(self._level):
-            delivery = delivery_var.get()
-            log.at(self._level, "%s", line, event="output", of=delivery, extra={"stream": self._stream})
+        logger = logging.getLogger(_OUTPUT)
+        if logger.isEnabledFor(self._level):
+            extra = {"event": "output", "stream": self._stream, **fields_of(delivery_var.get())}
+            try:
+                record = logger.makeRecord(_OUTPUT, self._level, self._stream, 0, "%s", (line,), None, None, extra)
+                record.process = self._pid
+                logger.handle(record)
+            except Exception as error:  # noqa: BLE001 - a filter or a handler of the user's
+                log.warning("a line of a process cannot be logged: %s", error, event="internal_error")
             return
         stream = getattr(sys, self._stream)
         with suppress(OSError, ValueError, AttributeError):  # closed; None, where the program has none

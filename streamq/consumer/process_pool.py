@@ -42,6 +42,11 @@ _NONE_LEFT: Final = NO_MORE | {errno.EAGAIN}
 _NEARLY: Final = 0.8  # of `max_rss`: from there on a replacement starts
 _UNUSED: Final = 300.0  # seconds after which an idle process ends
 _CHECK_EVERY: Final = 60.0
+_STARTS_SLOWLY: Final = (
+    "a process of handlers (pid %d) has not started after %g s: it imports the modules of the tasks, or calls the "
+    "initializer; it is killed after %g s"
+)
+_SLOW: Final = 5.0  # seconds of a start after which the log says so
 _LEAVING: Final = 2.0  # seconds that processes have to end by themselves as the worker ends
 
 
@@ -93,11 +98,11 @@ class Processes:
             return concurrency, max_prefetch
         return min(concurrency, self.size), 0
 
-    def capacity(self, slots: int, on_surplus: Callable[[], None], on_free: Callable[[], None]) -> Capacity | None:
+    def capacity(self, slots: int, on_change: Callable[[], None], on_free: Callable[[], None]) -> Capacity | None:
         """Return the bound on what a worker holds of these tasks, None if it has none of them."""
         if not self.costs:
             return None
-        return Capacity(self.costs, processes=self.size, slots=slots, on_surplus=on_surplus, on_free=on_free)
+        return Capacity(self.costs, processes=self.size, slots=slots, on_change=on_change, on_free=on_free)
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -271,8 +276,10 @@ class Processes:
         self._alive.add(process)
         for output in process.outputs:
             self._in_background(output.read)
+        self._in_background(self._say_if_slow, process)
         try:
             await process.begin(self._setup())
+            process.started = True
         except EndedError:
             await self._lost(process)
             raise ProcessDiedError(task, process.code, _AS_IT_STARTED) from None
@@ -288,6 +295,11 @@ class Processes:
             raise
         self._shortage.failures = 0
         return process
+
+    async def _say_if_slow(self, process: ProcessHandle) -> None:
+        await anyio.sleep(_SLOW)
+        if not process.started and not process.ended:
+            log.warning(_STARTS_SLOWLY, process.pid, _SLOW, START_TIMEOUT, event="process_slow")
 
     def _setup(self) -> Setup:
         loggers = {name: one.level for name, one in logging.root.manager.loggerDict.items()

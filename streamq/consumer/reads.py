@@ -19,6 +19,8 @@ from streamq.errors import BrokerError
 from streamq.queue.server_errors import concerns_server
 from streamq.queue.store import Store
 
+_WHILE_BARRED = 0.2  # seconds of a blocking read, at most, while process tasks keep a tier from being read
+
 
 class Reads:
     """The reads of one consumer. `on_ready` is called when deliveries were read."""
@@ -51,6 +53,8 @@ class Reads:
         """Bar the tiers that are not to be read now; read those again whose pause is over."""
         buffer, now = self._buffer, self._store.clock.elapsed()
         barred = self._set_aside.full | {tier for tier, at in self._refusals.refused.items() if at > now}
+        if buffer.capacity is not None:
+            barred |= buffer.capacity.barred
         for tier in buffer.barred - barred:
             buffer.backlog[tier] = True
         buffer.barred = barred
@@ -60,6 +64,9 @@ class Reads:
 
         Do not block if `block` is None. Returns the error of the server or of the connection, if there is one.
         """
+        capacity = self._buffer.capacity
+        if block is not None and capacity is not None and capacity.barred:  # these may be read again at any moment
+            block = min(block, _WHILE_BARRED)
         tiers = [tier for tier in range(len(self._store.tiers)) if tier not in self._buffer.barred]
         if not tiers:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import os
 import signal
@@ -121,3 +123,41 @@ def floods(lines: int) -> int:
     for number in range(lines):
         print("x" * 100, number)
     return lines
+
+
+class NoText:
+    def __repr__(self) -> str:
+        raise RuntimeError("detached")
+
+
+@task(run_in="process", retries=0)
+def logs_what_has_no_text() -> None:
+    logging.getLogger("shop").warning("row %s", NoText(), extra={"row": NoText(), "deep": {"row": NoText()}})
+
+
+left: list[threading.Event] = []
+
+
+@task(**FAST)
+def leaves_threads() -> str:
+    """One with the context of this run, one with none; both write when the next run asks them to."""
+    go = threading.Event()
+    left.append(go)
+
+    def late(how: str) -> None:
+        go.wait(20)
+        logging.getLogger("shop").warning("late, %s", how)
+        with contextlib.suppress(LookupError):
+            report_progress_sync(66, note=f"of the run before, {how}")
+
+    threading.Thread(target=contextvars.copy_context().run, args=(late, "with its context")).start()
+    threading.Thread(target=late, args=("with none",)).start()
+    return current_delivery().task_id
+
+
+@task(**FAST)
+def follows() -> str:
+    left.pop().set()
+    time.sleep(0.3)
+    logging.getLogger("shop").warning("its own")
+    return current_delivery().task_id

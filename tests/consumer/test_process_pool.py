@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import anyio
 import psutil
@@ -16,18 +17,21 @@ import pytest
 
 from streamq import RedisBroker, Worker
 from streamq.errors import ConfigurationError
-from streamq.logs import JsonFormatter, TaskFields
+from streamq.logs import JsonFormatter, TaskFields, TextFormatter
 from tests.at_work import burst, dead, working
 from tests.consumer.process_tasks import (
     batch_pid,
     dies,
     fails,
     floods,
+    follows,
     has_sibling,
     in_loop,
     is_process_of_handlers,
     knows,
     leaks,
+    leaves_threads,
+    logs_what_has_no_text,
     pid,
     prepare,
     reports_badly,
@@ -93,6 +97,20 @@ async def test_all_of_a_surplus_is_run_in_the_end(real_server):
         handles = await broker.enqueue_many([(pid if n % 3 else in_loop).call() for n in range(90)])
         await pids(handles)
     assert dead(real_server) == []
+
+
+async def test_a_backlog_of_process_tasks_stops_neither_itself_nor_another_tier(real_server):
+    """More than the worker has slots: it read nothing any more, of no tier, for ever."""
+    async with RedisBroker(real_server.url) as broker:
+        heavy = await broker.enqueue_many([pid.options(tier="bulk").call(0.1) for _ in range(40)])
+        async with working(broker, pid, in_loop, processes=1, concurrency=10):
+            for _ in range(4):
+                begun = time.monotonic()
+                await (await broker.enqueue(in_loop.options(tier="critical"))).result(timeout=20)
+                assert time.monotonic() - begun < 2.0
+                await anyio.sleep(0.4)
+            with anyio.fail_after(30):
+                await pids(heavy)
 
 
 async def test_a_batch_takes_one_process(real_server):
@@ -228,27 +246,33 @@ async def test_processes_end_as_their_frames_say_whatever_is_done_to_their_signa
 # --- what it tells ---------------------------------------------------------------------------------------
 
 
-async def test_what_a_process_prints_and_logs_comes_with_the_fields_of_its_task(real_server):
-    lines: list[dict] = []
+@contextlib.contextmanager
+def logged(formatter: logging.Formatter | None = None) -> Iterator[list]:
+    """Gather the lines of the log, as objects; with a formatter, as texts."""
+    lines: list = []
 
     class Kept(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(json.loads(self.format(record)))
+            lines.append(json.loads(self.format(record)) if formatter is None else self.format(record))
 
-    handler = Kept()
-    handler.setFormatter(JsonFormatter())
+    handler, root = Kept(), logging.getLogger()
+    handler.setFormatter(formatter or JsonFormatter())
     handler.addFilter(TaskFields())
-    root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
-        async with RedisBroker(real_server.url) as broker:
-            handle = await broker.enqueue(tells)
-            await burst(broker, tells)
+        yield lines
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
+
+
+async def test_what_a_process_prints_and_logs_comes_with_the_fields_of_its_task(real_server):
+    with logged() as lines:
+        async with RedisBroker(real_server.url) as broker:
+            handle = await broker.enqueue(tells)
+            await burst(broker, tells)
     output = [line for line in lines if line.get("event") == "output"]
     printed = {(line["stream"], line["message"]) for line in output}
     assert printed == {
@@ -263,13 +287,43 @@ async def test_what_a_process_prints_and_logs_comes_with_the_fields_of_its_task(
     bought = shop[0]
     assert (bought["price"], bought["level"], bought["task_id_"]) == (1.5, "info", "forged")
     assert "KeyError: 'basket'" in next(line for line in shop if line["message"] == "lost")["exc"]
+    whole = {"task": "tells", "task_id": handle.task_id, "attempt": 1, "tier": "standard"}
     for line in (*output, *shop):
-        assert (line["task"], line["task_id"], line["attempt"], line["tier"]) == (
-            "tells",
-            handle.task_id,
-            1,
-            "standard",
-        )
+        of_no_task = line["message"] == "from a thread"  # as of a handler in a thread
+        assert {name: line[name] for name in whole if name in line} == ({} if of_no_task else whole)
+
+
+async def test_in_text_a_line_of_a_process_names_its_task_and_its_process(real_server):
+    with logged(TextFormatter()) as lines:
+        async with RedisBroker(real_server.url) as broker:
+            handle = await broker.enqueue(tells)
+            await burst(broker, tells)
+    (line,) = [line for line in lines if "from print" in line]
+    assert line.endswith(f"from print [tells {handle.task_id}, attempt 1]")
+    assert f"streamq.output[{os.getpid()}]" not in line
+
+
+async def test_a_value_without_a_text_loses_no_line(real_server):
+    with logged() as lines:
+        async with RedisBroker(real_server.url) as broker:
+            await broker.enqueue(logs_what_has_no_text)
+            await burst(broker, logs_what_has_no_text)
+    assert [line for line in lines if line.get("event") == "output"] == []
+    (line,) = [line for line in lines if line["logger"] == "shop"]
+    assert line["message"].startswith("row %s (cannot be formatted with ")
+    assert line["row"] == "<no text: its __repr__ raised RuntimeError>"
+    assert line["deep"] == {"row": line["row"]}
+
+
+async def test_what_a_run_left_writes_into_no_other_run(real_server):
+    """Neither its log lines nor its progress: a thread, with the context of its run or with none."""
+    with logged() as lines:
+        async with RedisBroker(real_server.url) as broker:
+            _, second = await broker.enqueue_many([leaves_threads.call(), follows.call()])
+            await burst(broker, leaves_threads, follows, processes=1)
+            assert await second.progress() is None
+    found = {line["message"]: line.get("task_id") for line in lines if line["logger"] == "shop"}
+    assert found == {"late, with its context": None, "late, with none": None, "its own": second.task_id}
 
 
 async def test_where_such_lines_are_not_logged_they_are_printed(tmp_path, anyio_backend_name):
