@@ -61,7 +61,7 @@ class Batch:
         object.__setattr__(self, "wait", bounds.BATCH_WAIT.check(self.wait))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BatchTask(Task[[T], R], Generic[T, R]):
     """A task whose handler takes a list of items. Each message carries one item. `@batch_task` makes it."""
 

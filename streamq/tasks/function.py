@@ -27,8 +27,11 @@ def function_of(given: Any) -> Callable[..., Any]:
         given = given.__func__
     if isinstance(given, classmethod):
         raise ConfigurationError("@task is not for a @classmethod, its worker has no class: make it a @staticmethod")
-    if not callable(given) or isinstance(given, type) or hasattr(given, "send_options"):
+    if not callable(given) or isinstance(given, type):
         raise ConfigurationError(f"@task is for functions, not for {repr_of(given)}")
+    if hasattr(given, "send_options"):
+        name = getattr(given, "name", None)
+        raise ConfigurationError(f"@task is for functions, not for the task {name!r}: decorate its function once")
     return given  # type: ignore[no-any-return]
 
 

@@ -29,7 +29,7 @@ R = TypeVar("R")
 RunIn = Literal["loop", "thread", "process"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TaskRef:
     """A task by its name alone: its code is in the worker. Raises TaskNameError for a name that cannot be used."""
 
@@ -37,6 +37,9 @@ class TaskRef:
     send_options: Options = NO_OPTIONS
     middleware: ClassVar[tuple[Any, ...]] = ()
     by_name: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        return f"<TaskRef {self.name!r}>"
 
     def __post_init__(self) -> None:
         check_name("task", self.name, what="name", error=TaskNameError)
@@ -54,7 +57,7 @@ class _HasAttributes:
     """Gives tasks, whose fields are slots, attributes that their class has, too: `__doc__`, `__module__`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Task(_HasAttributes, Generic[P, R]):
     """A function that workers run, with its name and its policy. `@task` makes it.
 
@@ -72,13 +75,16 @@ class Task(_HasAttributes, Generic[P, R]):
     result_ttl: float | None
     priority: int | None
     run_in: RunIn
-    arguments: Arguments = field(repr=False)
+    arguments: Arguments
     send_options: Options = NO_OPTIONS
     middleware: tuple[Any, ...] = ()
     cron: tuple[Cron, ...] = ()
     on_exhausted: Callable[[Exhausted], object] | Task[..., Any] | None = None
     tier: str | None = None
-    placed: tuple[str | None, int | None] = field(init=False, repr=False)  # the tier and the priority of a message
+    placed: tuple[str | None, int | None] = field(init=False)  # the tier and the priority of a message
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself, in this process."""

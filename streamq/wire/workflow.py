@@ -45,7 +45,7 @@ class Flow(Generic[R_co]):
         - A call (`task.call(...)`): it is sent as it is, without a result.
         - A group: the same rules apply to each of its members.
 
-        Raises ConfigurationError if a group follows a group.
+        Raises ConfigurationError if a group follows a group, and for what is no task, name or flow.
         """
         return Chain((*_parts(self), *_parts(_part(following, args, kwargs))))
 
@@ -97,8 +97,10 @@ def step(task: Any, /, *args: Any, **kwargs: Any) -> Step[Any]:
     """Return a step whose first argument is the result of the step before it. These arguments follow.
 
     `then` makes such a step of a task. Use `step` where there is no `then`: for a member of a group in a chain.
+
+    Raises ConfigurationError for what is no task and no name.
     """
-    return Step(task, args, kwargs)
+    return Step(_task(task, "step"), args, kwargs)
 
 
 def group(*members: Flow[S], keep: float = GROUP_KEPT) -> Group[list[S]]:
@@ -115,8 +117,10 @@ def group(*members: Flow[S], keep: float = GROUP_KEPT) -> Group[list[S]]:
     keep = bounds.KEEP.check(keep)
     for member in members:
         if not isinstance(member, Flow):
+            task = f"{member.name}" if _is_task(member) else "task"
             raise ConfigurationError(
-                f"{repr_of(member)} cannot be a member of a group: give a call (task.call(...)), a chain, or step(task)"
+                f"{_named(member)} cannot be a member of a group: give a call ({task}.call(...)), a chain, or, after "
+                f"another step, step({task})"
             )
         if isinstance(_parts(member)[-1], Group):
             raise ConfigurationError("a member of a group cannot end with a group: put a step after the inner group")
@@ -131,10 +135,42 @@ def check_nesting(depth: int, error: type[Exception] = ConfigurationError, remed
 
 def _part(following: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow[Any]:
     if not isinstance(following, Flow):
-        return Step(following, args, kwargs)
+        return Step(_task(following, "then"), args, kwargs)
     if args or kwargs:
-        raise ConfigurationError(f"{repr_of(following)} is complete: give its arguments where it is made")
+        raise ConfigurationError(f"{_named(following)} is complete: give its arguments where it is made")
     return following
+
+
+def _task(given: Any, where: str) -> Any:
+    """Return what a step is made of: a task, or the name of one. Raises ConfigurationError for anything else."""
+    if isinstance(given, str) or _is_task(given):
+        return given
+    if isinstance(given, Flow):
+        raise ConfigurationError(f"{_named(given)} cannot be in {where}(...): give it as it is, without {where}")
+    owner: Any = getattr(given, "__self__", None)
+    if _is_task(owner):
+        raise ConfigurationError(
+            f"a method of {_named(owner)} cannot be a step: give {where}({owner.name}), which takes the result of the "
+            f"step before, or {owner.name}.call(...), which does not"
+        )
+    raise ConfigurationError(
+        f"{_named(given)} is no task, and cannot be a step: decorate a function with @task, or give the name of a task"
+    )
+
+
+def _is_task(given: Any) -> bool:
+    return hasattr(given, "send_options") and not isinstance(given, type)
+
+
+def _named(given: Any) -> str:
+    """Return the words for a value in an error: those of a task, or of a flow, are few."""
+    match given:
+        case Chain() | Group() | Step():
+            return f"a {type(given).__name__.lower()}"
+        case Flow():
+            return f"the call of {given.task.name!r}"  # type: ignore[attr-defined]  # `Call`, of a folder above
+        case _:
+            return f"the task {given.name!r}" if _is_task(given) else repr_of(given)
 
 
 def _parts(flow: Flow[Any]) -> tuple[Flow[Any], ...]:

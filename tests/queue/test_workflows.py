@@ -609,7 +609,6 @@ async def test_what_cannot_be_started_says_so_and_sends_nothing(server, broker):
         (number, ConfigurationError, "cannot be started"),
         (step(number), ConfigurationError, "there is none"),
         (group(step(number)).then(together), ConfigurationError, "there is none"),
-        (number.call(1).then(print), ConfigurationError, "is no task"),
         (number.call(1).then(fetch, "too", "many"), ArgumentsError, "too many positional"),
         (number.call(1).then(parse, strikt=True), ArgumentsError, "strikt"),
         (number.call(1).then(double.options(dedup_key="k")), ConfigurationError, "workflow_id"),
@@ -656,15 +655,32 @@ async def Silent(value: int) -> None: ...  # noqa: N802
 
 
 def test_what_cannot_be_written_down():
-    """Groups of none, groups that follow groups, members that end in groups or are no flows."""
+    """Groups of none, groups that follow groups, members that end in groups or are no flows, steps that are no tasks.
+
+    The text says it in short: it names tasks and calls, and does not show all that they hold.
+    """
     pair = group(number.call(1), number.call(2))
     for make, match in (
         (group, "group without members"),
         (lambda: pair.then(pair), "put a step between"),
         (lambda: group(pair), "put a step after"),
-        (lambda: group(number), "cannot be a member"),
+        (lambda: group(number, number), "^the task 'number' cannot be a member of a group: give a call \\(number.call"),
+        (lambda: group(print), "^<built-in function print> cannot be a member of a group: give a call \\(task.call"),
         (lambda: group(number.call(1), keep=0), "keep"),
-        (lambda: number.call(1).then(number.call(1), 5), "is complete"),
+        (lambda: number.call(1).then(number.call(1), 5), "^the call of 'number' is complete"),
+        (lambda: number.call(1).then(pair, 5), "^a group is complete"),
+        (
+            lambda: number.call(1).then(lambda x: x),
+            "^<function .*lambda.* is no task, .* decorate a function with @task",
+        ),
+        (
+            lambda: number.call(1).then(double.call),
+            "^a method of the task 'double' cannot be a step: .*then\\(double\\)",
+        ),
+        (lambda: step(double.call), "give step\\(double\\), .* or double.call\\(...\\)"),
+        (lambda: step(double.call(1)), "^the call of 'double' cannot be in step.*: give it as it is, without step"),
+        (lambda: step(pair), "^a group cannot be in step"),
+        (lambda: step(None), "^None is no task"),
     ):
         with pytest.raises(ConfigurationError, match=match):
             make()

@@ -9,7 +9,7 @@ import inspect
 import anyio
 import pytest
 
-from streamq import Backoff, Cron, Options, Priority, Task, TaskRef, task
+from streamq import Backoff, Cron, Options, Priority, Task, TaskRef, batch_task, task
 from streamq.errors import ConfigurationError, TaskNameError
 
 
@@ -22,6 +22,10 @@ async def plain(to: str, n: int = 1) -> dict:
 @task(name="mail.send", retries=5, timeout=60, result_ttl=10, priority=Priority.HIGH, retry_on=OSError)
 def configured(to: str) -> str:
     return to
+
+
+def sort(items: list[int]) -> None:
+    items.sort()
 
 
 async def test_a_task_is_still_the_function():
@@ -68,7 +72,12 @@ def test_a_task_is_frozen_and_looks_like_its_function():
     assert plain.__wrapped__ is plain.function
     assert plain.__name__ == "plain"
     assert inspect.signature(plain) == inspect.signature(plain.function)
-    assert "plain" in repr(plain)
+    assert repr(plain) == "<AsyncTask 'plain'>"
+    assert repr(plain.call(1)) == "Call(task=<AsyncTask 'plain'>, args=(1,), kwargs={})"
+    assert repr(batch_task(sort)) == "<SyncBatchTask 'sort'>"
+    assert repr(TaskRef("far").options(delay=3)) == "<TaskRef 'far'>"
+    with pytest.raises(ConfigurationError, match=r"^@task is for functions, not for the task 'plain'"):
+        task(plain)  # type: ignore[call-overload]
     assert isinstance(plain, Task)
 
 
