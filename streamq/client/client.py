@@ -57,6 +57,8 @@ class Client(AsyncCoreCommands):
     _is_async_client: Literal[True] = True  # redis-py's annotations depend on it
     _event_dispatcher: Any = None  # redis-py's own clients have one; its command methods do not use it
 
+    _pack = staticmethod(pack)
+
     def __init__(
         self,
         address: Address,
@@ -164,7 +166,7 @@ class Client(AsyncCoreCommands):
             multiplexer = self._running()[1]
         if not commands:
             return []
-        replies = await multiplexer.exchange(pack(commands), len(commands))
+        replies = await multiplexer.exchange(self._pack(commands), len(commands))
         for reply in replies:
             if reply.__class__ is exceptions.NoScriptError:
                 return await self._with_sources(multiplexer, commands, replies)
@@ -205,7 +207,7 @@ class Client(AsyncCoreCommands):
         if multiplexer is None:
             multiplexer = self._running()[1]
         command, callback = build_command(args)
-        replies = await multiplexer.exchange(pack((command,)), 1)
+        replies = await multiplexer.exchange(self._pack((command,)), 1)
         if replies[0].__class__ is exceptions.NoScriptError:
             replies = await self._with_sources(multiplexer, (command,), replies)
         return apply_callback(replies[0], callback, options, decode=self._decode)
@@ -222,7 +224,7 @@ class Client(AsyncCoreCommands):
                 repeated.append(full)
         if repeated:
             try:
-                answers = await multiplexer.exchange(pack(repeated), len(repeated))
+                answers = await multiplexer.exchange(self._pack(repeated), len(repeated))
             except exceptions.ConnectionError as error:  # the replies of the other commands are not lost with it
                 answers = [error] * len(repeated)
             for place, answer in zip(places, answers, strict=True):

@@ -133,6 +133,18 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join(map(pack_one, commands))
 
 
+def pack_texts(commands: Sequence[Command]) -> bytes:
+    """Return the commands as `pack` does, for a thread in which signal handlers run.
+
+    hiredis 3.5 crashes the process if one raises (Ctrl-C) while it makes the text of a number, so it gets none.
+    """
+    return pack([one if isinstance(one, bytes) else tuple(map(_number_as_text, one)) for one in commands])
+
+
+def _number_as_text(item: Any) -> Any:
+    return repr(item) if type(item) is int or type(item) is float else item
+
+
 def pack_one(command: Command) -> bytes:
     """Return a command as RESP bytes. They may be passed wherever a command may. Raises as `pack`."""
     if isinstance(command, bytes):
@@ -147,7 +159,7 @@ def pack_one(command: Command) -> bytes:
 
 def pack_unchecked(commands: Sequence[Command]) -> bytes:
     """Return commands as RESP bytes for a connection with one user: no command is refused."""
-    return b"".join([_pack(tuple(command)) for command in commands])
+    return b"".join([_pack(tuple(map(_number_as_text, command))) for command in commands])
 
 
 def _why_not_packable(command: Sequence[Any], error: Exception) -> str:

@@ -25,7 +25,7 @@ from redis import exceptions
 
 from streamq.client.client import Client
 from streamq.client.owner import close_after_fork
-from streamq.client.resp_codec import Command, OutcomeUnknown, pack, pack_unchecked
+from streamq.client.resp_codec import Command, OutcomeUnknown, pack_texts, pack_unchecked
 from streamq.client.scripts import with_source
 from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.sync_connection import NothingSentError, SyncConnection, SyncConnector
@@ -221,6 +221,8 @@ class SyncClient(Client):
     Arguments as for `Client`; `dial` opens streams that block.
     """
 
+    _pack = staticmethod(pack_texts)
+
     def __init__(self, address: Address, *, dial: SyncDial | None = None, **options: Any) -> None:
         super().__init__(address, dial=_no_dial, **options)
         connector = SyncConnector(
@@ -244,7 +246,7 @@ class SyncClient(Client):
     async def call_on_second_connection(self, commands: Sequence[Command]) -> list[Any]:
         """As `call`, with the sources of scripts. A connection has one user, so WAIT delays nobody else."""
         whole = [with_source(command) or command for command in commands]
-        return await self.pool.exchange(pack(whole), len(whole))
+        return await self.pool.exchange(pack_texts(whole), len(whole))
 
     async def server_features(self) -> ServerFeatures:
         return read_features(await self.call(FEATURE_QUERIES))

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from streamq.client.resp_codec import Command
     from streamq.client.sync_stream import SyncDial, SyncStream
 
+_OF_STREAMS: Final = (
+    OSError, EOFError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, hiredis.HiredisError,
+    exceptions.RedisError,
+)  # fmt: skip
+_OF_DIALS: Final = (*_OF_STREAMS, ValueError)  # of a name that no resolver takes, of what is no handshake
 _ASK_WITHIN: Final = 1.0  # seconds, whether a server that cannot be reached speaks TLS
 
 
@@ -83,7 +88,7 @@ class SyncConnection:
         self.send(data)
         try:
             return self.receive(reply_count)
-        except Exception as error:
+        except _OF_STREAMS as error:  # not what a signal handler of the user's raises
             raise self._lost(error) from error
 
     def send(self, data: bytes) -> None:
@@ -137,7 +142,7 @@ class SyncConnection:
         while count > 0:
             try:
                 replies = self.receive_some()
-            except Exception as error:
+            except _OF_STREAMS as error:
                 raise self._lost(error) from error
             for reply in replies:
                 if isinstance(reply, Exception):
@@ -238,7 +243,7 @@ class SyncConnector:
         except BaseException as error:
             if connection is not None:
                 connection.close()
-            if isinstance(error, exceptions.ConnectionError | ConfigurationError) or not isinstance(error, Exception):
+            if isinstance(error, exceptions.ConnectionError | ConfigurationError) or not isinstance(error, _OF_DIALS):
                 raise
             raise self._failure(error, connection, replies, whole) from (
                 None if isinstance(error, TimeoutError) else error

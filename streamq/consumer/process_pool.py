@@ -286,7 +286,10 @@ class Processes:
         except FailedError as error:
             await self._lost(process)
             raise ProcessDiedError(task, None, str(error)) from None
-        except (TimeoutError, SpoiledError):
+        except SpoiledError:
+            await self._lost(process)
+            raise ProcessDiedError(task, None, _SPOILED) from None
+        except TimeoutError:
             await self._lost(process)
             raise ProcessDiedError(task, None, f"it did not start within {START_TIMEOUT:g} s") from None
         except BaseException:
