@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from math import inf
+from types import MethodType
 from typing import Any, overload
 
 import anyio
@@ -357,11 +358,19 @@ HOOKS = (_begin, _finalize)  # what `sys.get_asyncgen_hooks` returns while a wor
 
 
 def restore_hooks() -> None:
-    """Put our hooks back after a run, or the event loop as it began anew, has replaced them."""
-    if _hooks.wanted:
+    """Put our hooks back after others have replaced them: a run, or the event loop, which sets its own as it goes on.
+
+    A loop goes on after a stop with each `run_until_complete`, which is how pytest-asyncio runs fixtures and tests.
+    """
+    if not _hooks.wanted:
+        return
+    found, loop = sys.get_asyncgen_hooks(), anyio.lowlevel.current_token().native_token
+    if all(type(hook) is MethodType and getattr(hook, "__self__", None) is loop for hook in found):
+        _hooks.begin_before, _hooks.before = found.firstiter, found.finalizer
+    else:
         log.warning(
-            "the hooks of async generators (sys.set_asyncgen_hooks) were changed, by a handler or as the event loop "
-            "began anew, and are put back",
+            "the hooks of async generators (sys.set_asyncgen_hooks) were changed, by a handler or by a library that it "
+            "uses, and are put back",
             event="left_behind",
         )
-        sys.set_asyncgen_hooks(*HOOKS)
+    sys.set_asyncgen_hooks(*HOOKS)

@@ -16,9 +16,9 @@ import pytest
 import trio
 
 from streamq import RedisBroker, Worker, batch_task, current_delivery, task
-from streamq.consumer.left_behind import RunScope, abandoned_generators_kept
+from streamq.consumer.left_behind import HOOKS, RunScope, abandoned_generators_kept
 from streamq.middleware import CircuitBreaker, MiddlewareChain, RateLimitMiddleware
-from tests.at_work import burst, dead
+from tests.at_work import burst, dead, working
 
 pytestmark = pytest.mark.paired
 
@@ -537,6 +537,48 @@ def test_the_finalizer_is_taken_back():
     assert sys.get_asyncgen_hooks() != before
     second.__exit__(None, None, None)
     assert sys.get_asyncgen_hooks() == before
+
+
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+def test_a_loop_that_goes_on_after_a_stop_is_no_culprit(library, caplog):
+    """It sets its own hooks as it goes on, in each `run_until_complete`: ours are put back, and nobody is warned.
+
+    A handler that changes them later is still named: the test of it is in `tests/promises/test_vandals.py`.
+    """
+    loop = pytest.importorskip(library).new_event_loop()
+
+    @task(result_ttl=60)
+    async def looks() -> None: ...
+
+    async def serve(leave, opened):
+        async with RedisBroker("memory://") as broker, working(broker, looks):
+            opened.append(broker)
+            await leave.wait()
+
+    async def begin():
+        leave, opened = asyncio.Event(), []
+        serving = loop.create_task(serve(leave, opened))
+        while not opened:
+            await asyncio.sleep(0.001)
+        return leave, serving, opened[0]
+
+    async def look(broker):
+        await (await broker.enqueue(looks)).result(5)
+        await anyio.wait_all_tasks_blocked()
+        return sys.get_asyncgen_hooks()
+
+    async def end(leave, serving):
+        leave.set()
+        await serving
+        return sys.get_asyncgen_hooks()
+
+    leave, serving, broker = loop.run_until_complete(begin())
+    for _ in range(2):
+        assert loop.run_until_complete(look(broker)) == HOOKS
+    ended = loop.run_until_complete(end(leave, serving))
+    loop.close()
+    assert all(hook.__self__ is loop for hook in ended)
+    assert "hooks of async generators" not in caplog.text
 
 
 # --- warnings -------------------------------------------------------------------------------------------------
