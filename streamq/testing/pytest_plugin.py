@@ -32,6 +32,10 @@ _MARK = (
 )
 _OPTIONS = {"url", "tasks", "eager", "now"}
 _MEMORY = "memory://"
+_TAKEN_FROM_TRIO = (
+    "pytest-asyncio takes this test from pytest-trio: in its auto mode it takes each async test; set "
+    "asyncio_mode = strict, or mark the test by @pytest.mark.anyio in place of @pytest.mark.trio"
+)
 _RUNNERS = {"asyncio": "pytest_asyncio", "trio": "pytest_trio"}  # plugins, and their modules
 
 
@@ -80,6 +84,8 @@ def _streamq_suite(
     request: pytest.FixtureRequest, streamq_broker_options: dict[str, Any], streamq_worker_options: dict[str, Any]
 ) -> Suite:
     suite: Any = import_module("streamq.testing.suite")
+    if _belongs_to_anyio(request):
+        import_module("streamq.testing.pytest_runners").give_to_anyio(request.node)
     wanted = _wanted(request.node)
     modules: list[str] = request.config.getini("streamq_tasks")
     given = [*wanted.get("tasks", ()), request.module, *modules]
@@ -178,12 +184,13 @@ def _runner(request: pytest.FixtureRequest) -> str:
     """Return which plugin runs the test: the end of the names of the fixtures that are for it."""
     item: Any = request.node
     function = getattr(getattr(item.obj, "hypothesis", None), "inner_test", item.obj)
-    if not iscoroutinefunction(function):
+    # anyio's plugin leaves a sync function in a test of hypothesis that it has run on one backend.
+    if not iscoroutinefunction(getattr(function, "_anyio_original_func", function)):
         return "sync"
+    mark = item.get_closest_marker("asyncio") if _has(request.config, "asyncio") else None
     if item.get_closest_marker("trio") is not None and _has(request.config, "trio"):
-        return "trio"
-    mark = item.get_closest_marker("asyncio")
-    if mark is not None and _has(request.config, "asyncio"):
+        return "trio" if mark is None else pytest.fail(_TAKEN_FROM_TRIO, pytrace=False)
+    if mark is not None and not _belongs_to_anyio(request):
         scope = mark.kwargs.get("loop_scope") or mark.kwargs.get("scope")
         return f"asyncio_{scope or request.config.getini('asyncio_default_test_loop_scope')}"
     if "anyio_backend" in request.fixturenames:
@@ -193,3 +200,18 @@ def _runner(request: pytest.FixtureRequest) -> str:
         "or by @pytest.mark.trio of pytest-trio",
         pytrace=False,
     )
+
+
+def _belongs_to_anyio(request: pytest.FixtureRequest) -> bool:
+    """Return whether pytest-asyncio takes the test, and anyio's plugin sets up its async fixtures.
+
+    In its auto mode pytest-asyncio takes each async test, those with the mark of anyio too. Both plugins wrap the
+    set-up of fixtures, and the outer one has them: the one that was loaded later. That is by chance, the order of files
+    in a folder. If it is anyio's, `pytest_runners` has the test run by it.
+    """
+    item: Any = request.node
+    if "anyio_backend" not in request.fixturenames or item.get_closest_marker("asyncio") is None:
+        return False
+    wrapped = [one.function.__module__ for one in request.config.hook.pytest_fixture_setup.get_hookimpls()]
+    both = [one for one in wrapped if one in {"anyio.pytest_plugin", "pytest_asyncio.plugin"}]
+    return both == ["pytest_asyncio.plugin", "anyio.pytest_plugin"]

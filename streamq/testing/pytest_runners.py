@@ -7,7 +7,7 @@ have a task of their own (`own_task`), in the event loop of the test.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from types import ModuleType
@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 LOOP_SCOPES = ("function", "class", "module", "package", "session")  # of pytest-asyncio
+
+_own_function = pytest.StashKey[tuple[Any, str, Any]]()  # of a test: who has it, under which name, and itself
 
 AsyncFixture = Callable[..., AsyncGenerator[Any, None]]
 Enter = Callable[[AbstractAsyncContextManager[Any]], AbstractAsyncContextManager[Any]]
@@ -40,11 +42,30 @@ def for_asyncio() -> ModuleType:
         for scope in LOOP_SCOPES
         for name, one in _fixtures(_in_own_task)
     )
-    return _module("asyncio", made)
+    return _module("asyncio", [*made, ("pytest_pyfunc_call", _call_as_it_was)])
+
+
+def give_to_anyio(item: Any) -> None:
+    """Have anyio's plugin run a test that pytest-asyncio has taken. Call it as the test is set up.
+
+    pytest-asyncio puts a sync function in the place of the test's own, which runs that in its event loop, and under
+    asyncio if it is for trio. anyio's plugin, which is asked before, runs each test whose function is async.
+    """
+    owner, name = (item.obj.hypothesis, "inner_test") if hasattr(item.obj, "hypothesis") else (item, "obj")
+    item.stash[_own_function] = (owner, name, getattr(owner, name))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def _call_as_it_was(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Put the function of a test that was given to anyio back, for the call."""
+    with pytest.MonkeyPatch.context() as patch:
+        if (own := pyfuncitem.stash.get(_own_function, None)) is not None:
+            patch.setattr(*own)
+        return (yield)
 
 
 def _module(runner: str, fixtures: Iterable[tuple[str, Any]]) -> ModuleType:
-    """Return a module of fixtures: in an object of another kind pytest finds none."""
+    """Return a module of fixtures and hooks: in an object of another kind pytest finds none."""
     made = ModuleType(f"{__name__}.{runner}")
     for name, one in fixtures:
         setattr(made, name, one)

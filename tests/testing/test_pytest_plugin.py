@@ -161,6 +161,24 @@ def test_under_anyio(suite):
     suite(test_user=body("pytest.mark.anyio"))
 
 
+def test_under_anyio_with_hypothesis(suite):
+    """On the second backend too: anyio's plugin has then replaced the function of the test by a sync one."""
+    tests = """
+        import pytest
+        from app_tasks import double
+        from hypothesis import HealthCheck, given, settings, strategies
+
+        @pytest.mark.anyio
+        @settings(max_examples=2, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(n=strategies.integers())
+        async def test_double(broker, run_tasks, n):
+            await broker.enqueue(double, n)
+            (ended,) = await run_tasks()
+            assert ended.result == 2 * n
+    """
+    suite(test_user=tests)
+
+
 IN_LOOPS_OF_ITS_OWN = """
     import asyncio
     import pytest
@@ -236,6 +254,54 @@ def test_under_pytest_asyncio(suite):
     """In its auto mode: loops of a test, and of a module; and a broker of the user's own for a module."""
     ini = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function"
     suite(plugins=["asyncio"], ini=ini, test_body=BODY, test_loops=IN_LOOPS_OF_ITS_OWN, test_own=MODULE_BROKER)
+
+
+@pytest.mark.slow
+@needs("pytest_asyncio", "pytest_trio")
+def test_beside_the_auto_mode_of_pytest_asyncio(suite):
+    """It takes tests of others. Those of anyio run where their fixtures are; for those of pytest-trio an error says so.
+
+    pytest-asyncio is loaded first: anyio's plugin then sets up fixtures. In the other order pytest-asyncio has it all.
+    """
+    tests = """
+        import pytest
+        import trio
+        from app_tasks import double
+
+        @pytest.fixture
+        async def doubled(broker):
+            return await broker.enqueue(double, 2)
+
+        @pytest.mark.anyio
+        async def test_of_anyio(doubled, run_tasks, anyio_backend_name):
+            assert trio.lowlevel.in_trio_run() == (anyio_backend_name == "trio")
+            (ended,) = await run_tasks()
+            assert ended.result == await doubled.result(timeout=0) == 4
+
+        @pytest.mark.anyio
+        @pytest.mark.streamq(eager=True)
+        class TestEager:
+            async def test_eager(self, broker):
+                assert await (await broker.enqueue(double, 2)).result(timeout=0) == 4
+
+        @pytest.mark.anyio
+        async def test_worker_of_anyio(broker, worker, caplog):
+            assert await (await broker.enqueue(double, 2)).result(timeout=5) == 4
+            assert not caplog.records
+
+        async def test_without_a_mark(broker, worker, caplog):
+            assert await (await broker.enqueue(double, 2)).result(timeout=5) == 4
+            assert not caplog.records
+
+        @pytest.mark.trio
+        async def test_of_trio(broker):
+            raise AssertionError
+    """
+    ini = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function"
+    result = suite(
+        "-pasyncio", plugins=["asyncio", "trio"], ini=ini, test_user=tests, expected={"passed": 7, "errors": 1}
+    )
+    result.stdout.fnmatch_lines(["pytest-asyncio takes this test from pytest-trio: * set asyncio_mode = strict*"])
 
 
 @pytest.mark.slow
