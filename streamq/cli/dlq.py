@@ -19,25 +19,32 @@ REASONS = (
 )  # fmt: skip
 _ENTRY = re.compile(r"([0-9]{13,})|([0-9]+)-([0-9]+)")  # 13 digits or more are Unix milliseconds
 _LARGEST = 2**64 - 1
+_BEGINNING = re.compile(r"0+(\.0*)?")
+_LATEST_AGO = 1e9  # a plain number from here on is in Unix seconds: so long ago was no dead letter
 
 
 def _start(text: str) -> str | float:
     """Return the entry id after which to start, or how long ago (s) by the server's clock.
 
-    `text` is an entry id, a duration before now, or a time.
+    `text` is an entry id, a duration before now, or a time. A plain number is seconds ago, or Unix seconds if it is
+    large. As in Redis, 0 is the beginning.
     """
+    if _BEGINNING.fullmatch(text.strip()):
+        return "0-0"
     if (matched := _ENTRY.fullmatch(text)) is not None:
         if any(len(part) > 20 or int(part) > _LARGEST for part in matched.groups("0")):
             raise click.BadParameter(f"{text[:80]} is out of bounds: each part of an entry id is 0 to {_LARGEST:,}")
         return text
     try:
-        return float(duration(text))
+        ago = float(duration(text))
     except click.BadParameter:
-        pass
+        ago = None
+    if ago is not None and (ago < _LATEST_AGO or not text.strip()[-1].isdigit()):
+        return ago
     try:
         return f"{max(0, round(moment(text).timestamp() * 1000))}-0"
     except click.BadParameter:
-        known = "10m (ago), 2030-01-31T12:00, Unix seconds or an entry id, such as 1767225600000-0"
+        known = "10m (ago), 0 (the beginning), 2030-01-31T12:00, Unix seconds or an entry id, such as 1767225600000-0"
         raise click.BadParameter(f"{text!r} is no point to start at: write {known}") from None
 
 
@@ -67,7 +74,8 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 @dlq.command(short_help="Print new dead letters as they arrive.")
 @server_options
 @click.option("--since", type=_start, metavar="SINCE", show_envvar=True,
-              help="Start at this point: 10m (ago), 2030-01-31T12:00 or an entry id. [default: now]")  # fmt: skip
+              help="Start at this point: 10m (ago), 2030-01-31T12:00 or an entry id. A plain number is seconds ago, "
+              "from 1000000000 on Unix seconds, and 0 is the beginning. [default: now]")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
 @json_option

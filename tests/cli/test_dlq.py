@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from streamq.cli.dlq import REASONS
+from streamq.cli.dlq import REASONS, _start
 from streamq.tasks.outcome import Reason
 from tests.docs.pages import ROOT
 from tests.servers import available
@@ -90,6 +90,26 @@ def test_tail_follows_and_misses_nothing(start, valkey):
     program.signal(signal.SIGINT)
     assert program.ended() == 130
     assert "Traceback (most" not in program.output
+
+
+@pytest.mark.parametrize(
+    ("since", "start"),
+    [
+        ("0", "0-0"), ("0.0", "0-0"), ("0-0", "0-0"), ("0s", 0.0), ("600", 600.0), ("1.5", 1.5), ("10m", 600.0),
+        ("999999999", 999_999_999.0), ("1000000000", "1000000000000-0"), ("1767225600", "1767225600000-0"),
+        ("1767225600.25", "1767225600250-0"), ("20000d", 20_000 * 86_400.0), ("1767225600000", "1767225600000"),
+        ("2026-01-01T00:00Z", "1767225600000-0"), ("1767225600000-3", "1767225600000-3"),
+    ],
+)  # fmt: skip
+def test_where_tail_starts(since, start):
+    """A plain number is seconds ago, a large one Unix seconds, a larger one an entry id; 0 is the beginning."""
+    assert _start(since) == start
+
+
+def test_tail_from_the_beginning(start, valkey):
+    """As 0 does in Redis."""
+    die(valkey, "before")
+    start("dlq", "tail", "--since", "0", "--url", valkey.url).expect("before")
 
 
 def test_tail_begins_now(start, valkey):
