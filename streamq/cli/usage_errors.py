@@ -57,11 +57,21 @@ def from_click_error(error: click.ClickException) -> CommandLineError:
         return CommandLineError(
             f"no such option: {error.option_name}; write -- before arguments that begin with a dash"
         )
+    if isinstance(error, click.NoSuchOption) and context is not None and _has(context.command, error.option_name):
+        return CommandLineError(
+            f"options come after the command: write {path} COMMAND {error.option_name} ... (see '{path} --help')"
+        )
     text = " ".join(error.format_message().split())
     if isinstance(error, click.MissingParameter) and context is not None:
         usage = " ".join([path, *context.command.collect_usage_pieces(context)])
         return CommandLineError(f"{text.rstrip('.')}; write {usage} (see '{path} --help')")
     return CommandLineError(f"{text.rstrip('.')}{_variable(error)} (see '{path} --help')")
+
+
+def _has(group: click.Command, option: str) -> bool:
+    """Has a command of this group such an option?"""
+    commands = group.commands.values() if isinstance(group, click.Group) else ()
+    return any(_has(one, option) or any(option in param.opts for param in one.params) for one in commands)
 
 
 def _variable(error: click.ClickException) -> str:

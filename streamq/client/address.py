@@ -55,7 +55,8 @@ _OPTIONS: Final = (
 # Options that URLs for redis-py and other clients have. Any other name may be a part of a password, and is not shown.
 _OF_OTHERS: Final = frozenset({
     "decode_responses", "encoding", "health_check_interval", "max_connections", "password", "protocol",
-    "retry_on_error", "retry_on_timeout", "socket_keepalive", "timeout", "username",
+    "retry_on_error", "retry_on_timeout", "socket_keepalive", "ssl", "ssl_ca_cert", "ssl_ca_data", "ssl_ca_path",
+    "ssl_cert", "ssl_ciphers", "ssl_key", "ssl_min_version", "ssl_password", "timeout", "tls", "username",
 })  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _options(url: str, query: str, scheme: Scheme) -> dict[str, str]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
             near = difflib.get_close_matches(name, _OPTIONS, 1, 0.8)
-            named = f" {name!r}" if name in _OF_OTHERS else f" (did you mean {near[0]!r}?)" if near else ""
+            named = f" {name!r}" * (name in _OF_OTHERS) + (f" (did you mean {near[0]!r}?)" if near else "")
             raise _unusable(url, f"unknown option{named}; known are {', '.join(_OPTIONS)}")
         if name in options:
             raise _unusable(url, f"the option {name!r} is given twice; give it once")

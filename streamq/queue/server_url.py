@@ -31,7 +31,9 @@ class ServerUrl:
         self._scheme = url.partition("://")[0].lower()
         if self._scheme in _EMBEDDED:
             _check_embedded(self._scheme, url)
-        self._address = Address.parse("unix:///memory" if self._scheme in _EMBEDDED else url)
+            self._address = Address("memory", path=url.partition("://")[2])  # that of `embedded` is known once it runs
+        else:
+            self._address = Address.parse(url)
 
     def __repr__(self) -> str:
         """Return the URL without its password."""

@@ -46,6 +46,8 @@ NOWHERE = "redis://:hunter2@localhost:1"
 # fmt: off
 WRONG = {
     "no module": (["worker", "nope"], ["no module 'nope' here", "check the name"]),
+    "options first": (["--app", "shop", "enqueue", "send"], ["after the command: write streamq COMMAND --app ..."]),
+    "options of a group": (["dlq", "--reason", "expired", "ls"], ["after the command: write streamq dlq COMMAND --re"]),
     "no submodule": (["worker", "app.nope"], ["no module 'app.nope'", "check the name"]),
     "import inside": (["worker", "missing_inside"], [
         "no_such_thing", "(missing_inside.py:3)", "python -c",

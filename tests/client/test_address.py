@@ -42,6 +42,7 @@ def test_parse(url, expected):
         ("redis://u:secret@h:port", "percent-encode"),
         ("http://u:secret@h", "unknown scheme"),
         ("redis://u:secret@h?max_connections=5", "max_connections"),
+        ("rediss://u:secret@h?ssl_cert=1", "unknown option 'ssl_cert' (did you mean 'ssl_certfile'?)"),
         ("redis://u:secret@h?socket_timeot=1", "did you mean 'socket_timeout'?"),
         ("redis://u:secret@h?socket_timeout=0", "socket_timeout"),
         ("redis://u:secret@h?socket_timeout=nan", "socket_timeout"),

@@ -101,6 +101,13 @@ async def test_a_sync_handler_with_a_loop_of_its_own_fails_with_the_remedy_and_n
     assert errors[0].forked is False
 
 
+async def test_the_server_is_named_as_its_url_was_given():
+    """An embedded one, too: `memory://shop` was some socket."""
+    async with RedisBroker("memory://shop") as broker:
+        error = await anyio.to_thread.run_sync(broker.client.owner.error)
+    assert str(error).startswith("the broker or client of memory://shop was opened in thread")
+
+
 async def test_a_sync_handler_sends_by_the_way_that_is_documented(server):
     """`anyio.from_thread.run` carries the call into the loop of the broker."""
 
