@@ -1,6 +1,11 @@
 """Pub/sub on a connection of its own, which reconnects and reports each loss of the connection.
 
 It knows channels and payloads, and nothing of what they mean.
+
+Theory. Callers only say which channels they want. One task of the connection sends the difference between these and
+what the connection was asked for, whenever either has changed. So the two meet again whatever is cancelled when, and no
+command is cut in the middle. A channel counts as confirmed when the reply to the last command for it has come, and that
+command was SUBSCRIBE: an earlier reply would be about a subscription that an UNSUBSCRIBE on its way ends.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from redis import exceptions
 from streamq.client.resp_codec import pack_unchecked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from types import TracebackType
 
     from streamq.client.connection import Connection, Connector
@@ -47,11 +52,16 @@ class Subscriber:
         self._start = start
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._wanted: set[bytes] = set()
-        self._confirmed: set[bytes] = set()
-        self._unconfirmed: set[bytes] = set()  # wanted, and not confirmed since they were asked for
+        self._wanted: set[bytes] = set()  # held, or waited for
+        self._held: set[bytes] = set()  # a `subscribe` has returned, and no `unsubscribe` since
         self._waiting: Counter[bytes] = Counter()  # calls of `subscribe` that wait, by channel
         self._connection: Connection | None = None
+        self._asked: set[bytes] = set()  # the last command for it was SUBSCRIBE, on this connection
+        self._unanswered: Counter[bytes] = Counter()  # replies that are to come, by channel
+        self._confirmed: set[bytes] = set()  # asked for, and answered
+        self._restoring = 0  # replies that are to come to the first command of this connection
+        self._unsent: set[bytes] = set()  # channels that may be wanted and not asked for, or the other way round
+        self._unsent_added = anyio.Event()
         self._sending = anyio.Lock()
         self._backlog: deque[tuple[bytes, bytes] | Exception] = deque()
         self._changed = anyio.Event()
@@ -85,34 +95,43 @@ class Subscriber:
         After an error the channels are not subscribed to.
         """
         names = {_bytes(channel) for channel in channels}
-        fresh = names - self._wanted
-        self._wanted |= names
-        self._unconfirmed |= fresh
         self._waiting.update(names)
+        self._wanted |= names
+        self._changed_for(names)
         self._error = None
         self._notify()
         try:
-            if self._connection is not None and fresh:
-                await self._send(self._connection, "SUBSCRIBE", fresh)
             with anyio.move_on_after(self._connector.timeout):
                 while not (names <= self._confirmed or self._failed):
                     await self._changed.wait()
+            if not names <= self._confirmed:
+                raise self._failure()
+            self._held |= names
         finally:
-            confirmed = names <= self._confirmed
-            self._waiting -= Counter(names)
-            given_up = {name for name in names & self._unconfirmed if not self._waiting[name]}
-            self._wanted -= given_up
-            self._unconfirmed -= given_up
-        if not confirmed:
-            raise self._failure()
+            for name in names:
+                self._waiting[name] -= 1
+                if not self._waiting[name]:
+                    del self._waiting[name]
+            self._drop_unwanted(names)
 
     async def unsubscribe(self, *channels: bytes | str) -> None:
-        """End the subscription of these channels. Other channels stay subscribed."""
-        names = {_bytes(channel) for channel in channels} & self._wanted
-        self._wanted -= names
-        self._confirmed -= names
-        if self._connection is not None and names:
-            await self._send(self._connection, "UNSUBSCRIBE", names)
+        """End the subscription of these channels: no message of theirs is received from now on, unless another call
+        of `subscribe` waits for them. Other channels stay subscribed.
+        """
+        names = {_bytes(channel) for channel in channels}
+        self._held -= names
+        self._drop_unwanted(names)
+
+    def _drop_unwanted(self, names: set[bytes]) -> None:
+        dropped = {name for name in names if name not in self._held and name not in self._waiting}
+        self._wanted -= dropped
+        self._changed_for(dropped)
+
+    def _changed_for(self, names: set[bytes]) -> None:
+        """Have the connection compare what is wanted of these channels with what it was asked for."""
+        if self._connection is not None and names:  # the next connection is asked for all that is wanted
+            self._unsent |= names
+            self._unsent_added.set()
 
     async def receive(self) -> tuple[bytes, bytes]:
         """Wait for a message, and return its channel and payload. One task may call this at a time.
@@ -172,20 +191,25 @@ class Subscriber:
             return
         self._connection = connection
         self._last_received = anyio.current_time()
+        self._unsent = set(self._wanted)
+        first = self._take_unsent()
+        self._restoring = len(self._asked)
+        if not self._restoring:  # who wanted a channel has given up while it connected
+            self._all_confirmed()
         try:
-            await self._send(connection, "SUBSCRIBE", self._wanted)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write, connection, first, tasks.cancel_scope)
                 tasks.start_soon(self._probe, connection, tasks.cancel_scope)
                 try:
                     await self._read(connection)
                 except Exception as error:  # noqa: BLE001 - each kind of stream has its own errors
                     self._keep_error(error)
                 tasks.cancel_scope.cancel()
-        except Exception as error:  # noqa: BLE001 - sending failed: the connection is broken
-            self._keep_error(error)
         finally:
             self._connection = None
             self._lost = self._ever_confirmed
+            self._asked.clear()
+            self._unanswered.clear()
             self._confirmed.clear()
             self._connector.failed()
             await connection.aclose()
@@ -213,17 +237,38 @@ class Subscriber:
         if not (self._backlog and isinstance(self._backlog[-1], Exception)):
             self._backlog.append(error)
 
-    async def _send(self, connection: Connection, command: str, channels: set[bytes]) -> None:
-        """Send one command completely. If that fails, close the connection: the next one subscribes to all channels."""
-        if not channels:
-            return
-        data = pack_unchecked([(command, *sorted(channels))])
+    async def _write(self, connection: Connection, data: bytes, scope: anyio.CancelScope) -> None:
+        """Send `data`, and then what changes. End the connection if that fails: the next one asks for all channels."""
         try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(self._reply_timeout):
-                async with self._sending:
-                    await connection.stream.send(data)
+            while True:
+                if data:
+                    with anyio.fail_after(self._reply_timeout):
+                        async with self._sending:
+                            await connection.stream.send(data)
+                while not self._unsent:
+                    self._unsent_added = anyio.Event()
+                    await self._unsent_added.wait()
+                data = self._take_unsent()
         except Exception:  # noqa: BLE001 - each kind of stream has its own errors
-            await connection.aclose()
+            scope.cancel()
+
+    def _take_unsent(self) -> bytes:
+        """Return the commands after which the connection has been asked for what is wanted; nothing if it has been."""
+        changed, self._unsent = self._unsent, set()
+        fresh = [name for name in changed if name in self._wanted and name not in self._asked]
+        gone = [name for name in changed if name not in self._wanted and name in self._asked]
+        return self._ask("UNSUBSCRIBE", gone) + self._ask("SUBSCRIBE", fresh)
+
+    def _ask(self, command: str, channels: Collection[bytes]) -> bytes:
+        if not channels:
+            return b""
+        if command == "SUBSCRIBE":
+            self._asked.update(channels)
+        else:
+            self._asked.difference_update(channels)
+        self._unanswered.update(channels)
+        self._confirmed.difference_update(channels)
+        return pack_unchecked([(command, *sorted(channels))])
 
     async def _probe(self, connection: Connection, scope: anyio.CancelScope) -> None:
         """Send PING when the server has been silent for the reply timeout.
@@ -272,14 +317,23 @@ class Subscriber:
         if kind == b"message":
             if channel in self._wanted:
                 self._backlog.append((channel, payload))
-        elif kind == b"subscribe":
-            self._confirmed.add(channel)
-            self._unconfirmed.discard(channel)
-            if self._wanted <= self._confirmed:
+        elif kind in (b"subscribe", b"unsubscribe"):
+            self._answered(channel)
+
+    def _answered(self, channel: bytes) -> None:
+        """Note the server's reply about a channel. It replies in the order of the commands."""
+        self._unanswered[channel] -= 1
+        if self._unanswered[channel] <= 0:
+            del self._unanswered[channel]
+            if channel in self._asked:
+                self._confirmed.add(channel)
+        if self._restoring:
+            self._restoring -= 1
+            if not self._restoring:
                 self._all_confirmed()
 
     def _all_confirmed(self) -> None:
-        """Note that all channels are confirmed: no message is missed from now on."""
+        """Note that all channels that the connection began with are confirmed: from now on no message is missed."""
         self._connector.succeeded()
         if self._lost:
             self._lost = False

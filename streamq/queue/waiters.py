@@ -80,7 +80,7 @@ class Waiters:
         self._subscriber: Subscriber | None = None
         self._ready: anyio.Event | None = None
         self._waiting: dict[str, set[Waiter]] = {}
-        self._stale: set[str] = set()  # subscribed, and without a waiter
+        self._stale: set[str] = set()  # maybe subscribed, and without a waiter
         self._waiter_left = anyio.Event()
         self._closed = False
         self._looking = False
@@ -124,7 +124,8 @@ class Waiters:
                 waiting.discard(waiter)
                 if not waiting:
                     del self._waiting[key]
-                    self._stale.add(key)
+                    if self._subscriber is not None:  # else nothing takes it out again
+                        self._stale.add(key)
             self._waiter_left.set()
 
     async def subscribe(self, waiter: Waiter) -> None:

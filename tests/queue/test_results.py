@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import traceback
+from contextlib import aclosing, suppress
 from decimal import Decimal
 
 import anyio
 import pytest
 
-from streamq import RedisBroker, Reject, group, task
+from streamq import RedisBroker, Reject, gather, group, task
 from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from tests.at_work import assert_nothing_left, burst, until, working
 
@@ -356,3 +358,49 @@ async def test_a_result_that_is_too_large_is_an_error_for_its_waiters(server):
             ) as caught:
                 await handle.result(timeout=10)
     assert caught.value.reason == "result"
+
+
+async def test_waits_that_are_cut_short_at_any_moment_leave_no_channel(real_server):
+    """Each ends within the time that a subscription takes: by its own timeout, or by a cancellation."""
+    async with RedisBroker(real_server.url) as broker:
+        drawn = random.Random(1)
+        for handle in await broker.enqueue_many([double.call(n) for n in range(60)]):
+            with suppress(ResultTimeoutError):
+                await handle.result(timeout=drawn.random() * 0.004)
+            with anyio.move_on_after(drawn.random() * 0.004):
+                await handle.result()
+            with suppress(ResultTimeoutError):
+                await gather(handle, timeout=drawn.random() * 0.004)
+            with anyio.move_on_after(drawn.random() * 0.004):
+                async with aclosing(handle.watch()) as reports:
+                    async for _ in reports:
+                        pass
+        await until(lambda: not real_server.command("PUBSUB", "CHANNELS", "queue:*"))
+        assert repr(broker._waiters) == "<Waiters for 0 results>"
+        assert not broker._waiters._stale
+
+
+async def test_a_wait_that_follows_one_that_was_cut_short_misses_nothing(real_server):
+    """It begins while the channel of the first is being left, and the result comes at any moment."""
+    drawn = random.Random(2)
+
+    @task(result_ttl=60)
+    async def soon(seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    async def wait_twice(handle):
+        with anyio.move_on_after(drawn.random() * 0.02):
+            await handle.result()
+        await handle.result(timeout=5)  # a look at what was missed would come after 10 s
+
+    async with RedisBroker(real_server.url) as broker, working(broker, soon), anyio.create_task_group() as group:
+        for handle in await broker.enqueue_many([soon.call(drawn.random() * 0.02) for _ in range(200)]):
+            group.start_soon(wait_twice, handle)
+
+
+async def test_watches_without_a_subscription_leave_nothing(server, broker):
+    """A task that has ended is told at once: nobody subscribes, and no name of its channels is kept."""
+    handle = await broker.enqueue(double, 1)
+    await burst(broker, double)
+    assert [report async for report in handle.watch()] == []
+    assert not broker._waiters._stale
