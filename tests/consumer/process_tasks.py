@@ -45,9 +45,9 @@ def leaks(mib: int) -> tuple[int, int]:
 
 
 @task(**FAST)
-def has_sibling() -> tuple[int, bool]:
-    """Wait until there is a second process, or 3 s."""
-    children, until_then = Path(f"/proc/{os.getppid()}/task").glob, time.monotonic() + 3
+def has_sibling(seconds: float) -> tuple[int, bool]:
+    """Wait until there is a second process, for so long at most."""
+    children, until_then = Path(f"/proc/{os.getppid()}/task").glob, time.monotonic() + seconds
     while time.monotonic() < until_then:
         others = {one for thread in children("*/children") for one in thread.read_text().split()} - {str(os.getpid())}
         if any(is_process_of_handlers(one) for one in others):

@@ -59,7 +59,7 @@ async def test_two_workers_share_what_their_processes_can_run(real_server, also)
         working(broker, pid, *also, processes=2),
     ):
         await pids([await broker.enqueue(pid) for _ in range(8)])  # they have started
-        handles = await broker.enqueue_many([pid.call(0.4) for _ in range(12)])
+        handles = await broker.enqueue_many([pid.call(0.6) for _ in range(12)])
         begun = time.monotonic()
         most = 0
         async with anyio.create_task_group() as group:
@@ -76,17 +76,20 @@ async def test_two_workers_share_what_their_processes_can_run(real_server, also)
         taken = time.monotonic() - begun
     assert most <= 2
     assert len(set(ran)) == 4
-    assert all(ran.count(one) == 3 for one in set(ran)), ran
-    assert taken < 12 * 0.4 / 2  # one alone would take that
+    assert all(2 <= ran.count(one) <= 4 for one in set(ran)), ran
+    assert taken < 12 * 0.6 / 2  # one alone would take that
 
 
 async def test_tasks_of_the_loop_do_not_wait_for_processes(real_server):
     """Fifty tasks wait for the one process; what came after them runs meanwhile."""
-    async with RedisBroker(real_server.url) as broker, working(broker, pid, in_loop, processes=1) as worker:
+    async with (
+        RedisBroker(real_server.url) as broker,
+        working(broker, pid, in_loop, processes=1, grace_period=0.1) as worker,
+    ):
         await (await broker.enqueue(pid)).result(timeout=20)
-        await broker.enqueue_many([pid.call(1.5) for _ in range(50)])
+        await broker.enqueue_many([pid.call(5.0) for _ in range(50)])
         handles = await broker.enqueue_many([in_loop.call() for _ in range(20)])
-        with anyio.fail_after(1.4):
+        with anyio.fail_after(4.5):
             await pids(handles)
         assert worker.health.running == 1
 
@@ -157,7 +160,7 @@ async def test_replacements_do_not_add_up(real_server):
 async def test_a_replacement_starts_before_the_old_one_goes(real_server):
     """With the last run of the old one at the latest, so that no run waits for a start."""
     async with RedisBroker(real_server.url) as broker:
-        handles = await broker.enqueue_many([has_sibling.call() for _ in range(4)])
+        handles = await broker.enqueue_many([has_sibling.call(seconds) for seconds in (0.2, 15.0, 0.2, 15.0)])
         await burst(broker, has_sibling, processes=1, max_tasks_per_process=2)
         found = [await handle.result(timeout=20) for handle in handles]
     assert found[0][1] is False
@@ -391,7 +394,7 @@ async def test_much_output_stops_neither_the_run_nor_the_loop(real_server):
             group.start_soon(watch_loop)
             assert await handle.result(timeout=30) == 20_000
             group.cancel_scope.cancel()
-    assert longest < 1.0
+    assert longest < 3.0
 
 
 # --- cancelled anywhere -----------------------------------------------------------------------------------
