@@ -2,7 +2,7 @@
 -- KEYS: workflow result... (of the steps that keep one)
 -- ARGV: group payload kept_ms number_of_old old... (what its groups have joined) ttl_ms... (of the result of each step; 0: it keeps none)
 -- Returns {how many steps it has cancelled, {field value... of the record before}}. It changes nothing if all steps have ended.
-local group, old, key, open, unsent, fields = ':' .. ARGV[1], tonumber(ARGV[4]), 1, false, {}, {}
+local group, old, key, open, unsent, fields = ':' .. ARGV[1], math.max(0, tonumber(ARGV[4])), 1, false, {}, {}
 local flat = call('HGETALL', KEYS[1])
 for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
 for at = 5 + old, #ARGV do
