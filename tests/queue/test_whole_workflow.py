@@ -21,6 +21,7 @@ from streamq import (
     WorkflowStatus,
     current_delivery,
     group,
+    scripts,
     step,
     task,
 )
@@ -385,6 +386,6 @@ def test_without_an_event_loop(server):
 async def test_a_number_that_nobody_sends_does_not_stop_the_server(real_server):
     """A count below 0 had the script count from there."""
     async with RedisBroker(real_server.url) as broker:
-        command = step("stop_workflow")(("queue:workflow:w",), "workers", "{}", 1000, -(1 << 63), "0")
+        command = scripts.step("stop_workflow")(("queue:workflow:w",), "workers", "{}", 1000, -(1 << 63), "0")
         with anyio.fail_after(5):
             assert await broker.store.one(command) == [0, []]
