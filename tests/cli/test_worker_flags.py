@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from streamq import Worker
+from streamq.cli.entry import cli
 from streamq.cli.loading import LoadingError, load_listener
 from streamq.cli.worker import worker as command
 
@@ -32,7 +33,7 @@ def test_a_flag_has_the_default_of_its_parameter(monkeypatch):
     made = {}
     monkeypatch.setattr(worker_process, "serve", lambda settings, stops: made.update(settings=settings))
     monkeypatch.setattr("streamq.cli.stop_signals.StopSignals.install", lambda self: None)
-    command.main(["app"], prog_name="streamq worker", standalone_mode=False)
+    cli.main(["worker", "app"], prog_name="streamq", standalone_mode=False)  # click keeps the -h of its first context
     settings = made["settings"]
     for name, parameter in inspect.signature(Worker).parameters.items():
         if name not in ELSEWHERE:

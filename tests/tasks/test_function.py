@@ -197,7 +197,7 @@ async def test_the_timeout_and_the_error_of_what_is_behind_count(anyio_backend, 
         await anyio.sleep(number)
         raise LookupError("own")
 
-    one = task(name="one", retries=0, timeout=0.2, result_ttl=60)(logged(sleeps))
+    one = task(name="one", retries=0, timeout=1.0, result_ttl=60)(logged(sleeps))
     async with RedisBroker(server.url) as broker, working(broker, one):
         late, wrong = await broker.enqueue(one, 60), await broker.enqueue(one, 0)
         for handle, kind in ((late, "TaskTimeoutError"), (wrong, "LookupError")):
