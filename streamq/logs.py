@@ -15,8 +15,8 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from streamq.diagnostics.log_fields import TASK_FIELDS, current_trace_id, fields_of
-from streamq.diagnostics.safe_text import repr_of, str_of, type_name
+from streamq.diagnostics.log_fields import OF_EVERY_RECORD, TASK_FIELDS, current_trace_id, fields_of, message_of
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.handlers.context import delivery_var
 from streamq.wire.printable import json_line, printable, printable_lines
 
@@ -27,7 +27,6 @@ _MOST_OF_FIELD: Final = 10_000  # characters of a field's value, as JSON
 _MOST_FIELDS: Final = 100  # of one record, beside those that each line has
 _TEXT: Final = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s"
 _SECONDS: Final = "%Y-%m-%d %H:%M:%S"
-_OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _PLAIN: Final = (bool, int, float, type(None))
 
 
@@ -91,7 +90,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text, with escapes for what is not printable."""
-        record.message = _message(record)
+        record.message = message_of(record)
         record.asctime = _time(record).strftime(_SECONDS)
         lines = [printable(self.formatMessage(record) + _whose(record))]
         if trace := _traceback(self, record):
@@ -117,7 +116,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,
-            "message": _message(record),
+            "message": message_of(record),
         }
         trace = _traceback(self, record)
         reserved = {*line, "exc", "stack", *(() if _is_ours(record) else ("event",))}
@@ -135,14 +134,6 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if record.exc_text:
         return record.exc_text
     return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] is not None else ""
-
-
-def _message(record: logging.LogRecord) -> str:
-    """Return the message of a record. If it cannot be made, its parts: a line is not lost, and raises nothing."""
-    try:
-        return record.getMessage()
-    except BaseException as error:  # noqa: BLE001 - a value's text may raise anything; a format may not fit its values
-        return f"{str_of(record.msg)} (cannot be formatted with {repr_of(record.args)}: {type_name(error)})"
 
 
 def _time(record: logging.LogRecord) -> datetime:
@@ -168,7 +159,7 @@ def _whose(record: logging.LogRecord) -> str:
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of `extra`, those of the task first."""
-    given = {name: value for name, value in record.__dict__.items() if name not in _OF_EVERY_RECORD}
+    given = {name: value for name, value in record.__dict__.items() if name not in OF_EVERY_RECORD}
     for name in TASK_FIELDS:
         if given.get(name) == "":
             del given[name]

@@ -172,6 +172,15 @@ class Worker:
         trouble = own if error is None else str(error)
         return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
 
+    @property
+    def runs(self) -> int:
+        """How many runs have ended so far, well or not: in the event loop, in threads and in processes.
+
+        Each task of a batch counts, and each attempt. What never began does not: a task that is held back, expired, or
+        unknown. May be read in any thread.
+        """
+        return 0 if self._consumer is None else self._consumer.buffer.runs
+
     def stop(self) -> None:
         """Drain: stop reading, release deliveries that have not started, finish the running ones, end.
 

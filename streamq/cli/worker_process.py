@@ -20,7 +20,6 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
-from streamq.cli.counted_worker import CountedWorker
 from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
 from streamq.cli.process_limits import ProcessLimits
@@ -38,7 +37,7 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import BrokerError, LifespanEndedError, StreamqError
 from streamq.queue.server_errors import passes, translated
 from streamq.queue.server_url import ServerUrl
-from streamq.worker import State
+from streamq.worker import State, Worker
 
 log = SafeLog("streamq.cli")
 
@@ -111,7 +110,7 @@ def _choose_uvloop(settings: Settings) -> bool:
     return installed if settings.uvloop is None else settings.uvloop
 
 
-def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> CountedWorker:
+def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> Worker:
     """Make the worker. Raises CommandLineError if its options cannot be used."""
     broker = _choose_broker(settings, loaded)
     if settings.recycles and in_process(broker.url):
@@ -128,7 +127,7 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
     spec = settings.process_initializer
     initializer = None if spec is None else load_initializer(spec)
     try:
-        return CountedWorker(
+        return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
             max_prefetch=settings.max_prefetch, prefetch_bytes=settings.prefetch_bytes,
             listeners=map(load_listener, settings.listeners),
@@ -181,7 +180,7 @@ class _WorkerRun:
     """One run of a worker. Signals and the supervisor can stop it."""
 
     def __init__(
-        self, settings: Settings, loaded: Loaded, worker: CountedWorker, lifespan: AppLifespan | None,
+        self, settings: Settings, loaded: Loaded, worker: Worker, lifespan: AppLifespan | None,
         stops: StopSignals, channel: SupervisorChannel | None, *, loop: str,
     ) -> None:  # fmt: skip
         self.settings = settings

@@ -20,7 +20,8 @@ from typing import Any, Final
 import orjson
 
 from streamq.consumer.process_frames import HEADER, Kind, frame, parse_header
-from streamq.diagnostics.safe_text import repr_of, str_of, type_name
+from streamq.diagnostics.log_fields import OF_EVERY_RECORD, message_of
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.handlers.progress import Report
 from streamq.wire.delivery import Delivery
 
@@ -29,7 +30,6 @@ _LONGEST_TEXT: Final = 100_000  # characters of a text in a log record
 _LONGEST_VALUE: Final = 10_000  # characters of a value of `extra` that JSON lacks
 _MOST_FIELDS: Final = 100
 _PLAIN: Final = (bool, int, float, str, type(None))
-_OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _COPIED: Final = ("name", "levelno", "levelname", "created", "msecs", "pathname", "filename", "module", "lineno",
                   "funcName", "thread", "threadName", "process", "processName")  # fmt: skip
 
@@ -138,15 +138,12 @@ class ToWorker(logging.Handler):
 def _parts(record: logging.LogRecord) -> dict[str, Any]:
     given = record.__dict__
     parts = {name: given.get(name) for name in _COPIED}
-    try:
-        parts["msg"] = str_of(record.getMessage(), _LONGEST_TEXT)
-    except BaseException as error:  # noqa: BLE001 - as in the worker (see `streamq.logs`)
-        parts["msg"] = f"{str_of(record.msg)} (cannot be formatted with {repr_of(record.args)}: {type_name(error)})"
+    parts["msg"] = str_of(message_of(record), _LONGEST_TEXT)
     if record.exc_info and not record.exc_text:
         record.exc_text = logging.Formatter().formatException(record.exc_info)
     parts["exc_text"] = record.exc_text and str_of(record.exc_text, _LONGEST_TEXT)
     parts["stack_info"] = record.stack_info and str_of(record.stack_info, _LONGEST_TEXT)
-    extra = {str_of(name, 256): value for name, value in given.items() if name not in _OF_EVERY_RECORD}
+    extra = {str_of(name, 256): value for name, value in given.items() if name not in OF_EVERY_RECORD}
     parts["extra"] = dict(list(extra.items())[:_MOST_FIELDS])
     return parts
 

@@ -305,12 +305,11 @@ class Output:
                 record = logger.makeRecord(_OUTPUT, self._level, self._stream, 0, "%s", (line,), None, None, extra)
                 record.process = self._pid
                 logger.handle(record)
-            except Exception as error:  # noqa: BLE001 - a filter or a handler of the user's
+            except BaseException as error:  # noqa: BLE001 - a filter or a handler of the user's; as in `safe_log`
                 log.warning("a line of a process cannot be logged: %s", error, event="internal_error")
             return
-        stream = getattr(sys, self._stream)
-        with suppress(OSError, ValueError, AttributeError):  # closed; None, where the program has none
-            stream.write(line + "\n")
+        with suppress(BaseException):  # closed; None, where the program has none; what the user has put there
+            getattr(sys, self._stream).write(line + "\n")
 
 
 def _log_record(body: bytes, context: Context | None) -> None:
@@ -332,7 +331,7 @@ def _log_record(body: bytes, context: Context | None) -> None:
             logger.handle(record)
         else:
             context.run(logger.handle, record)
-    except Exception as error:  # noqa: BLE001 - a filter or a handler of the user's
+    except BaseException as error:  # noqa: BLE001 - a filter or a handler of the user's; as in `safe_log`
         log.warning("a line of a process cannot be logged: %s", error, event="internal_error")
 
 

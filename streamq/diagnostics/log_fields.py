@@ -6,13 +6,15 @@ bound.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from streamq.diagnostics.safe_text import str_of
+from streamq.diagnostics.safe_text import repr_of, str_of, type_name
 
+OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 TASK_FIELDS: Final = ("task", "task_id", "attempt", "tier", "trace_id")
 _LONGEST: Final = 256  # characters of a text
 _TRACEPARENT: Final = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-")  # W3C Trace Context, 3.2
@@ -31,6 +33,14 @@ def fields_of(delivery: Any) -> dict[str, str | int]:
         if value:
             fields[name] = value if type(value) is int else str_of(value, _LONGEST)
     return fields
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Return the message of a record. If it cannot be made, its parts: a line is not lost, and raises nothing."""
+    try:
+        return record.getMessage()
+    except BaseException as error:  # noqa: BLE001 - a value's text may raise anything; a format may not fit its values
+        return f"{str_of(record.msg)} (cannot be formatted with {repr_of(record.args)}: {type_name(error)})"
 
 
 def current_trace_id() -> str:

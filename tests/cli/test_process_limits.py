@@ -10,8 +10,7 @@ from unittest.mock import patch
 import click
 import pytest
 
-from streamq import RedisBroker, batch_task, task
-from streamq.cli.counted_worker import CountedWorker
+from streamq import RedisBroker, Worker, batch_task, task
 from streamq.cli.options import size
 from streamq.cli.process_limits import JITTER, ProcessLimits, mebibytes
 from streamq.consumer.resident_memory import resident_bytes
@@ -47,9 +46,7 @@ async def test_each_run_that_ended_counts() -> None:
         for item in range(3):
             await broker.enqueue(together, item)
         await broker.enqueue("nobody")
-        worker = CountedWorker(
-            broker, tasks=[in_loop, in_thread, fails, together, limited], unknown_wait=0.0, burst=True
-        )
+        worker = Worker(broker, tasks=[in_loop, in_thread, fails, together, limited], unknown_wait=0.0, burst=True)
         assert worker.runs == 0
         await worker.run()
         assert worker.runs == 1 + 1 + 2 + 3 + 2

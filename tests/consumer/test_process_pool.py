@@ -318,6 +318,27 @@ async def test_a_value_without_a_text_loses_no_line(real_server):
     assert line["deep"] == {"row": line["row"]}
 
 
+async def test_a_log_that_raises_harms_neither_the_run_nor_the_worker(real_server):
+    """What handlers of `logging` raise, whatever it is, for lines that a process logs and prints."""
+
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name in {"shop.cart", "streamq.output"}:
+                raise SystemExit("no log")
+
+    handler, root = Raises(), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        async with RedisBroker(real_server.url) as broker:
+            await broker.enqueue(tells)
+            handle = await broker.enqueue(pid)
+            await burst(broker, tells, pid, processes=1)
+            assert await handle.result(timeout=1)
+    finally:
+        root.removeHandler(handler)
+    assert dead(real_server) == []
+
+
 async def test_what_a_run_left_writes_into_no_other_run(real_server):
     """Neither its log lines nor its progress: a thread, with the context of its run or with none."""
     with logged() as lines:
