@@ -44,6 +44,23 @@ async def until(condition: Callable[[], Any], seconds: float = 8.0) -> Any:
     return value
 
 
+@contextlib.asynccontextmanager
+async def watched_loop() -> AsyncIterator[list[float]]:
+    """Watch the event loop beside the block; the list has the longest pause between two of its turns, in seconds."""
+    longest = [0.0]
+
+    async def watch() -> None:
+        while True:
+            begun = anyio.current_time()
+            await anyio.sleep(0.01)
+            longest[0] = max(longest[0], anyio.current_time() - begun)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        yield longest
+        group.cancel_scope.cancel()
+
+
 def pending(server: TestServer, stream: str = "queue:standard", group: str = "workers") -> int:
     """Return how many entries of a stream are in somebody's hands."""
     return int(server.command("XPENDING", stream, group)[0])

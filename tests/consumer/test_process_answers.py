@@ -21,7 +21,7 @@ from streamq.consumer.process_frames import Kind, frame
 from streamq.consumer.process_outcome import SentValue, pack_answer
 from streamq.errors import TaskFailedError
 from streamq.middleware import Context, Idempotency, MiddlewareChain
-from tests.at_work import burst, dead, entries, working
+from tests.at_work import burst, dead, entries, watched_loop, working
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.paired, pytest.mark.timeout(90)]
 
@@ -168,23 +168,12 @@ async def test_what_a_result_does_when_it_is_unpickled_is_done_nowhere(real_serv
         await broker.enqueue(gives_ends)
         await broker.enqueue(gives_much)
         handle = await broker.enqueue(gives_sleeps)
-        longest = 0.0
-        async with working(broker, gives_ends, gives_much, gives_sleeps), anyio.create_task_group() as group:
-
-            async def watch_loop() -> None:
-                nonlocal longest
-                while True:
-                    before = time.monotonic()
-                    await anyio.sleep(0.01)
-                    longest = max(longest, time.monotonic() - before)
-
-            group.start_soon(watch_loop)
+        async with working(broker, gives_ends, gives_much, gives_sleeps), watched_loop() as longest:
             with pytest.raises(TaskFailedError, match="the task succeeded, its result cannot be sent as JSON"):
                 await handle.result(timeout=60)
             while entries(real_server, "queue:standard"):
                 await anyio.sleep(0.05)
-            group.cancel_scope.cancel()
-    assert longest < 3
+    assert longest[0] < 3
     assert dead(real_server) == []
 
 

@@ -18,7 +18,7 @@ import pytest
 from streamq import RedisBroker, Worker
 from streamq.errors import ConfigurationError
 from streamq.logs import JsonFormatter, TaskFields, TextFormatter
-from tests.at_work import burst, dead, working
+from tests.at_work import burst, dead, watched_loop, working
 from tests.consumer.process_tasks import (
     batch_pid,
     dies,
@@ -402,20 +402,9 @@ async def test_a_report_that_cannot_be_made_fails_its_run_there(real_server):
 async def test_much_output_stops_neither_the_run_nor_the_loop(real_server):
     async with RedisBroker(real_server.url) as broker, working(broker, floods, in_loop):
         handle = await broker.enqueue(floods, 20_000)
-        longest = 0.0
-        async with anyio.create_task_group() as group:
-
-            async def watch_loop() -> None:
-                nonlocal longest
-                while True:
-                    begun = time.monotonic()
-                    await anyio.sleep(0.01)
-                    longest = max(longest, time.monotonic() - begun)
-
-            group.start_soon(watch_loop)
+        async with watched_loop() as longest:
             assert await handle.result(timeout=30) == 20_000
-            group.cancel_scope.cancel()
-    assert longest < 3.0
+    assert longest[0] < 3.0
 
 
 # --- cancelled anywhere -----------------------------------------------------------------------------------
