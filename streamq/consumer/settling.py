@@ -147,9 +147,9 @@ class Settler:
         if self._acks.waiting_since is None:
             self._acks.linger()
         sent, _, _ = delivery.entry_id.partition(b"-")
-        self.counting.of(delivery).succeeded(now - int(sent) / 1000, duration)
+        self.counting.of(delivery).acknowledged(now - int(sent) / 1000, duration, cancelled=outcome.cancelled)
         if self._listening:
-            self._events[delivery] = Settled(delivery, Ack(result), duration)
+            self._events[delivery] = Settled(delivery, outcome, duration)
 
     def _add(
         self, delivery: Delivery, outcome: Outcome, duration: float, keep: float | None, command: Callable[[], Command]

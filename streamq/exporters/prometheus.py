@@ -35,7 +35,7 @@ log = SafeLog("streamq.exporters")
 
 _PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _QUANTILES = (("0.5", "p50_latency_ms"), ("0.95", "p95_latency_ms"), ("0.99", "p99_latency_ms"))
-_OUTCOMES = ("done", "failed", "retried", "postponed", "died", "superseded")
+_OUTCOMES = ("done", "failed", "retried", "postponed", "died", "superseded", "cancelled")
 _EMPTY_METRICS = QueueMetrics(taken_at=datetime.fromtimestamp(0, UTC), covered_s=0.0)
 
 

@@ -21,8 +21,8 @@ class Figures:
 
     `done` counts runs that succeeded, `failed` runs that did not. A failed run is then `retried` or `died` (a
     task that dies without a run, because it is expired or undecodable, counts as died and not as failed).
-    `postponed` runs used no attempt. For `superseded` runs another worker had settled the task first. Latency
-    is the time from the arrival in the stream to the end of the run, for runs that are done; percentiles
+    `postponed` runs used no attempt. For `superseded` runs another worker had settled the task first.
+    `cancelled` counts tasks that a worker ended on request: neither done nor failed. Latency is the time from the arrival in the stream to the end of the run, for runs that are done; percentiles
     are accurate within a factor of 2. `error_rate` is failed / (done + failed). All are 0 if nothing ran.
     """
 
@@ -32,6 +32,7 @@ class Figures:
     postponed: int = 0
     died: int = 0
     superseded: int = 0
+    cancelled: int = 0
     throughput_per_sec: float = 0.0
     avg_latency_ms: float = 0.0
     p50_latency_ms: float = 0.0
@@ -149,7 +150,7 @@ def figures(counters: Counters, covered: float) -> dict[str, Any]:
     done = counters.done or 1
     return {
         "done": counters.done, "failed": counters.failed, "retried": counters.retried, "postponed": counters.postponed,
-        "died": counters.dead, "superseded": counters.superseded,
+        "died": counters.dead, "superseded": counters.superseded, "cancelled": counters.cancelled,
         "throughput_per_sec": counters.done / covered,
         "avg_latency_ms": counters.latency_us / done / 1000,
         "p50_latency_ms": counters.percentile(0.50) * 1000,

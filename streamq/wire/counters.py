@@ -30,12 +30,16 @@ class Counters:
     postponed: int = 0
     dead: int = 0
     superseded: int = 0
+    cancelled: int = 0
     latency_us: int = 0  # sum over `done`
     run_us: int = 0  # sum over `done`
     latencies: dict[int, int] = field(default_factory=dict)  # bucket -> how many
 
-    def succeeded(self, latency: float, run: float) -> None:
-        """Count a run that succeeded. `latency` and `run` are in seconds."""
+    def acknowledged(self, latency: float, run: float, *, cancelled: bool = False) -> None:
+        """Count a run that succeeded, or that was `cancelled`. `latency` and `run` are in seconds."""
+        if cancelled:
+            self.cancelled += 1
+            return
         us = int(latency * 1e6) if latency > 0 else 0
         self.done += 1
         self.latency_us += us
@@ -66,7 +70,7 @@ class Counters:
 
 DROPPED = "dead_dropped"  # the field of the totals of a group: dead letters that a bound has removed
 MOST_DROPPED = 10**15 - 1  # a larger number is somebody else's (`_dropped.lua`)
-COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "latency_us", "run_us")
+COUNTS = ("done", "failed", "retried", "postponed", "dead", "superseded", "cancelled", "latency_us", "run_us")
 
 
 def pack(counters: Mapping[tuple[str, bytes], Counters]) -> Counter[str]:

@@ -9,9 +9,11 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, task
+from streamq.consumer.events import Event, Settled
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.monitoring import ConsumerMetrics, QueueMetrics, QueueMonitor
 from streamq.monitoring.metrics import figures
+from streamq.tasks.outcome import Ack
 from streamq.wire.counters import Counters
 from streamq.wire.keys import STATS_WINDOW
 from tests.at_work import burst, until, working
@@ -86,6 +88,25 @@ class TestSnapshot:
             # Handed back: in nobody's hands, and older than all that were never delivered.
             assert (metrics.depth, metrics.processing, metrics.consumers) == (5, 0, ())
             assert metrics.oldest_wait_s > 0
+
+    async def test_cancelled_runs_have_a_count_of_their_own(self, server):
+        """A run that is cancelled is neither done nor failed, and changes no latency; its event says so, too."""
+        events: list[Event] = []
+        async with RedisBroker(server.url) as broker:
+            async with working(broker, work, listeners=[events.append], concurrency=3) as worker:
+                handles = [await broker.enqueue(work, seconds=60) for _ in range(3)]
+                await until(lambda: worker.health.running == 3)
+                for handle in handles:
+                    await handle.cancel()
+                await until(lambda: worker.health.running == 0)
+                await broker.enqueue(work)
+                await until(lambda: sum(isinstance(event, Settled) for event in events) == 4)
+            metrics = await QueueMonitor(broker=broker).snapshot()
+        for figures in (metrics, metrics.tiers["standard"], metrics.tasks["work"]):
+            assert (figures.cancelled, figures.done, figures.failed, figures.died) == (3, 1, 0, 0)
+        assert metrics.p99_latency_ms < 20_000 and metrics.error_rate == 0
+        ended = [event.outcome for event in events if isinstance(event, Settled)]
+        assert [outcome.cancelled for outcome in ended if isinstance(outcome, Ack)] == [True, True, True, False]
 
     async def test_runs_in_the_window(self, server):
         """Runs by outcome, per task and per tier, with rates and latencies."""
@@ -201,7 +222,7 @@ class TestFigures:
     def test_rates(self):
         tally = Counters(failed=1)
         for _ in range(3):
-            tally.succeeded(0.1, 0.05)
+            tally.acknowledged(0.1, 0.05)
         made = figures(tally, 2.0)
         assert (made["throughput_per_sec"], made["error_rate"]) == (1.5, 0.25)
         assert (made["avg_latency_ms"], made["avg_run_ms"]) == (pytest.approx(100), pytest.approx(50))
