@@ -151,7 +151,7 @@ class SyncBroker:
     # --- sending after a commit ------------------------------------------------------------------
 
     def on_django_commit(self, *, using: str | None = None, robust: bool = False) -> OnCommit:
-        """Return what sends when Django's transaction has committed: `.enqueue(task, ...)`, `.enqueue_many(calls)`.
+        """Return what sends when Django's transaction has committed: `.enqueue`, `.enqueue_many`, `.start`.
 
         As `django.db.transaction.on_commit`: at once if there is no transaction, and never if it is rolled back.
         `using` is the alias of the database. An error of sending is raised after the commit, or logged if `robust`.
@@ -163,7 +163,7 @@ class SyncBroker:
         """Return what sends when the outermost transaction of a SQLAlchemy session has committed.
 
         `session` is a Session or a scoped_session. Its transaction begins if there is none. What was registered in a
-        savepoint that is rolled back is not sent. All is sent in one round trip; `commit` raises an error of sending,
+        savepoint that is rolled back is not sent. All calls go in one round trip; `commit` raises an error of sending,
         and the data are committed then. Raises ConfigurationError for what is no session.
         """
         self._opened()

@@ -7,20 +7,31 @@ their events; neither is imported before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar, Unpack, overload
 
 from streamq.diagnostics.safe_text import repr_of
-from streamq.errors import ConfigurationError
+from streamq.errors import BrokerUnavailableError, ConfigurationError
 from streamq.sync.drive import refuse_in_event_loop, run_now
 from streamq.sync.open_broker import BlockingBroker
 from streamq.tasks.options import OptionValues
 from streamq.tasks.task import Call, Task, TaskRef
+from streamq.wire.workflow import Flow
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Calls = Sequence[Call[Any]]
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A workflow to be started."""
+
+    flow: Flow[Any]
+    workflow_id: str | None
+
+
+Sends = Sequence[Call[Any] | _Start]
 _PENDING: Final = "streamq.on_commit"  # the name of ours in `Session.info`
 
 
@@ -31,7 +42,7 @@ class OnCommit:
     (`task.options(task_id=...)`).
     """
 
-    def __init__(self, broker: BlockingBroker, later: Callable[[Calls], None]) -> None:
+    def __init__(self, broker: BlockingBroker, later: Callable[[Sends], None]) -> None:
         self._broker = broker
         self._later = later
 
@@ -57,14 +68,22 @@ class OnCommit:
         if checked := [self._broker.check(call) for call in calls]:
             self._later(checked)
 
+    def start(self, flow: Flow[Any], /, *, workflow_id: str | None = None) -> None:
+        """Start a workflow after the commit. Arguments as for `SyncBroker.start`; raises as `enqueue`.
+
+        Also ConfigurationError, at once, for a flow that cannot be started. Its handle: `SyncBroker.workflow(id)`.
+        """
+        self._broker.check_flow(flow, workflow_id)
+        self._later([_Start(flow, workflow_id)])
+
 
 def on_django_commit(broker: BlockingBroker, *, using: str | None, robust: bool) -> OnCommit:
     """Return what sends after the commit of Django's transaction. See `SyncBroker.on_django_commit`."""
     from django.db import transaction  # noqa: PLC0415 - only a program on Django has it
 
-    def later(calls: Calls) -> None:
+    def later(sends: Sends) -> None:
         def send_tasks() -> None:  # no partial: Django logs the __qualname__ of what fails
-            _send(broker, calls)
+            _send(broker, sends)
 
         refuse_in_event_loop()
         transaction.on_commit(send_tasks, using=using, robust=robust)
@@ -76,13 +95,13 @@ def on_session_commit(broker: BlockingBroker, session: Any) -> OnCommit:
     """Return what sends after the commit of a session of SQLAlchemy. See `SyncBroker.on_session_commit`."""
     from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - only a program on SQLAlchemy has it
 
-    def later(calls: Calls) -> None:
+    def later(sends: Sends) -> None:
         refuse_in_event_loop()
         found: Any = session() if isinstance(session, scoped_session) else session
         pending = found.info.get(_PENDING)
         if pending is None:
-            pending = found.info[_PENDING] = _PendingCalls(found)
-        pending.add(found, broker, calls)
+            pending = found.info[_PENDING] = _PendingSends(found)
+        pending.add(found, broker, sends)
 
     if not isinstance(session, Session | scoped_session):
         raise ConfigurationError(
@@ -92,12 +111,33 @@ def on_session_commit(broker: BlockingBroker, session: Any) -> OnCommit:
     return OnCommit(broker, later)
 
 
-def _send(broker: BlockingBroker, calls: Calls) -> None:
+def _send(broker: BlockingBroker, sends: Sends) -> None:
+    """Send the calls in one round trip, and start the workflows, one after the other. Raises the first error, at last.
+
+    The data are committed: what is refused for one is no reason to leave out the others.
+    """
     refuse_in_event_loop()
-    run_now(broker.enqueue_many(calls))
+    errors: list[Exception] = []
+    for command in _commands(broker, sends):
+        try:
+            run_now(command)
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+            if isinstance(error, BrokerUnavailableError):  # each of the others would wait as long
+                break
+    if errors:
+        raise errors[0]
 
 
-class _PendingCalls:
+def _commands(broker: BlockingBroker, sends: Sends) -> Iterator[Coroutine[Any, Any, Any]]:
+    if calls := [one for one in sends if isinstance(one, Call)]:
+        yield broker.enqueue_many(calls)
+    for one in sends:
+        if isinstance(one, _Start):
+            yield broker.start(one.flow, workflow_id=one.workflow_id)
+
+
+class _PendingSends:
     """What one session sends when its outermost transaction has committed, by the transaction that it belongs to.
 
     A transaction is a SessionTransaction: the outermost one, or a savepoint in it. It ends once, and before that it was
@@ -108,19 +148,19 @@ class _PendingCalls:
     def __init__(self, session: Any) -> None:
         from sqlalchemy import event  # noqa: PLC0415
 
-        self._calls: list[tuple[Any, BlockingBroker, Calls]] = []
+        self._sends: list[tuple[Any, BlockingBroker, Sends]] = []
         self._committed: Any = None  # the transaction that was committed last, and has not ended
         event.listen(session, "after_commit", self._after_commit)
         event.listen(session, "after_transaction_end", self._after_end)
 
     def __repr__(self) -> str:
-        return f"<_PendingCalls: {len(self._calls)}>"
+        return f"<_PendingSends: {len(self._sends)}>"
 
-    def add(self, session: Any, broker: BlockingBroker, calls: Calls) -> None:
+    def add(self, session: Any, broker: BlockingBroker, sends: Sends) -> None:
         """Register calls with the innermost transaction of a session, which begins if there is none."""
         if not session.in_transaction():
             session.begin()
-        self._calls.append((_innermost(session), broker, calls))
+        self._sends.append((_innermost(session), broker, sends))
 
     def _after_commit(self, session: Any) -> None:
         self._committed = _innermost(session)
@@ -130,23 +170,29 @@ class _PendingCalls:
         if committed:
             self._committed = None
         if outer is None:
-            ended, self._calls = self._calls, []
+            ended, self._sends = self._sends, []
             if committed:
                 _send_all(ended)
         elif committed:
-            self._calls = [(outer if of is transaction else of, broker, calls) for of, broker, calls in self._calls]
+            self._sends = [(outer if of is transaction else of, broker, sends) for of, broker, sends in self._sends]
         else:
-            self._calls = [one for one in self._calls if one[0] is not transaction]
+            self._sends = [one for one in self._sends if one[0] is not transaction]
 
 
 def _innermost(session: Any) -> Any:
     return session.get_nested_transaction() or session.get_transaction()
 
 
-def _send_all(ended: Sequence[tuple[Any, BlockingBroker, Calls]]) -> None:
-    """Send all that a transaction has registered: one round trip for each broker."""
-    by_broker: dict[BlockingBroker, list[Call[Any]]] = {}
-    for _, broker, calls in ended:
-        by_broker.setdefault(broker, []).extend(calls)
+def _send_all(ended: Sequence[tuple[Any, BlockingBroker, Sends]]) -> None:
+    """Send all that a transaction has registered, for each broker. Raises the first error, at last."""
+    by_broker: dict[BlockingBroker, list[Call[Any] | _Start]] = {}
+    for _, broker, sends in ended:
+        by_broker.setdefault(broker, []).extend(sends)
+    errors: list[Exception] = []
     for broker, together in by_broker.items():
-        _send(broker, together)
+        try:
+            _send(broker, together)
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+    if errors:
+        raise errors[0]

@@ -15,9 +15,12 @@ from streamq.client import refuse_in_loading_process
 from streamq.client.owner import close_after_fork
 from streamq.client.sync_client import SyncClient
 from streamq.errors import NotOpenError
+from streamq.queue.sending import new_task_id
+from streamq.queue.workflow_start import WorkflowSteps
 from streamq.sync.producer import SyncProducer
 from streamq.sync.waiters import SyncWaiters
 from streamq.tasks.task import Call, check_calls
+from streamq.wire.workflow import Flow
 
 R = TypeVar("R")
 
@@ -76,6 +79,14 @@ class BlockingBroker(RedisBroker):
         if self._store is None:
             self.open()
         return self._builder.prepare(self.store, call).call
+
+    def check_flow(self, flow: Flow[Any], workflow_id: str | None) -> None:
+        """Raise what makes a workflow unfit to be started."""
+        steps = WorkflowSteps(flow, self._builder.make_call)
+        if self._store is None:
+            self.open()
+        guarded, chosen = workflow_id is not None, new_task_id() if workflow_id is None else workflow_id
+        steps.prepare(self._builder, self.store, steps.calls, chosen, guarded=guarded)
 
     @property
     def sync_client(self) -> SyncClient:

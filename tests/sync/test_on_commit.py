@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from streamq import SyncBroker, task
-from streamq.errors import ArgumentsError, BrokerUnavailableError, ConfigurationError, SyncCallError
+from streamq import SyncBroker, WorkflowState, task
+from streamq.errors import ArgumentsError, BrokerError, BrokerUnavailableError, ConfigurationError, SyncCallError
 from tests.servers import fresh_server
 
 pytestmark = pytest.mark.timeout(60)
@@ -161,6 +161,45 @@ def test_an_error_of_sending_comes_out_of_the_commit_and_harms_no_session(engine
                 session.commit()
             assert session.execute(text("select count(*) from orders")).scalar() == 1
             session.commit()
+
+
+def test_a_workflow_starts_after_the_commit(broker, engine):
+    """And not after a rollback; one that cannot be started is an error at once."""
+    with Session(engine) as session:
+        later = broker.on_session_commit(session)
+        later.start(mail.call(1).then(mail.call(2)), workflow_id="first")
+        later.enqueue(mail, 3)
+        assert sent(broker) == []
+        session.commit()
+        assert sorted(sent(broker)) == [1, 3]  # its second step is sent by a worker
+        assert broker.workflow("first").status().state is WorkflowState.RUNNING
+        later.start(mail.call(4))
+        session.rollback()
+        session.commit()
+        with pytest.raises(ConfigurationError, match="cannot be started"):
+            later.start("mail")
+        with pytest.raises(ArgumentsError):
+            later.start(mail.call("no number"))
+        session.commit()
+    assert sorted(sent(broker)) == [1, 3]
+
+
+def test_one_that_the_server_refuses_keeps_no_other_from_being_sent(broker, engine):
+    """The data are committed: `commit` raises the first error when all were tried."""
+    wrong = broker.keys.tiers[0].stream
+    broker.client.command("SET", wrong, "no stream")
+    with Session(engine) as session, SyncBroker("memory://") as other:
+        other.client.command("SET", other.keys.tiers[1].stream, "no stream")
+        other_later, later = other.on_session_commit(session), broker.on_session_commit(session)
+        other_later.enqueue(mail, 0)
+        later.start(mail.options(tier="critical").call(1))
+        later.start(mail.call(2))
+        later.enqueue(mail, 3)
+        insert(session, 1)
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            session.commit()
+        assert session.execute(text("select count(*) from orders")).scalar() == 1
+    assert sorted(sent(broker)) == [2, 3]
 
 
 def test_what_cannot_be_sent_is_an_error_at_once(broker, engine):

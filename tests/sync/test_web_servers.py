@@ -93,8 +93,56 @@ async def wrong(request):
 app = Starlette(routes=[Route("/signup/{{to}}", signup, methods=["POST"]), Route("/wrong", wrong)])
 """
 
+FASTAPI = """
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+
+from streamq import RedisBroker
+
+a_broker = RedisBroker({url!r})
+
+
+class Signup(BaseModel):
+    to: str
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI):
+    async with a_broker:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def sender() -> SyncBroker:  # a sync dependency: FastAPI runs it in a thread
+    broker.check(welcome.call("somebody"))
+    return broker
+
+
+@app.post("/signup/{{to}}")
+def signup(to: str, sender: Annotated[SyncBroker, Depends(sender)]) -> dict[str, object]:
+    sender.enqueue(welcome, to)
+    return answer()
+
+
+@app.post("/async")
+async def signup_async(signup: Signup) -> dict[str, str]:
+    handle = await a_broker.enqueue(welcome, signup.to)
+    return {{"task": handle.task_id, "status": await handle.status()}}
+
+
+@app.get("/wrong")
+async def wrong() -> None:
+    broker.enqueue(welcome, "in the event loop")
+"""
+
 GUNICORN = ("gunicorn", "--preload", "--workers", "2", "--threads", "4", "--no-control-socket", "--bind")
-APPS = {"flask": (FLASK, "valkey"), "django": (DJANGO, "redis"), "starlette": (STARLETTE, "valkey")}
+APPS = {"flask": (FLASK, "valkey"), "django": (DJANGO, "redis"), "starlette": (STARLETTE, "valkey"), "fastapi": (FASTAPI, "redis")}
+ASYNC_APPS = ("starlette", "fastapi")
 
 
 @contextlib.contextmanager
@@ -103,7 +151,7 @@ def served(name: str, url: str, folder):
     (folder / "shop.py").write_text((COMMON + APPS[name][0]).format(url=url, folder=str(folder)))
     port = free_port()
     command = (*GUNICORN, f"127.0.0.1:{port}")
-    if name == "starlette":
+    if name in ASYNC_APPS:
         command = ("uvicorn", "--port", str(port), "--log-level", "critical")
     process = subprocess.Popen([sys.executable, "-m", *command, "shop:app"], stderr=subprocess.DEVNULL, cwd=folder)
     try:
@@ -132,9 +180,13 @@ def test_every_request_sends_its_task_and_no_two_processes_share_a_connection(sh
     with served(name, server.url, tmp_path) as client, ThreadPoolExecutor(8) as pool:
         posts = pool.map(lambda number: client.post(f"/signup/{number}"), range(60))
         answers = [post.raise_for_status().json() for post in posts]
-        assert client.get("/wrong").status_code == (500 if name == "starlette" else 404)
+        assert client.get("/wrong").status_code == (500 if name in ASYNC_APPS else 404)
+        if also_async := name == "fastapi":
+            told = client.post("/async", json={"to": "a@b.c"}).raise_for_status().json()
+            assert told["status"] == "queued"
     with SyncBroker(server.url) as broker:
-        assert broker.monitor().snapshot().depth == 62  # one before the fork, one to see that it has started
+        # One before the fork, one to see that it has started.
+        assert broker.monitor().snapshot().depth == 62 + also_async
     clients: dict[int, set[int]] = {}
     for answer in answers:
         clients.setdefault(answer["pid"], set()).add(answer["client"])
