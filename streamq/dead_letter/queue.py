@@ -229,9 +229,9 @@ class DeadLetterQueue:
     async def _replay_letter(self, dead_letter: DeadLetterEntry, task_id: str, retries: int | None) -> str:
         store = await self._trimmed_store()
         (dead_letter,) = await with_existing_groups(store, [dead_letter], self._stream_of)
-        one = checked_replay(store, dead_letter, self._tier_index(dead_letter), self._broker.tiers)
+        one = checked_replay(store, dead_letter, self._tier_index(dead_letter), self._broker.tiers, retries)
         try:
-            entry, holder = await store.one(one.command(store, retries))
+            entry, holder = await store.one(one.command(store))
         except OutcomeUnknownError as error:
             error.task_id = one.task_id
             raise
@@ -260,10 +260,10 @@ class DeadLetterQueue:
                         break
                     tier = self._tier_index(dead_letter)
                     try:
-                        chosen.append(checked_replay(store, dead_letter, tier, self._broker.tiers))
+                        chosen.append(checked_replay(store, dead_letter, tier, self._broker.tiers, retries))
                     except StreamqError as error:
                         passed_over.note(error)
-                replies = await store.call([one.command(store, retries) for one in chosen])
+                replies = await store.call([one.command(store) for one in chosen])
                 for one, (entry, holder) in zip(chosen, replies, strict=True):
                     if entry:
                         replayed.append(one.task_id)

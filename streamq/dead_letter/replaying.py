@@ -20,7 +20,7 @@ from streamq.queue.store import Store
 from streamq.scripts import step
 from streamq.tasks.outcome import Reason
 from streamq.wire.delivery import Delivery
-from streamq.wire.message import Field, Message
+from streamq.wire.message import Field, Message, as_text
 from streamq.wire.side_effects import upstream_mark
 from streamq.wire.tiers import Tier
 from streamq.wire.workflow_record import StepPlace
@@ -36,19 +36,17 @@ _REFUSED = f"{SignatureError.__module__}.{SignatureError.__qualname__}"
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One dead letter that is replayed as the task `task_id`. `refused`: its message, that was refused before."""
+    """One dead letter that is replayed as the task `task_id`, with these fields, which have no signature yet."""
 
     letter: DeadLetterEntry
     tier: int
     task_id: str
-    refused: Delivery | None
+    fields: list[Field]
 
-    def command(self, store: Store, retries: int | None) -> Command:
-        """Return the atomic step. `retries` overrides the retry budget."""
-        letter, ttl, stream = self.letter, dedup_ttl(self.letter), store.keys.tiers[self.tier].stream
-        fields = _fields_of(letter, self.task_id, retries) if self.refused is None else (
-            _fields_of_refused(letter, self.refused, store.keys.group, retries)
-        )  # fmt: skip
+    def command(self, store: Store) -> Command:
+        """Return the atomic step."""
+        letter, fields, ttl = self.letter, self.fields, dedup_ttl(self.letter)
+        stream = store.keys.tiers[self.tier].stream
         keys = [store.keys.dead, stream]
         if ttl:
             keys += (store.keys.dedup(letter.options["dedup"]), store.keys.latest(letter.options["dedup"]))
@@ -103,11 +101,13 @@ class PassedOver:
             log.warning("dead letters replayed: %d; passed over: %s", replayed, causes, event="replayed")
 
 
-def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier]) -> Replay:
-    """Return the replay of a dead letter to this tier of the broker.
+def checked_replay(
+    store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier], retries: int | None
+) -> Replay:
+    """Return the replay of a dead letter to this tier of the broker. `retries` overrides the retry budget.
 
-    Raises UndecodableError if it is not a message, SignatureError if it is not signed as it must be, ConfigurationError
-    if the broker does not have its tier.
+    Raises UndecodableError if no worker could read the message, SignatureError if it is not signed as it must be,
+    ConfigurationError if the broker does not have its tier.
     """
     flat = None if letter.replayable else _refused_message(letter)
     if not letter.replayable and flat is None:
@@ -119,12 +119,21 @@ def checked_replay(store: Store, letter: DeadLetterEntry, tier: int | None, tier
             "give it the tiers of its queue (--tiers, RedisBroker(tiers=...))"
         )
     if flat is not None:
-        return _replay_of_refused(store, letter, tier, Delivery(tier, tiers[tier].name, _origin_id(letter), flat))
+        refused = Delivery(tier, tiers[tier].name, _origin_id(letter), flat)
+        return _replay_of_refused(store, letter, tier, refused, retries)
     letter.check_signature(store.signer)
-    return Replay(letter, tier, new_task_id(), None)
+    task_id = new_task_id()
+    fields = _fields_of(letter, task_id, retries)
+    try:
+        Delivery(tier, tiers[tier].name, b"0-1", [part.encode() for part in as_text(fields)]).check()
+    except UndecodableError as error:
+        raise UndecodableError(f"{_named(letter)} cannot be replayed: {error}; enqueue a corrected task") from None
+    return Replay(letter, tier, task_id, fields)
 
 
-def _replay_of_refused(store: Store, letter: DeadLetterEntry, tier: int, delivery: Delivery) -> Replay:
+def _replay_of_refused(
+    store: Store, letter: DeadLetterEntry, tier: int, delivery: Delivery, retries: int | None
+) -> Replay:
     if store.signer is None:
         raise SignatureError(
             f"{_named(letter)} was refused for its signature and this broker has no keys: give --signing-keys FILE "
@@ -140,7 +149,8 @@ def _replay_of_refused(store: Store, letter: DeadLetterEntry, tier: int, deliver
     options = replayed_options(delivery.fields)
     group = options.get("group") or letter.options.get("group")
     options |= {"group": group} if group else {}
-    return Replay(replace(letter, options=options), tier, delivery.task_id, delivery)
+    chosen = replace(letter, options=options)
+    return Replay(chosen, tier, delivery.task_id, _fields_of_refused(chosen, delivery, store.keys.group, retries))
 
 
 def _refused_message(letter: DeadLetterEntry) -> list[bytes] | None:
@@ -167,6 +177,8 @@ def _fields_of(letter: DeadLetterEntry, task_id: str, retries: int | None) -> li
         headers={**letter.headers, REPLAYED_FROM: letter.task_id},
     ).fields(limit=1 << 62)  # it was accepted once: the new header must not exceed the size limit
     options = dict(letter.options) if retries is None else {**letter.options, "retries": str(retries)}
+    if "dedup_ttl" in options and (ttl := dedup_ttl(letter)):  # by hand it may be anything
+        options["dedup_ttl"] = str(ttl)
     for pair in options.items():
         fields += pair
     return fields

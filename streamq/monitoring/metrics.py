@@ -22,8 +22,9 @@ class Figures:
     `done` counts runs that succeeded, `failed` runs that did not. A failed run is then `retried` or `died` (a
     task that dies without a run, because it is expired or undecodable, counts as died and not as failed).
     `postponed` runs used no attempt. For `superseded` runs another worker had settled the task first.
-    `cancelled` counts tasks that a worker ended on request: neither done nor failed. Latency is the time from the arrival in the stream to the end of the run, for runs that are done; percentiles
-    are accurate within a factor of 2. `error_rate` is failed / (done + failed). All are 0 if nothing ran.
+    `cancelled` counts tasks that a worker ended on request: neither done nor failed. Latency is the time from
+    the arrival in the stream to the end of the run, for runs that are done; percentiles are accurate within a
+    factor of 2. `error_rate` is failed / (done + failed). All are 0 if nothing ran.
     """
 
     done: int = 0

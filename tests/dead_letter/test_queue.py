@@ -272,6 +272,20 @@ class TestReplay:
         assert server.command("GET", "queue:dedup:k").decode() == new_id
         assert server.command("PTTL", "queue:dedup:k") <= 24 * 3600 * 1000
 
+    @pytest.mark.parametrize(
+        "field", [{"retries": "x"}, {"timeout": "-1"}, {"result_ttl": "9" * 400}, {"priority": "high"}, {"then": "["}]
+    )
+    async def test_one_that_no_worker_could_read_stays(self, server, field):
+        """Written by hand: replayed, it would be dead again, as undecodable. Named, and passed over among others."""
+        _bury(server, 1, tier="standard", **field)
+        async with RedisBroker(server.url) as broker:
+            queue = DeadLetterQueue(broker=broker)
+            (well,) = await _die(broker, "x")
+            with pytest.raises(UndecodableError, match=f"task 't0'.*cannot be replayed.*{next(iter(field))}"):
+                await queue.replay(task_id="t0")
+            assert len(await queue.replay(limit=10)) == 1
+            assert [letter["task_id"] for letter in dead(server)] == ["t0"] != [well]
+
     async def test_that_dies_again(self, server):
         """A replay that dies is a dead letter again and can be replayed again."""
         async with RedisBroker(server.url) as broker:

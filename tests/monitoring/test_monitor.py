@@ -102,9 +102,10 @@ class TestSnapshot:
                 await broker.enqueue(work)
                 await until(lambda: sum(isinstance(event, Settled) for event in events) == 4)
             metrics = await QueueMonitor(broker=broker).snapshot()
-        for figures in (metrics, metrics.tiers["standard"], metrics.tasks["work"]):
-            assert (figures.cancelled, figures.done, figures.failed, figures.died) == (3, 1, 0, 0)
-        assert metrics.p99_latency_ms < 20_000 and metrics.error_rate == 0
+        for found in (metrics, metrics.tiers["standard"], metrics.tasks["work"]):
+            assert (found.cancelled, found.done, found.failed, found.died) == (3, 1, 0, 0)
+        assert metrics.p99_latency_ms < 20_000
+        assert metrics.error_rate == 0
         ended = [event.outcome for event in events if isinstance(event, Settled)]
         assert [outcome.cancelled for outcome in ended if isinstance(outcome, Ack)] == [True, True, True, False]
 

@@ -141,7 +141,10 @@ async def wrong() -> None:
 """
 
 GUNICORN = ("gunicorn", "--preload", "--workers", "2", "--threads", "4", "--no-control-socket", "--bind")
-APPS = {"flask": (FLASK, "valkey"), "django": (DJANGO, "redis"), "starlette": (STARLETTE, "valkey"), "fastapi": (FASTAPI, "redis")}
+APPS = {
+    "flask": (FLASK, "valkey"), "django": (DJANGO, "redis"),
+    "starlette": (STARLETTE, "valkey"), "fastapi": (FASTAPI, "redis"),
+}  # fmt: skip
 ASYNC_APPS = ("starlette", "fastapi")
 
 
