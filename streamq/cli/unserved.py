@@ -42,14 +42,14 @@ async def unserved(broker: RedisBroker, stream: str, server: ServerOptions) -> U
         by_app = "" if server.app else ", or --app"
         remedy = f"; if the queue has tiers of its own, give {options} and --tier NAME{by_app}" if unknown else ""
         text = (
-            f"{stream} has no consumer group: no worker has served it yet, and a task waits there; there are groups "
-            f"for the tier{'s' * (len(served) > 1)} {_first(served)}{remedy}"
+            f"{stream} has no consumer group: no worker has served it yet; there are groups for the tier"
+            f"{'s' * (len(served) > 1)} {_first(served)}{remedy}"
         )
         return Unserved(text, elsewhere=False)
     if found.namespaces:
         text = (
-            f"no worker has served the namespace {namespace} yet, and a task waits there; workers have served "
-            f"{_first(found.namespaces)}: {_remedy(server)}"
+            f"no worker has served the namespace {namespace} yet; workers have served {_first(found.namespaces)}: "
+            f"{_remedy(server)}"
         )
         return Unserved(text, elsewhere=True)
     return None
@@ -59,7 +59,7 @@ def _remedy(server: ServerOptions) -> str:
     """Return what to give so that the task goes to another namespace: not what was given already."""
     given = next((name for name in ("queue", "namespace") if name in server.explicit), None)
     if given is None:
-        return "give --namespace" if server.app else "give --namespace, or --app"
+        return "start a worker (streamq worker)" if server.app else "give --namespace, or --app"
     return f"give another --{given}, or {'leave it out' if server.app else '--app'}"
 
 

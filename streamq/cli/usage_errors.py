@@ -61,6 +61,8 @@ def from_click_error(error: click.ClickException) -> CommandLineError:
         return CommandLineError(
             f"options come after the command: write {path} COMMAND {error.option_name} ... (see '{path} --help')"
         )
+    if isinstance(error, click.NoSuchOption) and path == "streamq worker" and error.option_name in ("--app", "-A"):
+        return CommandLineError(f"a worker has its modules as arguments: write {path} MODULE... (see '{path} --help')")
     text = " ".join(error.format_message().split())
     if isinstance(error, click.MissingParameter) and context is not None:
         usage = " ".join([path, *context.command.collect_usage_pieces(context)])

@@ -8,7 +8,9 @@ their events; neither is imported before it is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec, TypeVar, Unpack, overload
 
 from streamq.diagnostics.safe_text import repr_of
@@ -61,11 +63,11 @@ class OnCommit:
         Raises at once what makes the task unfit to be sent: ArgumentsError, EncodingError, PayloadTooLargeError or
         ConfigurationError; SyncCallError in a running event loop.
         """
-        self._later([self._broker.check(self._broker.call_of(task, args, kwargs))])
+        self._later([self._frozen(self._broker.call_of(task, args, kwargs))])
 
     def enqueue_many(self, calls: Iterable[Call[Any]]) -> None:
         """Send many tasks after the commit, in one round trip. Raises as `enqueue`, and then none is registered."""
-        if checked := [self._broker.check(call) for call in calls]:
+        if checked := [self._frozen(call) for call in calls]:
             self._later(checked)
 
     def start(self, flow: Flow[Any], /, *, workflow_id: str | None = None) -> None:
@@ -74,7 +76,12 @@ class OnCommit:
         Also ConfigurationError, at once, for a flow that cannot be started. Its handle: `SyncBroker.workflow(id)`.
         """
         self._broker.check_flow(flow, workflow_id)
-        self._later([_Start(flow, workflow_id)])
+        self._later([_Start(_copied(flow), workflow_id)])
+
+    def _frozen(self, call: Call[R]) -> Call[R]:
+        """Check a call, and return it with copies of its arguments: later changes do not count."""
+        checked = self._broker.check(call)
+        return replace(checked, args=_copied(checked.args), kwargs=_copied(checked.kwargs))
 
 
 def on_django_commit(broker: BlockingBroker, *, using: str | None, robust: bool) -> OnCommit:
@@ -98,6 +105,11 @@ def on_session_commit(broker: BlockingBroker, session: Any) -> OnCommit:
     def later(sends: Sends) -> None:
         refuse_in_event_loop()
         found: Any = session() if isinstance(session, scoped_session) else session
+        if found.in_transaction() and not _innermost(found).is_active:
+            raise ConfigurationError(
+                f"the transaction of {repr_of(found)} is over: it has been committed, or waits for its rollback. After "
+                "the commit (in a listener of after_commit, say) send with broker.enqueue"
+            )
         pending = found.info.get(_PENDING)
         if pending is None:
             pending = found.info[_PENDING] = _PendingSends(found)
@@ -130,11 +142,21 @@ def _send(broker: BlockingBroker, sends: Sends) -> None:
 
 
 def _commands(broker: BlockingBroker, sends: Sends) -> Iterator[Coroutine[Any, Any, Any]]:
-    if calls := [one for one in sends if isinstance(one, Call)]:
+    calls = [one for one in sends if isinstance(one, Call)]
+    if broker.middleware.wraps_enqueues or any(call.task.middleware for call in calls):
+        for call in calls:  # it may refuse one: then none of those that go with it would be sent
+            yield broker.enqueue(call)
+    elif calls:
         yield broker.enqueue_many(calls)
     for one in sends:
         if isinstance(one, _Start):
             yield broker.start(one.flow, workflow_id=one.workflow_id)
+
+
+def _copied(value: R) -> R:
+    with suppress(Exception):  # what cannot be copied is sent as it is then
+        return deepcopy(value)
+    return value
 
 
 class _PendingSends:

@@ -193,7 +193,7 @@ class RetryPolicy:
             bounds.RETRIES.check(retries)
         rules = tuple((kind, _checked_rule(rule)) for kind, rule in _by_class("backoff", self.backoff))
         for _, rule in rules:
-            if getattr(rule, "longest", 0.0) > self.max_backoff:
+            if getattr(rule, "longest", 0.0) > self.max_backoff and rule != Backoff():  # the default is cut short
                 raise ConfigurationError(
                     f"backoff={repr_of(rule)} waits longer than max_backoff={self.max_backoff:g} s: "
                     "raise that, or wait less"

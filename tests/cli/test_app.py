@@ -208,7 +208,7 @@ def test_a_namespace_that_nobody_reads(run, valkey):
     valkey.command("XGROUP", "CREATE", "events:mail", "workers", "0", "MKSTREAM")
     valkey.command("ZADD", "events:mail:alive:workers", 1, "w")
     code, (_,), (line,) = run("enqueue", "send", "x", "--app", "shop")
-    assert (code, "workers have served events: give --namespace" in line) == (0, True)
+    assert (code, "workers have served events: start a worker" in line) == (0, True)
     for option, value in (("--namespace", "typo"), ("--queue", "typo:mail")):
         code, out, (line,) = run("enqueue", "send", "x", "--app", "shop", option, value)
         assert (code, out, valkey.command("EXISTS", "typo:mail")) == (1, [], 0)

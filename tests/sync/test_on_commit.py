@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from streamq import SyncBroker, WorkflowState, task
 from streamq.errors import ArgumentsError, BrokerError, BrokerUnavailableError, ConfigurationError, SyncCallError
+from streamq.middleware import MiddlewareChain
 from tests.servers import fresh_server
 
 pytestmark = pytest.mark.timeout(60)
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.timeout(60)
 
 @task
 def mail(order: int) -> None: ...
+
+
+@task
+def anything(value) -> None: ...
 
 
 @pytest.fixture
@@ -200,6 +205,54 @@ def test_one_that_the_server_refuses_keeps_no_other_from_being_sent(broker, engi
             session.commit()
         assert session.execute(text("select count(*) from orders")).scalar() == 1
     assert sorted(sent(broker)) == [2, 3]
+
+
+def test_the_arguments_are_those_of_the_call(broker, engine):
+    """A list or a dict that changes until the commit is sent as it was, annotated or not."""
+    with Session(engine) as session, session.begin():
+        numbers, loose = [1], {"order": 1}
+        broker.on_session_commit(session).enqueue(anything, loose)
+        broker.on_session_commit(session).start(anything.call(numbers))
+        numbers.append("no number")
+        loose["order"] = object()
+    letters = broker.client.call([("XRANGE", broker.keys.tiers[1].stream, "-", "+")])[0]
+    assert {dict(zip(flat[::2], flat[1::2], strict=True))[b"args"] for _, flat in letters} == {
+        b'[{"order":1}]',
+        b"[[1]]",
+    }
+
+
+def test_a_middleware_that_refuses_one_keeps_no_other_from_being_sent(engine):
+    class Deny:
+        async def enqueue(self, call, send_next):
+            if call.args == (2,):
+                raise PermissionError("not 2")
+            return await send_next(call)
+
+    with SyncBroker("memory://", middleware=MiddlewareChain(Deny())) as broker, Session(engine) as session:
+        later = broker.on_session_commit(session)
+        later.enqueue_many([mail.call(1), mail.call(2), mail.call(3)])
+        with pytest.raises(PermissionError):
+            session.commit()
+        assert sent(broker) == [1, 3]
+
+
+def test_after_the_commit_there_is_nothing_to_wait_for(broker, engine):
+    """In a listener of `after_commit`: it says what to write, and harms no session."""
+    with Session(engine) as session:
+        errors = []
+
+        def late(session):
+            with pytest.raises(ConfigurationError, match=r"broker\.enqueue") as info:
+                broker.on_session_commit(session).enqueue(mail, 1)
+            errors.append(info.value)
+            broker.enqueue(mail, 2)
+
+        event.listen(session, "after_commit", late)
+        for order in (1, 2):
+            insert(session, order)
+            session.commit()
+    assert (len(errors), sent(broker)) == (2, [2, 2])
 
 
 def test_what_cannot_be_sent_is_an_error_at_once(broker, engine):

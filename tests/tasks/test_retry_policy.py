@@ -265,6 +265,7 @@ def test_no_delay_is_longer_than_the_cap_over_everything():
     assert RetryPolicy(backoff=lambda a, e: 1e9, max_backoff=60).delay(1, error, random.Random()) == 60
     assert RetryPolicy(backoff=lambda a, e: 1e9, max_backoff=1e10).delay(1, error, random.Random()) == 1e9
     assert RetryPolicy(backoff=7 * LONGEST, max_backoff=7 * LONGEST).delay(1, error, random.Random()) == 7 * LONGEST
+    assert RetryPolicy(max_backoff=0.5).delay(9, error, random.Random()) == 0.5  # the default is cut short
     for long in (7 * LONGEST, [1, 7 * LONGEST], Backoff(cap=7 * LONGEST), {OSError: Linear(cap=7 * LONGEST)}):
         with pytest.raises(ConfigurationError, match="waits longer than max_backoff"):
             RetryPolicy(backoff=long)
