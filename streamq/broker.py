@@ -201,17 +201,18 @@ class RedisBroker:
 
         Raises ArgumentsError, EncodingError or PayloadTooLargeError for a message that cannot be sent,
         BrokerUnavailableError if nothing was sent, BrokerError if the server refused it, OutcomeUnknownError if the
-        connection was lost before the reply, and NotDurableError if the server has the task but did not confirm what
-        `durable` asks for.
+        connection was lost before the reply, and NotDurableError if the server has the task, but not as `durable` asks.
         """
         call = self._builder.make_call(task, args, kwargs)
-        producer = self._producer
-        if producer is None:
-            raise NotOpenError(repr(self))
+        producer = self._open_producer()
         if not (self.middleware.wraps_enqueues or call.task.middleware):
             return await producer.send(call)
         return await producer.send_through(call)
 
+    @overload
+    async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]: ...
+    @overload
+    async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]: ...
     async def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[Handle[Any]]:
         """Send many tasks in one round trip, and return their handles in the same order.
 
@@ -223,9 +224,8 @@ class RedisBroker:
         except TypeError:
             check_calls(calls)  # raises, unless the error is that of an iterator
             raise
-        for call in given:
-            if call.__class__ is not Call:  # a call of isinstance for each would be dear
-                check_calls(given)
+        if any(call.__class__ is not Call for call in given):  # a call of isinstance for each would be dear
+            check_calls(given)
         return await self._open_producer().send_all_through(given)
 
     async def start(self, flow: Flow[R], /, *, workflow_id: str | None = None) -> Workflow[R]:
@@ -393,7 +393,7 @@ _open_brokers: WeakValueDictionary[int, RedisBroker] = WeakValueDictionary()  # 
 def current_broker() -> RedisBroker:
     """Return the broker of the worker whose handler calls this, to send from a task.
 
-    In a thread: `anyio.from_thread.run(current_broker().enqueue, send, "x")`. Raises LookupError elsewhere.
+    In a thread: `anyio.from_thread.run(lambda: broker.enqueue(send, "x"))`. Raises LookupError elsewhere.
     """
     if (broker := _open_brokers.get(id(current_store().client))) is None:
         raise nothing_here("the broker of this handler's worker was closed")

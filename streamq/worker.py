@@ -43,6 +43,7 @@ from streamq.consumer.scheduler import Scheduler
 from streamq.consumer.threads import Threads
 from streamq.consumer.worker_arguments import check_batch, served_tiers, tasks_by_name
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import BrokerError, ConfigurationError, LifespanEndedError
 from streamq.middleware.chain import MiddlewareChain, Resident, as_chain
 from streamq.queue.store import Store
@@ -373,3 +374,6 @@ async def _cancel_when(asked: anyio.Event, scope: anyio.CancelScope) -> None:
 
 def _nothing() -> None:
     """Wake an event loop."""
+
+
+name_remedies(Worker, "worker")

@@ -40,7 +40,7 @@ PUBLIC = {
     "streamq.exporters": "QueueCollector TracingMiddleware inject_headers",
     "streamq.testing": """
         Checker EndedTask FakeDelivery FinalState Limits LogError Question Record Recorder Report Row RunTasks
-        VirtualTime check fake_delivery final_state own_task read scenarios summary table
+        SyncRunTasks VirtualTime check fake_delivery final_state own_task read scenarios summary table
     """,
     "streamq.logs": "JsonFormatter TaskFields TextFormatter add_task_fields task_fields",
     "streamq.embedded": "EmbeddedServer MemoryServer open_embedded",

@@ -26,6 +26,7 @@ from streamq.client.resp_codec import Command, Encoder, apply_callback, build_co
 from streamq.client.scripts import Script, with_source
 from streamq.client.server_features import FEATURE_QUERIES, ServerFeatures, read_features
 from streamq.client.subscriber import Subscriber
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -331,3 +332,6 @@ def _seconds(name: str, given: float | None, of_address: float | None, default: 
 def event_factory() -> EventFactory:
     """Return the Event class of the current backend: the cheapest way to make an anyio.Event."""
     return type(anyio.Event())
+
+
+name_remedies(Client, "broker.client")

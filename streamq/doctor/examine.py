@@ -9,6 +9,7 @@ from typing import Final
 
 from streamq.broker import RedisBroker
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedy
 from streamq.doctor.checks import run_checks
 from streamq.doctor.finding import Finding, Report
 from streamq.doctor.finding_codes import make_finding, redis_cli_command
@@ -130,3 +131,6 @@ def _server_unusable(error: BrokerError, address: str) -> Finding:
     if error.code in NOT_READY or NOT_READY_YET in str(error):
         return make_finding("not_ready", str(error), remedy or LOADED, error=error.code)
     return make_finding("unreachable", f"{address} cannot be used: {error}", remedy, error=error.code)
+
+
+name_remedy(examine, "examine(...)")

@@ -62,10 +62,11 @@ class WrongLoopError(StreamqError, RuntimeError):
     Nothing was sent, and the broker goes on where it was opened. `opened` and `used` say where that is, `forked` is
     True in a child process. The remedy is in the message:
 
-    - In a sync handler, or another function in a thread of anyio: `anyio.from_thread.run(broker.enqueue, send, "x")`.
+    - In a sync handler, or another function in a thread of anyio:
+      `anyio.from_thread.run(lambda: broker.enqueue(send, "x"))`.
     - In a thread, or without an event loop: a `SyncBroker`, which any thread may use.
-    - In a thread of your own: `portal.call(broker.enqueue, send, "x")`, with an `anyio.from_thread.BlockingPortal`
-      that is open beside the broker.
+    - In a thread of your own: `portal.call(lambda: broker.enqueue(send, "x"))`, with an
+      `anyio.from_thread.BlockingPortal` that is open beside the broker.
     - In a second event loop, and in a child process: open another broker there.
     """
 
@@ -77,8 +78,8 @@ class WrongLoopError(StreamqError, RuntimeError):
         remedy = "open a new RedisBroker in the child process"
         if not forked:
             remedy = (
-                "in a sync handler, call anyio.from_thread.run(broker.enqueue, ...); in a thread of your own, use a "
-                "SyncBroker or a BlockingPortal; in another event loop, open another RedisBroker"
+                "in a sync handler, call anyio.from_thread.run(lambda: broker.enqueue(...)); in a thread of your own, "
+                "use a SyncBroker or a BlockingPortal; in another event loop, open another RedisBroker"
             )
         super().__init__(
             f"{what} was opened in {opened}, and is used in another {_difference(opened, used, forked)}, {used}: "

@@ -20,6 +20,7 @@ from anyio.abc import TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import BrokerError, ConfigurationError, MissingExtraError, NotOpenError, WrongLoopError
 from streamq.monitoring import Figures, QueueMetrics, QueueMonitor
 from streamq.wire import bounds
@@ -221,3 +222,6 @@ class QueueCollector(Collector):
         for key, value in values.items():
             family.add_metric([key], value)
         return family
+
+
+name_remedies(QueueCollector, "collector")

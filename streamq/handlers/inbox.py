@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ConfigurationError, StreamqError
 from streamq.wire import bounds
 from streamq.wire.message import dumps
@@ -194,3 +195,6 @@ def _check(connection: Any) -> None:
         raise ConfigurationError(
             f"{repr_of(connection)} would commit the claim before its effect: use 'with connection.transaction():'"
         )
+
+
+name_remedies(Inbox, "inbox")

@@ -15,6 +15,7 @@ import anyio.lowlevel
 import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
+from streamq.diagnostics.unawaited import name_remedy
 from streamq.errors import BrokerError, ConfigurationError
 from streamq.handlers.context import cancel_requested, nothing_here, reporter_var, running_delivery
 from streamq.wire import bounds
@@ -140,3 +141,6 @@ def _encode_data(data: Any) -> bytes:
     if len(packed) > LARGEST_DATA:
         raise ConfigurationError(f"data of {len(packed)} bytes cannot be reported: give at most {LARGEST_DATA}")
     return packed
+
+
+name_remedy(report_progress, "report_progress(...)")

@@ -22,6 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import CircuitOpenError, ConfigurationError, Reject, RetryLater
 from streamq.errors.readable import readable
 from streamq.handlers.context import store_var
@@ -288,3 +289,6 @@ def _number_of(delivery: Delivery, header: str) -> SequenceNumber:
             case [str() as incarnation, int() as number, int() as starts] if starts == delivery.starts and number >= 0:
                 return SequenceNumber(incarnation, number)
     return _NO_NUMBER_YET
+
+
+name_remedies(CircuitBreaker, "breaker")

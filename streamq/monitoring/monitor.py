@@ -22,6 +22,7 @@ from typing import Any
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import BrokerError
 from streamq.middleware.circuit_view import StoredCircuit
 from streamq.monitoring.metrics import CircuitMetrics, ConsumerMetrics, QueueMetrics, TaskMetrics, TierMetrics, figures
@@ -256,3 +257,6 @@ def _circuit(key: str, flat: list[bytes] | None) -> CircuitMetrics | None:
 def _as_dict(flat: list[Any]) -> Mapping[bytes, Any]:
     """Return an entry of XINFO as a dict."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+name_remedies(QueueMonitor, "monitor")

@@ -1,4 +1,7 @@
-"""Waiting for many tasks at once. Three commands for any number: read the results, subscribe, read again."""
+"""Waiting for many tasks at once. Three commands for any number: read the results, subscribe, read again.
+
+For a type checker up to six handles that are given one by one have a type each, as those of `asyncio.gather`.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,174 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
+from streamq.diagnostics.unawaited import name_remedy
 from streamq.errors import ConfigurationError, ResultTimeoutError, TaskFailedError
 from streamq.queue.results import Handle
 from streamq.queue.waiters import longest_wait
 from streamq.wire.argument_types import check_type
 
 R = TypeVar("R")
+R1 = TypeVar("R1")
+R2 = TypeVar("R2")
+R3 = TypeVar("R3")
+R4 = TypeVar("R4")
+R5 = TypeVar("R5")
+R6 = TypeVar("R6")
 
 
+@overload
+async def gather(
+    one: Handle[R1],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1, R2]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1, R2, R3]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1, R2, R3, R4]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    five: Handle[R5],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1, R2, R3, R4, R5]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    five: Handle[R5],
+    six: Handle[R6],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: Literal[False] = False,
+) -> tuple[R1, R2, R3, R4, R5, R6]: ...
 @overload
 async def gather(
     *handles: Handle[R],
     timeout: float | timedelta | None = None,  # noqa: ASYNC109
     return_exceptions: Literal[False] = False,
-) -> list[R]: ...
+) -> tuple[R, ...]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[R1 | TaskFailedError]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[R1 | TaskFailedError, R2 | TaskFailedError]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[R1 | TaskFailedError, R2 | TaskFailedError, R3 | TaskFailedError]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[R1 | TaskFailedError, R2 | TaskFailedError, R3 | TaskFailedError, R4 | TaskFailedError]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    five: Handle[R5],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[
+    R1 | TaskFailedError, R2 | TaskFailedError, R3 | TaskFailedError, R4 | TaskFailedError, R5 | TaskFailedError
+]: ...
+@overload
+async def gather(
+    one: Handle[R1],
+    two: Handle[R2],
+    three: Handle[R3],
+    four: Handle[R4],
+    five: Handle[R5],
+    six: Handle[R6],
+    /,
+    *,
+    timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    return_exceptions: bool,
+) -> tuple[
+    R1 | TaskFailedError,
+    R2 | TaskFailedError,
+    R3 | TaskFailedError,
+    R4 | TaskFailedError,
+    R5 | TaskFailedError,
+    R6 | TaskFailedError,
+]: ...
 @overload
 async def gather(
     *handles: Handle[R],
     timeout: float | timedelta | None = None,  # noqa: ASYNC109
     return_exceptions: bool,
-) -> list[R | TaskFailedError]: ...
+) -> tuple[R | TaskFailedError, ...]: ...
 async def gather(
     *handles: Handle[Any],
     timeout: float | timedelta | None = None,  # noqa: ASYNC109
     return_exceptions: bool = False,
-) -> list[Any]:
-    """Wait for all these tasks, and return their results in the order of the handles.
+) -> tuple[Any, ...]:
+    """Wait for all these tasks, and return their results, a tuple in the order of the handles.
 
     The first failure is raised at once, as TaskFailedError. The other tasks run on, and their results are kept. With
     `return_exceptions` it waits for all tasks, and puts the error in the place of the result. `timeout` is in seconds,
@@ -55,7 +200,7 @@ async def gather(
             missing.discard(place)
     if missing:
         raise _timeout_error(handles, missing, timeout)
-    return found
+    return tuple(found)
 
 
 async def as_completed(
@@ -111,3 +256,6 @@ def _timeout_error(
 ) -> ResultTimeoutError:
     ids = [handles[place].task_id for place in sorted(missing)]
     return ResultTimeoutError(ids[0], timeout or 0.0, missing=ids, of=len(handles))
+
+
+name_remedy(gather, "gather(...)")

@@ -233,6 +233,17 @@ class Store:
         commands: list[Command] = []
         for keys in self.keys.tiers:
             count = ("ZCOUNT", keys.delayed, "-inf", soon)  # twice: a task may be promoted meanwhile, or postponed
+            commands += [count, ("XLEN", keys.stream), count]
+        replies = await self.call(commands)
+        if any(replies[0::3]) or any(replies[2::3]):
+            return False
+        return not any(replies[1::3]) or await self._all_caught_up(soon, left)
+
+    async def _all_caught_up(self, soon: str, left: Sequence[int]) -> bool:
+        """Has the group settled what is in the streams? Entries of other groups, or of nobody, may stay."""
+        commands: list[Command] = []
+        for keys in self.keys.tiers:
+            count = ("ZCOUNT", keys.delayed, "-inf", soon)
             commands += [
                 count, ("XLEN", keys.stream), ("XINFO", "GROUPS", keys.stream), ("XINFO", "STREAM", keys.stream), count,
             ]  # fmt: skip

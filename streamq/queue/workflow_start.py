@@ -188,7 +188,7 @@ class Workflow(WorkflowHandle, Generic[R_co]):
         if isinstance(self._last, int):
             return cast("R_co", await self.steps[self._last].result(timeout))
         try:
-            return cast("R_co", await gather(*[self.steps[index] for index in self._last], timeout=timeout))
+            return cast("R_co", [*await gather(*[self.steps[index] for index in self._last], timeout=timeout)])
         except ResultTimeoutError as error:
             raise ResultTimeoutError(self.workflow_id, error.timeout) from None
 

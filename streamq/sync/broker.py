@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from streamq.broker import DEFAULT_URL, RedisBroker
-from streamq.errors import ConfigurationError, TaskFailedError
+from streamq.errors import ConfigurationError
 from streamq.middleware.chain import MiddlewareChain
 from streamq.queue.delayed import Scheduled
-from streamq.queue.gather import as_completed, gather
+from streamq.queue.gather import as_completed
 from streamq.queue.schedules import Schedule
 from streamq.sync.commands import SyncCommands
 from streamq.sync.dead_letters import SyncDeadLetterQueue
 from streamq.sync.drive import iterate, refuse_in_event_loop, run_now
+from streamq.sync.gathering import Gathers, own_handle
 from streamq.sync.handle import SyncHandle, SyncWorkflow, SyncWorkflowHandle
 from streamq.sync.monitor import SyncQueueMonitor
 from streamq.sync.on_commit import OnCommit, on_django_commit, on_session_commit
@@ -27,7 +28,6 @@ from streamq.sync.open_broker import BlockingBroker
 from streamq.tasks.cron import Cron
 from streamq.tasks.options import OptionValues
 from streamq.tasks.task import Call, Task, TaskRef
-from streamq.wire.argument_types import check_type
 from streamq.wire.dead_letter_fields import DeadLetterBound
 from streamq.wire.keys import Keys
 from streamq.wire.message import MAX_PAYLOAD
@@ -39,7 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class SyncBroker:
+class SyncBroker(Gathers):
     """The queue, as a program without an event loop sees it: Flask, Django, scripts, handlers in threads.
 
     Make one per program, as a global say. It opens at its first call. Any thread may use it, and so may the child of a
@@ -130,6 +130,10 @@ class SyncBroker:
         """
         return SyncHandle(run_now(self._opened().enqueue(task, *args, **kwargs)))
 
+    @overload
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[SyncHandle[R]]: ...
+    @overload
+    def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[SyncHandle[Any]]: ...
     def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[SyncHandle[Any]]:
         """Send many tasks in one round trip, and return their handles in the same order.
 
@@ -203,25 +207,6 @@ class SyncBroker:
         """Return whether this was called for the same id within the last `ttl` seconds. Records the call."""
         return run_now(self._opened().is_duplicate(task_id, ttl))
 
-    @overload
-    def gather(
-        self,
-        *handles: SyncHandle[R],
-        timeout: float | timedelta | None = None,
-        return_exceptions: Literal[False] = False,
-    ) -> list[R]: ...
-    @overload
-    def gather(
-        self, *handles: SyncHandle[R], timeout: float | timedelta | None = None, return_exceptions: bool
-    ) -> list[R | TaskFailedError]: ...
-    def gather(
-        self, *handles: SyncHandle[Any], timeout: float | timedelta | None = None, return_exceptions: bool = False
-    ) -> list[Any]:
-        """Wait for all these tasks, and return their results in the order of the handles. See `streamq.gather`."""
-        self._opened()
-        own = [_own(handle) for handle in handles]
-        return run_now(gather(*own, timeout=timeout, return_exceptions=return_exceptions))
-
     def as_completed(
         self, *handles: SyncHandle[R], timeout: float | timedelta | None = None
     ) -> Iterator[SyncHandle[R]]:
@@ -230,7 +215,7 @@ class SyncBroker:
         `timeout` is in seconds, for all tasks together. Raises what `streamq.as_completed` raises.
         """
         self._opened()
-        own = [_own(handle) for handle in handles]
+        own = [own_handle(handle) for handle in handles]
         return map(SyncHandle, iterate(as_completed(*own, timeout=timeout)))
 
     # --- schedules ---------------------------------------------------------------------------------
@@ -271,7 +256,3 @@ def broker_for_workers(broker: SyncBroker) -> RedisBroker:
             "the URL of a server or embedded:///path/to/data; for a worker in its process memory://name goes, too"
         )
     return broker._broker.for_workers()  # noqa: SLF001 - it is made for this
-
-
-def _own(handle: Any) -> Any:
-    return check_type("a handle", handle, SyncHandle, "what SyncBroker.enqueue returned, each by itself").handle

@@ -1,8 +1,8 @@
 """Tools for tests: of tasks, by hand and by a pytest plugin; and to prove that no task was lost.
 
 `fake_delivery` is for a handler that a test calls itself, `own_task` for fixtures of pytest-asyncio. The fixtures of
-the plugin (`pytest_plugin`) need no import; `RunTasks` and `EndedTask` are the types of one. `VirtualTime` is a test
-clock for asyncio and trio.
+the plugin (`pytest_plugin`) need no import; `RunTasks`, `SyncRunTasks` and `EndedTask` are types of theirs.
+`VirtualTime` is a test clock for asyncio and trio.
 
 A recorder for events, and a checker that reads its log:
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from streamq.testing.recorder import LogError, Record, Recorder, read
     from streamq.testing.report import FinalState, Limits, Report, Row
     from streamq.testing.report_text import scenarios, summary, table
+    from streamq.testing.suite_sync import SyncRunTasks
     from streamq.testing.task_runs import EndedTask, RunTasks
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "Report": "report",
     "Row": "report",
     "RunTasks": "task_runs",
+    "SyncRunTasks": "suite_sync",
     "VirtualTime": "clock",
     "check": "checker",
     "fake_delivery": "fakes",
@@ -71,6 +73,7 @@ __all__ = [
     "Report",
     "Row",
     "RunTasks",
+    "SyncRunTasks",
     "VirtualTime",
     "check",
     "fake_delivery",

@@ -13,6 +13,7 @@ import orjson
 
 from streamq.broker import RedisBroker
 from streamq.dead_letter import DeadLetterQueue
+from streamq.diagnostics.unawaited import name_remedy
 from streamq.queue.store import Store
 from streamq.testing.report import FinalState
 from streamq.wire.keys import RELEASED_CONSUMER, Keys, TierKeys
@@ -166,3 +167,6 @@ def _fields(flat: Iterable[str]) -> dict[str, str]:
 
 def _as_dict(flat: list[Any]) -> dict[str, Any]:
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+name_remedy(final_state, "final_state(...)")

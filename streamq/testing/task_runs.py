@@ -1,9 +1,8 @@
 """`run_tasks` of the pytest plugin: runs what waits in the queue until nothing is left, and says what became of it.
 
 Theory. A delay is a time in Redis, so where the clock of the server is the test's nobody need wait: a worker runs all
-that is due, and ends; then the clock is moved to the next due time. No worker runs meanwhile, so none takes the move
-for a pause in which it lost its leases. A retry, a delayed task and a tick of a schedule cost a worker each, some
-milliseconds.
+that is due; then the clock is moved to the next due time, and so on (see `until_done`). The worker ends when nothing is
+left, and when a handler has sent a task that it does not know: then another one begins, which does.
 """
 
 from __future__ import annotations
@@ -17,32 +16,29 @@ from typing import Any
 import anyio
 
 from streamq.broker import RedisBroker
-from streamq.consumer.consumer import Consumer
 from streamq.consumer.events import Event, Settled
+from streamq.diagnostics.unawaited import name_remedies, name_remedy
 from streamq.errors import ConfigurationError, TaskFailedError
 from streamq.middleware.chain import Context, MiddlewareChain, as_chain
-from streamq.queue.store import Store
 from streamq.tasks.batch import BatchTask
 from streamq.tasks.outcome import Ack, DeadLetter
 from streamq.tasks.task import Task
+from streamq.testing.not_ended import not_ended_error
 from streamq.testing.suite_clock import SuiteClock, refuse_frozen_loop
-from streamq.worker import Worker
+from streamq.testing.until_done import PRECISION, UntilDone, next_due
 
-_LOOK_EVERY = 0.02  # seconds between two looks whether all is done, while tasks run and none ends
-_SHORTEST = 0.002  # and while none runs
 _CONCURRENCY = 20  # of a worker: the start of each costs as much as its runners are
 _UNKNOWN_WAIT = 1.0  # seconds: no worker is to come that knows more, but the next one of the same test
-_HORIZON = 60.0  # seconds: where the clock cannot be moved, a task that is delayed by less is waited for
-_PRECISION = 0.001  # seconds: due times are whole milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class EndedTask:
     """What became of a task.
 
-    `args` and `kwargs` are what was sent, as JSON. `runs` counts the calls of its handler. `result` is what the last of
-    them returned, and `errors` are what the others raised. `outcome` is its end: `Ack`, or `DeadLetter` with a reason.
-    `error` is None if it succeeded or was cancelled, or else the exception that it died of.
+    `args` and `kwargs` are what was sent, in the types of the handler's parameters; JSON if the task is not known
+    or they do not fit. `runs` counts the calls of its handler. `result` is what the last of them returned, and `errors`
+    are what the others raised. `outcome` is its end: `Ack`, or `DeadLetter` with a reason. `error` is None if it
+    succeeded or was cancelled, or else the exception that it died of.
     """
 
     name: str
@@ -82,7 +78,7 @@ class RunTasks:
         self._middleware = self._options.pop("middleware", None)
         self._running: dict[str, _Runs] = {}
         self._ended: list[EndedTask] = []
-        self._worker: _UntilDone | None = None  # the last one
+        self._worker: UntilDone | None = None  # the last one
         self._lock = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -101,9 +97,13 @@ class RunTasks:
         those of less than 60 s are. Schedules that tasks declare tick only with `during`: then so many seconds pass,
         all that comes due in them runs, and what is due later stays. `timeout` is in real seconds.
 
+        A time that jumps costs what runs in it: 10 to 20 ms of CPU for each tick and each retry. The schedules of all
+        tasks tick that the fixture knows, those of imported modules too.
+
         Raises the exception of a task that died, or a group of them if several did: after all others have ended. Not
-        with `check=False`. Raises TimeoutError if the tasks do not end, and ConfigurationError if no task is known, if
-        the fixture `worker` runs, if the clock cannot be moved, and if freezegun has stopped that of the event loop.
+        with `check=False`. Raises TimeoutError if the tasks do not end, which says how far the clock came and what is
+        left; and ConfigurationError if no task is known, if the fixture `worker` runs, if the clock cannot be moved,
+        and if freezegun has stopped that of the event loop.
         """
         await self._run(during, timeout)
         ended, self._ended = self._ended, []
@@ -124,23 +124,28 @@ class RunTasks:
             raise ConfigurationError(f"during={during!r}: the clock of {self._broker.url} cannot be moved")
         seconds = during.total_seconds() if isinstance(during, timedelta) else during
         virtual = clock is not None and clock.is_virtual
+        began, before = (None if clock is None else clock.now()), len(self._ended)
+        until = None if began is None or seconds is None else began + seconds
         async with self._lock:
             with anyio.move_on_after(inf if limit is None or virtual else limit) as scope:
-                await self._run_all(clock, None if clock is None or seconds is None else clock.now() + seconds)
+                await self._run_all(clock, until)
         if scope.cancelled_caught:
             left = [f"{one.name} {task_id} ({one.runs} runs)" for task_id, one in self._running.items()]
-            raise TimeoutError(f"not ended within {limit} s; under way or to run again: {', '.join(left) or 'none'}")
+            raise await not_ended_error(
+                self._broker, limit, began=began, until=until, ended=len(self._ended) - before, running=left
+            )
 
     async def _run_all(self, clock: SuiteClock | None, until: float | None) -> None:
         looked_again = False
         while True:
-            await self._run_due(ticks=until is not None)
+            await self._run_due(clock, until)
             if clock is None:
                 return
-            due = await self._next_due(until)
-            if due is not None:
+            listed = [] if until is None else await self._broker.schedules()
+            due = min(await next_due(self._broker, until, listed))
+            if due < inf:
                 looked_again = False
-                await clock.move_to(due + _PRECISION)
+                await clock.move_to(due + PRECISION)
             elif looked_again or await self._broker.store.drained(0.0):
                 break
             else:  # a task came due as the worker ended
@@ -148,18 +153,12 @@ class RunTasks:
         if until is not None:
             await clock.move_to(until)
 
-    async def _next_due(self, until: float | None) -> float | None:
-        """Return the next due time (Unix s), None if there is none."""
-        due = [one.due.timestamp() async for one in self._broker.scheduled(limit=1)]
-        if until is not None:
-            ticks = await self._broker.schedules()
-            due += [one.next.timestamp() for one in ticks if one.next is not None and not one.problem]
-        soonest = min(due, default=inf)
-        return None if soonest == inf or (until is not None and soonest > until) else soonest
+    def _known_now(self) -> dict[str, Task[Any, Any]]:
+        return self._known | getattr(self._broker, "sent", {})
 
-    async def _run_due(self, *, ticks: bool) -> None:
-        """Run a worker until nothing is due."""
-        known = self._known | getattr(self._broker, "sent", {})
+    async def _run_due(self, clock: SuiteClock | None, until: float | None) -> None:
+        """Run a worker until nothing is due, nor comes due where the clock can be moved."""
+        known = self._known_now()
         if not known:
             raise ConfigurationError(
                 "no task is known: send one through the fixture `broker`, import one into the module of the test, or "
@@ -167,9 +166,11 @@ class RunTasks:
             )
         batches = (task.batch.size for task in known.values() if isinstance(task, BatchTask))
         options = {"concurrency": max(_CONCURRENCY, *batches, 1), "unknown_wait": _UNKNOWN_WAIT} | self._options
-        worker = _UntilDone(
+        worker = UntilDone(
             self._broker, known.values(), listeners=(self._hear, *self._listeners),
-            middleware=MiddlewareChain(self._watch, *as_chain(self._middleware)), burst=True, ticks=ticks, **options,
+            middleware=MiddlewareChain(self._watch, *as_chain(self._middleware)), burst=True,
+            clock=clock, until=until,
+            may_go_on=lambda: self._known_now().keys() == known.keys(), **options,
         )  # fmt: skip
         self._worker = worker
         await worker.run()
@@ -190,7 +191,7 @@ class RunTasks:
     def _hear(self, event: Event) -> None:
         """Note the end of a task. A listener of the worker."""
         if isinstance(event, Settled) and self._worker is not None:
-            self._worker.settled.set()
+            self._worker.note_settled()
         if isinstance(event, Settled) and isinstance(event.outcome, Ack | DeadLetter):
             delivery, outcome = event.delivery, event.outcome
             noted = self._running.pop(delivery.task_id, _Runs())
@@ -198,46 +199,24 @@ class RunTasks:
                 name, args, kwargs = delivery.task, delivery.args, delivery.kwargs
             except ValueError:  # it was no message
                 name, args, kwargs = "", [], {}
+            typed = _typed(self._known_now().get(name), args, kwargs)
             error = _error_of(delivery.task_id, outcome)
             self._ended.append(
-                EndedTask(
-                    name, delivery.task_id, args, kwargs, outcome, noted.runs, noted.result, tuple(noted.errors), error
-                )
+                EndedTask(name, delivery.task_id, *typed, outcome, noted.runs, noted.result, tuple(noted.errors), error)
             )
 
 
-class _UntilDone(Worker):
-    """A worker that ends as soon as nothing is due. `ticks`: and no schedule either; else it declares none."""
-
-    def __init__(self, *args: Any, ticks: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ticks = ticks
-        if not ticks:
-            self._declared = []
-        self.settled = anyio.Event()  # set by the next end of a run
-
-    async def _until_drained(self, store: Store, consumer: Consumer) -> None:
-        clock = getattr(self.broker, "suite_clock", None)
-        horizon = _HORIZON if clock is None else 0.0
-        longest = _LOOK_EVERY if clock is None or not clock.is_virtual else _HORIZON  # time that nobody waits for
-        while not await self._is_done(store, consumer, horizon):
-            self.settled = anyio.Event()
-            with anyio.move_on_after(_SHORTEST if consumer.buffer.idle else longest):
-                await self.settled.wait()
-
-    async def _is_done(self, store: Store, consumer: Consumer, horizon: float) -> bool:
-        aside = consumer.settler.set_aside
-        if not consumer.buffer.idle or consumer.unsettled or aside.trying:
-            return False
-        if self.ticks and not await self._has_ticked():  # before the other: a tick sends a task
-            return False
-        return await store.drained(horizon, left=aside.left_by_tier())
-
-    async def _has_ticked(self) -> bool:
-        now, listed = self.broker.server_clock.now(), {one.name: one for one in await self.broker.schedules()}
-        return {one.name for one in self._declared} <= listed.keys() and all(
-            one.problem or one.next is None or one.next.timestamp() > now for one in listed.values()
-        )
+def _typed(
+    task: Task[Any, Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return arguments as the handler gets them, or as they are if it gets none."""
+    if task is None or (converter := task.arguments.converter) is None:
+        return args, kwargs
+    try:
+        typed, named = converter(args, kwargs)
+    except Exception:  # noqa: BLE001 - of the user's types; the run has raised it
+        return args, kwargs
+    return [*typed], {**named}
 
 
 def _error_of(task_id: str, outcome: Ack | DeadLetter) -> BaseException | None:
@@ -263,3 +242,7 @@ def raise_errors(ended: Sequence[EndedTask]) -> None:
         raise errors[0]
     if errors:
         raise BaseExceptionGroup(f"{len(errors)} tasks died", errors)
+
+
+name_remedies(RunTasks, "run_tasks")
+name_remedy(RunTasks.__call__, "run_tasks(...)")

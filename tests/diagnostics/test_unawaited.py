@@ -5,11 +5,21 @@ from __future__ import annotations
 import gc
 import inspect
 import warnings
+from importlib import import_module
 
 import pytest
 
-from streamq import Handle, RedisBroker, Workflow, task
+from streamq import Handle, RedisBroker, Worker, Workflow, gather, report_progress, task
 from streamq.dead_letter import DeadLetterQueue
+from streamq.monitoring import QueueMonitor
+from streamq.testing import RunTasks
+
+PACKAGES = [
+    f"streamq{name}" for name in ("", ".dead_letter", ".doctor", ".exporters", ".middleware", ".monitoring", ".testing")
+]
+CALLED_BY_STREAMQ = {
+    "ConcurrencyLimit.live", "Resident.live", "SendMiddleware.enqueue", "TracingMiddleware.enqueue",
+}  # fmt: skip
 
 
 @task
@@ -33,6 +43,12 @@ async def test_the_warning_says_what_to_write(anyio_backend):
             flow.result()
             flow.progress()
             DeadLetterQueue(broker=broker).purge()
+            gather(handle)
+            report_progress(1)
+            QueueMonitor(broker=broker).snapshot()
+            Worker(broker, [send]).run()
+            RunTasks(broker, [send])()
+            broker.client.xlen("queue:standard")
             gc.collect()
         assert await broker.client.xlen("queue:standard") == before
     texts = [str(one.message).partition("\n")[0] for one in caught if one.category is RuntimeWarning]
@@ -44,7 +60,34 @@ async def test_the_warning_says_what_to_write(anyio_backend):
         "coroutine 'Workflow.result [use: await workflow.result(...)]' was never awaited",
         "coroutine 'WorkflowHandle.progress [use: await workflow.progress(...)]' was never awaited",
         "coroutine 'DeadLetterQueue.purge [use: await dlq.purge(...)]' was never awaited",
+        "coroutine 'gather [use: await gather(...)]' was never awaited",
+        "coroutine 'report_progress [use: await report_progress(...)]' was never awaited",
+        "coroutine 'QueueMonitor.snapshot [use: await monitor.snapshot(...)]' was never awaited",
+        "coroutine 'Worker.run [use: await worker.run(...)]' was never awaited",
+        "coroutine 'RunTasks.__call__ [use: await run_tasks(...)]' was never awaited",
+        "coroutine 'Client.execute_command [use: await broker.client.execute_command(...)]' was never awaited",
     ]
+
+
+def coroutine_functions(of):
+    """Yield the names and the coroutine functions of a package and of its classes that are public."""
+    for name in of.__all__:
+        value = getattr(of, name)
+        if inspect.isfunction(value) and inspect.iscoroutinefunction(value):
+            yield name, value
+        elif inspect.isclass(value) and not issubclass(value, BaseException):
+            for method, function in vars(value).items():
+                if method[0] != "_" and inspect.iscoroutinefunction(function):
+                    yield f"{name}.{method}", function
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_coroutine_function_names_the_remedy(package):
+    """But for those that a worker calls, and not the user."""
+    missing = {
+        name for name, one in coroutine_functions(import_module(package)) if "[use: await " not in one.__qualname__
+    }
+    assert missing <= CALLED_BY_STREAMQ
 
 
 def test_a_name_changes_nothing_else():

@@ -43,7 +43,7 @@ async def test_one_large_result_holds_up_nothing(short_texts):
         # Together: the result of the large one may close the connection while the others are sent.
         culprit, *handles = await broker.enqueue_many([big.call(), *(small.call(number) for number in range(40))])
         with anyio.fail_after(20):
-            assert await gather(*handles) == list(range(40))
+            assert await gather(*handles) == tuple(range(40))
             with pytest.raises(TaskFailedError, match=r"proto-max-bulk-len|invalid bulk length"):
                 await culprit.result()
         await until(lambda: [one["reason"] for one in dead(short_texts)] == ["refused"])

@@ -61,7 +61,7 @@ async def test_results(real_server, url):
     async with RedisBroker(url) as broker, working(broker, add) as worker:
         handles = await broker.enqueue_many([add.call(n) for n in range(200)])
         with anyio.fail_after(12):
-            assert await gather(*handles) == [n + 1 for n in range(200)]
+            assert await gather(*handles) == tuple(n + 1 for n in range(200))
         assert real_server.command("XLEN", "queue:standard") == 0
         late = await broker.enqueue(add.options(delay=0.3), 1)
         with anyio.fail_after(12):

@@ -187,7 +187,7 @@ async def produce(broker):
         await broker.enqueue(flaky, f"flaky{n}")
         await broker.enqueue(later, f"later{n}")
     await broker.enqueue(mourned)
-    assert await gather(plain, *many, at, timeout=10) == [2, 3, 4, 5]
+    assert await gather(plain, *many, at, timeout=10) == (2, 3, 4, 5)
     assert await flow.result(timeout=10) == 10
     with pytest.raises(Exception, match="upstream"):
         await upstream.result(timeout=10)

@@ -96,7 +96,7 @@ async def test_a_sync_handler_with_a_loop_of_its_own_fails_with_the_remedy_and_n
     text = str(errors[0])
     assert "was opened in thread 'MainThread'" in text or "was opened in thread" in text
     assert "another thread" in text
-    assert "anyio.from_thread.run(broker.enqueue, ...)" in text
+    assert "anyio.from_thread.run(lambda: broker.enqueue(...))" in text
     assert "BlockingPortal" in text
     assert errors[0].forked is False
 

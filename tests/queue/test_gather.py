@@ -59,8 +59,8 @@ async def test_results_come_in_the_order_of_the_handles(server, broker):
     await burst(broker, double)
     late = await broker.enqueue_many([double.call(n) for n in range(3, 6)])
     async with working(broker, double):
-        assert await gather(*late, *early, late[0], timeout=10) == [6, 8, 10, 0, 2, 4, 6]
-    assert await gather() == []
+        assert await gather(*late, *early, late[0], timeout=10) == (6, 8, 10, 0, 2, 4, 6)
+    assert await gather() == ()
     await until(lambda: subscribed(server) == 0)
     assert_nothing_left(server)
 
@@ -128,7 +128,7 @@ async def test_errors_can_stand_in_the_place_of_results(server, broker):
     """With return_exceptions all are waited for."""
     handles = await broker.enqueue_many([picky.call(n) for n in range(4)])
     async with working(broker, picky):
-        got = await gather(*handles, timeout=10, return_exceptions=True)
+        got = [*await gather(*handles, timeout=10, return_exceptions=True)]
     assert got[::2] == [0, 2]
     assert [type(one) for one in got[1::2]] == [TaskFailedError] * 2
     assert [one.error for one in got[1::2]] == ["1 is odd", "3 is odd"]

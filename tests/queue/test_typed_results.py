@@ -101,7 +101,7 @@ async def test_each_way_to_a_result_gives_the_declared_type(server):
         ]  # fmt: skip
         await burst(broker, *EVERY)
         assert [await handle.result(timeout=5) for handle in handles] == wanted
-        assert await gather(*handles, timeout=5) == wanted
+        assert [*await gather(*handles, timeout=5)] == wanted
         assert [await one.result() async for one in as_completed(*handles, timeout=5)] == wanted
         known = broker.handle(handles[0].task_id, task=model)
         assert (await known.result(timeout=0)).number == 7
@@ -190,7 +190,7 @@ async def test_none_in_the_place_of_a_result_is_as_any_other_that_does_not_fit(s
             await handle.result(timeout=5)
         assert caught.value.reason == "result"
         assert await handle.status() == Status.SUCCEEDED
-        assert await gather(*fine, timeout=5) == [None, None, None]
+        assert await gather(*fine, timeout=5) == (None, None, None)
     assert [line.event for line in caplog.records if line.levelname == "ERROR"] == ["result_lost"]  # type: ignore[attr-defined]
 
 

@@ -149,7 +149,7 @@ class Sender:
     async def _kept(self) -> None:
         handles = [await self.one("kept", number) for number in range(3)]
         if all(handles):
-            await self.result("three", lambda: gather(*handles, timeout=WAIT), [0, 1, 2])
+            await self.result("three", lambda: gather(*handles, timeout=WAIT), (0, 1, 2))
             await self.ask("a status", handles[0].status)
         if (reports := await self.one("reports", 7)) is not None:
             await self.ask("progress", lambda: self._watch(reports))

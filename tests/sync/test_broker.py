@@ -77,7 +77,7 @@ def test_tasks_are_sent_and_their_results_come(server, broker, backend):
         assert broker.enqueue(TaskRef("add"), 1, second=2).result(timedelta(seconds=10)) == 3
         assert broker.enqueue(double.call(6), priority=9).result(10) == 12
         many = broker.enqueue_many([double.call(number) for number in range(50)])
-        assert broker.gather(*many, timeout=10) == [2 * number for number in range(50)]
+        assert broker.gather(*many, timeout=10) == tuple(2 * number for number in range(50))
         assert broker.handle(handle.task_id, task=double).result(timeout=0) == 8
         assert broker.handle(handle.task_id, task=double).task_name == "double"
 

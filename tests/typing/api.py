@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
+import anyio.from_thread
+from anyio.from_thread import BlockingPortal
+
 from streamq import (
     Call,
     Cron,
@@ -63,8 +66,16 @@ def resize(path: str, *, width: int) -> bytes:
     return path.encode() * width
 
 
+@task
+async def fetch() -> float:
+    return 0.5
+
+
 kind_of_send: AsyncTask[..., dict[str, int]] = send
 kind_of_resize: SyncTask[..., bytes] = resize
+
+
+Six = tuple[dict[str, int], bytes, float, bytes, float, dict[str, int]]
 
 
 async def calling() -> None:
@@ -83,8 +94,21 @@ async def sending(broker: RedisBroker) -> None:
     assert_type(await handle.status(), Status)
     assert_type(await handle.cancel(), bool)
     assert_type(await (await broker.enqueue(resize, "x", width=1)).result(), bytes)
-    assert_type(await gather(handle, handle, timeout=5), list[dict[str, int]])
-    assert_type(await gather(handle, return_exceptions=True), list[dict[str, int] | TaskFailedError])
+    other = await broker.enqueue(resize, "x", width=1)
+    third = await broker.enqueue(fetch)
+    many: list[Handle[bytes]] = await broker.enqueue_many([resize.call("a", width=3), resize.call("b", width=3)])
+    assert_type(await gather(handle, other, timeout=5), tuple[dict[str, int], bytes])
+    assert_type(await gather(handle, other, third, other, third, handle), Six)
+    assert_type(await gather(*many), tuple[bytes, ...])
+    assert_type(await gather(other, other, other, other, other, other, other), tuple[bytes, ...])
+    assert_type(await gather(*many, return_exceptions=True), tuple[bytes | TaskFailedError, ...])
+    assert_type(await gather(handle, return_exceptions=True), tuple[dict[str, int] | TaskFailedError])
+    number, picture = await gather(await broker.enqueue(fetch), await broker.enqueue(resize, "x", width=1), timeout=5)
+    assert_type(number, float)
+    assert_type(picture, bytes)
+    of_flag = await gather(handle, other, return_exceptions=bool(number))
+    assert_type(of_flag, tuple[dict[str, int] | TaskFailedError, bytes | TaskFailedError])
+    await gather(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     async for ended in as_completed(handle, timeout=5):
         assert_type(ended, Handle[dict[str, int]])
     assert_type(await handle.progress(), Progress | None)
@@ -96,6 +120,13 @@ async def sending(broker: RedisBroker) -> None:
     await broker.enqueue(send, "a", n="2")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await broker.enqueue(resize, "a", 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await broker.enqueue(print, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def sending_from_threads(broker: RedisBroker, portal: BlockingPortal) -> None:
+    """A function without arguments: pyright takes no function with overloads and its arguments apart."""
+    assert_type(anyio.from_thread.run(lambda: broker.enqueue(send, "x")), Handle[dict[str, int]])
+    assert_type(anyio.from_thread.run(lambda: broker.enqueue(resize, "x", width=1)), Handle[bytes])
+    assert_type(portal.call(lambda: broker.enqueue(resize.options(delay=5), "x", width=1)), Handle[bytes])
 
 
 async def sending_by_name(broker: RedisBroker) -> None:
@@ -117,8 +148,10 @@ async def sending_many(broker: RedisBroker) -> None:
     assert_type(send.call("a"), Call[dict[str, int]])
     handles = await broker.enqueue_many([send.call("a"), resize.call("b", width=3), TaskRef("x").call(1)])
     assert_type(handles, list[Handle[Any]])
+    assert_type(await broker.enqueue_many([resize.call("b", width=3)] * 5), list[Handle[bytes]])
+    assert_type(await broker.enqueue_many(send.call(one) for one in "ab"), list[Handle[dict[str, int]]])
     send.call(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await broker.enqueue_many([send])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    await broker.enqueue_many([send])  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 @task
@@ -325,8 +358,15 @@ def without_an_event_loop(broker: SyncBroker) -> None:
     assert_type(broker.handle("x"), SyncHandle[Any])
     assert_type(broker.handle("x").status(), Status)
     handle = broker.enqueue(resize, "a", width=3)
-    assert_type(broker.gather(handle, handle), list[bytes])
-    assert_type(broker.gather(handle, return_exceptions=True), list[bytes | TaskFailedError])
+    other = broker.enqueue(send, "a@b.c")
+    many: list[SyncHandle[bytes]] = broker.enqueue_many([resize.call("a", width=3), resize.call("b", width=3)])
+    assert_type(broker.gather(handle, other), tuple[bytes, dict[str, int]])
+    assert_type(broker.gather(*many, timeout=5), tuple[bytes, ...])
+    assert_type(
+        broker.gather(handle, other, return_exceptions=True),
+        tuple[bytes | TaskFailedError, dict[str, int] | TaskFailedError],
+    )
+    assert_type(broker.gather(*many, return_exceptions=True), tuple[bytes | TaskFailedError, ...])
     for one in broker.as_completed(handle):
         assert_type(one, SyncHandle[bytes])
     for progress in handle.watch():
@@ -336,7 +376,7 @@ def without_an_event_loop(broker: SyncBroker) -> None:
     broker.enqueue(send, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     broker.enqueue(send)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     broker.enqueue(resize, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    broker.enqueue_many([send])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    broker.enqueue_many([send])  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
     broker.start(send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     broker.on_django_commit(using="default").enqueue(send, "a@b.c", n=2)
     broker.on_session_commit(None).enqueue(resize, "a", width=3)
