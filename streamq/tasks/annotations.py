@@ -27,7 +27,7 @@ _REBUILT: Final = ("builtins", "collections", "collections.abc")
 def return_annotation(hints: Mapping[str, Any]) -> Any:
     """Return what a function gives once it has run: of an awaitable, what that gives."""
     annotation = hints.get("return", UNTYPED)
-    if annotation is Any or annotation is object:
+    if any(annotation is one for one in (Any, object, typing.NoReturn, typing.Never)):
         return UNTYPED
     with suppress(TypeError):
         origin = typing.get_origin(annotation)

@@ -21,6 +21,7 @@ from streamq.tasks.function import written
 from streamq.tasks.json_type import JsonType, UnfitError, has_pydantic
 
 SentArguments = tuple[Sequence[Any], Mapping[str, Any]]
+_UNCHECKED = "@task(validate=False) leaves it unchecked"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -121,6 +122,17 @@ class Arguments:
             self.converter.prepare()
         self.result_type.prepare()
 
+    def check(self) -> None:
+        """Raise ArgumentsError for an annotation of an argument or of the result that cannot be read, or checked."""
+        if not self.validates:
+            return
+        self.converter  # noqa: B018 - it checks the arguments when it is made
+        if self.result_type.problem:
+            read_hints(self._name, self._function)
+            if has_pydantic():
+                why = f"the annotation of its result cannot be checked: {self.result_type.problem}; {_UNCHECKED}"
+                raise ArgumentsError(self._name, why)
+
     def _returned(self, hints: Mapping[str, Any]) -> Any:
         return return_annotation(hints)
 
@@ -163,8 +175,8 @@ class Converter:
     def _type(self, name: str, annotation: Any) -> JsonType:
         made = JsonType(annotation)
         if made.problem and has_pydantic():
-            remedy = "@task(validate=False) leaves it unchecked"
-            raise ArgumentsError(self._name, f"the annotation of {name} cannot be checked: {made.problem}; {remedy}")
+            why = f"the annotation of {name} cannot be checked: {made.problem}; {_UNCHECKED}"
+            raise ArgumentsError(self._name, why)
         return made
 
     def prepare(self) -> None:

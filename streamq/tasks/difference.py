@@ -1,160 +1,181 @@
 """Compares a value with what came back of it: equal, of the same types, and with all of its parts.
 
+`==` alone is not enough: it takes `True`, `1` and `1.0` for equal, a member of a StrEnum and its text, two deques of
+another `maxlen`, two naive datetimes of another `fold`. What a model compares by `==` counts: its fields, its private
+attributes and its extra keys, and not which of them were set, or what a cached property holds.
+
 Two aware datetimes are the same if they are the same instant. `==` between two zones is False in an hour that comes
 twice, and in one that does not come at all (PEP 495).
 """
 
 from __future__ import annotations
 
-import copy
-import enum
 import typing
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
-from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import cached_property, lru_cache, partial
+from typing import Any, Final, NamedTuple
 
 from streamq.diagnostics.safe_text import str_of
 from streamq.wire.json_values import not_frozen
 
-Found = TypeVar("Found")
-_KeyPath = tuple[Any, ...]  # a key, and where to look in its value
-ROUNDED: Final = "it would arrive rounded: a float does not have as many digits"
-_NO_KEY: Final = "it would be lost: {} has no such key"
-_TWICE: Final = "it would be lost: another key is given for the same field of {}"
-_SCALARS: Final = (str, int, float)  # a text of a subclass arrives as a text
+_FOLD: Final = "its fold=1 would be lost: JSON has none for a naive time; send an aware datetime, or fold=0"
+_MAXLEN: Final = "its maxlen would be lost: JSON has none; send a list, or a deque without one"
+_FACTORY: Final = "its default_factory would be another one: JSON has none; send a dict"
+_PRIVATE: Final = "it would arrive changed: JSON does not carry a private attribute; make it a field"
+_INIT_VAR: Final = "it would arrive changed: the value of an InitVar is not kept, so it is not sent; make it a field"
+_SCALARS: Final = (str, int, float)
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, date, timedelta})
+_NONE: Final[frozenset[type]] = frozenset()
+_ABSENT: Final = object()  # in the place of an attribute that has no value
 
 
-def difference(one: Any, other: Any, path: str = "") -> str | None:
-    """Return the path to the first place where `other` is not `one` come back. None if it is, types included.
+class Change(NamedTuple):
+    """Where a value has not come back as it was: the path to the place. `why` is empty where no reason is known."""
 
-    An int may have come back as a float that is equal to it: it was sent as a float.
+    place: str
+    why: str = ""
+
+
+def difference(one: Any, other: Any) -> str | None:
+    """Return the path to the first place where `other` is not `one` come back. None if it is, types included."""
+    found = first_change(one, other)
+    return None if found is None else found.place
+
+
+def first_change(one: Any, other: Any, path: str = "", plain: frozenset[type] = _NONE) -> Change | None:
+    """Return the first place where `other` is not `one` come back, and why. None if it is, types included.
+
+    In a field of a dataclass or a model, a value of a subclass may have come back as the annotated str, int or float:
+    nothing has checked what was assigned there. `plain` are those types here.
     """
     if one is other:
         return None
-    if (same := _same_whole(one, other)) is not None:
-        return None if same else path
+    if (same := _same_whole(one, other, plain)) is not None:
+        return None if same else Change(path, _why(one, other))
+    if why := _lost_setting(one, other):
+        return Change(path, why)
     parts, others = _parts(one), _parts(other)
     if parts is None or others is None:
-        return None if one == other or _same_attributes(one, other) else path
-    if parts.keys() != others.keys():
-        parts, others = ({_key(name): part for name, part in all_.items()} for all_ in (parts, others))
-        if parts.keys() != others.keys():
-            return path
+        return None if one == other or _same_attributes(one, other) else Change(path)
+    return _first_changed_part(one, parts, others, path, plain)
+
+
+def _first_changed_part(
+    whole: Any, parts: Mapping[Any, Any], others: Mapping[Any, Any], path: str, plain: frozenset[type]
+) -> Change | None:
+    kind: Any = type(whole)
+    key: Callable[[Any], Any] = _itself
+    if not _same_hashables(parts.keys(), others.keys()):
+        key = partial(_key, plain=plain)
+        others = {key(name): other for name, other in others.items()}
+        if {*map(key, parts)} != others.keys():
+            return Change(path, _INIT_VAR if _has_init_var(kind) else "")
+    of_fields = _plain_of_fields(kind) if field_names(kind) else None
     for name, part in parts.items():
-        if (found := difference(part, others[name], _below(path, name))) is not None:
-            return found
+        types = plain if of_fields is None else of_fields.get(name, _NONE)
+        if (found := first_change(part, others[key(name)], below(path, name), types)) is not None:
+            return Change(found.place, found.why or _why_of_part(whole, name))
     return None
 
 
-class Lost(NamedTuple):
-    """A part of a value that a type does not hold: `place` is the path to it. `why` has `{}` for the type's name."""
-
-    place: str
-    why: str
-
-
-def lost_part(given: Any, fitted: Any, path: str = "") -> Lost | None:
-    """Return the first part of a value that is missing in what a type has made of it. None if none is.
-
-    A dict may have become a model, a list a set: these are conversions. A key that has no place there is lost.
-    """
-    if given is fitted:
-        return None
-    if type(given) is int and type(fitted) is float:
-        return None if given == fitted else Lost(path, ROUNDED)
-    gone: Mapping[Any, str] = {}
-    if isinstance(given, Mapping):
-        gone = _gone_keys(given, fitted)
-    elif isinstance(given, type(fitted)):
-        taken = _field_names(type(fitted))
-        gone = dict.fromkeys((name for name in _field_names(type(given)) if name not in taken), _NO_KEY)  # a subclass
-    for name, why in gone.items():
-        return Lost(_below(path, name), why)
-    return _first(lost_part, given, fitted, path)
-
-
-def made_objects(given: Any, fitted: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield where a type has made a model or a dataclass of a dict, list or scalar: the path, and the whole without it.
-
-    That is the fitted value with what was given in that one place. A part that is no such thing itself may hold one.
-    """
-    if given is fitted:
-        return
-    if _field_names(type(fitted)) and not _field_names(type(given)):
-        yield path, given
-        return
-    for name, one, other in _common_parts(given, fitted):
-        for place, part in made_objects(one, other, _below(path, name)):
-            yield place, _with_part(fitted, name, part)
-
-
-def made_a_member(given: Any, fitted: Any, path: str = "") -> str | None:
-    """Return the path to the first value of which a type has made an enum member. None if there is none."""
-    if given is fitted:
-        return None
-    if isinstance(fitted, enum.Enum) and not isinstance(given, enum.Enum):
-        return path
-    return _first(made_a_member, given, fitted, path)
+def _itself(value: Any) -> Any:
+    return value
 
 
 # --- the same ------------------------------------------------------------------------------------------
 
 
-def _same_whole(one: Any, other: Any) -> bool | None:
+def _same_whole(one: Any, other: Any, plain: frozenset[type]) -> bool | None:
     """Return whether two values are the same. None if their parts say so."""
     kind = type(one)
     if kind is not type(other):
-        return _in_plain_form(one, other)
+        return _in_plain_form(one, other, plain)
     if kind in _LEAVES:
         return bool(one == other)
     if issubclass(kind, datetime | time):
         return _same_time(one, other)
     if isinstance(one, AbstractSet):
-        return bool(one == other) or {*map(_key, one)} == {*map(_key, other)}
+        return _same_hashables(one, other) or {_key(part, plain) for part in one} == {
+            _key(part, plain) for part in other
+        }
     return False if isinstance(one, Iterator) else None  # to compare an iterator is to use it up
 
 
-def _in_plain_form(one: Any, other: Any) -> bool:
+def _in_plain_form(one: Any, other: Any, plain: frozenset[type]) -> bool:
     kind = type(other)
-    if kind is float and type(one) is int:
-        return bool(one == other)
     if not_frozen(type(one)) is kind:
         return _same_time(one, other) if issubclass(kind, datetime) else bool(one == other)
-    return kind in _SCALARS and isinstance(one, kind) and bool(one == other)
+    return kind in plain and isinstance(one, (kind, int) if kind is float else kind) and bool(one == other)
 
 
 def _same_time(one: Any, other: Any) -> bool:
     if (one.tzinfo is None) != (other.tzinfo is None):
         return False
+    if one.tzinfo is None and one.fold != other.fold:
+        return False
     return _instant(one) == _instant(other) if isinstance(one, datetime) else bool(one == other)
 
 
-def _instant(value: datetime) -> tuple[bool, timedelta]:
-    """Return whether a datetime is aware, and the time since the year 1: of one that is aware, by UTC."""
+def _instant(value: datetime) -> tuple[bool, timedelta, int]:
+    """Return whether a datetime is aware, the time since the year 1, and the fold; of one that is aware, by UTC."""
     offset, since = value.utcoffset(), value.replace(tzinfo=None) - datetime.min  # noqa: DTZ901 - both are naive
-    return (False, since) if offset is None else (True, since - offset)
+    return (False, since, value.fold) if offset is None else (True, since - offset, 0)
 
 
-def _key(value: Any) -> Hashable:
+def _lost_setting(one: Any, other: Any) -> str:
+    """Return why a container of the same type is another one, though `==` compares only what is in it."""
+    if isinstance(one, deque) and isinstance(other, deque) and one.maxlen != other.maxlen:
+        return _MAXLEN
+    both = isinstance(one, defaultdict) and isinstance(other, defaultdict)
+    return _FACTORY if both and one.default_factory != other.default_factory else ""
+
+
+def _why(one: Any, other: Any) -> str:
+    """Return why two values that `==` may take for equal are not the same. Empty if nothing more can be said."""
+    kind, arrives = type(one), type(other)
+    if issubclass(kind, datetime | time) and kind is arrives and one.fold != other.fold:
+        return _FOLD if one.replace(fold=0) == other.replace(fold=0) and one.tzinfo is None else ""
+    if isinstance(one, _SCALARS) and arrives in _SCALARS and one == other:
+        name = kind.__name__
+        return f"it would arrive as {arrives.__name__}: JSON does not tell it from {name}; annotate {name} alone"
+    return ""
+
+
+def _why_of_part(whole: Any, name: Any) -> str:
+    if name in (getattr(whole, "__pydantic_private__", None) or ()):
+        return _PRIVATE
+    kind: Any = type(whole)
+    return _INIT_VAR if _has_init_var(kind) and name not in {one.name for one in fields(kind)} else ""
+
+
+def _same_hashables(one: AbstractSet[Any], other: AbstractSet[Any]) -> bool:
+    """Whether two sets are the same, if their elements are of one plain type. False if that takes a closer look."""
+    kinds = {*map(type, one)}
+    return len(kinds) <= 1 and kinds <= _LEAVES and kinds == {*map(type, other)} and one == other
+
+
+def _key(value: Any, plain: frozenset[type] = _NONE) -> Hashable:
     """Return what is equal for two elements of a set, or two keys of a dict, that are the same."""
     if isinstance(value, datetime):
         return datetime, _instant(value)
+    kind = not_frozen(type(value))
+    if isinstance(value, time):
+        return kind, value, value.fold if value.tzinfo is None else 0
     if isinstance(value, tuple):
-        return type(value), *map(_key, value)
+        return kind, *(_key(part, plain) for part in value)
     if isinstance(value, frozenset):
-        return frozenset(map(_key, value))
-    if names := _field_names(type(value)):
-        parts = tuple(_key(getattr(value, name, None)) for name in names)
+        return kind, frozenset(_key(part, plain) for part in value)
+    if names := field_names(kind):
+        parts = tuple(_key(getattr(value, name, None), plain) for name in names)
         with suppress(TypeError):  # a hash of its own, over some parts alone
             hash(parts)
-            return type(value), parts
-    return value  # type: ignore[no-any-return] # an element of a set has a hash
+            return kind, parts
+    return next((one for one in _SCALARS if one in plain and isinstance(value, one)), kind), value
 
 
 def _same_attributes(one: Any, other: Any) -> bool:
@@ -171,145 +192,80 @@ def _parts(value: Any) -> Mapping[Any, Any] | None:
     if isinstance(value, list | tuple | deque):
         return dict(enumerate(value))
     if is_dataclass(kind):
-        return {part.name: getattr(value, part.name, None) for part in fields(kind)}
+        held = {part.name: getattr(value, part.name, _ABSENT) for part in fields(kind)}
+        return {**_attributes(value), **held} if _has_init_var(kind) else held
     if (names := getattr(kind, "__pydantic_fields__", None)) is not None:
+        private = value.__pydantic_private__ or {}
         extra = {
-            f"{name} (extra)" if name in names else name: one for name, one in (value.__pydantic_extra__ or {}).items()
+            f"{name} (extra)" if name in names or name in private else name: one
+            for name, one in (value.__pydantic_extra__ or {}).items()
         }
-        return {name: getattr(value, name, None) for name in names} | extra
+        return {name: getattr(value, name, _ABSENT) for name in names} | extra | private
     if "__eq__" not in {name for one in kind.__mro__[:-1] for name in vars(one)}:
         return dict(getattr(value, "__dict__", {}))
     return None
 
 
-# --- lost ----------------------------------------------------------------------------------------------
-
-
-def _first(find: Callable[[Any, Any, str], Found | None], given: Any, fitted: Any, path: str) -> Found | None:
-    """Return what is found first in the parts which two values have in common."""
-    found = (find(one, other, _below(path, name)) for name, one, other in _common_parts(given, fitted))
-    return next((place for place in found if place is not None), None)
-
-
-def _common_parts(given: Any, fitted: Any) -> Iterator[tuple[Any, Any, Any]]:
-    if isinstance(given, list | tuple) and isinstance(fitted, list | tuple):
-        yield from zip(range(len(given)), given, fitted, strict=False)
-        return
-    parts, others = _named_parts(given), _named_parts(fitted)
-    yield from ((name, part, others[name]) for name, part in parts.items() if name in others)
-
-
-def _with_part(whole: Any, name: Any, part: Any) -> Any:
-    """Return a list, tuple or dict with another part in one place, and a copy of an object that holds it."""
-    if isinstance(whole, Mapping):
-        return {**whole, name: part}
-    if isinstance(whole, list | tuple):
-        parts = [*whole[:name], part, *whole[name + 1 :]]
-        return parts if isinstance(whole, list) else tuple(parts)
-    made = copy.copy(whole)
-    object.__setattr__(made, name, part)  # also of one that is frozen, or that checks what it is given
-    return made
-
-
-def _named_parts(value: Any) -> Mapping[Any, Any]:
-    if isinstance(value, Mapping):
-        return value
-    return {name: getattr(value, name, None) for name in _field_names(type(value))}
-
-
-def _gone_keys(given: Mapping[Any, Any], fitted: Any) -> dict[Any, str]:
-    """Return the keys of a dict that have no place in what was made of it, each with the reason."""
-    if isinstance(fitted, Mapping):
-        gone = [key for key in given if key not in fitted] if len(fitted) < len(given) else []  # else converted
-        return dict.fromkeys(gone, _NO_KEY)
-    kind: Any = type(fitted)
-    if (of_fields := _keys_of_fields(kind)) is None:
-        return {}
-    extra = (getattr(fitted, "__pydantic_extra__", None) or {}).keys() - {*_field_names(kind)}
-    taken = [found for paths in of_fields if (found := _first_present(paths, given)) is not None]
-    others = {path for paths in of_fields for path in paths}
-    return {
-        ".".join(map(str_of, path)): _TWICE if path in others else _NO_KEY
-        for path in _unread(given, taken)
-        if path[0] not in extra and not _holds(fitted, path[0], given[path[0]])
-    }
-
-
-def _unread(given: Mapping[Any, Any], paths: list[_KeyPath]) -> Iterator[_KeyPath]:
-    """Yield the paths to the keys of a dict from which no field is read."""
-    for key, value in given.items():
-        below = [path[1:] for path in paths if path[0] == key]
-        if not below:
-            yield (key,)
-        elif () not in below and isinstance(value, Mapping):
-            yield from ((key, *rest) for rest in _unread(value, below))
-
-
-def _first_present(paths: tuple[_KeyPath, ...], given: Mapping[Any, Any]) -> _KeyPath | None:
-    """Return which of the keys of a field is there: the one that its value is taken from."""
-    return next((path for path in paths if _is_there(path, given)), None)
-
-
-def _is_there(path: _KeyPath, given: Any) -> bool:
-    with suppress(LookupError, TypeError):
-        for key in path:
-            given = given[key]
-        return True
-    return False
-
-
-def _holds(fitted: Any, key: Any, value: Any) -> bool:
-    """Has an object made by itself what was given for a field that it does not take, such as one with `init=False`?"""
-    if key not in (getattr(type(fitted), "__dataclass_fields__", None) or ()):
-        return False
-    return _is_made(type(fitted), key) and bool(getattr(fitted, key, None) == value)
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return what an object holds besides what is made again when it is asked for."""
+    kind = type(value)
+    held = getattr(value, "__dict__", {})
+    return {name: one for name, one in held.items() if not isinstance(getattr(kind, name, None), cached_property)}
 
 
 @lru_cache(maxsize=256)
-def _keys_of_fields(kind: type) -> tuple[tuple[_KeyPath, ...], ...] | None:
-    """Return the keys from which each field of a model or a dataclass is read, the first that is there. None if any."""
-    names = _field_names(kind)
-    if not names or _reshapes(kind):
-        return None
-    aliases = _aliases_of(kind)
-    return tuple((*aliases.get(name, ()), (name,)) for name in names if not _is_made(kind, name))
+def _has_init_var(kind: Any) -> bool:
+    """Has a dataclass an `InitVar`? What it was given is seen only in what it made of it."""
+    declared = (getattr(kind, "__dataclass_fields__", None) or {}).values()
+    return any(one._field_type.name == "_FIELD_INITVAR" for one in declared)  # noqa: SLF001
 
 
-def _is_made(kind: Any, name: str) -> bool:
-    """Does a dataclass set a field itself, so that no key gives it: one with `init=False`, or a `ClassVar`?"""
-    found = (getattr(kind, "__dataclass_fields__", None) or {}).get(name)
-    return found is not None and (not found.init or found._field_type.name == "_FIELD_CLASSVAR")  # noqa: SLF001
+@lru_cache(maxsize=256)
+def _plain_of_fields(kind: type) -> Mapping[str, frozenset[type]]:
+    """Return which of str, int and float each field of a dataclass or a model may hold as a value of a subclass."""
+    hints: dict[str, Any] = {}
+    with suppress(Exception):  # of names that only pydantic could resolve
+        hints |= typing.get_type_hints(kind)
+    hints |= {name: one.annotation for name, one in (getattr(kind, "__pydantic_fields__", None) or {}).items()}
+    return {name: _plain_of(hint) for name, hint in hints.items()}
 
 
-def _field_names(kind: type) -> tuple[str, ...]:
+def _plain_of(annotation: Any) -> frozenset[type]:
+    """Return the types among str, int and float which an annotation names, and of which it names no subclass."""
+    named = {*_classes_in(annotation, ())}
+    if not named.isdisjoint((object, Any)):
+        return _NONE
+    lower = {base for one in named for base in one.__mro__[1:]} | ({float} if int in named else set())
+    return frozenset(one for one in _SCALARS if one in named and one not in lower)
+
+
+def _classes_in(annotation: Any, within: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield the classes that an annotation names; Any for what is none, such as a TypeVar."""
+    if any(annotation is one for one in within):
+        return
+    within = (*within, annotation)
+    further = getattr(annotation, "__supertype__", None) or (
+        annotation.__value__ if type(annotation).__name__ == "TypeAliasType" else None
+    )
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if further is not None:
+        yield from _classes_in(further, within)
+    elif origin is typing.Literal:
+        yield from map(type, parts)
+    elif origin is typing.Annotated:
+        yield from _classes_in(parts[0], within)
+    elif origin is not None:
+        for part in parts:
+            if part is not ...:
+                yield from _classes_in(part, within)
+    else:
+        yield annotation if isinstance(annotation, type) else Any
+
+
+def field_names(kind: type) -> tuple[str, ...]:
     """Return the names of the fields of a model or a dataclass; none for any other class."""
     return tuple(getattr(kind, "__pydantic_fields__", None) or getattr(kind, "__dataclass_fields__", None) or ())
 
 
-def _reshapes(kind: type) -> bool:
-    """Whether a validator of a model gets the whole dict before its fields do: what it takes is its own affair."""
-    validators = getattr(getattr(kind, "__pydantic_decorators__", None), "model_validators", {})
-    return any(one.info.mode != "after" for one in validators.values())
-
-
-def _aliases_of(kind: Any) -> dict[str, list[_KeyPath]]:
-    """Return the keys under which each field is read, besides its name."""
-    infos: dict[str, list[Any]] = {
-        name: [one] for name, one in (getattr(kind, "__pydantic_fields__", None) or {}).items()
-    }
-    if not infos:
-        infos = {name: [getattr(one, "default", None)] for name, one in kind.__dataclass_fields__.items()}
-        with suppress(Exception):  # of names that only pydantic could resolve
-            for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-                infos[name] += getattr(hint, "__metadata__", ())
-    return {name: [key for info in found for key in _aliases(info)] for name, found in infos.items()}
-
-
-def _aliases(info: Any) -> list[_KeyPath]:
-    alias = getattr(info, "validation_alias", None) or getattr(info, "alias", None)
-    choices = [one for one in getattr(alias, "choices", (alias,)) if one is not None]
-    return [tuple(getattr(one, "path", None) or (one,)) for one in choices]
-
-
-def _below(path: str, name: Any) -> str:
+def below(path: str, name: Any) -> str:
     return f"{path}.{str_of(name)}" if path else str_of(name)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import CodeType
 from typing import Any
 
-from streamq.diagnostics.safe_text import repr_of
+from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.errors import ConfigurationError, TaskNameError
 
 
@@ -45,13 +45,21 @@ def name_of(function: Any) -> str:
 
 
 def check_function(function: Any, name: str) -> None:
-    """Raise ConfigurationError for a generator function, and for one of an object that its worker does not have."""
+    """Raise ConfigurationError for a function that no worker could call.
+
+    That is a generator function, one of an object that its worker does not have, and one without a signature.
+    """
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"task {name!r} is a generator function: a task returns once")
     if inspect.isfunction(function) and _wants_object(function):
         raise ConfigurationError(
             f"task {name!r} is a method with a parameter {function.__code__.co_varnames[0]!r}, which its worker has "
             "not: make it a function or a @staticmethod, or give the method of an object: task(name=...)(mailer.send)"
+        )
+    if why := _why_no_signature(function):
+        raise ConfigurationError(
+            f"task {name!r}: the parameters of {repr_of(function)} cannot be read ({why}): write a function that "
+            "calls it, with parameters of its own"
         )
 
 
@@ -101,6 +109,19 @@ def found_by_name(module: Any, qualname: Any) -> Any:
             found = getattr(found, part)
         return found
     return None
+
+
+def _why_no_signature(function: Any) -> str:
+    """Return why the parameters of a function cannot be had. Empty if they can."""
+    if inspect.isfunction(function) and not hasattr(function, "__signature__"):
+        return ""  # its code has them
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:  # written in C, or a partial whose arguments do not fit
+        return str_of(error)
+    except Exception:  # noqa: BLE001 - Python 3.14 evaluates annotations: whoever reads them says so
+        return ""
+    return ""
 
 
 def _wants_object(function: Any) -> bool:

@@ -19,8 +19,9 @@ import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, is_read_as_list, name_of_type
-from streamq.tasks.difference import ROUNDED, difference, lost_part, made_a_member, made_objects
-from streamq.tasks.json_reader import UnreadableTypeError, reader_of
+from streamq.tasks.conversion import ROUNDED, lost_part, made_a_member, made_objects
+from streamq.tasks.difference import Change, difference, first_change
+from streamq.tasks.json_reader import UnreadableTypeError, fitter_of, reader_of
 from streamq.wire.bounds import shown
 from streamq.wire.message import dumps
 
@@ -146,8 +147,8 @@ class JsonType:
     def _check_conversion(self, way: _Way, value: Any, fitted: Any, back: Any) -> None:
         """Raise UnfitError unless a value that does not arrive as it is was converted, and nothing of it is lost."""
         name = name_of_type(self.annotation)
-        if (changed := difference(fitted, back)) is not None:
-            raise UnfitError(Problem(changed, _why_changed(fitted, back, changed).format(name)))
+        if (changed := first_change(fitted, back)) is not None:
+            raise UnfitError(Problem(changed.place, _why_changed(fitted, back, changed, name)))
         if (lost := lost_part(value, fitted)) is not None:
             raise UnfitError(Problem(lost.place, lost.why.format(name)))
         # Of the whole as it was given, too: other parts may be conversions, or not.
@@ -169,11 +170,13 @@ class JsonType:
         return orjson.loads(payload) if way is None else way.read(payload)
 
 
-def _why_changed(fitted: Any, back: Any, place: str) -> str:
-    """Return why a value does not come back as it is at this place, with `{}` for the name of its type."""
+def _why_changed(fitted: Any, back: Any, changed: Change, name: str) -> str:
+    """Return why a value of the type of this name does not come back as it is."""
+    if changed.why:
+        return changed.why
     if (lost := lost_part(fitted, back)) is not None and lost.why == ROUNDED:
         return ROUNDED
-    return _MEMBER if made_a_member(fitted, back) == place else _CHANGED
+    return (_MEMBER if made_a_member(fitted, back) == changed.place else _CHANGED).format(name)
 
 
 def has_pydantic() -> bool:
@@ -218,7 +221,13 @@ def _always(_: Any) -> bool:
 
 
 def _way_of_reader(annotation: Any) -> _Way:
-    reader = reader_of(annotation)
+    reader, fitter = reader_of(annotation), fitter_of(annotation)
+
+    def fitted(value: Any) -> Any:
+        try:
+            return fitter(_as_list(value) if is_read_as_list(annotation) else value)
+        except Exception as error:  # the constructor of a dataclass may raise anything
+            raise UnfitError(Problem("", str_of(error), repr_of(value, _CUT))) from error
 
     def read(payload: bytes) -> Any:
         try:
@@ -226,7 +235,7 @@ def _way_of_reader(annotation: Any) -> _Way:
         except Exception as error:  # the constructor of a dataclass may raise anything
             raise UnfitError(Problem("", str_of(error), shown(payload))) from error
 
-    return _Way(_as_list if is_read_as_list(annotation) else _itself, dumps, read, _always)
+    return _Way(fitted, dumps, read, lambda value: difference(value, fitted(value)) is None)
 
 
 def _as_list(value: Any) -> Any:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import uuid
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any, LiteralString, NoReturn, TypedDict
 from zoneinfo import ZoneInfo
 
 import anyio
 import pytest
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
 from streamq import RedisBroker, Status, Worker, as_completed, batch_task, gather, group, once, task
 from streamq.errors import ArgumentsError, ConfigurationError, ResultTimeoutError, ResultTypeError, TaskFailedError
@@ -40,6 +40,14 @@ class Row(TypedDict):
 
 class Color(enum.Enum):
     RED = "red"
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Noted(BaseModel):
+    _note: str = PrivateAttr("")
 
 
 INVOICE = Invoice(no=7, due=date(2026, 1, 31))
@@ -244,16 +252,75 @@ async def test_a_result_of_another_version_says_so(server):
         assert await broker.handle(handle.task_id).result(timeout=5) == "seven"
 
 
-async def test_an_unreadable_annotation_says_so_when_the_result_is_asked_for(server):
+@pytest.mark.parametrize(
+    ("annotation", "says"),
+    [
+        (
+            "NotImported",
+            r"an annotation cannot be read: name 'NotImported' is not defined; import it where.*TYPE_CHECKING",
+        ),
+        (LiteralString, "the annotation of its result cannot be checked: .*LiteralString is not a Python type"),
+        (Iterator[int], r"the annotation of its result cannot be checked: .* can be read only once.*validate=False"),
+    ],
+)
+async def test_a_result_whose_annotation_cannot_be_used_is_refused_where_a_worker_starts(server, annotation, says):
+    """As that of an argument is. A waiter who has such a task, while a worker has another one, is told so, too."""
+
     async def hidden(): ...
 
-    hidden.__annotations__ = {"return": "NotImported"}
+    @task(name="hidden", result_ttl=60)
+    async def readable() -> None: ...
+
+    hidden.__annotations__ = {"return": annotation}
     task_ = task(result_ttl=60)(hidden)
     async with RedisBroker(server.url) as broker:
+        with pytest.raises(ArgumentsError, match=f"task 'hidden': {says}"):
+            await burst(broker, task_)
+        await burst(broker, task(validate=False, name="hidden")(hidden))
         handle = await broker.enqueue(task_)
-        await burst(broker, task_)
-        with pytest.raises(ResultTypeError, match=r"NotImported.*TYPE_CHECKING"):
+        await burst(broker, readable)
+        with pytest.raises(ResultTypeError):
             await handle.result(timeout=5)
+
+
+async def test_a_task_that_never_returns_starts(server):
+    @task(retries=0, result_ttl=60)
+    async def fails() -> NoReturn:
+        raise LookupError("own")
+
+    async with RedisBroker(server.url) as broker:
+        handle = await broker.enqueue(fails)
+        await burst(broker, fails)
+        with pytest.raises(TaskFailedError, match="own"):
+            await handle.result(timeout=5)
+
+
+async def test_what_equality_takes_for_the_same_is_refused_and_never_arrives_changed(server):
+    """A private attribute, a member of a StrEnum beside str, the fold of a naive time: both ways."""
+    got: list[Any] = []
+
+    @task(result_ttl=60, retries=0)
+    async def take(noted: Noted, word: Word | str, at: datetime) -> Noted:
+        got.append((noted._note, word, at))
+        noted._note = "changed"
+        return noted
+
+    changed, plain = Noted(), Noted()
+    changed._note = "mine"
+    async with RedisBroker(server.url) as broker:
+        for wrong, says in (
+            ((changed, "b", NOON), r"argument noted\._note: .*private attribute"),
+            ((plain, Word.A, NOON), "argument word: it would arrive as str"),
+            ((plain, "b", NOON.replace(tzinfo=None, fold=1)), "argument at: its fold=1 would be lost"),
+        ):
+            with pytest.raises(ArgumentsError, match=says):
+                await broker.enqueue(take, *wrong)
+        handle = await broker.enqueue(take, plain, "a", NOON)
+        await burst(broker, take)
+        with pytest.raises(TaskFailedError, match="private attribute"):
+            await handle.result(timeout=5)
+    assert got == [("", "a", NOON)]
+    assert type(got[0][1]) is str
 
 
 async def test_what_is_there_is_returned_however_short_the_time(server):

@@ -220,7 +220,7 @@ async def test_without_pydantic_what_orjson_writes_is_checked_and_converted(memo
     moment = datetime(2024, 1, 1, tzinfo=UTC)
     async with RedisBroker(memory.url) as broker:
         await broker.enqueue(typed, moment, n=2, price=[1])  # type: ignore[arg-type]
-        with pytest.raises(ArgumentsError, match="argument n = '\"x\"': it is of type str, not int"):
+        with pytest.raises(ArgumentsError, match="argument n = 'x': it is of type str, not int"):
             await broker.enqueue(typed, moment, n="x")  # type: ignore[arg-type]
         with pytest.raises(ArgumentsError, match="too many positional"):
             await broker.enqueue(typed, moment, 2, None, 3)  # type: ignore[call-arg]

@@ -6,7 +6,9 @@ import asyncio
 import copy
 import functools
 import inspect
+import operator
 import pickle
+import time
 import typing
 
 import anyio
@@ -225,6 +227,31 @@ def test_what_can_be_none_is_refused():
     for nameless in (Adder(0), functools.partial(body), lambda: 5):
         with pytest.raises(TaskNameError, match=r"has no name: give @task\(name=...\)"):
             task(nameless)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functools.partial(int, "5"), functools.partial(functools.partial(int), "5"), functools.partial(dict, a=1), max,
+        operator.itemgetter(1), operator.methodcaller("send"), time.sleep, {}.update, functools.partial(body, 1, 2, 3),
+        functools.partial(body, missing=1),
+    ],
+    ids=range(10),
+)  # fmt: skip
+@pytest.mark.parametrize("declare", [task, batch_task])
+def test_what_has_no_signature_is_refused_where_it_is_declared(function, declare):
+    """It was a bare ValueError, in the worker. What is written in C and has a signature may be a task."""
+    with pytest.raises(
+        ConfigurationError, match=r"task 'five': the parameters of .* cannot be read .*write a function"
+    ):
+        declare(name="five")(function)
+
+
+@pytest.mark.parametrize(
+    "function", [len, functools.partial(print, sep=""), "".join, functools.lru_cache(logged(body))]
+)
+def test_what_has_a_signature_and_no_code_may_be_a_task(function):
+    assert task(name="five")(function).arguments.names == {*inspect.signature(function).parameters}
 
 
 @pytest.mark.parametrize("function", [
