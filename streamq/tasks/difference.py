@@ -129,10 +129,9 @@ def _instant(value: datetime) -> tuple[bool, timedelta, int]:
 
 def _lost_setting(one: Any, other: Any) -> str:
     """Return why a container of the same type is another one, though `==` compares only what is in it."""
-    if isinstance(one, deque) and isinstance(other, deque) and one.maxlen != other.maxlen:
-        return _MAXLEN
-    both = isinstance(one, defaultdict) and isinstance(other, defaultdict)
-    return _FACTORY if both and one.default_factory != other.default_factory else ""
+    if isinstance(one, deque):
+        return _MAXLEN if one.maxlen != other.maxlen else ""
+    return _FACTORY if isinstance(one, defaultdict) and one.default_factory != other.default_factory else ""
 
 
 def _why(one: Any, other: Any) -> str:
