@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Final
 
 from streamq.diagnostics.log_fields import OF_EVERY_RECORD, TASK_FIELDS, current_trace_id, fields_of, message_of
@@ -112,7 +112,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
         line: dict[str, Any] = {
-            "ts": _time(record).astimezone(UTC).isoformat(timespec="milliseconds"),
+            "ts": _time(record, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,
@@ -136,12 +136,12 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] is not None else ""
 
 
-def _time(record: logging.LogRecord) -> datetime:
-    """Return the local time of a record; the time of now if it has none that can be."""
+def _time(record: logging.LogRecord, zone: tzinfo | None = None) -> datetime:
+    """Return the time of a record, by default as local time; the time of now if it has none that can be."""
     try:
-        return datetime.fromtimestamp(record.created).astimezone()
+        return datetime.fromtimestamp(record.created, zone)
     except (ValueError, OverflowError, OSError, TypeError):
-        return datetime.fromtimestamp(logging.makeLogRecord({}).created).astimezone()
+        return datetime.fromtimestamp(logging.makeLogRecord({}).created, zone)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -26,6 +26,8 @@ from streamq.tasks.task import Task
 log = SafeLog("streamq")
 
 _BEATS = 12  # heartbeats in one visibility timeout
+_TASK = "Make the task a sync function: it runs in a thread, or with run_in='process' in a process."
+_NO_TASK = "The stack shows where: what is called there (a listener, middleware, a log handler) must not take so long."
 _FRAMES_SHOWN = 20  # of a stack without a handler
 _CPU_SHARE = 0.2  # of the time that the thread was late: more CPU than that, and the process did not stand still
 
@@ -97,16 +99,17 @@ class Watchdog:
             return
         what, depth = self._blocking_task(frame)
         log.error(
-            "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. "
-            "Make the task a sync function: it runs in a thread, or with run_in='process' in a process.",
-            self._name, blocked_for, what, self._visibility_timeout, event="loop_blocked",
+            "%s: the event loop has been blocked for %.1f s by %s; its leases end %.1f s after the last renewal. %s",
+            self._name, blocked_for, what or "code that is no task", self._visibility_timeout,
+            _NO_TASK if what is None else _TASK, event="loop_blocked",
             stack="Stack of the event loop (most recent call last):\n" + "".join(traceback.format_stack(frame, depth)),
         )  # fmt: skip
 
-    def _blocking_task(self, innermost: FrameType) -> tuple[str, int]:
-        """Return which task the frames belong to, and how many of them, from the innermost on, are worth to be shown.
+    def _blocking_task(self, innermost: FrameType) -> tuple[str | None, int]:
+        """Return which task the frames belong to, None if to none, and how many of them are worth to be shown.
 
-        Those below the handler are ours, and those of the event loop and of the command line.
+        They are counted from the innermost on: those below the handler are ours, and those of the event loop and of the
+        command line.
         """
         frame: FrameType | None = innermost
         depth = 1
@@ -114,7 +117,7 @@ class Watchdog:
             if frame.f_code in self._tasks:
                 return f"task {self._tasks[frame.f_code]!r}", depth
             frame, depth = frame.f_back, depth + 1
-        return "code that is no task", _FRAMES_SHOWN
+        return None, _FRAMES_SHOWN
 
 
 def standstill(late: float, cpu: float) -> float:

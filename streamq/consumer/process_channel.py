@@ -1,4 +1,4 @@
-"""The socket of a process that runs handlers, seen from that process: frames, log lines, reports of progress.
+"""The socket of a process that runs handlers, seen from that process: frames, reports of progress.
 
 Threads and signal handlers of the user may write at any moment, also in the middle of a write of the same thread. Such
 a frame waits in the queue, and the write that it met sends it.
@@ -6,7 +6,6 @@ a frame waits in the queue, and the write that it met sends it.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -17,21 +16,11 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
-import orjson
-
 from streamq.consumer.process_frames import HEADER, Kind, frame, parse_header
-from streamq.diagnostics.log_fields import OF_EVERY_RECORD, message_of
-from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.handlers.progress import Report
 from streamq.wire.delivery import Delivery
 
 _EVERY: Final = 0.1  # seconds between two reports of progress: the worker writes no more of them either
-_LONGEST_TEXT: Final = 100_000  # characters of a text in a log record
-_LONGEST_VALUE: Final = 10_000  # characters of a value of `extra` that JSON lacks
-_MOST_FIELDS: Final = 100
-_PLAIN: Final = (bool, int, float, str, type(None))
-_COPIED: Final = ("name", "levelno", "levelname", "created", "msecs", "pathname", "filename", "module", "lineno",
-                  "funcName", "thread", "threadName", "process", "processName")  # fmt: skip
 
 
 # The number of the call that the code here belongs to: 0 for a thread that a handler has started, whose lines are those
@@ -118,47 +107,6 @@ def _block_signals() -> set[signal.Signals] | None:
 def _unblock_signals(before: set[signal.Signals] | None) -> None:
     if before is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class ToWorker(logging.Handler):
-    """Sends each record to the worker, which gives it to its own logger of that name, with the fields of the task."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. Never raises for what the user has put into it."""
-        try:
-            self._channel.send(Kind.LOG, call_var.get(), _encoded(_parts(record)))
-        except Exception:  # noqa: BLE001 - the user's values may raise anything
-            self.handleError(record)
-
-
-def _parts(record: logging.LogRecord) -> dict[str, Any]:
-    given = record.__dict__
-    parts = {name: given.get(name) for name in _COPIED}
-    parts["msg"] = str_of(message_of(record), _LONGEST_TEXT)
-    if record.exc_info and not record.exc_text:
-        record.exc_text = logging.Formatter().formatException(record.exc_info)
-    parts["exc_text"] = record.exc_text and str_of(record.exc_text, _LONGEST_TEXT)
-    parts["stack_info"] = record.stack_info and str_of(record.stack_info, _LONGEST_TEXT)
-    extra = {str_of(name, 256): value for name, value in given.items() if name not in OF_EVERY_RECORD}
-    parts["extra"] = dict(list(extra.items())[:_MOST_FIELDS])
-    return parts
-
-
-def _encoded(parts: dict[str, Any]) -> bytes:
-    """Return the parts of a record as JSON; a value that JSON lacks is its text, and so is one that is too deep."""
-    try:
-        return orjson.dumps(parts, default=_text)
-    except TypeError:
-        extra = {name: value if type(value) in _PLAIN else _text(value) for name, value in parts["extra"].items()}
-        return orjson.dumps({**parts, "extra": extra}, default=_text)
-
-
-def _text(value: Any) -> str:
-    return repr_of(value, _LONGEST_VALUE)
 
 
 class Reports:

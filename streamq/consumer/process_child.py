@@ -12,7 +12,6 @@ the worker: at the latest when the worker's end of the socket is closed, on Linu
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import pickle
 import runpy
@@ -27,8 +26,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from streamq.consumer.process_channel import Channel, Reports, ToWorker, call_var
+from streamq.consumer.process_channel import Channel, Reports, call_var
 from streamq.consumer.process_frames import Call, How, Kind, Setup
+from streamq.consumer.process_logging import log_to_worker
 from streamq.consumer.process_outcome import (
     Sent,
     SentRefusal,
@@ -103,12 +103,7 @@ def _numbered(number: int, run: Callable[[], Sent]) -> Sent:
 
 def _begin(setup: Setup, channel: Channel) -> None:
     """Do what comes before the first run: log lines, the modules of the tasks, the initializer."""
-    root = logging.getLogger()
-    root.addHandler(ToWorker(channel))
-    logging.disable(setup.disabled)
-    for name, level in setup.levels.items():
-        logger = logging.getLogger(name or None)
-        logger.setLevel(level)
+    log_to_worker(channel, setup.levels, setup.disabled, warnings=setup.warnings)
     if "__main__" in setup.modules:
         _load_main(setup)
     for module in setup.modules:

@@ -61,13 +61,15 @@ class Setup(NamedTuple):
 
     `modules` are those of the tasks: they are imported before the first run, so that its timeout does not count that.
     `main` is the name or the path of the program's main module. `levels` are those of loggers, by name, `disabled` is
-    what `logging.disable` has set. `initializer` is a module and the qualified name of a function in it.
+    what `logging.disable` has set, `warnings`: they are logged (`captureWarnings`). `initializer` is a module and the
+    qualified name of a function in it.
     """
 
     modules: tuple[str, ...]
     main: tuple[str, str] | None
     levels: dict[str, int]
     disabled: int
+    warnings: bool
     initializer: tuple[str, str] | None
 
 

@@ -12,18 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import anyio
 import orjson
 
 from streamq.consumer.process_frames import HEADER, KINDS, Call, Kind, Setup, SpoiledError, frame, parse_header
 from streamq.consumer.process_outcome import Sent, unpack_answer
-from streamq.diagnostics.log_fields import fields_of
+from streamq.consumer.process_output import Account, Output, Pace
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError
 from streamq.handlers.context import delivery_var, reporter_var
@@ -31,10 +32,7 @@ from streamq.handlers.context import delivery_var, reporter_var
 log = SafeLog("streamq")
 
 START_TIMEOUT: Final = 120.0  # seconds; the modules of the tasks are imported in it
-_OUTPUT: Final = "streamq.output"  # the logger of what processes print
 _READ: Final = 1 << 18  # bytes at a time
-_LONGEST_LINE: Final = 10_000  # bytes; a longer one is several
-_MOST_AT_ONCE: Final = 1 << 17  # bytes of output that the end of a run reads: a pipe holds half of that
 _SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 _PROGRAM: Final = (
     "import json,sys;a,b=map(int,sys.argv[1:]);f=open(a,'rb',0,closefd=False);"
@@ -62,8 +60,11 @@ class ProcessHandle:
     `code` is how it ended: its exit code, a signal below 0, None while it runs or if that is not known.
     """
 
-    def __init__(self) -> None:
-        """Start a process. Raises OSError if the system has none, or nothing that one needs."""
+    def __init__(self, pace: Pace) -> None:
+        """Start a process, whose lines are logged at this pace.
+
+        Raises OSError if the system has none, or nothing that one needs.
+        """
         _fill_standard_files()
         opened: list[Any] = []
         try:
@@ -94,10 +95,12 @@ class ProcessHandle:
         self.idle_since = 0.0
         (out, _), (err, _) = outputs
         self.outputs = [
-            Output(out, "stdout", logging.INFO, self.pid), Output(err, "stderr", logging.WARNING, self.pid)
+            Output(out, "stdout", logging.INFO, self.pid, pace),
+            Output(err, "stderr", logging.WARNING, self.pid, pace),
         ]  # fmt: skip
         self._socket = ours
         self._lifeline = lifeline
+        self._logging = Account(pace)
         self._calls = 0
         self._gone = False
         _alive.add(self)
@@ -119,8 +122,7 @@ class ProcessHandle:
         with anyio.fail_after(START_TIMEOUT):
             await self._send(orjson.dumps([sys.path, sys.argv], default=str) + b"\n")
             kind, body = await self._ask(Kind.SETUP, pickle.dumps(tuple(setup)))
-        for output in self.outputs:
-            output.run_ended()
+        await self._outputs_ended()
         if kind is Kind.FAILED:
             raise FailedError(body.decode(errors="backslashreplace"))
 
@@ -134,7 +136,7 @@ class ProcessHandle:
         self.runs += 1
         context = copy_context()
         for output in self.outputs:
-            output.context = context
+            output.run_begins(context)
         try:
             _, answer = await self._ask(Kind.RUN, pickle.dumps(tuple(call)))
             try:
@@ -142,9 +144,15 @@ class ProcessHandle:
             except Exception as error:
                 raise SpoiledError from error
             return sent
+        except anyio.get_cancelled_exc_class():
+            self.kill()  # before its lines are logged
+            raise
         finally:
-            for output in self.outputs:
-                output.run_ended()
+            await self._outputs_ended()
+
+    async def _outputs_ended(self) -> None:
+        for output in self.outputs:
+            await output.run_ended()
 
     async def _ask(self, asked: Kind, body: bytes) -> tuple[Kind, bytes]:
         self._calls += 1
@@ -157,7 +165,10 @@ class ProcessHandle:
                 if kind is Kind.BEGUN:
                     begun = True
                 elif kind is Kind.LOG:
+                    since = time.monotonic()
                     _log_record(body, None if call == self._calls else self.outputs[0].between)
+                    self._logging.note(since)
+                    await self._logging.settle()
                 elif kind is Kind.PROGRESS:
                     if call == self._calls:  # else of a thread that an earlier run has left
                         _note_progress(body)
@@ -230,86 +241,6 @@ class ProcessHandle:
         """Close what leads to it, but for its output: a program that it has started may have that still."""
         self._socket.close()
         self._lifeline.close()
-
-
-class Output:
-    """What a process writes to one of its standard streams: lines of the log, with the fields of the task.
-
-    Where lines of that level are not logged they go to the same stream of the worker, as they do from the event loop
-    and from threads. `context` is that of the run at this time, `between` that of no run.
-    """
-
-    def __init__(self, pipe: BinaryIO, stream: str, level: int, pid: int) -> None:
-        self.pipe = pipe
-        self._pid = pid
-        self.between = copy_context()
-        self.between.run(delivery_var.set, None)
-        self.context = self.between
-        self._stream = stream
-        self._level = level
-        self._rest = b""
-
-    def __repr__(self) -> str:
-        return f"<Output {self._stream} {len(self._rest)} bytes of a line>"
-
-    async def read(self) -> None:
-        """Read until nobody can write any more."""
-        try:
-            while (found := self._next()) != b"":
-                if found is None:
-                    await anyio.wait_readable(self.pipe)
-                else:
-                    self._take(found)
-                    await anyio.lowlevel.checkpoint()
-            self._say_rest()
-        finally:
-            self.pipe.close()
-
-    def run_ended(self) -> None:
-        """Log what the run has written, the line that it did not end as well."""
-        read = 0
-        while read < _MOST_AT_ONCE and (found := self._next()):
-            self._take(found)
-            read += len(found)
-        self._say_rest()
-        self.context = self.between
-
-    def _next(self) -> bytes | None:
-        """Return what was written, None if that is nothing, b"" if nobody can write any more."""
-        try:
-            return b"" if self.pipe.closed else self.pipe.read(1 << 16)  # None if there is nothing
-        except OSError:
-            return b""
-
-    def _take(self, found: bytes) -> None:
-        *lines, self._rest = (self._rest + found).split(b"\n")
-        while len(self._rest) > _LONGEST_LINE:
-            lines.append(self._rest[:_LONGEST_LINE])
-            self._rest = self._rest[_LONGEST_LINE:]
-        for line in lines:
-            self._say(line)
-
-    def _say_rest(self) -> None:
-        if self._rest:
-            self._say(self._rest)
-            self._rest = b""
-
-    def _say(self, line: bytes) -> None:
-        self.context.run(self._write, line.decode(errors="backslashreplace"))
-
-    def _write(self, line: str) -> None:
-        logger = logging.getLogger(_OUTPUT)
-        if logger.isEnabledFor(self._level):
-            extra = {"event": "output", "stream": self._stream, **fields_of(delivery_var.get())}
-            try:
-                record = logger.makeRecord(_OUTPUT, self._level, self._stream, 0, "%s", (line,), None, None, extra)
-                record.process = self._pid
-                logger.handle(record)
-            except BaseException as error:  # noqa: BLE001 - a filter or a handler of the user's; as in `safe_log`
-                log.warning("a line of a process cannot be logged: %s", error, event="internal_error")
-            return
-        with suppress(BaseException):  # closed; None, where the program has none; what the user has put there
-            getattr(sys, self._stream).write(line + "\n")
 
 
 def _log_record(body: bytes, context: Context | None) -> None:

@@ -23,6 +23,7 @@ from streamq.consumer.cpu_count import usable_cores
 from streamq.consumer.process_frames import Call, How, Setup, SpoiledError
 from streamq.consumer.process_handle import START_TIMEOUT, EndedError, FailedError, ProcessHandle
 from streamq.consumer.process_outcome import pack, receive
+from streamq.consumer.process_output import Pace
 from streamq.consumer.shortage import NO_MORE, NotStartedError, Shortage
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.diagnostics.safe_text import repr_of
@@ -74,6 +75,7 @@ class Processes:
         self._limiter: anyio.CapacityLimiter | None = None
         self._group: anyio.abc.TaskGroup | None = None
         self._serving = anyio.Event()
+        self._pace = Pace()
         self._context = copy_context()
         self._alive: set[ProcessHandle] = set()
         self._idle: list[ProcessHandle] = []  # the one that was used last is the last
@@ -114,6 +116,7 @@ class Processes:
             async with anyio.create_task_group() as self._group:
                 self._context = copy_context()
                 self._limiter = anyio.CapacityLimiter(self.size)
+                self._pace = Pace()
                 self._serving.set()
                 while True:
                     await anyio.sleep(_CHECK_EVERY)
@@ -268,7 +271,7 @@ class Processes:
         if os.name != "posix":
             raise ConfigurationError('run_in="process" needs a POSIX system: use run_in="thread" here')
         try:
-            process = ProcessHandle()
+            process = ProcessHandle(self._pace)
         except OSError as error:
             if error.errno not in _NONE_LEFT:
                 raise
@@ -312,6 +315,7 @@ class Processes:
             _main_module(),
             {**loggers, "": logging.root.level},
             logging.root.manager.disable,
+            getattr(logging, "_warnings_showwarning", None) is not None,
             self._initializer,
         )
 

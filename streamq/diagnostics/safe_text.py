@@ -22,6 +22,8 @@ frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dic
 
 def str_of(value: object, limit: int = SHOWN) -> str:
     """Return `str(value)`, at most `limit` characters; a text that says so if it raises."""
+    if type(value) is str and len(value) <= limit and value.isascii():  # most are, and each line of the log has many
+        return value
     return _text(str, "__str__", value, limit)
 
 
