@@ -52,10 +52,12 @@ def add_task_fields(logger: Any, method_name: str, event_dict: MutableMapping[st
 
     A field of the line with such a name gets an underscore after it.
     """
-    for name, value in task_fields().items():
+    fields = task_fields()
+    for name in TASK_FIELDS if fields else ():  # those that this task lacks, too: nobody else gives them
         if name in event_dict:
-            event_dict[f"{name}_"] = event_dict[name]
-        event_dict[name] = value
+            event_dict[f"{name}_"] = event_dict.pop(name)
+        if name in fields:
+            event_dict[name] = fields[name]
     return event_dict
 
 
@@ -71,7 +73,9 @@ class TaskFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields of the task to a record. Return True."""
         given, ours = record.__dict__, _is_ours(record)
-        for name, value in ({} if ours else task_fields()).items():
+        fields = {} if ours else task_fields()
+        for name in TASK_FIELDS if fields else ():  # those that this task lacks, too: nobody else gives them
+            value = fields.get(name, "")
             if given.setdefault(name, value) != value:
                 given[f"{name}_"], given[name] = given[name], value
         for name in TASK_FIELDS:

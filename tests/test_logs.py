@@ -72,7 +72,7 @@ async def test_each_line_of_a_handler_names_its_task(server, kept):
     @task(name="threaded")
     def threaded():
         deeper()
-        shop.warning("own", extra={"task_id": "mine"})
+        shop.warning("own", extra={"task_id": "mine", "trace_id": "forged"})
 
     async with RedisBroker(server.url) as broker:
         first = await broker.enqueue(looped.options(headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}))
@@ -88,6 +88,7 @@ async def test_each_line_of_a_handler_names_its_task(server, kept):
     assert "trace_id" not in by_name["threaded"]
     (own,) = kept.of(message="own")
     assert own.items() >= {"task": "threaded", "task_id": second.task_id, "attempt": 1, "task_id_": "mine"}.items()
+    assert (own["trace_id_"], "trace_id" in own) == ("forged", False)
     (outside,) = kept.of(message="outside")
     assert not outside.keys() & {"task", "task_id", "attempt", "tier"}
     assert any(text.endswith(f" deeper [looped {first.task_id}, attempt 1]") for text in kept.texts)

@@ -56,6 +56,13 @@ def set_up_aside(log_format: str, level: str) -> Callable[[float], bool]:
     return aside.written
 
 
+def enable_own() -> None:
+    """Enable the loggers of streamq: `dictConfig` in a module disables all that exist, and deaths were not logged."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and (name == "streamq" or name.startswith("streamq.")):
+            logger.disabled = False
+
+
 class _Writer(logging.StreamHandler[Any]):
     """Writes to stderr. What raises meanwhile is reported there as streamq reports it, and harms nobody."""
 

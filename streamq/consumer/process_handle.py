@@ -14,18 +14,21 @@ import subprocess
 import sys
 import time
 import weakref
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from types import TracebackType
 from typing import Any, Final
 
 import anyio
 import orjson
 
 from streamq.consumer.process_frames import HEADER, KINDS, Call, Kind, Setup, SpoiledError, frame, parse_header
-from streamq.consumer.process_outcome import Sent, unpack_answer
+from streamq.consumer.process_outcome import Sent, SentError, error_of, unpack_answer
 from streamq.consumer.process_output import Account, Output, Pace
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import ConfigurationError
 from streamq.handlers.context import delivery_var, reporter_var
 
@@ -250,6 +253,7 @@ def _log_record(body: bytes, context: Context | None) -> None:
     """
     try:
         parts = orjson.loads(body)
+        error = parts.pop("error", None)
         record = logging.makeLogRecord({**parts.pop("extra"), **parts})
         logger = logging.getLogger(record.name)
         wanted = logger.isEnabledFor(record.levelno)
@@ -257,6 +261,8 @@ def _log_record(body: bytes, context: Context | None) -> None:
         raise SpoiledError from error
     if not wanted:
         return
+    if error is not None:
+        record.exc_info = _exception_of(error)
     try:
         if context is None:
             logger.handle(record)
@@ -264,6 +270,18 @@ def _log_record(body: bytes, context: Context | None) -> None:
             context.run(logger.handle, record)
     except BaseException as error:  # noqa: BLE001 - a filter or a handler of the user's; as in `safe_log`
         log.warning("a line of a process cannot be logged: %s", error, event="internal_error")
+
+
+def _exception_of(packed: str) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return the exception of a record, as `logging` has it. Raises SpoiledError for what is none."""
+    try:
+        sent, _ = unpack_answer(b64decode(packed))
+    except Exception as spoiled:
+        raise SpoiledError from spoiled
+    if not isinstance(sent, SentError):
+        raise SpoiledError
+    error = error_of(sent)
+    return type(error), error, frames_of(error)
 
 
 def _note_progress(body: bytes) -> None:

@@ -10,6 +10,7 @@ or `disabled` count.
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import orjson
 
 from streamq.consumer.process_channel import Channel, call_var
 from streamq.consumer.process_frames import Kind
+from streamq.consumer.process_outcome import pack_answer, send_error
 from streamq.diagnostics.log_fields import OF_EVERY_RECORD, message_of
 from streamq.diagnostics.safe_text import repr_of, str_of
 
@@ -95,6 +97,9 @@ def _parts(record: logging.LogRecord) -> dict[str, Any]:
     parts["msg"] = str_of(message_of(record), _LONGEST_TEXT)
     if record.exc_info and not record.exc_text:
         record.exc_text = logging.Formatter().formatException(record.exc_info)
+    if record.exc_info and record.exc_info[1] is not None:
+        sent = pack_answer(send_error(record.exc_info[1], trimmed=False), 0)
+        parts["error"] = b64encode(sent).decode() if len(sent) <= _LARGEST // 2 else None
     parts["exc_text"] = record.exc_text and str_of(record.exc_text, _LONGEST_TEXT)
     parts["stack_info"] = record.stack_info and str_of(record.stack_info, _LONGEST_TEXT)
     extra = {str_of(name, 256): value for name, value in given.items() if name not in OF_EVERY_RECORD}

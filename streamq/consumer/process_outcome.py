@@ -7,7 +7,8 @@ run. So the process makes bytes and texts of its outcome itself, and nothing her
   be written is replaced by a `LostResult`, which is no JSON: the work is done.
 - An exception arrives as its pickle if it comes out of that as it was. One with an `__init__` of its own often does
   not: it is made again from its class, `args` and attributes, without a call of its `__init__`. Else it is replaced by
-  a `ProcessHandlerError`, and so is what would end the worker. Its traceback in the process becomes its cause.
+  a `ProcessHandlerError`, and so is what would end the worker. It has its frames in the process, and so have its cause,
+  its context and the members of a group.
 
 pickle is half a MiB, and loaded once a process is used.
 """
@@ -23,15 +24,15 @@ from typing import Any, Final, assert_never
 
 import orjson
 
-from streamq.diagnostics.process_traceback import ProcessTraceback
-from streamq.diagnostics.safe_text import frames_of, str_of, traceback_of, type_name
+from streamq.diagnostics.safe_text import frames_of, str_of, type_name
+from streamq.diagnostics.sent_frames import SentFrame, sent_frames, traceback_with
 from streamq.errors import ArgumentsError, ProcessHandlerError
 from streamq.wire.bounds import RESULT
 from streamq.wire.dead_letter_fields import ERROR_KEPT
-from streamq.wire.message import TRACEBACK_TAIL, dumps
+from streamq.wire.message import dumps
 
 _LARGEST = 1 << 18  # bytes of a part of an exception that is sent
-_OF_WORKER = 2_000  # characters left for the worker's part of a traceback
+_MOST_CHAINED = 20  # exceptions of a chain or a group, of which each arrives with its frames
 _OURS = "streamq.consumer."
 _AS_JSON: Final = b"j"  # the first byte of arguments
 _AS_PICKLE: Final = b"p"
@@ -73,12 +74,13 @@ class SentValue:
 class SentError:
     """An exception. `pickled` is None if its pickle is not what it was; `members` are those of a group.
 
-    `kind` is its qualified type name, (`module`, `qualname`) where its class is found.
+    `kind` is its qualified type name, (`module`, `qualname`) where its class is found. `cause` and `context` are those
+    that the traceback shows before it; `suppressed`: not the context.
     """
 
     kind: str
     text: str
-    trace: str = ""
+    frames: tuple[SentFrame, ...] = ()
     module: str = ""
     qualname: str = ""
     pickled: bytes | None = None
@@ -86,6 +88,9 @@ class SentError:
     attributes: dict[str, bytes] = field(default_factory=dict)
     message: str = ""
     members: tuple[SentError, ...] | None = None
+    cause: SentError | None = None
+    context: SentError | None = None
+    suppressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,9 @@ class SentRefusal:
 
 
 Sent = SentValue | SentError | SentBatch | SentRefusal
-_CLASSES = {(one.__module__, one.__qualname__): one for one in (SentValue, SentError, SentBatch, SentRefusal)}
+_CLASSES = {
+    (one.__module__, one.__qualname__): one for one in (SentValue, SentError, SentBatch, SentRefusal, SentFrame)
+}
 
 
 # --- in the process ---------------------------------------------------------------------------
@@ -125,14 +132,14 @@ def send_result(returned: Any, encode: Callable[[Any], bytes], *, batch: bool) -
         return SentValue(None, str_of(type(returned).__name__), f"{type_name(error)}: {str_of(error)}")
 
 
-def send_error(error: BaseException) -> SentError:
-    """Return an exception as it is sent, with its traceback. Never raises."""
-    kind, text = _main_module(type_name(error)), str_of(error, ERROR_KEPT)
-    trace = traceback_of(_from_users_frame(error), TRACEBACK_TAIL - _OF_WORKER)
+def send_error(error: BaseException, *, trimmed: bool = True) -> SentError:
+    """Return an exception as it is sent, with its frames; `trimmed`: without those of streamq. Never raises."""
+    frames: tuple[SentFrame, ...] = ()
     try:
-        return _send(error, kind, text, trace)
+        frames = sent_frames(_from_users_frame(error) if trimmed else error)
+        return _send(error, {})
     except BaseException:  # noqa: BLE001 - the user's code; RecursionError, MemoryError
-        return SentError(kind, text, trace)
+        return SentError(_main_module(type_name(error)), str_of(error, ERROR_KEPT), frames)
 
 
 def _value(value: Any, encode: Callable[[Any], bytes]) -> SentValue:
@@ -146,19 +153,24 @@ def _value(value: Any, encode: Callable[[Any], bytes]) -> SentValue:
     return SentValue(encoded)
 
 
-def _send(error: BaseException, kind: str, text: str, trace: str = "") -> SentError:
+def _send(error: BaseException, chained: dict[int, BaseException]) -> SentError:
+    """Return an exception as it is sent. `chained` are those of this chain so far, by their id."""
+    chained[id(error)] = error
+    kind, text = _main_module(type_name(error)), str_of(error, ERROR_KEPT)
     group = issubclass(type(error), BaseExceptionGroup)
     raw_args = BaseException.__dict__["args"].__get__(error)
     attributes = _or_none(lambda: dict(object.__getattribute__(error, "__dict__"))) or {}
     packed = {str_of(name): _small(partial(_dumps, value)) for name, value in attributes.items()}
     return SentError(
-        kind, text, trace,
+        kind, text, sent_frames(error),
         module=_main_module(str_of(type(error).__module__)), qualname=str_of(type(error).__qualname__),
         pickled=None if group else _small(lambda: _unchanged(error, text)),
         args=None if group else _small(lambda: _dumps(raw_args)),
         attributes={name: value for name, value in packed.items() if value is not None},
         message=str_of(BaseExceptionGroup.__dict__["message"].__get__(error)) if group else "",
-        members=_send_members(error) if group else None,
+        members=_send_members(error, chained) if group else None,
+        cause=_send_chained(error, "__cause__", chained), context=_send_chained(error, "__context__", chained),
+        suppressed=bool(BaseException.__dict__["__suppress_context__"].__get__(error)),
     )  # fmt: skip
 
 
@@ -168,9 +180,16 @@ def _small(make: Callable[[], bytes | None]) -> bytes | None:
     return found if found is None or len(found) <= _LARGEST else None
 
 
-def _send_members(group: BaseException) -> tuple[SentError, ...]:
-    members = BaseExceptionGroup.__dict__["exceptions"].__get__(group)
-    return tuple(_send(one, _main_module(type_name(one)), str_of(one, ERROR_KEPT)) for one in members)
+def _send_members(group: BaseException, chained: dict[int, BaseException]) -> tuple[SentError, ...]:
+    return tuple(_send(one, chained) for one in BaseExceptionGroup.__dict__["exceptions"].__get__(group))
+
+
+def _send_chained(error: BaseException, which: str, chained: dict[int, BaseException]) -> SentError | None:
+    """Return the cause or the context of an exception; None for what is in the chain already, or makes it too long."""
+    other = BaseException.__dict__[which].__get__(error)
+    if other is None or id(other) in chained or len(chained) >= _MOST_CHAINED:
+        return None
+    return _send(other, chained)
 
 
 def _unchanged(error: BaseException, text: str) -> bytes | None:
@@ -267,9 +286,16 @@ def error_of(sent: SentError) -> BaseException:
         error = _or_none(lambda: _checked(_made_again(sent), sent))
     if error is None:
         error = ProcessHandlerError(sent.kind, sent.text)
-    if sent.trace:
-        BaseException.__dict__["__cause__"].__set__(error, ProcessTraceback(sent.trace))
+    _set(error, "__traceback__", traceback_with(sent.frames))
+    for which, other in (("__cause__", sent.cause), ("__context__", sent.context)):
+        if other is not None:
+            _set(error, which, error_of(other))
+    _set(error, "__suppress_context__", sent.suppressed)
     return error  # type: ignore[no-any-return]
+
+
+def _set(error: BaseException, attribute: str, value: Any) -> None:
+    BaseException.__dict__[attribute].__set__(error, value)
 
 
 def _received(sent: SentValue) -> Any:

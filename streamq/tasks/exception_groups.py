@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf, isnan
 
-from streamq.diagnostics.process_traceback import ProcessTraceback
 from streamq.diagnostics.safe_text import frames_of
 from streamq.errors import ArgumentsError, Reject, RetryLater, UndecodableError
 from streamq.tasks.retry_policy import RetryPolicy
 
 _STOPPED = ("coroutine raised StopIteration",)  # the arguments of Python's RuntimeError (PEP 479)
-_cause_of = BaseException.__dict__["__cause__"].__get__  # whatever a class makes of attributes
 _REQUESTS = (RetryLater, Reject, ArgumentsError, UndecodableError)
 
 
@@ -39,12 +37,11 @@ def is_of_message(error: BaseException) -> bool:
     """Did streamq raise this about the message of the run? Not if code of the user raised it, or called what did.
 
     The call of a handler may go through middleware of the user's, but ends in `streamq.consumer`: an error about the
-    message has a frame of that inside of all frames of the user. What the process of a handler raised has none here.
+    message has a frame of that inside of all frames of the user. What the process of a handler raised has
+    the frames of the user that it had there.
     """
     traceback = frames_of(error)
-    ours = traceback is not None and not isinstance(_cause_of(error), ProcessTraceback)
-    if not ours:
-        return False
+    ours = traceback is not None
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__"))
         if not name.startswith("streamq."):

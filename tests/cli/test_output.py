@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -81,3 +82,30 @@ def test_results_and_notes_are_escaped(capsys):
     assert len(shown.err.splitlines()) == 3
     assert all(char.isprintable() or char == "\n" for char in shown.out + shown.err)
     assert printable(f"a{ESC}{FORGED}") in shown.out
+
+
+def test_the_loggers_of_streamq_stay_enabled_whatever_a_module_configures(tmp_path):
+    """`dictConfig` disables all loggers that exist; the death of a task was not logged."""
+    (tmp_path / "silences.py").write_text(SILENCES)
+    command = [sys.executable, "-m", "streamq", "worker", "silences", "--burst"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "is dead (retries_exhausted)" in ended.stderr
+
+
+SILENCES = """
+import logging.config
+from contextlib import asynccontextmanager
+from streamq import RedisBroker, task
+
+logging.config.dictConfig({"version": 1})
+broker = RedisBroker("memory://silences")
+
+@task(retries=0)
+async def fails():
+    raise ValueError
+
+@asynccontextmanager
+async def lifespan(worker):
+    await broker.enqueue(fails)
+    yield
+"""

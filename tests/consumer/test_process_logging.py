@@ -10,14 +10,17 @@ import pytest
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
 
 SCRIPT = """
-import logging, logging.config, sys
+import logging, logging.config, sys, traceback
 import anyio
 from streamq import RedisBroker, Worker, task
 
 class Shown(logging.StreamHandler):
     def emit(self, record):
         print(self.get_name(), record.name, record.levelname, record.getMessage(), getattr(record, "row", ""),
-              record.exc_info and record.exc_info[0].__name__, sep="|")
+              *(record.exc_info and [record.exc_info[0].__name__, *frames(record.exc_info[2])] or ()), sep="|")
+
+def frames(trace):
+    return [one.name for one in traceback.extract_tb(trace)]
 
 CONFIGURE
 
@@ -27,7 +30,10 @@ log = logging.getLogger("shop")
 def logs():
     log.debug("not wanted")
     log.info("sending", extra={"row": 7})
-    log.error("no bank")
+    try:
+        {}["bank"]
+    except KeyError:
+        log.exception("no bank")
     logging.getLogger("disabled").error("not wanted")
 
 @task(run_in="RUN_IN", retries=0)
@@ -55,7 +61,8 @@ for one in (logging.getLogger(), logging.getLogger("shop")):
     one.handlers[0].set_name(one.name)
 """,
     "a file": """
-logging.basicConfig(level="INFO", handlers=[Shown(), logging.FileHandler("shop.log")])
+logging.basicConfig(level="INFO", handlers=[Shown()])
+logging.getLogger("shop").addHandler(logging.FileHandler("shop.log"))
 """,
     "not propagated": """
 logging.getLogger("shop").addHandler(Shown())
@@ -82,5 +89,6 @@ async def test_a_record_of_a_process_is_logged_as_one_of_a_thread(tmp_path, anyi
         found.append((lines, file.read_text() if file.exists() else ""))
     assert found[0] == found[1]
     assert len(found[1][0]) == (4 if configured == "dictConfig" else 2)
-    assert found[1][0][0].endswith("|shop|INFO|sending|7|None")
+    assert found[1][0][0].endswith("|shop|INFO|sending|7")
+    assert found[1][0][-1].endswith("|shop|ERROR|no bank||KeyError|logs")
     assert "not wanted" not in str(found)

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,16 @@ from typing import Any, Self
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, batch_task, task
-from streamq.consumer.process_outcome import LostResult, SentError, error_of, receive, send_error, send_result
+from streamq.consumer.process_outcome import (
+    LostResult,
+    SentError,
+    error_of,
+    pack_answer,
+    receive,
+    send_error,
+    send_result,
+    unpack_answer,
+)
 from streamq.errors import ArgumentsError, ProcessHandlerError, StreamqError, TaskFailedError
 from streamq.wire.message import dumps
 from tests.at_work import burst, dead
@@ -309,3 +319,64 @@ async def test_one_item_of_a_batch_does_not_fail_the_others(real_server):
                 TaskFailedError, match={"error": "5: no", "lock": "cannot be sent", "stop": "Stop: no"}[bad]
             ):
                 await second.result(timeout=1)
+
+
+def looks_up(name: str) -> str:
+    return {}[name]
+
+
+@task(name="chains", run_in="process", retries=0, timeout=20.0)
+def chains() -> None:
+    try:
+        looks_up("bank")
+    except KeyError as missing:
+        raise ValueError("no bank") from missing
+
+
+def test_an_exception_has_the_frames_of_its_process_and_so_have_those_before_it():
+    """Sentry, and what logs a traceback, saw those of streamq alone, and a text."""
+    try:
+        chains.function()
+    except ValueError as error:
+        sent = send_error(ExceptionGroup("several", [error]))
+    group = error_of(unpack_answer(pack_answer(sent, 0))[0])
+    (error,) = group.exceptions
+    assert [one.name for one in traceback.extract_tb(error.__traceback__)][-1] == "chains"
+    (first, last) = traceback.extract_tb(error.__cause__.__traceback__)
+    assert (first.name, last.name, last.filename) == ("chains", "looks_up", __file__)
+    assert last.line == "return {}[name]"
+    assert last.lineno == looks_up.__code__.co_firstlineno + 1
+    assert error.__suppress_context__
+
+
+def test_the_frames_and_the_chain_of_an_exception_are_bounded():
+    def deep(level: int) -> None:
+        if level:
+            deep(level - 1)
+        raise ValueError(level)
+
+    with pytest.raises(ValueError, match="0") as raised:
+        deep(500)
+    error: BaseException = raised.value
+    for number in range(100):
+        outer = RuntimeError(number)
+        outer.__context__, error = error, outer
+    assert len(list(traceback.walk_tb(error_of(send_error(raised.value)).__traceback__))) <= 80
+    again: BaseException | None = error_of(send_error(error))
+    length = 0
+    while again is not None:
+        length, again = length + 1, again.__context__
+    assert length <= 20
+
+
+async def test_what_a_run_raised_has_its_frames_in_the_worker(real_server, caplog):
+    async with RedisBroker(real_server.url) as broker:
+        await broker.enqueue(chains)
+        await burst(broker, chains)
+    (letter,) = dead(real_server)
+    assert "in looks_up" in letter["traceback"]
+    (record,) = [one for one in caplog.records if one.__dict__.get("event") == "dead"]
+    assert record.exc_info is not None
+    error = record.exc_info[1]
+    assert [one.name for one in traceback.extract_tb(error.__traceback__)][-1] == "chains"
+    assert [one.name for one in traceback.extract_tb(error.__cause__.__traceback__)] == ["chains", "looks_up"]
