@@ -77,10 +77,10 @@ async def test_a_record_of_a_process_is_logged_as_one_of_a_thread(tmp_path, anyi
     """It came twice, or as a line that was printed, without its logger and its level; a log file had it twice."""
     found = []
     for run_in in ("thread", "process"):
-        script = tmp_path / f"{run_in}.py"
+        script = tmp_path / "shop.py"
         text = SCRIPT.replace("CONFIGURE", CONFIGURED[configured]).replace("RUN_IN", run_in)
         if run_in == "thread":
-            text = text.replace("logging.basicConfig(level", "dict(level")
+            text = text.replace('logging.basicConfig(level="DEBUG"', 'dict(level="DEBUG"')
         script.write_text(text.replace("BACKEND", anyio_backend_name))
         file = tmp_path / "shop.log"
         file.unlink(missing_ok=True)
