@@ -20,6 +20,7 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
+from streamq.cli.endpoint import make_endpoint, serving
 from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
 from streamq.cli.process_limits import ProcessLimits
@@ -41,6 +42,7 @@ from streamq.worker import State, Worker
 
 log = SafeLog("streamq.cli")
 
+_METRICS = "--metrics"
 _LIFESPAN_END = 5.0  # seconds for a lifespan to end after the second request; that ends the process after 10 s
 _SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
 
@@ -190,6 +192,9 @@ class _WorkerRun:
         self.stops = stops
         self.channel = channel
         self.loop = loop
+        self._endpoint = None if settings.metrics is None else make_endpoint(
+            _METRICS, settings.metrics, worker.broker, worker, reuse_port=channel is not None
+        )  # fmt: skip
         self._limits = ProcessLimits(settings.max_rss, settings.max_tasks)
         self._too_large: str | None = None  # what is wrong if it is so before it has run a task
         self._stop_level = 0
@@ -228,7 +233,7 @@ class _WorkerRun:
         settings, worker = self.settings, self.worker
         if (wrong := self._limits.exceeded_at_start()) is not None:
             raise CommandLineError(wrong)
-        async with worker.broker as broker:
+        async with serving(_METRICS, self._endpoint), worker.broker as broker:
             description = banner.describe(
                 worker, await _server_product(broker), loop=self.loop, processes=settings.processes,
                 broker_path=self.loaded.broker_path,
@@ -279,6 +284,8 @@ class _WorkerRun:
                     log.warning("cancelling the end of %s", self.lifespan.name, event="worker_stopping")
                     self._scope.cancel()
             elif self._stop_level == 1:
+                if self._endpoint is not None and self.channel is not None:  # a replacement may listen there, too
+                    self._endpoint.stop_listening()
                 running = worker.health.running
                 again = "" if self.channel is not None else "; send the signal again to stop now"
                 log.info(

@@ -155,6 +155,7 @@ OLDER_THAN = _seconds("older_than", "0 is every one; of an inbox, and of dead le
 DONE = Bound("report_progress.done", "", 0.0, 1e15, "a double counts whole numbers so far")
 TOTAL = Bound("report_progress.total", "", 0.0, 1e15, "as done")
 SCRAPE_INTERVAL = _seconds("QueueCollector.interval", "a snapshot is a round trip", 0.1)
+PORT = Bound("Endpoint.port", "", 0, 65_535, "0 is one that the system chooses", whole=True)
 SCAN = _count("examine.scan", "entries that doctor reads; 0 is none", 0)
 
 # Reading.
