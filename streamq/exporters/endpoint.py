@@ -7,15 +7,15 @@ that sends nothing, or opens thousands, costs the worker beside it nothing. What
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from anyio.abc import Listener, SocketStream, TaskStatus
+from anyio.abc import SocketListener, SocketStream, TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, MissingExtraError, StreamqError
@@ -91,9 +91,9 @@ class Endpoint:
                 local_host=self.host, local_port=self.port, reuse_port=self._reuse_port
             )
         except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"nothing can listen at {self.host}:{self.port}: {getattr(error, 'strerror', None) or error}; give an address of this "
-                "machine and a port that is free"
+                f"nothing can listen at {self.host}:{self.port}: {why}; give an address of this machine and a free port"
             ) from None
         async with listeners:
             self.port = listeners.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - it is not Django's
@@ -103,7 +103,7 @@ class Endpoint:
                     task_status.started(self.port)
                     with anyio.CancelScope() as self._listening:
                         async with anyio.create_task_group() as accepting:
-                            for listener in listeners.listeners:
+                            for listener in cast("Sequence[SocketListener]", listeners.listeners):
                                 accepting.start_soon(self._accept_forever, listener, connections)
                     await listeners.aclose()
             finally:
@@ -126,7 +126,7 @@ class Endpoint:
 
     # --- connections ---------------------------------------------------------------------------
 
-    async def _accept_forever(self, listener: Listener[SocketStream], group: anyio.abc.TaskGroup) -> None:
+    async def _accept_forever(self, listener: SocketListener, group: anyio.abc.TaskGroup) -> None:
         failed = False
         while True:
             try:
