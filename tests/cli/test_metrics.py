@@ -10,6 +10,7 @@ import time
 import httpx
 import pytest
 
+from tests.cli.conftest import ROOT
 from tests.client.conftest import free_port
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
@@ -54,15 +55,20 @@ def test_a_worker(start, url, anyio_backend):
     assert program.ended() == 0, program.output
 
 
-def test_it_answers_while_the_server_is_away(start, anyio_backend):
-    """A worker that waits for its server at the start is alive, and not ready; the reason is said."""
-    program = start(
-        "worker", "app", "--url", f"redis://127.0.0.1:{free_port()}", "--metrics", "127.0.0.1:0",
-        "--backend", anyio_backend,
-    )  # fmt: skip
-    port = port_of(program)
-    assert ask(port, "/livez").status_code == 200
-    assert program.ended() == 1  # it never had a server: an error at the start
+def test_it_answers_while_it_waits_for_the_server(start, anyio_backend):
+    """A worker whose server is silent is alive, and not ready; if it never had one, that is an error in the end."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        program = start(
+            "worker", "app", "--url", f"redis://127.0.0.1:{silent.getsockname()[1]}", "--metrics", "127.0.0.1:0",
+            "--backend", anyio_backend,
+        )  # fmt: skip
+        port = port_of(program)
+        assert ask(port, "/livez").status_code == 200
+        unready = httpx.get(f"http://127.0.0.1:{port}/readyz")
+        assert (unready.status_code, unready.text) == (503, "the worker is new\n")
+        assert program.ended() == 2  # the server of the URL cannot be used
 
 
 def test_processes_have_ports_of_their_own(start, url, anyio_backend):
@@ -119,6 +125,6 @@ def test_a_process_of_its_own_needs_a_server_that_others_use(here):
 
 def test_without_its_extra(start, url, tmp_path):
     (tmp_path / "h11.py").write_text("raise ImportError('h11')")
-    program = start("worker", "app", "--url", url, "--metrics", "127.0.0.1:0", env={"PYTHONPATH": f"{tmp_path}:."})
+    program = start("worker", "app", "--url", url, "--metrics", "127.0.0.1:0", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert program.ended() == 2
     assert "pip install 'streamq[metrics]'" in program.output
