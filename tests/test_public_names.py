@@ -37,7 +37,7 @@ PUBLIC = {
     "streamq.monitoring": """
         CircuitMetrics ConsumerMetrics Figures QueueMetrics QueueMonitor TaskMetrics TierMetrics
     """,
-    "streamq.exporters": "Endpoint QueueCollector TracingMiddleware inject_headers",
+    "streamq.exporters": "Endpoint QueueCollector StatsdExporter TracingMiddleware inject_headers",
     "streamq.testing": """
         Checker EndedTask FakeDelivery FinalState Limits LogError Question Record Recorder Report Row RunTasks
         VirtualTime check fake_delivery final_state own_task read scenarios summary table

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamq.cli.options import address
 from streamq.cli.server_options import ServerOptions, server_options
 
+if TYPE_CHECKING:
+    from streamq.broker import RedisBroker
+    from streamq.exporters import StatsdExporter
+
+_STATSD_INTERVAL = 10.0  # seconds: what a StatsD server flushes by default
+
 
 @click.command(short_help="Serve the figures of a queue to Prometheus.")
 @server_options
 @click.option("--listen", type=address, metavar="HOST:PORT", default="127.0.0.1:9464", show_default=True,
               show_envvar=True, help="Where to listen. 0.0.0.0:9464 is every address of this machine.")  # fmt: skip
+@click.option("--statsd", type=address, metavar="HOST:PORT", show_envvar=True,
+              help="Send the state of the queue to a StatsD server, too.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True,
               show_envvar=True, help="Event loop.")  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, show_envvar=True,
               help="json: one object per line.")  # fmt: skip
-def metrics(listen: tuple[str, int], backend: str, log_format: str, **given: Any) -> None:
+def metrics(
+    listen: tuple[str, int], statsd: tuple[str, int] | None, backend: str, log_format: str, **given: Any
+) -> None:
     """Serve /metrics, /livez and /readyz until stopped by Ctrl-C or SIGTERM.
 
     The figures are those of the whole queue: one such process is enough, and a worker with
@@ -27,7 +38,7 @@ def metrics(listen: tuple[str, int], backend: str, log_format: str, **given: Any
     server is away /metrics says streamq_up 0.
     """
     from streamq.cli import logs  # noqa: PLC0415 - keeps --help light
-    from streamq.cli.endpoint import make_endpoint, serving  # noqa: PLC0415
+    from streamq.cli.exporters import beside, make_endpoint, start_endpoint, start_statsd  # noqa: PLC0415
     from streamq.cli.run_command import check_backend, run  # noqa: PLC0415
 
     check_backend(backend)
@@ -36,7 +47,18 @@ def metrics(listen: tuple[str, int], backend: str, log_format: str, **given: Any
     endpoint = make_endpoint("--listen", listen, broker)
 
     async def main() -> None:
-        async with serving("--listen", endpoint), broker:
+        services = [partial(start_endpoint, "--listen", endpoint)]
+        if statsd is not None:
+            services.append(partial(start_statsd, _statsd(statsd, broker)))
+        async with beside(*services), broker:
             await endpoint.refresh_forever()
 
     run(main, backend=backend)
+
+
+def _statsd(address: tuple[str, int], broker: RedisBroker) -> StatsdExporter:
+    from streamq.exporters import StatsdExporter  # noqa: PLC0415 - keeps --help light
+    from streamq.monitoring import QueueMonitor  # noqa: PLC0415
+
+    host, port = address
+    return StatsdExporter(host, port, interval=_STATSD_INTERVAL, monitor=QueueMonitor(broker=broker))

@@ -71,6 +71,8 @@ from streamq.cli.usage_errors import CommandLineError
 @click.option("--metrics", type=address, metavar="HOST:PORT", show_envvar=True,
               help="Serve /livez, /readyz and /metrics there. With --processes, process N listens at PORT + N - 1."
               )  # fmt: skip
+@click.option("--statsd", type=address, metavar="HOST:PORT", show_envvar=True,
+              help="Send counts and times of runs to a StatsD server, such as 127.0.0.1:8125.")  # fmt: skip
 @click.option(
     "--name",
     show_envvar=True,

@@ -156,6 +156,8 @@ DONE = Bound("report_progress.done", "", 0.0, 1e15, "a double counts whole numbe
 TOTAL = Bound("report_progress.total", "", 0.0, 1e15, "as done")
 SCRAPE_INTERVAL = _seconds("QueueCollector.interval", "a snapshot is a round trip", 0.1)
 PORT = Bound("Endpoint.port", "", 0, 65_535, "0 is one that the system chooses", whole=True)
+STATSD_PORT = Bound("StatsdExporter.port", "", 1, 65_535, "a port", whole=True)
+STATSD_INTERVAL = _seconds("StatsdExporter.interval", "each is some packets", 0.1)
 SCAN = _count("examine.scan", "entries that doctor reads; 0 is none", 0)
 
 # Reading.

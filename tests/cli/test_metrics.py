@@ -128,3 +128,20 @@ def test_without_its_extra(start, url, tmp_path):
     program = start("worker", "app", "--url", url, "--metrics", "127.0.0.1:0", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert program.ended() == 2
     assert "pip install 'streamq[metrics]'" in program.output
+
+
+@pytest.mark.parametrize("option", ["127.0.0.1:8125", "nowhere.invalid:8125"])
+def test_statsd(start, url, option, anyio_backend):
+    """Counts of runs; a server that is not there is a line of the log, and no more."""
+    assert start("enqueue", "send", "a@b.c", "--url", url).ended() == 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(20)
+        there = option.startswith("127.")
+        given = f"127.0.0.1:{statsd.getsockname()[1]}" if there else option
+        program = start("worker", "app", "--url", url, "--burst", "--statsd", given, "--backend", anyio_backend)
+        assert program.ended() == 0, program.output
+        if there:
+            assert b"streamq.runs:1|c|#task:send,tier:standard,outcome:done" in statsd.recv(2000)
+        else:
+            assert "what is lost is not sent again" in program.output

@@ -1,8 +1,8 @@
-"""The endpoint for probes and scrapes of a worker process, and of `streamq metrics`."""
+"""What tells others of a worker process, or of a queue: the endpoint for probes and scrapes, and StatsD."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from streamq.broker import RedisBroker
-    from streamq.exporters import Endpoint
+    from streamq.exporters import Endpoint, StatsdExporter
     from streamq.worker import Worker
 
 log = SafeLog("streamq.cli")
@@ -38,20 +40,16 @@ def make_endpoint(
 
 
 @asynccontextmanager
-async def serving(option: str, endpoint: Endpoint | None) -> AsyncIterator[None]:
-    """Serve an endpoint around a block; None serves nothing. Errors of the block come out as they are.
-
-    Raises CommandLineError if nothing can listen there.
-    """
-    if endpoint is None:
+async def beside(*services: Callable[[TaskGroup], Awaitable[None]]) -> AsyncIterator[None]:
+    """Start services around a block, and cancel them at its end. Errors of the block come out as they are."""
+    if not services:
         yield
         return
     failed: Exception | None = None
     async with anyio.create_task_group() as group:
         try:
-            port = await _started(group, option, endpoint)
-            log.info("probes and metrics at http://%s:%d", _in_url(endpoint.host), port, event="endpoint_started",
-                     extra={"host": endpoint.host, "port": port})  # fmt: skip
+            for start in services:
+                await start(group)
             yield
         except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
             failed = error
@@ -60,12 +58,28 @@ async def serving(option: str, endpoint: Endpoint | None) -> AsyncIterator[None]
         raise failed
 
 
-async def _started(group: anyio.abc.TaskGroup, option: str, endpoint: Endpoint) -> int:
+async def start_endpoint(option: str, endpoint: Endpoint, group: TaskGroup) -> None:
+    """Serve an endpoint. Raises CommandLineError if nothing can listen there."""
     try:
         port: int = await group.start(endpoint.serve)
     except ConfigurationError as error:
         raise CommandLineError(f"{option} {_in_url(endpoint.host)}:{endpoint.port}: {error}") from None
-    return port
+    log.info("probes and metrics at http://%s:%d", _in_url(endpoint.host), port, event="endpoint_started",
+             extra={"host": endpoint.host, "port": port})  # fmt: skip
+
+
+def make_statsd(address: Address | None) -> StatsdExporter | None:
+    """Return what sends to the StatsD server at an address; None without an address."""
+    if address is None:
+        return None
+    from streamq.exporters import StatsdExporter  # noqa: PLC0415 - few workers need it
+
+    return StatsdExporter(*address)
+
+
+async def start_statsd(exporter: StatsdExporter, group: TaskGroup) -> None:
+    """Send to a StatsD server."""
+    await group.start(exporter.send_forever)
 
 
 def _in_url(host: str) -> str:
