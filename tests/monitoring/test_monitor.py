@@ -14,7 +14,7 @@ from streamq.errors import BrokerError, ConfigurationError
 from streamq.monitoring import ConsumerMetrics, QueueMetrics, QueueMonitor
 from streamq.monitoring.metrics import figures
 from streamq.tasks.outcome import Ack
-from streamq.wire.counters import Counters
+from streamq.wire.counters import Counters, share_of
 from streamq.wire.keys import STATS_WINDOW
 from tests.at_work import burst, until, working
 from tests.servers import fresh_server
@@ -131,6 +131,8 @@ class TestSnapshot:
         assert metrics.throughput_per_sec == pytest.approx(7 / metrics.covered_s)
         assert 0 < metrics.p50_latency_ms <= metrics.p95_latency_ms <= metrics.p99_latency_ms < 20_000
         assert 0 < metrics.avg_latency_ms < 20_000
+        assert 0 < metrics.p50_wait_ms <= metrics.p95_wait_ms <= metrics.p99_wait_ms < 20_000
+        assert 0 < metrics.avg_wait_ms <= metrics.avg_latency_ms
         assert abs(metrics.taken_at.timestamp() - time.time()) < 5
 
     async def test_of_one_stream_alone(self, server):
@@ -223,11 +225,13 @@ class TestFigures:
     def test_rates(self):
         tally = Counters(failed=1)
         for _ in range(3):
-            tally.acknowledged(0.1, 0.05)
+            tally.acknowledged(share_of(0, 0.1, 0.05))
         made = figures(tally, 2.0)
         assert (made["throughput_per_sec"], made["error_rate"]) == (1.5, 0.25)
         assert (made["avg_latency_ms"], made["avg_run_ms"]) == (pytest.approx(100), pytest.approx(50))
-        assert 50 <= made["p50_latency_ms"] <= 200
+        assert made["p50_latency_ms"] == pytest.approx(100, rel=0.07)
+        assert made["avg_wait_ms"] == pytest.approx(50)
+        assert made["p99_wait_ms"] == pytest.approx(50, rel=0.07)
 
     def test_drain_and_wanted_workers(self):
         alive = [ConsumerMetrics(name=str(n), pending=0, idle_s=0, alive_s=9, alive=n < 2) for n in range(3)]

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import pytest
 
-from streamq.scripts import step
+from streamq.scripts import step, with_counters
+from streamq.wire.counters import pack_one
 from tests.servers import pack
 
 if TYPE_CHECKING:
@@ -69,7 +70,16 @@ class Case:
         source = step(self.step).source
         if self.older:
             source = source.replace("redis.acl_check_cmd", "redis.unknown")
-        return as_user(server, user, "EVAL", source, len(self.keys), *self.keys, *arguments)
+        if self.counts:
+            command = with_counters(step(self.step)(self.keys[:-1], *arguments), self.keys[-1], 60, COUNTS)
+        else:
+            command = step(self.step)(self.keys, *arguments)
+        return as_user(server, user, "EVAL", source, *command[2:])
+
+    @property
+    def counts(self) -> bool:
+        """Has it the counters of a settlement, and their key as its last?"""
+        return self.keys[-1] == STATS
 
 
 def as_user(server: RealServer, user: str, *command: Any) -> Any:
@@ -98,6 +108,7 @@ NAMES_FIRST, PARTS_FIRST = following(BEGIN, SEND, LATER, JOIN)
 OLD = ("old r", "old p")  # what an earlier task of the same id has left
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
 ALIVE, LEASES = "s:alive", "s:leases"
+STATS, COUNTS = "stats", pack_one("low|t|", ("done",), superseded=True)
 LIMIT = ("permits", "called", "line", "limits", DELAYED)
 FAR = 10**15
 SCHEDULE = '{"name":"n","cron":"* * * * *","tz":"UTC","fields":["task","t"],"revision":"1"}'
@@ -150,7 +161,7 @@ CASES = {
     "remove_consumers": Case("remove_consumers", (STREAM, ALIVE, LEASES), ("g", "parked", 10, "", 1)),
     "mark_isolated": Case("mark_isolated", (STREAM, CRASHES), ("g", "me", "entry", 9000)),
     "count_dropped": Case("count_dropped", (TOTALS,), (3, 60)),
-    "add_counters": Case("add_counters", ("stats",), (60, "a", 1, "b", 2)),
+    "add_counters": Case("add_counters", ("window",), (60, "a", 1, "b", 2)),
     "progress": Case("progress", ("p1", "p2"), (9000, "1", 9000, "2")),
     "register": Case("register", ("schedules", "ticks"), ("m", SCHEDULE, 5, "wake")),
     "unregister": Case("unregister", ("schedules", "ticks", "ticked"), ("n", "wake")),
@@ -182,10 +193,16 @@ CASES = {
     "circuit_postpone": Case("circuit_postpone", ("circuit",), (100, 9000, -1, FAR, FAR)),
     "circuit_report": Case("circuit_report", ("circuit", "circuits"), ("c", 9000, 10, "state", "open")),
 }
+CASES |= {
+    name: replace_fields(case, keys=(*case.keys, STATS))
+    for name, case in CASES.items()
+    if "counted(" in step(case.step).source
+}
 READING = {"find_entry"}  # changes nothing
 FULL = "18446744073709551615-18446744073709551615"
 # What these commands do is left undone where they may not run, and refuses nothing: words to other workers, what the
 # monitor alone reads, evidence of crashes (it ends by its TTL) and of who is alive.
+COUNTING = {case.step for case in CASES.values() if case.counts}
 FOR_MONITOR = {"circuit_enter", "circuit_leave", "circuit_report"}
 OPTIONAL: dict[str, set[str] | None] = {
     "publish": None,
@@ -196,7 +213,8 @@ OPTIONAL: dict[str, set[str] | None] = {
     "hget": {"dead_letter", "postpone"},
     "hmget": {"renew", "reclaim"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
-    **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
+    # Counters are lesser than the work; so is the count of what was dropped.
+    **{key: COUNTING | {"count_dropped"} for key in ("hincrby", "expire")},
     # What an earlier task of the same id has left, stays. (Two of them delete keys of their own, too.)
     "get": {"replay"},
     "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "debounce", "keep_last"},
