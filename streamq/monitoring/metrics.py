@@ -138,11 +138,16 @@ class QueueMetrics(Figures):
     def wanted_workers(self, within: float | timedelta = 60.0) -> int | None:
         """Return how many workers would start all waiting tasks within `within` seconds.
 
-        Assumes that each worker gets as much done as the current ones did in the window. That holds for a
-        queue with a backlog. None if nothing got done in the window, or no worker is alive. Raises
-        ConfigurationError for a time that cannot be used.
+        Assumes that each worker gets as much done as the current ones did in the window. That holds for a queue with a
+        backlog. Where runs last longer than `within`, none of them makes room in that time. Then each worker is assumed
+        to hold as many tasks as the fullest one does, those that run count as well as those that wait, and no worker
+        that runs something is to go. None if that cannot be known: nothing got done and nothing runs, or no worker is
+        alive. Raises ConfigurationError for a time that cannot be used.
         """
         seconds = float(bounds.WANTED_WITHIN.check(within))
+        if self.processing and (not self.done or self.avg_run_ms > seconds * 1000):
+            held = [consumer.pending for consumer in self.consumers if consumer.alive and consumer.pending]
+            return max(len(held), math.ceil((self.processing + self.depth) / max(held))) if held else None
         if not self.depth:
             return min(1, self.workers)
         each = self.throughput_per_sec / self.workers if self.workers else 0.0

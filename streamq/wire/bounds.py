@@ -167,6 +167,7 @@ SCHEDULED = _count("scheduled.limit", "None yields all", 0)
 MONITOR_WINDOW = _seconds(
     "QueueMonitor.window", "counters are in buckets of 10 s, and kept for 15 minutes", 10.0, 900.0
 )
+MONITOR_INTERVAL = _seconds("QueueMonitor.watch", "a snapshot is two round trips", 0.1)
 WANTED_WITHIN = _seconds("wanted_workers.within", "a rate needs some time", 0.001)
 PROCESSES = _count("--processes", "each is a process of its own", 1, 1_024)
 MAX_TASKS = _count("--max-tasks", "a process that runs nothing is of no use")
