@@ -44,6 +44,8 @@ _MORE = {  # files to prepend, by a function that the script calls
     "hold_key(": "_delay.lua _newest_wins.lua _delete_old.lua _hold_key.lua",
     "count_dropped(": "_dropped.lua",
     "delete_old(": "_delete_old.lua",
+    "replay_letter(": "_delete_old.lua _replay.lua",
+    "kept_from(": "_operation.lua",
     "time_in(": "_time_in.lua",
     "read_bucket(": "_time_in.lua _bucket.lua",
     "place_of(": "_wake.lua _sweep.lua",

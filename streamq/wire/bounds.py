@@ -163,6 +163,10 @@ SCAN = _count("examine.scan", "entries that doctor reads; 0 is none", 0)
 # Reading.
 PEEKED = _count("peek.count", "0 is none; also -n of streamq dlq ls, from 1", 0)
 REPLAYED = _count("replay.limit", "None replays all that match")
+SEARCHED = _count("search.count", "what is found is held in memory; also -n of streamq dlq search", 1, 1_000_000)
+EXAMINED = _count("search.examine", "also of stats: the letters that one call looks at")
+OPERATED = _count("start.limit", "None is every letter that matches; also --limit")
+OPERATION_RATE = Bound("start.rate", "/s", 1e-3, 1e6, "letters a second; None is as fast as it goes; also --rate")
 SCHEDULED = _count("scheduled.limit", "None yields all", 0)
 MONITOR_WINDOW = _seconds(
     "QueueMonitor.window", "counters are in buckets of 10 s, and kept for 15 minutes", 10.0, 900.0

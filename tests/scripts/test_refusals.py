@@ -153,6 +153,22 @@ CASES = {
     "replay, the key is its own": Case(
         "replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, "", "", 0, *FIELDS)
     ),
+    "operation_replay": Case(
+        "operation_replay",
+        ("op", DEAD, STREAM),
+        ("0-0", 1, 9000, "", "7-0", "n", "x", 0, "theirs", "", 1, "old r", *FIELDS),
+    ),
+    "operation_replay, with its key": Case(
+        "operation_replay",
+        ("op", DEAD, STREAM, "d", "latest", "w"),
+        ("0-0", 1, 9000, "", "7-0", "n", "x", 9000, "", "1:g", 0, *FIELDS),
+    ),
+    "operation_advance": Case("operation_advance", ("op", DEAD), ("0-0", "7-0", 1, 0, 9000, "", "7-0")),
+    "operation_advance, passed over": Case("operation_advance", ("op", DEAD), ("0-0", "7-0", 1, 1, 9000, "odd")),
+    "operation_begin": Case(
+        "operation_begin", ("newop", "operations", DEAD), ("new", 9000, 2, "state", "running", "at", "0-0")
+    ),
+    "operation_state": Case("operation_state", ("op", DEAD), ("running", "stopped", 9000, "")),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
     "reclaim": Case(
         "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)
@@ -208,7 +224,14 @@ OPTIONAL: dict[str, set[str] | None] = {
     "publish": None,
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
-    "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
+    "xdel": {
+        "cancel",
+        "task_started",
+        "promote",
+        "operation_advance",
+        "operation_begin",
+        "operation_state",
+    },  # opens the way on a server out of memory
     "exists": {"renew", "reclaim", "dead_letter", "postpone"},  # marks of cancelled entries
     "hget": {"dead_letter", "postpone"},
     "hmget": {"renew", "reclaim"},
@@ -216,8 +239,8 @@ OPTIONAL: dict[str, set[str] | None] = {
     # Counters are lesser than the work; so is the count of what was dropped.
     **{key: COUNTING | {"count_dropped"} for key in ("hincrby", "expire")},
     # What an earlier task of the same id has left, stays. (Two of them delete keys of their own, too.)
-    "get": {"replay"},
-    "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "debounce", "keep_last"},
+    "get": {"replay", "operation_replay"},
+    "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "operation_replay", "debounce", "keep_last"},
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
@@ -227,7 +250,7 @@ OPTIONAL: dict[str, set[str] | None] = {
 SETTLES = {
     "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
     "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "once_withdraw", "permit_acquire",
-    "permit_check", "stop_workflow",
+    "permit_check", "stop_workflow", "operation_advance", "operation_begin", "operation_state",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
 KEYLESS = {"publish", "time", "client|unblock"}
@@ -255,6 +278,7 @@ def prepared(server: RealServer, case: Case) -> bytes:
     server.command("SET", "d", "x")
     server.command("HSET", "latest", "id", "x", "since", 0, "entry", "", "due", 0, "ttl", 1, "next", "later")
     server.command("XADD", DEAD, "7-0", *FIELDS)
+    server.command("HSET", "op", "state", "running", "at", "0-0", "done", 3)
     server.command("HSET", "schedules", "n", SCHEDULE)
     server.command("ZADD", "ticks", 1, "n")
     server.command("HSET", "ticked", "n", 1)
