@@ -79,6 +79,7 @@ class Health:
     which loop, what a limit asks for, a right to announce, and why. At most 10 settlements are named. None and () if
     there is nothing.
 
+    It is `ready` while it runs, without an outage, and the server has answered within the last visibility timeout.
     `running` and `waiting` count deliveries, `superseded` those that another consumer settled first, or reclaimed.
     """
 
@@ -88,6 +89,7 @@ class Health:
     waiting: int
     superseded: int
     refused: tuple[str, ...] = ()
+    ready: bool = False
 
 
 class Worker:
@@ -171,7 +173,8 @@ class Worker:
         refused = (*consumer.settler.set_aside.named(), *consumer.outage.refused, *asked_in_vain)
         own = refused[0] if refused else threads.trouble or self._processes.trouble
         trouble = own if error is None else str(error)
-        return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused)
+        ready = self.state is State.RUNNING and error is None and consumer.outage.silence < self.visibility_timeout
+        return Health(self.state, trouble, buffer.running, buffer.waiting, consumer.settler.superseded, refused, ready)
 
     @property
     def runs(self) -> int:

@@ -24,7 +24,8 @@ PUBLIC = {
         ArgumentsError BatchResultError BrokerError BrokerUnavailableError CircuitOpenError
         ConfigurationError DeadLetterNotFoundError DedupKeyHeldError EffectInProgressError EffectLostError
         EffectNotBegunError EncodingError LeftOpenError LifespanEndedError MessageError MissingExtraError
-        NotDurableError NotHeldError NotOpenError OutcomeUnknownError PayloadTooLargeError ProcessDiedError
+        NotDurableError NotHeldError NotOpenError OperationNotFoundError OperationTakenError OutcomeUnknownError
+        PayloadTooLargeError ProcessDiedError
         ProcessHandlerError Reject ResultNotKeptError ResultTimeoutError ResultTypeError Retry RetryLater
         SignatureError StreamqError SyncCallError TaskFailedError TaskNameError TaskTimeoutError UndecodableError
         UnreadableExceptionError UnrecordableError WrongLoopError
@@ -33,11 +34,14 @@ PUBLIC = {
         CallNext CircuitBreaker CircuitView ConcurrencyLimit Context Idempotency Middleware MiddlewareChain
         RateLimitMiddleware RemoteFailureError Resident SendMiddleware SendNext
     """,
-    "streamq.dead_letter": "DeadLetterEntry DeadLetterQueue",
+    "streamq.dead_letter": """
+        DeadLetterEntry DeadLetterFilter DeadLetterGroup DeadLetterOperation DeadLetterQueue DeadLetterStats Imported
+        LetterOutcome OperationProgress Redaction SearchResult
+    """,
     "streamq.monitoring": """
         CircuitMetrics ConsumerMetrics Figures QueueMetrics QueueMonitor TaskMetrics TierMetrics
     """,
-    "streamq.exporters": "QueueCollector TracingMiddleware inject_headers",
+    "streamq.exporters": "Endpoint QueueCollector StatsdExporter TracingMiddleware inject_headers",
     "streamq.testing": """
         Checker EndedTask FakeDelivery FinalState Limits LogError Question Record Recorder Report Row RunTasks
         SyncRunTasks VirtualTime check fake_delivery final_state own_task read scenarios summary table

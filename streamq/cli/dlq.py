@@ -1,22 +1,17 @@
-"""`streamq dlq`: list, follow, replay and remove dead letters."""
+"""`streamq dlq`: list, show, follow and remove dead letters. `dlq_bulk.py` has the commands for many at once."""
 
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 import click
 
+from streamq.cli.dlq_bulk import COMMANDS
+from streamq.cli.dlq_filter import REASONS, redact_option, take_redaction
 from streamq.cli.options import WholeNumber, duration, json_option, moment
 from streamq.cli.server_options import ServerOptions, server_options
-from streamq.cli.usage_errors import CommandLineError
 
-# As in `streamq.tasks.outcome.Reason`, which is not loaded for --help.
-REASONS = (
-    "retries_exhausted", "crash_loop", "expired", "rejected", "undecodable", "unknown_task", "unknown_group",
-    "refused", "internal_error",
-)  # fmt: skip
 _ENTRY = re.compile(r"([0-9]{13,})|([0-9]+)-([0-9]+)")  # 13 digits or more are Unix milliseconds
 _LARGEST = 2**64 - 1
 _BEGINNING = re.compile(r"0+(\.0*)?")
@@ -48,9 +43,9 @@ def _start(text: str) -> str | float:
         raise click.BadParameter(f"{text!r} is no point to start at: write {known}") from None
 
 
-@click.group(short_help="List, replay and remove dead letters.")
+@click.group(short_help="List, search, replay and remove dead letters.")
 def dlq() -> None:
-    """List, show, replay and remove dead letters.
+    """List, search, show, replay, remove, export and import dead letters.
 
     You can also read the dead letter stream without streamq: redis-cli XRANGE queue:dead - +
     """
@@ -62,13 +57,15 @@ def dlq() -> None:
               help="Number of dead letters to list.")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
+@redact_option
 @json_option
 def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, newest first."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.ls(ServerOptions.take(given), DeadLetterFilter(task, reason), count=count, as_json=as_json)
+    filter_ = DeadLetterFilter(task, reason, take_redaction(given))
+    run_dlq.ls(ServerOptions.take(given), filter_, count=count, as_json=as_json)
 
 
 @dlq.command(short_help="Print new dead letters as they arrive.")
@@ -78,58 +75,29 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
               "from 1000000000 on Unix seconds, and 0 is the beginning. [default: now]")  # fmt: skip
 @click.option("--task", show_envvar=True, help="Only dead letters of this task.")
 @click.option("--reason", type=click.Choice(REASONS), show_envvar=True, help="Only dead letters with this reason.")
+@redact_option
 @json_option
 def tail(since: str | float | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it arrives, until Ctrl-C. It blocks on the server and does not poll."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    run_dlq.tail(ServerOptions.take(given), DeadLetterFilter(task, reason), since=since, as_json=as_json)
+    filter_ = DeadLetterFilter(task, reason, take_redaction(given))
+    run_dlq.tail(ServerOptions.take(given), filter_, since=since, as_json=as_json)
 
 
 @dlq.command(short_help="Show all fields of one dead letter.")
 @server_options
 @click.argument("task_id", metavar="ID")
+@redact_option
 @json_option
 def show(task_id: str, as_json: bool, **given: Any) -> None:
     """Show all fields of one dead letter, with its traceback. ID is a task id or an entry id."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
-
-    run_dlq.show(ServerOptions.take(given), task_id, as_json=as_json)
-
-
-@dlq.command(short_help="Replay dead letters.")
-@server_options
-@click.argument("task_ids", nargs=-1, metavar="[ID]...")
-@click.option("--all", "everything", is_flag=True, help="All dead letters that match --task and --reason.")
-@click.option("--task", help="Only dead letters of this task.")
-@click.option("--reason", type=click.Choice(REASONS), help="Only dead letters with this reason.")
-@click.option("--retries", type=WholeNumber(0, 1_000_000_000),
-              help="Retry budget of the replayed task. [default: as before]")  # fmt: skip
-@json_option
-@click.pass_context
-def replay(
-    ctx: click.Context, /, task_ids: tuple[str, ...], everything: bool, task: str | None,
-    reason: str | None, retries: int | None, as_json: bool, **given: Any,
-) -> None:  # fmt: skip
-    """Enqueue the tasks of dead letters again, and print each new task id at once.
-
-    What cannot be replayed is passed over and named on stderr; it stays. Then the exit code is 1.
-
-    --all and --task replay those with the reason crash_loop, too. Each may crash max_crashes more workers, which can be
-    all that you have: replay them apart (--reason crash_loop), once their cause is mended.
-    """
-    filtered = everything or task is not None or reason is not None
-    if not task_ids and not filtered:
-        raise CommandLineError("no dead letters chosen: give task ids, or --all, --task or --reason")
-    if task_ids and filtered:
-        raise CommandLineError("task ids together with --all, --task or --reason: give one or the other")
-    from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
     from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
 
-    ctx.exit(run_dlq.replay(
-        ServerOptions.take(given), task_ids, DeadLetterFilter(task, reason), retries=retries, as_json=as_json
-    ))  # fmt: skip
+    filter_ = DeadLetterFilter(redact=take_redaction(given))
+    run_dlq.show(ServerOptions.take(given), task_id, filter_, as_json=as_json)
 
 
 @dlq.command(short_help="Remove some dead letters.")
@@ -147,17 +115,5 @@ def rm(ctx: click.Context, /, ids: tuple[str, ...], as_json: bool, **given: Any)
     ctx.exit(run_dlq.rm(ServerOptions.take(given), ids, as_json=as_json))
 
 
-@dlq.command(short_help="Remove all dead letters.")
-@server_options
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@json_option
-def purge(yes: bool, as_json: bool, **given: Any) -> None:
-    """Remove all dead letters and print how many were removed."""
-    server = ServerOptions.take(given)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise CommandLineError("this removes all dead letters: add --yes")
-        click.confirm("Remove all dead letters?", abort=True, err=True)
-    from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
-
-    run_dlq.purge(server, as_json=as_json)
+for _command in COMMANDS:
+    dlq.add_command(_command)

@@ -22,6 +22,7 @@ from streamq.cli.demo.command import demo
 from streamq.cli.dlq import dlq
 from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
+from streamq.cli.metrics import metrics
 from streamq.cli.schedules import schedules
 from streamq.cli.usage_errors import FAILED, INTERRUPTED, USAGE, from_click_error
 from streamq.cli.worker import worker
@@ -47,6 +48,7 @@ cli.add_command(dlq)
 cli.add_command(schedules)
 cli.add_command(doctor)
 cli.add_command(acl)
+cli.add_command(metrics)
 cli.add_command(demo)
 
 

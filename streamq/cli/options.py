@@ -20,6 +20,8 @@ _DURATION: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})\s*
 _SIZE: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*((?i:[KMGT](?:i?B)?|B?))")
 _LONGEST: Final = 1e10  # seconds, as in docs/bounds.md; its module is not loaded for --help
 _MOST_PROCESSES: Final = 1_024
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+)):([0-9]{1,5})")
+_MOST_PORT: Final = 65_535
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
 _WHOLE: Final = re.compile(r"-?[0-9]+")
 _MOST_DIGITS: Final = 20  # of a number that is read; longer ones are out of every bound
@@ -102,6 +104,16 @@ def size(text: str) -> int:
     if found not in MAX_RSS:
         raise click.BadParameter(f"{text[:80]!r} is out of bounds: give {MAX_RSS.range}")
     return found
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parse HOST:PORT; an IPv6 address goes in brackets. For click's `type`."""
+    matched = _ADDRESS.fullmatch(text.strip())
+    if matched is None or int(matched[3]) > _MOST_PORT:
+        raise click.BadParameter(
+            f"{text[:80]!r} is no address: write HOST:PORT, such as 127.0.0.1:9464, 0.0.0.0:9464 or [::1]:9464"
+        )
+    return matched[1] or matched[2], int(matched[3])
 
 
 def weights(text: str) -> dict[str, int | None]:

@@ -69,6 +69,11 @@ def result_json(value: Any) -> None:
     _print(json_line(value))
 
 
+def result_line(line: bytes) -> None:
+    """Print one line of JSON that has its escapes already (see `escaped_json`)."""
+    _print(line.decode())
+
+
 def flush() -> None:
     """Hand what was printed to whoever reads it. Raises UnwrittenError or BrokenPipeError if a result was lost."""
     try:

@@ -5,9 +5,9 @@ Whatever an entry holds, it is read: values that are no text or no JSON stay tex
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import orjson
@@ -18,6 +18,9 @@ from streamq.errors import BrokerError
 from streamq.queue.server_errors import is_final
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
+
+if TYPE_CHECKING:
+    from streamq.dead_letter import Redaction
 
 _PAGE_SIZE: Final = 500  # entries of one read
 _BLOCK_SECONDS: Final = 5.0  # seconds of one blocking read
@@ -30,10 +33,15 @@ DeadLetterFields = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Selects dead letters by task name and reason. None matches any."""
+    """Selects dead letters by task name and reason (None matches any), and hides arguments of them."""
 
     task: str | None = None
     reason: str | None = None
+    redact: Redaction | None = None
+
+    def decoded(self, entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterFields:
+        """Return every field of an entry, with what is hidden."""
+        return decoded(entry_id, flat if self.redact is None else self.redact.flat(flat))
 
     def __contains__(self, entry: DeadLetterFields) -> bool:
         return self.task in (None, entry.get("task")) and self.reason in (None, entry.get("reason"))
@@ -45,15 +53,18 @@ async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> A
     while True:
         rows = await broker.store.one(("XREVRANGE", broker.keys.dead, last, "-", "COUNT", _PAGE_SIZE))
         for entry_id, flat in rows:
-            if (entry := _decoded(entry_id, flat)) in filter_:
+            if (entry := filter_.decoded(entry_id, flat)) in filter_:
                 yield entry
         if len(rows) < _PAGE_SIZE:
             return
         last = f"({rows[-1][0].decode()}"
 
 
-async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFields]:
-    """Yield entries after the entry id `last`, without end. If the server cannot be used, wait and read on."""
+async def follow(broker: RedisBroker, last: str, filter_: DeadLetterFilter) -> AsyncIterator[DeadLetterFields]:
+    """Yield the entries after the entry id `last` that match the filter, without end.
+
+    If the server cannot be used, wait and read on.
+    """
     store, key = broker.store, broker.keys.dead
     failures = 0
     async with store.client.blocking() as connection:
@@ -73,7 +84,8 @@ async def follow(broker: RedisBroker, last: str) -> AsyncIterator[DeadLetterFiel
             for _, rows in reply or ():
                 for entry_id, flat in rows:
                     last = entry_id.decode()
-                    yield _decoded(entry_id, flat)
+                    if (entry := filter_.decoded(entry_id, flat)) in filter_:
+                        yield entry
 
 
 async def newest_id(store: Store, key: str) -> str:
@@ -82,7 +94,8 @@ async def newest_id(store: Store, key: str) -> str:
     return rows[0][0].decode() if rows else "0-0"
 
 
-def _decoded(entry_id: bytes, flat: list[bytes]) -> DeadLetterFields:
+def decoded(entry_id: bytes, flat: Sequence[bytes]) -> DeadLetterFields:
+    """Return every field of an entry: texts, and JSON where it is what it should be."""
     texts = [part.decode(errors="backslashreplace") for part in flat]
     entry: DeadLetterFields = dict(zip(texts[::2], texts[1::2], strict=False))
     for name, kind in _JSON_FIELDS.items():

@@ -1,6 +1,6 @@
 """Runs `streamq dlq`: prints the entries of the dead letter stream, with every field, known or not.
 
-Replaying and removing go through `DeadLetterQueue`.
+Replaying and removing go through `DeadLetterQueue`; many at once: `run_dlq_bulk.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from streamq.cli.run_command import run
 from streamq.cli.server_options import ServerOptions
 from streamq.cli.usage_errors import CommandLineError
 from streamq.errors import BrokerUnavailableError, DeadLetterNotFoundError, OutcomeUnknownError, StreamqError
-from streamq.tasks.outcome import Reason
 from streamq.wire.bounds import ATTEMPT
 from streamq.wire.command_line import in_quotes, streamq_command
 from streamq.wire.message import entry_ms, iso
@@ -42,9 +41,9 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
             output.result_json(entry)
         return
     if entries:
-        output.result(_HEADER, cut=True)
+        output.result(HEADER, cut=True)
     for entry in entries:
-        output.result(_row(entry), cut=True)
+        output.result(row(entry), cut=True)
     summary = f"{broker.keys.dead} holds {total} dead letter{'s' * (total != 1)}"
     output.note(summary if len(entries) == total else f"{summary}, {len(entries)} shown")
 
@@ -57,11 +56,11 @@ def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | float
         async with broker:
             newest = await newest_id(broker.store, broker.keys.dead)  # raises if the server is not there
             if not as_json:
-                output.result(_HEADER, cut=True)
-            async for entry in follow(broker, newest if since is None else await _start_id(broker, since)):
-                if entry in filter_:
-                    output.result_json(entry) if as_json else output.result(_row(entry), cut=True)
-                    output.flush()
+                output.result(HEADER, cut=True)
+            begin = newest if since is None else await _start_id(broker, since)
+            async for entry in follow(broker, begin, filter_):
+                output.result_json(entry) if as_json else output.result(row(entry), cut=True)
+                output.flush()
 
     run(main)
 
@@ -74,13 +73,13 @@ async def _start_id(broker: RedisBroker, since: str | float) -> str:
     return f"{max(0, round((broker.store.clock.now() - since) * 1000))}-0"
 
 
-def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:
+def show(server: ServerOptions, id_: str, filter_: DeadLetterFilter, *, as_json: bool) -> None:
     """Print all fields of one dead letter. Raises CommandLineError if there is none."""
     broker = server.lasting_broker()
 
     async def main() -> DeadLetterFields | None:
         async with broker:
-            async for entry in read_newest_first(broker, DeadLetterFilter()):
+            async for entry in read_newest_first(broker, filter_):
                 if id_ in (entry.get("task_id"), entry["entry_id"]):
                     return entry
         return None
@@ -99,21 +98,18 @@ def show(server: ServerOptions, id_: str, *, as_json: bool) -> None:
         output.block(f"\n{traceback}", limit=_LONGEST_VALUE)
 
 
-def replay(
-    server: ServerOptions, ids: Sequence[str], filter_: DeadLetterFilter, *, retries: int | None, as_json: bool
-) -> int:
-    """Replay dead letters, oldest first, and print each at once. Pass over what cannot be. Return the exit code."""
+def replay(server: ServerOptions, ids: Sequence[str], *, retries: int | None, as_json: bool) -> int:
+    """Replay the newest dead letter of each id, and print each at once. Return the exit code."""
     from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
 
     broker = server.lasting_broker()
-    replayed = passed_over = crashed = 0
+    replayed = passed_over = 0
 
     async def main() -> None:
-        nonlocal replayed, passed_over, crashed
+        nonlocal replayed, passed_over
         async with broker:
             queue = DeadLetterQueue(broker=broker)
-            chosen = queue.select(ids) if ids else queue.select(task_name=filter_.task, reason=filter_.reason)
-            async for dead_letter in chosen:
+            async for dead_letter in queue.select(ids):
                 try:
                     if isinstance(dead_letter, str):
                         raise _not_found(broker, dead_letter)
@@ -125,7 +121,6 @@ def replay(
                     output.note(f"streamq: {error}")
                     continue
                 replayed += 1
-                crashed += dead_letter.reason == Reason.CRASH_LOOP and not ids and filter_.reason is None
                 pair = {"task_id": dead_letter.task_id, "new_task_id": new_id}
                 output.result_json(pair) if as_json else output.result(new_id)
                 output.flush()
@@ -133,11 +128,6 @@ def replay(
     run(main)
     if not as_json:
         output.note(f"{replayed} replayed")
-    if crashed:
-        output.note(
-            f"streamq: {crashed} of them had crashed their workers (crash_loop), and may crash max_crashes more each; "
-            "to leave such letters where they are, choose with --reason, such as --reason retries_exhausted"
-        )
     return output.passed_over(passed_over, "passed over")
 
 
@@ -166,20 +156,6 @@ def rm(server: ServerOptions, ids: Sequence[str], *, as_json: bool) -> int:
     return int(not run(main))
 
 
-def purge(server: ServerOptions, *, as_json: bool) -> None:
-    """Remove all dead letters."""
-    from streamq.dead_letter import DeadLetterQueue  # noqa: PLC0415 - not needed to read
-
-    broker = server.lasting_broker()
-
-    async def main() -> int:
-        async with broker:
-            return await DeadLetterQueue(broker=broker).purge()
-
-    removed = run(main)
-    output.result_json({"removed": removed}) if as_json else output.result(f"{removed} removed")
-
-
 def _not_found(broker: RedisBroker, id_: str) -> DeadLetterNotFoundError:
     return DeadLetterNotFoundError(id_, in_quotes(streamq_command(broker.keys, "dlq", "ls")))
 
@@ -194,11 +170,13 @@ async def _first(entries: AsyncIterator[DeadLetterFields], count: int) -> AsyncI
 
 # --- printing ------------------------------------------------------------------------------------
 
-_HEADER: Final = f"{'DIED AT (UTC)':<19}  {'TASK ID':<20}  {'TASK':<20}  {'REASON':<17}  {'RUNS':>4}  ERROR"
+HEADER: Final = f"{'DIED AT (UTC)':<19}  {'TASK ID':<20}  {'TASK':<20}  {'REASON':<17}  {'RUNS':>4}  ERROR"
 _LONGEST_CELL: Final = 200  # characters of one value in a row
 
 
-def _row(entry: DeadLetterFields) -> str:
+def row(entry: DeadLetterFields) -> str:
+    """Return one dead letter as a row below `HEADER`."""
+
     def cell(name: str) -> str:
         value = entry.get(name, "")
         return printable(value if isinstance(value, str) else json_line(value), _LONGEST_CELL)

@@ -139,7 +139,8 @@ class _Supervisor:
     def _settings_for(self, slot: int) -> Settings:
         settings = self.settings
         name = settings.name if settings.name is None or settings.processes == 1 else f"{settings.name}/{slot + 1}"
-        return replace(settings, name=name, first=not self._first_ready.is_set())
+        metrics = None if settings.metrics is None else (settings.metrics[0], settings.metrics[1] + slot)
+        return replace(settings, name=name, metrics=metrics, first=not self._first_ready.is_set())
 
     async def _attend(self, slot: int, child: WorkerProcess) -> None:
         """Read the messages of a child until it has ended."""

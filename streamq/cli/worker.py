@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from streamq.cli.app import APP, project_app
-from streamq.cli.options import WholeNumber, duration, names, processes, size, weights
+from streamq.cli.options import WholeNumber, address, duration, names, processes, size, weights
 from streamq.cli.server_options import ServerOptions, worker_server_options
 from streamq.cli.usage_errors import CommandLineError
 
@@ -68,6 +68,11 @@ from streamq.cli.usage_errors import CommandLineError
               )  # fmt: skip
 @click.option("--listener", "listeners", multiple=True, metavar="MODULE:NAME", show_envvar=True,
               help="A function that gets every event, such as app.metrics:on_event. Repeatable.")  # fmt: skip
+@click.option("--metrics", type=address, metavar="HOST:PORT", show_envvar=True,
+              help="Serve /livez, /readyz and /metrics there. With --processes, process N listens at PORT + N - 1."
+              )  # fmt: skip
+@click.option("--statsd", type=address, metavar="HOST:PORT", show_envvar=True,
+              help="Send counts and times of runs to a StatsD server, such as 127.0.0.1:8125.")  # fmt: skip
 @click.option(
     "--name",
     show_envvar=True,

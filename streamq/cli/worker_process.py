@@ -8,9 +8,9 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 import anyio.abc
@@ -20,6 +20,7 @@ from streamq.broker import RedisBroker
 from streamq.cli import banner, logs
 from streamq.cli.app_lifespan import AppLifespan, LifespanFailedError
 from streamq.cli.busy_threads import busy_threads, living_threads
+from streamq.cli.exporters import beside, make_endpoint, make_statsd, start_endpoint, start_statsd
 from streamq.cli.loading import Loaded, LoadingError, load, load_initializer, load_listener
 from streamq.cli.options import tier_names
 from streamq.cli.process_limits import ProcessLimits
@@ -39,8 +40,12 @@ from streamq.queue.server_errors import passes, translated
 from streamq.queue.server_url import ServerUrl
 from streamq.worker import State, Worker
 
+if TYPE_CHECKING:
+    from streamq.exporters import StatsdExporter
+
 log = SafeLog("streamq.cli")
 
+_METRICS = "--metrics"
 _LIFESPAN_END = 5.0  # seconds for a lifespan to end after the second request; that ends the process after 10 s
 _SHUTDOWN_TIMEOUT = 5.0  # seconds for the event loop and the interpreter to close; then exit anyway
 
@@ -57,7 +62,8 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
     try:
         loaded = load(settings.modules, folder=settings.server.app_folder)
         lifespan = None if loaded.lifespan is None else AppLifespan(loaded.lifespan_path, loaded.lifespan)
-        worker = _make_worker(settings, loaded, lifespan)
+        statsd = make_statsd(settings.statsd)
+        worker = _make_worker(settings, loaded, lifespan, statsd)
     except LoadingError as problem:
         if channel is not None:
             channel.send(files=[*loaded_sources(), *problem.files])
@@ -66,7 +72,7 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
     if channel is not None:
         channel.send(files=loaded_sources())
     loop = "uvloop" if use_uvloop else settings.backend
-    process = _WorkerRun(settings, loaded, worker, lifespan, stops, channel, loop=loop)
+    process = _WorkerRun(settings, loaded, worker, lifespan, stops, channel, statsd, loop=loop)
     hear_signals_apart()
     _exit(_run_to_its_end(process, use_uvloop=use_uvloop))
 
@@ -111,7 +117,9 @@ def _choose_uvloop(settings: Settings) -> bool:
     return installed if settings.uvloop is None else settings.uvloop
 
 
-def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | None) -> Worker:
+def _make_worker(
+    settings: Settings, loaded: Loaded, lifespan: AppLifespan | None, statsd: StatsdExporter | None
+) -> Worker:
     """Make the worker. Raises CommandLineError if its options cannot be used."""
     broker = _choose_broker(settings, loaded)
     if settings.recycles and in_process(broker.url):
@@ -131,7 +139,7 @@ def _make_worker(settings: Settings, loaded: Loaded, lifespan: AppLifespan | Non
         return Worker(
             broker, loaded.tasks, middleware=loaded.middleware, concurrency=settings.concurrency,
             max_prefetch=settings.max_prefetch, prefetch_bytes=settings.prefetch_bytes,
-            listeners=map(load_listener, settings.listeners),
+            listeners=[*map(load_listener, settings.listeners), *([] if statsd is None else [statsd])],
             visibility_timeout=settings.lease, grace_period=settings.grace, tiers=chosen, lifespan=lifespan,
             name=settings.name, burst=settings.burst, max_crashes=settings.max_crashes,
             unknown_wait=settings.unknown_wait, log_failures=settings.log_failures,
@@ -182,7 +190,7 @@ class _WorkerRun:
 
     def __init__(
         self, settings: Settings, loaded: Loaded, worker: Worker, lifespan: AppLifespan | None,
-        stops: StopSignals, channel: SupervisorChannel | None, *, loop: str,
+        stops: StopSignals, channel: SupervisorChannel | None, statsd: StatsdExporter | None, *, loop: str,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.loaded = loaded
@@ -191,6 +199,10 @@ class _WorkerRun:
         self.stops = stops
         self.channel = channel
         self.loop = loop
+        self._endpoint = None if settings.metrics is None else make_endpoint(
+            _METRICS, settings.metrics, worker.broker, worker, reuse_port=channel is not None
+        )  # fmt: skip
+        self._statsd = statsd
         self._limits = ProcessLimits(settings.max_rss, settings.max_tasks)
         self._too_large: str | None = None  # what is wrong if it is so before it has run a task
         self._stop_level = 0
@@ -229,7 +241,12 @@ class _WorkerRun:
         settings, worker = self.settings, self.worker
         if (wrong := self._limits.exceeded_at_start()) is not None:
             raise CommandLineError(wrong)
-        async with worker.broker as broker:
+        services: list[Callable[[anyio.abc.TaskGroup], Awaitable[None]]] = []
+        if self._endpoint is not None:
+            services.append(partial(start_endpoint, _METRICS, self._endpoint))
+        if self._statsd is not None:
+            services.append(partial(start_statsd, self._statsd))
+        async with beside(*services), worker.broker as broker:
             description = banner.describe(
                 worker, await _server_product(broker), loop=self.loop, processes=settings.processes,
                 broker_path=self.loaded.broker_path,
@@ -280,6 +297,8 @@ class _WorkerRun:
                     log.warning("cancelling the end of %s", self.lifespan.name, event="worker_stopping")
                     self._scope.cancel()
             elif self._stop_level == 1:
+                if self._endpoint is not None and self.channel is not None:  # a replacement may listen there, too
+                    self._endpoint.stop_listening()
                 running = worker.health.running
                 again = "" if self.channel is not None else "; send the signal again to stop now"
                 log.info(

@@ -21,9 +21,9 @@ class Settings:
     """The options of `streamq worker`, checked as far as possible without importing user code.
 
     `weights` are the weights of the tiers to serve; None serves all tiers with their own weights. `listeners` and
-    `process_initializer` are MODULE:NAME. `first` is False in child processes that do not print the banner. `grace`,
-    `lease` and `unknown_wait` are seconds. `max_rss` (bytes) and `max_tasks` are what a process may take before it is
-    replaced.
+    `process_initializer` are MODULE:NAME. `metrics` and `statsd` are a host and a port. `first` is False in child
+    processes that do not print the banner. `grace`, `lease` and `unknown_wait` are seconds. `max_rss` (bytes) and
+    `max_tasks` are what a process may take before it is replaced.
     """
 
     modules: tuple[str, ...]
@@ -52,6 +52,8 @@ class Settings:
     log_failures: str = "info"
     listeners: tuple[str, ...] = ()
     name: str | None = None
+    metrics: tuple[str, int] | None = None
+    statsd: tuple[str, int] | None = None
     first: bool = True
 
     @property

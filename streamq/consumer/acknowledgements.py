@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from streamq.client import Command
 from streamq.clock import Clock, ServerClock
+from streamq.consumer.counting import Counting
 from streamq.consumer.round_trip import RoundTrip
 from streamq.errors import BrokerError
 from streamq.queue.server_errors import UNPACKABLE, concerns_server
@@ -76,12 +77,13 @@ class Acknowledgements:
     """
 
     def __init__(
-        self, commands: SettleCommands, tiers: int, clock: Clock | ServerClock, *,
+        self, commands: SettleCommands, counting: Counting, tiers: int, clock: Clock | ServerClock, *,
         per_entry: bool, on_first: Callable[[], None], on_acknowledged: OnAcknowledged, on_refused: OnRefused,
     ) -> None:  # fmt: skip
         self.of_tier = [AcksOfTier() for _ in range(tiers)]
         self.waiting_since: float | None = None  # since when (monotonic) the oldest one waits
         self._commands = commands
+        self._counting = counting
         self._clock = clock
         self._per_entry = per_entry
         self._on_first = on_first
@@ -103,8 +105,12 @@ class Acknowledgements:
             self.waiting_since = self._clock.elapsed()
             self._on_first()
 
-    def load(self, trip: RoundTrip, *, per_tier: bool) -> None:
-        """Put all acknowledgements on a round trip. `per_tier`: each tier in a command of its own."""
+    def load(self, trip: RoundTrip, *, resending: bool) -> None:
+        """Put all acknowledgements on a round trip.
+
+        `resending`: after a failure, which may be the fault of one tier, so each has a command of its own. Some may
+        have been carried out before, so none counts as superseded.
+        """
         without_result: list[_Entries] = []
         for tier, acks in enumerate(self.of_tier):
             if acks:
@@ -113,14 +119,16 @@ class Acknowledgements:
                     (tier, acks.without_result[at : at + MOST_ACKS])
                     for at in range(0, len(acks.without_result), MOST_ACKS)
                 )
-                self._load_others(trip, tier, acks)
-        for some in _grouped(without_result, per_tier=per_tier):
+                self._load_others(trip, tier, acks, superseded=not resending)
+        for some in _grouped(without_result, per_tier=resending):
             ids = [(tier, [delivery.entry_id for delivery in deliveries]) for tier, deliveries in some]
             command = self._commands.ack(ids, per_entry=self._per_entry)
+            each = [delivery for _, deliveries in some for delivery in deliveries]
+            command = self._counting.acknowledging(command, each, superseded=not resending)
             trip.add(command, self._without_result_replied, (some, command))
         self.waiting_since = None
 
-    def _load_others(self, trip: RoundTrip, tier: int, acks: AcksOfTier) -> None:
+    def _load_others(self, trip: RoundTrip, tier: int, acks: AcksOfTier, *, superseded: bool) -> None:
         """Put the acknowledgements that keep a result or have side effects on a round trip."""
         for at in range(0, len(acks.with_result), MOST_RESULTS):
             kept = acks.with_result[at : at + MOST_RESULTS]
@@ -132,9 +140,11 @@ class Acknowledgements:
             except Exception as error:  # noqa: BLE001 - a TTL that is no number of milliseconds, say
                 self._on_refused(tier, acks_of_one, BrokerError(str(error), code=UNPACKABLE), ())
             else:
+                command = self._counting.acknowledging(command, deliveries, superseded=superseded)
                 trip.add(command, self._replied, (tier, acks_of_one, command))
         for one in acks.with_side_effects:
-            trip.add(one[1], self._replied, (tier, AcksOfTier(with_side_effects=[one]), one[1]))
+            command = self._counting.acknowledging(one[1], [one[0]], superseded=superseded)
+            trip.add(command, self._replied, (tier, AcksOfTier(with_side_effects=[one]), command))
 
     def _without_result_replied(self, subject: tuple[list[_Entries], Command], reply: Any) -> bool:
         some, command = subject
@@ -142,7 +152,7 @@ class Acknowledgements:
             for tier, deliveries in some:
                 self._failed(tier, AcksOfTier(without_result=deliveries), reply, command)
             return concerns_server(reply)
-        for (tier, deliveries), already_settled in zip(some, reply, strict=True):
+        for (tier, deliveries), already_settled in zip(some, self._counting.heard(reply), strict=True):
             self._on_acknowledged(tier, deliveries, already_settled)
         return False
 
@@ -150,17 +160,17 @@ class Acknowledgements:
         tier, acks, command = subject
         if isinstance(reply, BrokerError):
             return self._failed(tier, acks, reply, command)
-        self._on_acknowledged(tier, acks.deliveries(), reply)
+        self._on_acknowledged(tier, acks.deliveries(), self._counting.heard(reply))
         return False
 
     def _failed(self, tier: int, acks: AcksOfTier, error: BrokerError, command: Command) -> bool:
         """Keep acknowledgements that were lost, and return True; set aside those that were refused."""
-        if not concerns_server(error):
+        if not self._counting.to_blame(error, command) and not concerns_server(error):
             self._on_refused(tier, acks, error, command)
             return False
         self.of_tier[tier].add(acks)
         self.linger()
-        return True
+        return concerns_server(error)
 
 
 def _grouped(entries: Iterable[_Entries], *, per_tier: bool) -> Iterator[list[_Entries]]:

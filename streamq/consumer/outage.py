@@ -58,6 +58,7 @@ class Outage:
         self._refusals = Refusals(name, clock=clock, role=_ROLE, keys=keys)
         self._said = SaidBefore()  # causes of this outage
         self._last_cause = ""
+        self._heard = clock.elapsed()  # when (monotonic) a loop had its last reply
 
     def __repr__(self) -> str:
         return f"<Outage of {self._name}: {self._error} in {sorted(self._streaks)}>"
@@ -84,6 +85,11 @@ class Outage:
             log.warning(
                 "%s: the missing right is back; no longer so: %s", self._name, lacked[0], event="refused_no_longer"
             )
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the server answered any loop."""
+        return self._clock.elapsed() - self._heard
 
     @property
     def unannounced(self) -> bool:
@@ -145,6 +151,7 @@ class Outage:
 
     def over(self, loop: str) -> None:
         """Note that a loop got its reply."""
+        self._heard = self._clock.elapsed()
         if self._refused_loops and self._refused_loops.pop(loop, 0):
             self.note_accepted(_refused_loop(loop))
         if self._streaks and self._streaks.pop(loop, 0) and not self._streaks:

@@ -24,6 +24,7 @@ import anyio
 
 from streamq.client import Command
 from streamq.clock import Clock, ServerClock
+from streamq.consumer.counting import Counting
 from streamq.consumer.refusal_lines import AS_DEAD_LETTER, AS_DECIDED, RefusalLines
 from streamq.consumer.refused_settlement import Blame, RefusedSettlement, times
 from streamq.consumer.round_trip import RoundTrip
@@ -59,7 +60,7 @@ class SetAside:
     """
 
     def __init__(
-        self, commands: SettleCommands, tiers: int, clock: Clock | ServerClock, *,
+        self, commands: SettleCommands, counting: Counting, tiers: int, clock: Clock | ServerClock, *,
         let_go: Callable[[Delivery], None], acknowledged: Callable[[int, list[Delivery], Sequence[bytes]], None],
         per_entry: bool, uniform: random.Random,
     ) -> None:  # fmt: skip
@@ -67,7 +68,10 @@ class SetAside:
         self.on_change: Callable[[], None] = lambda: None
         self._unnamed: list[RefusedSettlement] = []  # refused for another reason than before, and not logged yet
         self._lines = RefusalLines(commands.keys.namespace, clock)
+        self.resending = False  # may the commands that are loaded have been carried out before?
+        self._lost = False  # was one of them lost?
         self._commands = commands
+        self._counting = counting
         self._clock = clock
         self._let_go = let_go
         self._acknowledged = acknowledged
@@ -183,6 +187,7 @@ class SetAside:
                 one.place = 0
         else:
             chosen = list(self._pop_due())
+        self.resending, self._lost = self._lost, False
         plain: dict[int, list[RefusedSettlement]] = {}
         for one in chosen:
             if one.plain:
@@ -192,9 +197,9 @@ class SetAside:
         for tier, some in plain.items():
             for at in range(0, len(some), _MOST_PER_TRIP):
                 part = some[at : at + _MOST_PER_TRIP]
-                command = self._commands.ack(
-                    [(tier, [one.delivery.entry_id for one in part])], per_entry=self._per_entry
-                )
+                held = [one.delivery for one in part]
+                command = self._commands.ack([(tier, [one.entry_id for one in held])], per_entry=self._per_entry)
+                command = self._counting.acknowledging(command, held, superseded=not self.resending)
                 trip.add(command, self._acks_replied, (part, command))
 
     def _pop_due(self) -> Iterator[RefusedSettlement]:
@@ -233,15 +238,19 @@ class SetAside:
         for one in some:
             self._remove(one)
             self._lines.ended(one, AS_DECIDED)
-        self._acknowledged(some[0].delivery.tier, [one.delivery for one in some], reply[0])
+        self._acknowledged(some[0].delivery.tier, [one.delivery for one in some], self._counting.heard(reply)[0])
         return False
 
     def _refused(self, one: RefusedSettlement, error: BrokerError, command: Command) -> bool:
         """Decide what becomes of a settlement that was refused once more; True if the server cannot be used."""
         now = self._clock.elapsed()
         if concerns_server(error):
+            self._lost = True
             self._try_at(one, now)
             return True
+        if self._counting.to_blame(error, command):
+            self._try_at(one, now)
+            return False
         one.refusals += 1
         one.command, one.code, one.error, one.keys = command, error.code, error, self._commands.keys
         if (why := said(error, command)) != one.why:

@@ -20,6 +20,7 @@ from streamq.consumer.counting import Counting
 from streamq.consumer.dead_lettering import DeadLetters, LesserLetter
 from streamq.consumer.events import Listeners, Settled, Superseded
 from streamq.consumer.outcome_log import log_dead, name_of, without_error
+from streamq.consumer.postponing import postponement
 from streamq.consumer.prefetch_buffer import PrefetchBuffer
 from streamq.consumer.refused_settlement import ACK, RefusedSettlement, Way, what_of
 from streamq.consumer.round_trip import RoundTrip
@@ -31,16 +32,13 @@ from streamq.queue.server_errors import concerns_server
 from streamq.queue.settle_commands import NOBODY, TO_BE_CANCELLED
 from streamq.queue.store import Store
 from streamq.tasks.outcome import Ack, DeadLetter, Outcome, Postpone, Reason, Release, Retry, Skip, failure_of, then_of
-from streamq.wire.bounds import ATTEMPT
 from streamq.wire.delivery import Delivery
-from streamq.wire.message import as_text, dumps, milliseconds, pack_flat
 from streamq.wire.side_effects import FreeKey, effects_of_end, has_side_effects
 
 log = SafeLog("streamq")
 
 _KEY = "the release of the deduplication key"
 _AS_IT_IS = frozenset((Reason.UNDECODABLE, Reason.INTERNAL_ERROR))  # dead letters even if they are to be cancelled
-_AFTER_A_RUN = frozenset((Reason.RETRIES_EXHAUSTED, Reason.REJECTED))
 
 
 @dataclass(slots=True)
@@ -79,13 +77,13 @@ class Settler:
         self._listening = bool(listeners)  # asked for every task
         self._on_first = on_first
         self._acks = Acknowledgements(
-            self._commands, len(store.tiers), store.clock,
+            self._commands, self.counting, len(store.tiers), store.clock,
             per_entry=self._listening, on_first=on_first, on_acknowledged=self._acknowledged,
             on_refused=self._acks_refused,
         )  # fmt: skip
         self.set_aside = SetAside(
-            self._commands, len(store.tiers), store.clock, acknowledged=self._acknowledged, per_entry=self._listening,
-            let_go=self._let_go, uniform=uniform,
+            self._commands, self.counting, len(store.tiers), store.clock, acknowledged=self._acknowledged,
+            per_entry=self._listening, let_go=self._let_go, uniform=uniform,
         )  # fmt: skip
         self._settlements: list[_Settlement] = []
         self._events: dict[Delivery, Settled] = {}  # emitted once the server has confirmed the acknowledgement
@@ -108,7 +106,9 @@ class Settler:
                 case Skip():
                     self._add(delivery, outcome, duration, keep, partial(self._commands.skip, self._name, delivery))
                 case Retry() | Postpone():
-                    self._add(delivery, outcome, duration, keep, self._postponement(delivery, outcome))
+                    self._add(
+                        delivery, outcome, duration, keep, postponement(self._store, self._name, delivery, outcome)
+                    )
                 case DeadLetter():
                     self._dead_letter(delivery, outcome, duration, keep)
                 case Release():
@@ -146,8 +146,7 @@ class Settler:
             acks.without_result.append(delivery)
         if self._acks.waiting_since is None:
             self._acks.linger()
-        sent, _, _ = delivery.entry_id.partition(b"-")
-        self.counting.of(delivery).acknowledged(now - int(sent) / 1000, duration, cancelled=outcome.cancelled)
+        self.counting.note_end(delivery, now, duration, cancelled=outcome.cancelled)
         if self._listening:
             self._events[delivery] = Settled(delivery, outcome, duration)
 
@@ -177,32 +176,6 @@ class Settler:
         )
         self.set_aside.add_untried([self._with_lesser(one, outcome, duration, keep)])
 
-    def _postponement(self, delivery: Delivery, outcome: Retry | Postpone) -> Callable[[], Command]:
-        changes: dict[str, str | None] = {}
-        attempt, starts = delivery.attempt, delivery.starts
-        if isinstance(outcome, Retry):
-            changes["attempt"] = str(min(attempt + 1, int(ATTEMPT.highest)))
-            changes["starts"] = str(starts) if starts != attempt else None
-            changes["unknown_since"] = None
-        elif outcome.unknown:
-            changes["unknown_since"] = str(milliseconds(delivery.unknown_since or self.now()))
-            changes["starts"] = str(starts - 1) if starts != attempt else None
-        else:
-            changes["starts"] = str(starts)
-            if outcome.headers:
-                changes["headers"] = dumps({**delivery.headers, **outcome.headers}).decode()
-        fields = delivery.resend_fields(self._store.keys.group, **changes)
-        if (signer := self._store.signer) is not None:
-            fields = as_text(signer.sign(self._store.keys.tiers[delivery.tier].stream, fields))
-        packed = pack_flat(fields)
-        elapsed = self._clock.elapsed
-        due = elapsed() + outcome.delay
-
-        def command() -> Command:
-            return self._commands.postpone(self._name, delivery, max(0.0, due - elapsed()), packed)
-
-        return command
-
     # --- out ---------------------------------------------------------------------------------
 
     @property
@@ -226,11 +199,11 @@ class Settler:
 
     def load(self, trip: RoundTrip, *, all_counters: bool = False) -> None:
         """Put everything that waits on a round trip."""
-        self._acks.load(trip, per_tier=self._resending)
+        self._acks.load(trip, resending=self._resending)
         settlements, self._settlements = self._settlements, []
         for settlement in settlements:
             try:
-                command = settlement.sent = settlement.command()
+                command = settlement.sent = self._command_of(settlement)
             except Exception as error:  # a delay that is no number of milliseconds, say
                 if is_shortage(error):
                     self._set_aside(settlement, not_built(error))
@@ -241,7 +214,14 @@ class Settler:
             else:
                 trip.add(command, self._replied, settlement)
                 trip.add_then(then_of(settlement.outcome), settlement.delivery)
-        self.counting.load(trip, self.now(), at_once=all_counters)
+        self.counting.load(trip, at_once=all_counters)
+
+    def _command_of(self, settlement: _Settlement) -> Command:
+        """Return the command of a settlement, with what it counts."""
+        superseded = not (self._resending or self.set_aside.resending)
+        return self.counting.settling(
+            settlement.command(), settlement.delivery, settlement.outcome, superseded=superseded
+        )
 
     def note_resending(self, *, resending: bool) -> None:
         """Note whether the next commands may have been carried out before. If so, none of them counts as superseded."""
@@ -256,7 +236,7 @@ class Settler:
         if self._listening:
             self._announce(deliveries, already_settled, late)
         elif late:
-            self.count_superseded(deliveries[0], len(late))
+            self._note_superseded(deliveries[0], len(late))
 
     def _announce(
         self, deliveries: Sequence[Delivery], already_settled: Collection[bytes], late: Collection[bytes]
@@ -269,40 +249,30 @@ class Settler:
         for delivery in deliveries:
             event = self._events.pop(delivery, None)
             if delivery.entry_id in late:
-                self.count_superseded(delivery)
+                self._note_superseded(delivery)
             elif event is not None and delivery.entry_id not in already_settled:
                 self._listeners.emit(event)
 
     def _replied(self, settlement: _Settlement, reply: Any) -> bool:
         delivery, outcome = settlement.delivery, settlement.outcome
         if isinstance(reply, BrokerError):
-            if concerns_server(reply):
+            if self.counting.to_blame(reply, settlement.sent) or concerns_server(reply):
                 self._settlements.append(settlement)
-                return True
+                return concerns_server(reply)
             self._set_aside(settlement, reply)
             return False
+        reply = self.counting.heard(reply)
         if isinstance(outcome, Release) or (reply and self._has_other_outcome(settlement, reply)):
             return False
         self._buffer.forget(delivery.tier, delivery.entry_id)
         if not reply:  # another consumer was first
             if not self._resending:
-                self.count_superseded(delivery)
+                self._note_superseded(delivery)
             return False
-        counters = self.counting.of(delivery)
-        match outcome:
-            case Retry():
-                counters.failed += 1
-                counters.retried += 1
-            case Postpone():
-                counters.postponed += 1
-            case DeadLetter(reason=reason):
-                log_dead(delivery, outcome)
-                counters.failed += reason in _AFTER_A_RUN
-                counters.dead += 1
-                if self.dead_letters.effects is not None:
-                    self.dead_letters.effects.confirmed(delivery, outcome)
-            case _:
-                pass
+        if isinstance(outcome, DeadLetter):
+            log_dead(delivery, outcome)
+            if self.dead_letters.effects is not None:
+                self.dead_letters.effects.confirmed(delivery, outcome)
         self._listeners.emit(Settled(delivery, outcome, settlement.duration))
         return False
 
@@ -334,7 +304,9 @@ class Settler:
         """Set aside acknowledgements. Of several in one command, one may be to blame for all."""
         some = [RefusedSettlement(one, ACK, [], plain=True) for one in acks.without_result]
         for delivery, key, keep, result in acks.with_result:
-            build = partial(self._commands.ack_results, tier, [delivery.entry_id], [key], [keep], [result])
+            build: Callable[[], Command] = partial(
+                self._commands.ack_results, tier, [delivery.entry_id], [key], [keep], [result]
+            )
             some.append(self._refused_ack(delivery, keep, build))
         for delivery, with_effects, how_long in acks.with_side_effects:
             some.append(self._refused_ack(delivery, how_long, partial(_prebuilt, with_effects)))
@@ -344,7 +316,13 @@ class Settler:
             self.set_aside.add(some[0], error, command)
 
     def _refused_ack(self, delivery: Delivery, keep: float | None, build: Callable[[], Command]) -> RefusedSettlement:
-        way = Way(build, lambda reply: self._acknowledged(delivery.tier, [delivery], reply))
+        def command() -> Command:
+            return self.counting.acknowledging(build(), [delivery], superseded=not self.set_aside.resending)
+
+        def done(reply: Any) -> None:
+            self._acknowledged(delivery.tier, [delivery], self.counting.heard(reply))
+
+        way = Way(command, done)
         return self._with_lesser(RefusedSettlement(delivery, ACK, [way]), Ack(), 0.0, keep)
 
     def _with_lesser(self, one: RefusedSettlement, outcome: Outcome, *others: Any) -> RefusedSettlement:
@@ -364,15 +342,18 @@ class Settler:
         return [self._way(_Settlement(one.command, delivery, letter, duration), one) for one in lesser]
 
     def _way(self, settlement: _Settlement, lesser: LesserLetter | None = None) -> Way:
+        command = partial(self._command_of, settlement)
+
         def done(reply: Any) -> None:
+            reply = self.counting.heard(reply)
             self._events.pop(settlement.delivery, None)
             self._replied(settlement, reply)
             if reply and lesser and (keys := [one for one in lesser.left_out if isinstance(one, FreeKey)]):
                 self._free_later(settlement.delivery, keys)
 
         if lesser:
-            return Way(settlement.command, done, lesser.helps, lesser.carries)
-        return Way(settlement.command, done, then=then_of(settlement.outcome))
+            return Way(command, done, lesser.helps, lesser.carries)
+        return Way(command, done, then=then_of(settlement.outcome))
 
     def _let_go(self, delivery: Delivery) -> None:
         self._buffer.forget(delivery.tier, delivery.entry_id)
@@ -383,12 +364,16 @@ class Settler:
         way = Way(partial(self._commands.task_started, keys), done=lambda _reply: None)
         self.set_aside.add_untried([RefusedSettlement(delivery, _KEY, [way], held=False, lasting=True)])
 
-    # --- counting ------------------------------------------------------------------------------
+    # --- superseded ----------------------------------------------------------------------------
 
-    def count_superseded(self, delivery: Delivery, count: int = 1) -> None:
-        """Count deliveries that another consumer settled first, or reclaimed."""
+    def count_superseded(self, delivery: Delivery) -> None:
+        """Count a delivery that another consumer reclaimed while it ran: nothing here settles it."""
+        self.counting.superseded(delivery)
+        self._note_superseded(delivery)
+
+    def _note_superseded(self, delivery: Delivery, count: int = 1) -> None:
+        """Say that another consumer settled deliveries first, or reclaimed one."""
         self.superseded += count
-        self.counting.of(delivery).superseded += count
         shown = "1 delivery was" if count == 1 else f"{count} deliveries were"
         text = "%s settled by another consumer first, or gone from the stream, in tier %s"
         log.info(text, shown, delivery.tier_name, event="superseded")

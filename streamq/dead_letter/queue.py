@@ -1,48 +1,61 @@
-"""The dead letter queue: read, replay, remove and follow dead letters.
+"""The dead letter queue: read, search, replay, remove and follow dead letters, one or many.
 
-Reads one stream, page by page: no round trip carries more than `PAGE` entries. Knows nothing about
-workers. They write dead letters with `scripts/dead_letter.lua`, which keeps the bound.
+Reads one stream, page by page (`dead_letter/pages.py`). Knows nothing about workers. They write dead letters with
+`scripts/dead_letter.lua`, which keeps the bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
 from typing import Any, overload
 
 from streamq.broker import RedisBroker
+from streamq.dead_letter.editing import checked_values
 from streamq.dead_letter.entry import DeadLetterEntry
+from streamq.dead_letter.filter import DeadLetterFilter
 from streamq.dead_letter.groups import with_existing_groups
-from streamq.dead_letter.replaying import PassedOver, Replay, checked_replay
-from streamq.dead_letter.selection import checked_entry_id, matcher, nothing_after, order
-from streamq.dead_letter.trimming import count_dropped, trim
+from streamq.dead_letter.lines import Imported, export_lines, import_lines
+from streamq.dead_letter.operation import DeadLetterOperation, begin, list_operations, read_progress, this_process
+from streamq.dead_letter.pages import PAGE, PageReader, newest_id, pages
+from streamq.dead_letter.progress import KINDS, Kind, OperationProgress
+from streamq.dead_letter.redaction import Redaction
+from streamq.dead_letter.replay_many import replay_many
+from streamq.dead_letter.replaying import checked_replay, stream_of
+from streamq.dead_letter.searching import DeadLetterStats, SearchResult, count_by_error, search, window_of
+from streamq.dead_letter.selection import checked_entry_id, order
+from streamq.dead_letter.trimming import count_dropped, remove, trim
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.safe_text import repr_of
 from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
     DeadLetterNotFoundError,
     OutcomeUnknownError,
-    StreamqError,
 )
+from streamq.queue.sending import new_task_id
 from streamq.queue.server_errors import passes
 from streamq.queue.store import Store
 from streamq.tasks.retry_policy import Backoff
 from streamq.wire import bounds
 from streamq.wire.argument_types import check_type
 from streamq.wire.command_line import in_quotes, streamq_command
+from streamq.wire.message import iso
 
 log = SafeLog("streamq")
 
-PAGE = 100  # entries of one round trip
 _BLOCK_SECONDS = 5.0  # seconds of one blocking read
+_ALL = DeadLetterFilter()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _OUTAGE_BACKOFF = Backoff(base=0.1, factor=2.0, cap=2.0)
 _TRANSIENT_CODES = frozenset(
     {"UNAVAILABLE", "UNKNOWN", "NOGROUP", "UNBLOCKED"}
 )  # codes of errors that go away by themselves, beside the states of the server
-_LAST_SEQUENCE = (1 << 64) - 1
 
 
 class DeadLetterQueue:
@@ -98,15 +111,38 @@ class DeadLetterQueue:
         bounds.PEEKED.check(count)
         store = await self._trimmed_store()
         found: list[DeadLetterEntry] = []
-        matches = matcher(task_name, reason, error_type)
-        size = PAGE if matches is not None else min(PAGE, count)
-        while len(found) < count:
-            page = await self._page(store, size, after=after, newest_first=not oldest_first)
+        matches = DeadLetterFilter(task_name=task_name, reason=reason, error_type=error_type).matcher()
+        reader = PageReader(store, after=after, newest_first=not oldest_first)
+        while len(found) < count and not reader.ended:
+            page = await reader.next(PAGE if matches is not None else count)
             found += page if matches is None else filter(matches, page)
-            if len(page) < size:
-                break
-            after = page[-1].entry_id
         return found[:count]
+
+    async def search(
+        self, matching: DeadLetterFilter = _ALL, *, count: int = 20, after: str | None = None,
+        oldest_first: bool = False, examine: int = 10_000,
+    ) -> SearchResult:  # fmt: skip
+        """Return up to `count` dead letters that match, newest first, and how far this call has looked.
+
+        It looks at `examine` letters at most, or at 64 MiB of them. To go on, give the result's `after`, with the same
+        order. Raises ConfigurationError for a value that cannot be used, BrokerError if the server cannot be used.
+        """
+        bounds.SEARCHED.check(count)
+        bounds.EXAMINED.check(examine)
+        store = await self._trimmed_store()
+        return await search(store, matching, count=count, after=after, newest_first=not oldest_first, most=examine)
+
+    async def stats(
+        self, matching: DeadLetterFilter = _ALL, *, before: DeadLetterStats | None = None, examine: int = 10_000
+    ) -> DeadLetterStats:
+        """Return the dead letters that match, counted by task, type of error and reason.
+
+        One call looks at `examine` letters at most, or at 64 MiB of them, oldest first. While the result's `after` is
+        not None, give it as `before` to go on. Raises what `search` raises.
+        """
+        bounds.EXAMINED.check(examine)
+        store = await self._trimmed_store()
+        return await count_by_error(store, matching, before=before or DeadLetterStats(), most=examine)
 
     async def find(self, task_id: str) -> DeadLetterEntry:
         """Return the newest dead letter of a task. Raises DeadLetterNotFoundError if there is none.
@@ -114,15 +150,12 @@ class DeadLetterQueue:
         `task_id` may also be the entry id of a dead letter. Searches from the newest, page by page.
         """
         store = await self._trimmed_store()
-        after: str | None = None
-        while True:
-            page = await self._page(store, PAGE, after=after, newest_first=True)
-            for dead_letter in page:
+        reader = PageReader(store, after=None, newest_first=True)
+        while not reader.ended:
+            for dead_letter in await reader.next():
                 if task_id in (dead_letter.task_id, dead_letter.entry_id):
                     return dead_letter
-            if len(page) < PAGE:
-                raise self._not_found(task_id)
-            after = page[-1].entry_id
+        raise self._not_found(task_id)
 
     async def tail(self, *, after: str | None = None) -> AsyncGenerator[DeadLetterEntry, None]:
         """Yield new dead letters as they arrive, or all `after` an entry id, without end.
@@ -131,7 +164,7 @@ class DeadLetterQueue:
         you leave it before its end (`contextlib.aclosing`).
         """
         store = await self._trimmed_store()
-        last = checked_entry_id(after) if after is not None else await self._newest_id(store)
+        last = checked_entry_id(after) if after is not None else await newest_id(store)
         failures = 0
         async with store.client.blocking() as connection:
             while True:
@@ -186,14 +219,14 @@ class DeadLetterQueue:
             bounds.RETRIES.check(retries)
         if limit is not None:
             bounds.REPLAYED.check(limit)
-        chosen = matcher(task_name, reason, error_type)
+        chosen = DeadLetterFilter(task_name=task_name, reason=reason, error_type=error_type).matcher()
         if task_id is not None:
             if chosen is not None or limit is not None:
                 raise ConfigurationError("replay takes a task_id or a filter: give one of the two")
             return await self._replay_one(task_id, retries)
         if chosen is None and limit is None:
             raise ConfigurationError("replay needs a task_id, a filter (task_name, reason, error_type) or a limit")
-        return await self._replay_all(chosen, limit, retries)
+        return await replay_many(await self._trimmed_store(), chosen, limit, retries)
 
     async def select(
         self, ids: Collection[str] = (), *, task_name: str | None = None, reason: str | None = None,
@@ -204,10 +237,10 @@ class DeadLetterQueue:
         Reads the stream once. An id that has no dead letter is yielded itself.
         """
         store = await self._trimmed_store()
-        last = await self._newest_id(store)
-        matches, wanted, found = matcher(task_name, reason, error_type), set(ids), dict[str, DeadLetterEntry]()
-        async with aclosing(self._pages(store, last)) as pages:
-            async for page in pages:
+        wanted, found = set(ids), dict[str, DeadLetterEntry]()
+        matches = DeadLetterFilter(task_name=task_name, reason=reason, error_type=error_type).matcher()
+        async with aclosing(pages(store, await newest_id(store))) as some:
+            async for page in some:
                 for dead_letter in page:
                     if wanted:
                         own = wanted & {dead_letter.entry_id, dead_letter.task_id}
@@ -228,8 +261,8 @@ class DeadLetterQueue:
 
     async def _replay_letter(self, dead_letter: DeadLetterEntry, task_id: str, retries: int | None) -> str:
         store = await self._trimmed_store()
-        (dead_letter,) = await with_existing_groups(store, [dead_letter], self._stream_of)
-        one = checked_replay(store, dead_letter, self._tier_index(dead_letter), self._broker.tiers, retries)
+        (dead_letter,) = await with_existing_groups(store, [dead_letter], partial(stream_of, store))
+        one = checked_replay(store, dead_letter, retries)
         try:
             entry, holder = await store.one(one.command(store))
         except OutcomeUnknownError as error:
@@ -244,51 +277,6 @@ class DeadLetterQueue:
     def _not_found(self, task_id: str) -> DeadLetterNotFoundError:
         return DeadLetterNotFoundError(task_id, in_quotes(streamq_command(self._broker.keys, "dlq", "ls")))
 
-    async def _replay_all(
-        self, matches: Callable[[DeadLetterEntry], bool] | None, limit: int | None, retries: int | None
-    ) -> list[str]:
-        store = await self._trimmed_store()
-        replayed, passed_over = list[str](), PassedOver()
-        # A task that dies again during the replay is newer than this entry, so it is not replayed twice.
-        async with aclosing(self._pages(store, await self._newest_id(store))) as pages:
-            async for page in pages:
-                chosen: list[Replay] = []
-                for dead_letter in await with_existing_groups(store, page, self._stream_of):
-                    if matches is not None and not matches(dead_letter):
-                        continue
-                    if limit is not None and len(replayed) + len(chosen) >= limit:
-                        break
-                    tier = self._tier_index(dead_letter)
-                    try:
-                        chosen.append(checked_replay(store, dead_letter, tier, self._broker.tiers, retries))
-                    except StreamqError as error:
-                        passed_over.note(error)
-                replies = await store.call([one.command(store) for one in chosen])
-                for one, (entry, holder) in zip(chosen, replies, strict=True):
-                    if entry:
-                        replayed.append(one.task_id)
-                    elif holder:
-                        passed_over.note(one.held(holder))
-                if limit is not None and len(replayed) >= limit:
-                    break
-        passed_over.log_total(len(replayed))
-        return replayed
-
-    def _tier_index(self, dead_letter: DeadLetterEntry) -> int | None:
-        """Return the index of the tier of a dead letter: by the tier's name, or else by its stream."""
-        for index, tier in enumerate(self._broker.tiers):
-            if tier.name == dead_letter.tier:
-                return index
-        stream = dead_letter.origin.partition(" ")[0]
-        for index, keys in enumerate(self._broker.keys.tiers):
-            if keys.stream == stream:
-                return index
-        return None
-
-    def _stream_of(self, dead_letter: DeadLetterEntry) -> str | None:
-        tier = self._tier_index(dead_letter)
-        return None if tier is None else self._broker.keys.tiers[tier].stream
-
     # --- removing --------------------------------------------------------------------------------
 
     async def purge(
@@ -301,21 +289,79 @@ class DeadLetterQueue:
         arrive during the purge stay. Raises BrokerError if the server cannot be used.
         """
         store = await self._trimmed_store()
-        last = await self._newest_id(store)
-        if older_than is not None:
-            seconds, micros = await store.one(("TIME",))
-            limit = int(seconds) * 1000 + int(micros) // 1000 - round(bounds.OLDER_THAN.check(older_than) * 1000)
-            last = min(last, f"{max(0, limit - 1)}-{_LAST_SEQUENCE}", key=order)
-        matches = matcher(task_name, reason, error_type)
-        removed = 0
-        # By id and not by XTRIM MINID: in Redis 6.2.5 that removes newer entries as well.
-        async with aclosing(self._pages(store, last)) as pages:
-            async for page in pages:
-                if ids := [dead_letter.entry_id for dead_letter in page if matches is None or matches(dead_letter)]:
-                    removed += int(await store.one(("XDEL", self._key, *ids)))
-        return removed
+        filter_ = DeadLetterFilter(task_name=task_name, reason=reason, error_type=error_type, older_than=older_than)
+        _, oldest_kept = await window_of(store, filter_)
+        return await remove(store, filter_.matcher(), min(oldest_kept, await newest_id(store), key=order))
 
-    # --- pages ----------------------------------------------------------------------------------
+    # --- operations -----------------------------------------------------------------------------
+
+    async def start(
+        self, kind: Kind, matching: DeadLetterFilter = _ALL, *, limit: int | None = None, rate: float | None = None,
+        retries: int | None = None, set_arguments: Mapping[str, Any] = _NOTHING, edits: bool = False,
+        dry_run: bool = False,
+    ) -> DeadLetterOperation:  # fmt: skip
+        """Begin to "replay" or "purge" the letters that match and are there now. `run` of the result carries it out.
+
+        It replays or removes `limit` letters at most, `rate` a second. `set_arguments` are new values of arguments, by
+        name or by the place of a positional one ("0"); with `edits` a function that `run` is given makes them.
+        `retries` overrides the retry budget. With `dry_run` nothing is changed, and nothing kept.
+        Raises ConfigurationError for a value that cannot be used, BrokerError if the server cannot be used.
+        """
+        if kind not in KINDS:
+            raise ConfigurationError(f"kind={repr_of(kind)} is not known: give one of {', '.join(KINDS)}")
+        values = checked_values(set_arguments)
+        if kind == "purge" and (values or edits or retries is not None):
+            raise ConfigurationError("purge removes letters: leave out set_arguments, edits and retries")
+        for bound, value in ((bounds.OPERATED, limit), (bounds.OPERATION_RATE, rate), (bounds.RETRIES, retries)):
+            if value is not None:
+                bound.check(value)
+        store = await self._trimmed_store()
+        newest = await newest_id(store)
+        after, last = await window_of(store, matching)
+        now = datetime.fromisoformat(iso(store.clock.now()))
+        progress = OperationProgress(
+            id=new_task_id(), kind=kind, state="running", filter=matching, limit=limit, rate=rate, retries=retries,
+            set_arguments=values, edited=edits, total=await self.size(), started_by=this_process(), started_at=now,
+            changed_at=now, after=after, last=min(last, newest, key=order),
+        )  # fmt: skip
+        if not dry_run:
+            await begin(store, progress)
+        return DeadLetterOperation(self._broker, progress, dry_run=dry_run)
+
+    async def operation(self, operation_id: str) -> DeadLetterOperation:
+        """Return an operation that was begun, to stop or resume it. Raises OperationNotFoundError."""
+        check_type("operation_id", operation_id, str, "the id of an operation, as text")
+        return DeadLetterOperation(self._broker, await read_progress(self._broker.store, operation_id))
+
+    async def operations(self) -> list[OperationProgress]:
+        """Return the operations of the last days and how far each is, the newest first: 100 at most."""
+        return await list_operations(self._broker.store)
+
+    # --- lines ----------------------------------------------------------------------------------
+
+    async def export(
+        self, matching: DeadLetterFilter = _ALL, *, redact: Redaction | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the dead letters that match and are there now, each as a line of JSON, oldest first.
+
+        Nothing is lost, bytes that are no text included. With `redact` the values of some arguments are; such lines
+        cannot be imported. Close the iterator if you leave it before its end (`contextlib.aclosing`).
+        """
+        async with aclosing(export_lines(await self._trimmed_store(), matching, redact)) as lines:
+            async for line in lines:
+                yield line
+
+    async def import_lines(self, lines: Iterable[bytes | str]) -> AsyncGenerator[Imported, None]:
+        """Add dead letters that `export` has written, each with a new entry id, and yield what became of each line.
+
+        A line that is none is passed over. To import a line twice adds its letter twice. Raises BrokerError if the
+        server cannot be used: what was yielded before is there. Close the iterator if you leave it before its end.
+        """
+        async with aclosing(import_lines(self._broker.store, lines)) as found:
+            async for one in found:
+                yield one
+
+    # --- the bound ------------------------------------------------------------------------------
 
     async def _trimmed_store(self) -> Store:
         """Return the store. The first call removes dead letters above the bound that was given."""
@@ -330,28 +376,6 @@ class DeadLetterQueue:
                 self._may_exceed_bound = True
                 raise
         return store
-
-    async def _newest_id(self, store: Store) -> str:
-        entries = await store.one(("XREVRANGE", self._key, "+", "-", "COUNT", 1))
-        return str(entries[0][0], "ascii") if entries else "0-0"
-
-    async def _page(self, store: Store, size: int, *, after: str | None, newest_first: bool) -> list[DeadLetterEntry]:
-        if size <= 0 or (after is not None and nothing_after(after, newest_first=newest_first)):
-            return []
-        start = None if after is None else f"({checked_entry_id(after)}"
-        first, last = (start or "+", "-") if newest_first else (start or "-", "+")
-        command = ("XREVRANGE" if newest_first else "XRANGE", self._key, first, last, "COUNT", size)
-        return [DeadLetterEntry.of(entry_id, flat) for entry_id, flat in await store.one(command)]
-
-    async def _pages(self, store: Store, last: str) -> AsyncGenerator[list[DeadLetterEntry], None]:
-        """Yield pages, oldest first, up to the entry id `last`."""
-        after: str | None = None
-        while True:
-            page = await self._page(store, PAGE, after=after, newest_first=False)
-            yield [dead_letter for dead_letter in page if order(dead_letter.entry_id) <= order(last)]
-            if len(page) < PAGE or order(page[-1].entry_id) >= order(last):
-                return
-            after = page[-1].entry_id
 
 
 name_remedies(DeadLetterQueue, "dlq")

@@ -7,7 +7,6 @@ that are known by now. Then it goes on as the task that it is, with its id, so a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from streamq.client import Command
@@ -22,7 +21,6 @@ from streamq.tasks.outcome import Reason
 from streamq.wire.delivery import Delivery
 from streamq.wire.message import Field, Message, as_text
 from streamq.wire.side_effects import upstream_mark
-from streamq.wire.tiers import Tier
 from streamq.wire.workflow_record import StepPlace
 from streamq.wire.workflow_steps import decode, wanted_results
 
@@ -45,6 +43,19 @@ class Replay:
 
     def command(self, store: Store) -> Command:
         """Return the atomic step."""
+        keys, arguments = self._parts(store)
+        return step("replay")(keys, *arguments)
+
+    def command_in(self, store: Store, operation: str, *, come_from: str, examined: int, kept: int) -> Command:
+        """Return the atomic step of an operation that has come to the entry id `come_from`, and goes on to this letter.
+
+        `operation` is its key, kept for `kept` ms from now on; `examined` letters were looked at on the way.
+        """
+        keys, arguments = self._parts(store)
+        held = f"another task holds the deduplication key of task {self.letter.task_id!r}"
+        return step("operation_replay")([operation, *keys], come_from, examined, kept, held, *arguments)
+
+    def _parts(self, store: Store) -> tuple[list[str], list[Field | float]]:
         letter, fields, ttl = self.letter, self.fields, dedup_ttl(self.letter)
         stream = store.keys.tiers[self.tier].stream
         keys = [store.keys.dead, stream]
@@ -56,10 +67,10 @@ class Replay:
         if store.signer is not None:
             fields = store.signer.sign(stream, fields)
         later = [store.keys.result(task_id) for task_id in self._later_steps()]
-        return step("replay")(
-            keys, letter.entry_id, self.task_id, letter.task_id, ttl, upstream_mark(letter.task_id),
+        return keys, [
+            letter.entry_id, self.task_id, letter.task_id, ttl, upstream_mark(letter.task_id),
             noted_as, len(later), *later, *fields,
-        )  # fmt: skip
+        ]  # fmt: skip
 
     def _later_steps(self) -> list[str]:
         """Return the ids of the later steps of its workflow whose results are kept: now they say that this one failed.
@@ -101,10 +112,26 @@ class PassedOver:
             log.warning("dead letters replayed: %d; passed over: %s", replayed, causes, event="replayed")
 
 
-def checked_replay(
-    store: Store, letter: DeadLetterEntry, tier: int | None, tiers: Sequence[Tier], retries: int | None
-) -> Replay:
-    """Return the replay of a dead letter to this tier of the broker. `retries` overrides the retry budget.
+def tier_index(store: Store, letter: DeadLetterEntry) -> int | None:
+    """Return the index of the tier in which a letter died: by the tier's name, or else by its stream; None for none."""
+    for index, tier in enumerate(store.tiers):
+        if tier.name == letter.tier:
+            return index
+    stream = letter.origin.partition(" ")[0]
+    for index, keys in enumerate(store.keys.tiers):
+        if keys.stream == stream:
+            return index
+    return None
+
+
+def stream_of(store: Store, letter: DeadLetterEntry) -> str | None:
+    """Return the stream to which a letter is replayed, None if the broker does not have its tier."""
+    tier = tier_index(store, letter)
+    return None if tier is None else store.keys.tiers[tier].stream
+
+
+def checked_replay(store: Store, letter: DeadLetterEntry, retries: int | None) -> Replay:
+    """Return the replay of a dead letter. `retries` overrides the retry budget.
 
     Raises UndecodableError if no worker could read the message, SignatureError if it is not signed as it must be,
     ConfigurationError if the broker does not have its tier.
@@ -112,6 +139,7 @@ def checked_replay(
     flat = None if letter.replayable else _refused_message(letter)
     if not letter.replayable and flat is None:
         raise UndecodableError(f"{_named(letter)} is not a message and cannot be replayed; {_why(letter)}")
+    tiers, tier = store.tiers, tier_index(store, letter)
     if tier is None:
         names = ", ".join(one.name for one in tiers)
         raise ConfigurationError(

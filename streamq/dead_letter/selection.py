@@ -1,42 +1,19 @@
-"""Which dead letters are chosen, and in which order. Pure: reads no stream."""
+"""Entry ids of dead letters, and what of a letter its replay needs to know. Pure: reads no stream."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 from streamq.dead_letter.entry import DeadLetterEntry
 from streamq.diagnostics.safe_text import repr_of
 from streamq.errors import ConfigurationError
 from streamq.queue.sending import default_dedup_ttl
-from streamq.tasks.outcome import Reason
 from streamq.wire.argument_types import check_type
 from streamq.wire.message import milliseconds
 
 _ENTRY_ID: Final = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 _LARGEST: Final = 2**64 - 1  # of each part of an entry id
-
-
-def matcher(
-    task_name: str | None, reason: str | None, error_type: str | None
-) -> Callable[[DeadLetterEntry], bool] | None:
-    """Return a function that tells whether a dead letter matches, None if all match. Raises ConfigurationError."""
-    for name, value in (("task_name", task_name), ("reason", reason), ("error_type", error_type)):
-        check_type(name, value, str | None, "a text")
-    if reason is not None and reason not in tuple(Reason):
-        raise ConfigurationError(f"reason={repr_of(reason)} is not known: give one of {', '.join(Reason)}")
-    if task_name is None and reason is None and error_type is None:
-        return None
-
-    def matches(dead_letter: DeadLetterEntry) -> bool:
-        return (
-            task_name in (None, dead_letter.task_name)
-            and reason in (None, dead_letter.reason)
-            and error_type in (None, dead_letter.error_type, dead_letter.error_type.rpartition(".")[2])
-        )
-
-    return matches
 
 
 def dedup_ttl(dead_letter: DeadLetterEntry) -> int:

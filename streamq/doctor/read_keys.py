@@ -23,12 +23,13 @@ TYPES: Final = {
     "durable": "string", "circuit": "hash", "circuits": "zset", "rate": "hash", "limits": "zset",
     "permits": "zset", "called": "zset", "line": "zset", "progress": "string", "join": "hash", "once": "hash",
     "schedules": "hash", "ticks": "zset", "ticked": "hash", "workflow": "hash",
+    "operation": "hash", "operations": "zset",
 }  # fmt: skip
 """The type of each key, by the field or method of `wire/keys.py` that returns its name."""
 WITH_TTL: Final = frozenset({
     "alive", "leases", "crashes", "stats", "totals", "result", "progress", "accepted",
     "dedup", "latest", "seen", "durable", "circuit", "circuits", "join", "once", "rate",
-    "limits", "permits", "called", "line", "workflow",
+    "limits", "permits", "called", "line", "workflow", "operation", "operations",
 })  # fmt: skip
 """The kinds of keys that have a TTL."""
 

@@ -27,11 +27,11 @@ __all__ = [
     "ArgumentsError", "BatchResultError", "BrokerError", "BrokerUnavailableError", "CircuitOpenError",
     "ConfigurationError", "DeadLetterNotFoundError", "DedupKeyHeldError", "EffectInProgressError",
     "EffectLostError", "EffectNotBegunError", "EncodingError", "LeftOpenError", "LifespanEndedError",
-    "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OutcomeUnknownError",
-    "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError", "Reject", "ResultNotKeptError",
-    "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError", "StreamqError", "SyncCallError",
-    "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError", "UnreadableExceptionError",
-    "UnrecordableError", "WrongLoopError",
+    "MessageError", "MissingExtraError", "NotDurableError", "NotHeldError", "NotOpenError", "OperationNotFoundError",
+    "OperationTakenError", "OutcomeUnknownError", "PayloadTooLargeError", "ProcessDiedError", "ProcessHandlerError",
+    "Reject", "ResultNotKeptError", "ResultTimeoutError", "ResultTypeError", "Retry", "RetryLater", "SignatureError",
+    "StreamqError", "SyncCallError", "TaskFailedError", "TaskNameError", "TaskTimeoutError", "UndecodableError",
+    "UnreadableExceptionError", "UnrecordableError", "WrongLoopError",
 ]  # fmt: skip
 
 
@@ -304,6 +304,22 @@ class DeadLetterNotFoundError(StreamqError, LookupError):
     def __init__(self, task_id: str, listing: str = "'streamq dlq ls'") -> None:
         self.task_id = task_id
         super().__init__(f"no dead letter has the task id {task_id!r}; list them with {listing}")
+
+
+class OperationNotFoundError(StreamqError, LookupError):
+    """Raised if there is no operation over dead letters with this id: it is kept for 7 days after its last step."""
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+        super().__init__(f"no operation has the id {id_!r}; list them with 'streamq dlq operations'")
+
+
+class OperationTakenError(StreamqError):
+    """Raised by the run of an operation over dead letters if another process goes on with it. Nothing is done twice."""
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+        super().__init__(f"another process goes on with the operation {id_!r}: leave it to that, or stop it first")
 
 
 # --- results ---------------------------------------------------------------------------------

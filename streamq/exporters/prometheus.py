@@ -9,6 +9,7 @@ would report work that did not happen.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,12 +71,27 @@ class QueueCollector(Collector):
         self._monitor = monitor
         self._prefix = prefix
         self._state = _RefreshState()
+        self._refreshed = 0.0  # when, by `time.monotonic`
 
     def __repr__(self) -> str:
         state = self._state
         return (
             f"<QueueCollector {self._prefix} {state.succeeded} refreshed, {state.failed} failed, of {self._monitor!r}>"
         )
+
+    @property
+    def up(self) -> bool:
+        """Did the last refresh succeed?"""
+        return self._state.metrics is not None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last refresh that succeeded; infinite if the last one failed."""
+        return time.monotonic() - self._refreshed if self.up else math.inf
+
+    def note_failure(self) -> None:
+        """Note that a refresh was cut off: the figures are old. Scrapes show `up` 0 until the next success."""
+        self._state = replace(self._state, metrics=None, failed=self._state.failed + 1)
 
     async def refresh(self) -> QueueMetrics:
         """Take a snapshot, keep it for later scrapes, and return it.
@@ -85,8 +101,9 @@ class QueueCollector(Collector):
         try:
             metrics = await self._monitor.snapshot()
         except Exception:
-            self._state = replace(self._state, metrics=None, failed=self._state.failed + 1)
+            self.note_failure()
             raise
+        self._refreshed = time.monotonic()
         self._state = replace(self._state, metrics=metrics, at=time.time(), succeeded=self._state.succeeded + 1)
         return metrics
 

@@ -3,7 +3,8 @@
 The first round trip reads the current state in one transaction, so that a task that moves from one place to
 another is counted exactly once. The second reads the counters of the window, which workers write with
 their acknowledgements, and the oldest waiting entries. Each command costs the server O(1), or O(workers) or
-O(tasks) for lists of those. Nothing scans keys or entries.
+O(names of tasks) for lists of those. Nothing scans keys or entries. A window that has ended does not change: it is
+read once.
 
 Depth: an acknowledged entry is deleted in the same step, so each entry of a stream is waiting or pending,
 and depth = XLEN - pending. (The group's `lag` becomes nil when a waiting entry is deleted.) A released entry
@@ -14,11 +15,14 @@ exactly the number of released entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
+
+import anyio
 
 from streamq.broker import RedisBroker
 from streamq.client import Command
@@ -34,10 +38,12 @@ from streamq.wire.keys import RELEASED_CONSUMER, STATS_WINDOW, TierKeys
 from streamq.wire.message import entry_ms
 from streamq.wire.stored_numbers import LAST_MS
 
+_SETTLED_AFTER = 30.0  # seconds after the end of a window, in which a settlement may still be on its way to it
 _MIN_COVERED = 1.0  # seconds: a shorter time would make the rate of a few tasks look huge
 _MAX_CIRCUITS = 100  # most circuits in a snapshot: those that changed last
 _COMMANDS_PER_TIER = 5  # commands of the first round trip for each tier
 _ABSENT_ERRORS = ("no such key", "NOGROUP")
+_Window = Mapping[tuple[str, str], Counters]  # by tier and task
 _READ_AROUND = ("ZRANGE", "HGETALL")  # heartbeats, circuits, counters: without them the other figures are right
 
 
@@ -78,9 +84,22 @@ class QueueMonitor:
     def __init__(self, *, broker: RedisBroker, window: float | timedelta = 60.0) -> None:
         self._broker = check_type("broker", broker, RedisBroker, "a RedisBroker")
         self.window = float(bounds.MONITOR_WINDOW.check(window))
+        self._ended: dict[int, _Window] = {}  # windows that do not change any more, by their beginning (Unix s)
 
     def __repr__(self) -> str:
         return f"<QueueMonitor of {self._broker!r} window={self.window:g}>"
+
+    def watch(self, interval: float | timedelta = 1.0) -> Watch:
+        """Return an async iterator over snapshots: one at once, then one every `interval` seconds.
+
+        It raises BrokerError if the server cannot be used. Iterate again to go on. Raises ConfigurationError for an
+        interval that cannot be used.
+
+        Example:
+            async for metrics in monitor.watch(5.0):
+                print(metrics.depth, metrics.oldest_wait_s)
+        """
+        return Watch(self, float(bounds.MONITOR_INTERVAL.check(interval)))
 
     async def snapshot(self) -> QueueMetrics:
         """Return the current figures. Works on a server without any queue as well.
@@ -199,7 +218,8 @@ class QueueMonitor:
         last = int(now // STATS_WINDOW)
         first = last - max(0, int(self.window // STATS_WINDOW) - 1)
         starts = [index * STATS_WINDOW for index in range(first, last + 1)]
-        commands: list[Command] = [("HGETALL", keys.stats(start)) for start in starts]
+        asked = [start for start in starts if start not in self._ended]
+        commands: list[Command] = [("HGETALL", keys.stats(start)) for start in asked]
         for tier in tiers:
             # The first entry after the last delivered one of the first round trip: the oldest that waited then.
             commands.append(("XRANGE", tier.keys.stream, f"({tier.delivered.decode()}", "+", "COUNT", 1))
@@ -208,18 +228,26 @@ class QueueMonitor:
         commands += [("HGETALL", keys.totals), *(("HGETALL", keys.circuit(name)) for name in circuit_names)]
         answers = zip(commands, await store.attempt(commands), strict=True)
         replies = iter([self._or_none(command, reply) for command, reply in answers])
-        windows = [next(replies) or [] for _ in starts]
+        windows = self._windows(now, starts, {start: next(replies) or [] for start in asked})
         for tier in tiers:
             self._set_oldest(tier, now, next(replies), next(replies) if tier.parked else None)
         totals = next(replies) or []
         circuits = tuple(circuit for name in circuit_names if (circuit := _circuit(name, next(replies))) is not None)
         counted: dict[tuple[str, str], Counters] = {}
-        for flat in windows:
-            for key, counters in unpack(zip(flat[::2], flat[1::2], strict=True)).items():
+        for window in windows.values():
+            for key, counters in window.items():
                 counted.setdefault(key, Counters()).add(counters)
-        first_used = next((start for start, flat in zip(starts, windows, strict=True) if flat), last * STATS_WINDOW)
+        first_used = next((start for start, window in windows.items() if window), last * STATS_WINDOW)
         dropped = stored_dropped(dict(zip(totals[::2], totals[1::2], strict=True)).get(DROPPED.encode())) or 0
         return counted, max(_MIN_COVERED, now - first_used), circuits, dropped
+
+    def _windows(self, now: float, starts: Sequence[int], read: Mapping[int, list[bytes]]) -> dict[int, _Window]:
+        """Return the counters of each window, in order: those that were `read` now, and those that have ended."""
+        found = {start: unpack(zip(flat[::2], flat[1::2], strict=True)) for start, flat in read.items()}
+        windows = {start: found[start] if start in found else self._ended[start] for start in starts}
+        ended = now - STATS_WINDOW - _SETTLED_AFTER
+        self._ended = {start: window for start, window in windows.items() if start <= ended}
+        return windows
 
     def _set_oldest(self, tier: _TierState, now: float, waiting: Any, parked: Any) -> None:
         if tier.groups > 1 and not waiting:
@@ -227,6 +255,28 @@ class QueueMonitor:
         heads = [row[0] for row in (*(waiting or ()), *(parked or ()))]
         if heads and tier.depth:
             tier.oldest = max(0.0, *(now - entry_ms(head) / 1000 for head in heads))
+
+
+class Watch:
+    """Snapshots of a queue, one every `interval` seconds; see `QueueMonitor.watch`."""
+
+    def __init__(self, monitor: QueueMonitor, interval: float) -> None:
+        self._monitor = monitor
+        self._interval = interval
+        self._next = -math.inf  # when (monotonic) the next one is due
+
+    def __repr__(self) -> str:
+        return f"<Watch of {self._monitor!r} every {self._interval:g} s>"
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> QueueMetrics:
+        """Return the next snapshot, when it is due. What was missed meanwhile is left out."""
+        due = max(self._next, anyio.current_time())
+        await anyio.sleep_until(due)
+        self._next = due + self._interval
+        return await self._monitor.snapshot()
 
 
 def _consumers(now: float, tiers: list[_TierState]) -> Iterator[ConsumerMetrics]:

@@ -6,7 +6,7 @@ the consumer still holds it. `consumer.settling` decides when they are sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from streamq.client import Command
@@ -137,7 +137,7 @@ class SettleCommands:
         fixed = (self.keys.group, consumer, RELEASED_CONSUMER, milliseconds(idle), self.keys.wake)
         return [step("release")([stream], *fixed, *ids[at : at + MOST_IDS]) for at in range(0, len(ids), MOST_IDS)]
 
-    def add_counters(self, at: float, counters: dict[str, int]) -> Command:
+    def add_counters(self, at: float, counters: Mapping[str, int]) -> Command:
         """Return the command that adds counters to the window of this time (Unix seconds)."""
         flat = [part for pair in counters.items() for part in pair]
         return step("add_counters")([self.keys.stats(at)], STATS_KEPT, *flat)

@@ -2,7 +2,8 @@
 
 A file begins with its name and meaning, then its KEYS and ARGV. This header is checked when the script is loaded, and
 the number of keys at each call (`...` ends a list that repeats). `_shared.lua` is prepended to every script. Others
-with `_` are prepended to the scripts that call their functions (see `_MORE`).
+with `_` are prepended to the scripts that call their functions (see `_MORE`). Scripts that call `counted` settle. They
+take what that counts from the ends of their KEYS and ARGV: see `with_counters`.
 
 All files are read together with the code that calls them. So a worker needs neither a file descriptor nor the disk to
 settle a task, and a package that is replaced meanwhile gives it no script of another version.
@@ -43,6 +44,8 @@ _MORE = {  # files to prepend, by a function that the script calls
     "hold_key(": "_delay.lua _newest_wins.lua _delete_old.lua _hold_key.lua",
     "count_dropped(": "_dropped.lua",
     "delete_old(": "_delete_old.lua",
+    "replay_letter(": "_delete_old.lua _replay.lua",
+    "kept_from(": "_operation.lua",
     "time_in(": "_time_in.lua",
     "read_bucket(": "_time_in.lua _bucket.lua",
     "place_of(": "_wake.lua _sweep.lua",
@@ -52,7 +55,11 @@ _MORE = {  # files to prepend, by a function that the script calls
     "drop_from_index(": "_circuit_index.lua",
     "fields_of(": "_fields_of.lua",
     "sound(": "_fields_of.lua",
+    "add_counters(": "_add_counters.lua",
+    "counted(": "_add_counters.lua _late.lua _counted.lua",
 }
+_COUNTS_NOTHING = (0, "", "")  # of a script that settles: stats_ttl_s counts shares (see `_counted.lua`)
+_SETTLING: set[str] = set()  # the digests of scripts that count
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
 _TEXTS = {file.name: file.read_text() for file in files(__name__).iterdir() if file.name.endswith(".lua")}
 
@@ -73,6 +80,9 @@ class Step:
         shared = ["_trial.lua", "_shared.lua", *more]
         self.source = "\n".join([*(_TEXTS[name] for name in shared), source])
         self._script = Script(self.source)
+        self._end = _COUNTS_NOTHING if "_counted.lua" in more else ()
+        if self._end:
+            _SETTLING.add(self._script.sha)
 
     def __repr__(self) -> str:
         return f"<Step {self.name} KEYS: {self.keys}>"
@@ -81,7 +91,32 @@ class Step:
         """Return the command that runs this step. Raises ValueError if the number of keys is wrong."""
         if len(keys) != self._least and not (self._open and len(keys) >= min(self._least, 1)):
             raise ValueError(f"{self!r} was given {len(keys)} keys")
-        return self._script.command(keys, arguments)
+        return self._script.command(keys, (*arguments, *self._end))
+
+
+def with_counters(command: Command, stats: str | None, ttl: int, counts: bytes, shares: bytes = b"") -> Command:
+    """Return the command of a script that settles, with what it counts (see `wire.counters`).
+
+    `stats` is the window of the counters, which is kept for `ttl` seconds. None: what is counted comes back unwritten.
+    Any other command is returned as it is.
+    """
+    if not _settles(command):
+        return command
+    name, digest, number, *rest = command
+    end = int(number)
+    names, arguments = rest[:end], rest[end : -len(_COUNTS_NOTHING)]
+    if stats is None:
+        return name, digest, number, *names, *arguments, 0, counts, shares
+    return name, digest, end + 1, *names, stats, *arguments, ttl, counts, shares
+
+
+def writes_counters(command: Command) -> bool:
+    """Return whether a command of a script that settles has the key of the counters."""
+    return _settles(command) and command[-len(_COUNTS_NOTHING)] != 0
+
+
+def _settles(command: Command) -> bool:
+    return len(command) > 1 and command[1] in _SETTLING
 
 
 @cache

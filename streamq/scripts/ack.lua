@@ -2,7 +2,8 @@
 -- KEYS: for each tier: stream crashes
 -- ARGV: group per_entry, then for each tier: count id...
 -- Returns for each tier the entries that had been settled before: their ids if `per_entry` is 1, else '' for each.
-local reply, names, settled, gone, alone, at = {}, {}, {}, {}, {}, 3
+-- An entry is settled by its XACK. In a stream that one group reads, one that is still there is not settled (see deletable).
+local reply, names, settled, gone, alone, at, place, places = {}, {}, {}, {}, {}, 3, 0, {}
 for k = 1, #KEYS, 2 do
   local ids = {unpack(ARGV, at + 1, at + ARGV[at])}
   at = at + ARGV[at] + 1
@@ -12,17 +13,21 @@ end
 local evidence = crashes_exist(names)
 for t, ids in ipairs(settled) do
   local late, stream = {}, KEYS[2 * t - 1]
-  if ARGV[2] == '1' then
-    for _, id in ipairs(ids) do
-      if call('XACK', stream, ARGV[1], id) == 0 and not (alone[t] and call('XDEL', stream, id) == 1) then late[#late + 1] = id end
+  local function note_late(i, id)
+    late[#late + 1], places[#places + 1] = ARGV[2] == '1' and id or '', place + i
+  end
+  if ARGV[2] == '1' or not alone[t] then
+    for i, id in ipairs(ids) do
+      if call('XACK', stream, ARGV[1], id) == 0 and not (alone[t] and call('XDEL', stream, id) == 1) then note_late(i, id) end
     end
     delete_settled(stream, gone[t])
+  elseif call('XACK', stream, ARGV[1], unpack(ids)) == #ids then delete_settled(stream, ids)
   else
-    local acked = call('XACK', stream, ARGV[1], unpack(ids))
-    local deleted = delete_settled(stream, gone[t])
-    for n = 1, #ids - (alone[t] and deleted or acked) do late[n] = '' end
+    for i, id in ipairs(ids) do
+      if call('XDEL', stream, id) == 0 then note_late(i, id) end
+    end
   end
-  reply[t] = late
+  reply[t], place = late, place + #ids
 end
 if evidence then clear_crashes(names, settled) end
-return reply
+return counted(reply, places)

@@ -2,7 +2,7 @@
 -- KEYS: stream crashes result...
 -- ARGV: group, twice the number of runs with the same TTL, for each run: ttl_ms count, then id... payload...
 -- Returns the ids of those that had been settled before.
-local late, at, n = {}, 2 + ARGV[2], #KEYS - 2
+local late, places, at, n = {}, {}, 2 + ARGV[2], #KEYS - 2
 local ids, ttls = {unpack(ARGV, at + 1, at + n)}, {}
 for run = 3, at, 2 do ttls[run] = whole(ARGV[run], 1) end
 local gone, alone = deletable(KEYS[1], ARGV[1], ids)
@@ -16,9 +16,9 @@ for i, id in ipairs(ids) do
     call('SET', KEYS[i + 2], ARGV[at + n + i], 'PX', ttls[run])
     publish(KEYS[i + 2], ARGV[at + n + i])
   else
-    late[#late + 1] = id
+    late[#late + 1], places[#places + 1] = id, i
   end
 end
 delete_settled(KEYS[1], gone)
 if evidence then clear_crashes({KEYS[2]}, {ids}) end
-return late
+return counted(late, places)

@@ -18,4 +18,4 @@ if not late then carry_out(3, 3) end
 call('XACK', stream, group, id)
 delete_settled(stream, gone)
 clear_crashes({KEYS[2]}, {{id}})
-return late and {id} or {}
+return counted(late and {id} or {}, late and {1} or {})

@@ -2,7 +2,7 @@
 -- KEYS: stream crashes delayed messages
 -- ARGV: group consumer id delay_ms member message channel
 -- Returns 1. 2: it is to be cancelled, and is still held. 0: this consumer holds it no longer.
-if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return counted(0, {1}) end
 local evidence, cancelled = marks_of(KEYS[2], ARGV[3])
 if cancelled then return 2 end
 local gone, member, due = deletable(KEYS[1], ARGV[1], {ARGV[3]}), ARGV[5], whole(clock() + ARGV[4])
@@ -16,4 +16,4 @@ call('XACK', KEYS[1], ARGV[1], ARGV[3])
 delete_settled(KEYS[1], gone)
 if evidence then clear_crashes({KEYS[2]}, {{ARGV[3]}}) end
 announce(KEYS[3], ARGV[7], member)
-return 1
+return counted(1, {})

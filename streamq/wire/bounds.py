@@ -155,15 +155,23 @@ OLDER_THAN = _seconds("older_than", "0 is every one; of an inbox, and of dead le
 DONE = Bound("report_progress.done", "", 0.0, 1e15, "a double counts whole numbers so far")
 TOTAL = Bound("report_progress.total", "", 0.0, 1e15, "as done")
 SCRAPE_INTERVAL = _seconds("QueueCollector.interval", "a snapshot is a round trip", 0.1)
+PORT = Bound("Endpoint.port", "", 0, 65_535, "0 is one that the system chooses", whole=True)
+STATSD_PORT = Bound("StatsdExporter.port", "", 1, 65_535, "a port", whole=True)
+STATSD_INTERVAL = _seconds("StatsdExporter.interval", "each is some packets", 0.1)
 SCAN = _count("examine.scan", "entries that doctor reads; 0 is none", 0)
 
 # Reading.
 PEEKED = _count("peek.count", "0 is none; also -n of streamq dlq ls, from 1", 0)
 REPLAYED = _count("replay.limit", "None replays all that match")
+SEARCHED = _count("search.count", "what is found is held in memory; also -n of streamq dlq search", 1, 1_000_000)
+EXAMINED = _count("search.examine", "also of stats: the letters that one call looks at")
+OPERATED = _count("start.limit", "None is every letter that matches; also --limit")
+OPERATION_RATE = Bound("start.rate", "/s", 1e-3, 1e6, "letters a second; None is as fast as it goes; also --rate")
 SCHEDULED = _count("scheduled.limit", "None yields all", 0)
 MONITOR_WINDOW = _seconds(
     "QueueMonitor.window", "counters are in buckets of 10 s, and kept for 15 minutes", 10.0, 900.0
 )
+MONITOR_INTERVAL = _seconds("QueueMonitor.watch", "a snapshot is two round trips", 0.1)
 WANTED_WITHIN = _seconds("wanted_workers.within", "a rate needs some time", 0.001)
 PROCESSES = _count("--processes", "each is a process of its own", 1, 1_024)
 MAX_TASKS = _count("--max-tasks", "a process that runs nothing is of no use")

@@ -90,6 +90,15 @@ class Keys:
         return f"{self.namespace}:dead"
 
     @property
+    def operations(self) -> str:
+        """The sorted set of the operations over dead letters: id -> when it began (ms)."""
+        return f"{self.namespace}:operations"
+
+    def operation(self, operation_id: str) -> str:
+        """Return the hash of one operation over dead letters: what it does, and how far it is."""
+        return f"{self.namespace}:operation:{operation_id}"
+
+    @property
     def durable(self) -> str:
         """The string that is written before WAIT, so that the connection has a write to wait for."""
         return f"{self.namespace}:durable"

@@ -7,9 +7,11 @@ character that is not printable is written as its escape: `\\n`, `\\x1b`, `\\u20
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 LONGEST: Final = 10_000  # characters of one printed line
+_BEYOND_ASCII: Final = re.compile(r"[^\x20-\x7e]+")
 
 
 def printable(text: str, limit: int = LONGEST) -> str:
@@ -39,8 +41,18 @@ def json_line(value: Any) -> str:
         packed = orjson.dumps(value, option=options, default=_plain)
     except TypeError:
         packed = orjson.dumps(_plain(value), option=options)
-    line = packed.decode()
-    return line if line.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in line)
+    return escaped_json(packed).decode()
+
+
+def escaped_json(packed: bytes) -> bytes:
+    """Return JSON with escapes for what a terminal would obey. It means the same."""
+    if packed.isascii():  # JSON has escapes for the rest of ASCII, but for one
+        return packed.replace(b"\x7f", b"\\u007f")
+    return _BEYOND_ASCII.sub(_escaped_run, packed.decode()).encode()
+
+
+def _escaped_run(found: re.Match[str]) -> str:
+    return "".join(char if char.isprintable() else _escaped(char) for char in found[0])
 
 
 def _escaped(char: str) -> str:

@@ -71,7 +71,7 @@ FEATURES: Final = {
         ("circuits", "w", "p", "circuit breakers: those of the fleet, and reports to the monitor"),
         ("idempotency", "w", "p", "`once`, `Idempotency`, `is_duplicate`"),
         ("monitoring", "m", "", "figures: `QueueMonitor`, exporters"),
-        ("dead-letters", "o", "", "list, follow, replay and remove dead letters"),
+        ("dead-letters", "o", "", "list, search, follow, replay, edit, remove, export and import dead letters"),
         ("doctor", "", "pwmo", "all checks of `streamq doctor`, with the server's configuration and every key"),
     )
 }
@@ -189,7 +189,9 @@ _TABLE: Final = (
     ("monitoring", "m", "circuits", "zrange"),
     ("monitoring", "m", "circuit", "hgetall"),
     ("dead-letters", "o", "", "eval time client|unblock"),
-    ("dead-letters", "o", "dead", "xlen xrange xrevrange xread xdel xtrim evalsha"),
+    ("dead-letters", "o", "dead", "xadd xlen xrange xrevrange xread xdel xtrim evalsha"),
+    ("dead-letters", "o", "operation", "hgetall hmget hset hlen pexpire evalsha"),
+    ("dead-letters", "o", "operations", "zadd zcard zrange zremrangebyscore zremrangebyrank pexpire evalsha"),
     ("dead-letters", "o", "stats", "hincrby hset expire evalsha"),
     ("dead-letters", "o", "stream", "xadd xinfo|groups evalsha"),
     ("dead-letters", "o", "dedup", "get set evalsha"),
@@ -221,7 +223,7 @@ STEPS: Final = {
     ),
     "circuits": "circuit_enter circuit_leave circuit_postpone circuit_report",
     "idempotency": "once_begin once_end once_renew once_withdraw",
-    "dead-letters": "replay count_dropped",
+    "dead-letters": ("replay count_dropped operation_advance operation_begin operation_replay operation_state"),
 }
 """The scripts of each feature, or of several together, and the side effects in them. A test compares them."""
 

@@ -99,7 +99,7 @@ def test_fields_of_a_dead_letter() -> None:
 
 def test_counters() -> None:
     """The table has every counter."""
-    assert column(table_under(WIRE, "## Counters")) == {*COUNTS, "l<bucket>"}
+    assert column(table_under(WIRE, "## Counters")) == {*COUNTS, "l<bucket>", "w<bucket>"}
 
 
 def test_options() -> None:

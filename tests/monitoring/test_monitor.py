@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
@@ -14,7 +14,7 @@ from streamq.errors import BrokerError, ConfigurationError
 from streamq.monitoring import ConsumerMetrics, QueueMetrics, QueueMonitor
 from streamq.monitoring.metrics import figures
 from streamq.tasks.outcome import Ack
-from streamq.wire.counters import Counters
+from streamq.wire.counters import Counters, share_of
 from streamq.wire.keys import STATS_WINDOW
 from tests.at_work import burst, until, working
 from tests.servers import fresh_server
@@ -131,6 +131,8 @@ class TestSnapshot:
         assert metrics.throughput_per_sec == pytest.approx(7 / metrics.covered_s)
         assert 0 < metrics.p50_latency_ms <= metrics.p95_latency_ms <= metrics.p99_latency_ms < 20_000
         assert 0 < metrics.avg_latency_ms < 20_000
+        assert 0 < metrics.p50_wait_ms <= metrics.p95_wait_ms <= metrics.p99_wait_ms < 20_000
+        assert 0 < metrics.avg_wait_ms <= metrics.avg_latency_ms
         assert abs(metrics.taken_at.timestamp() - time.time()) < 5
 
     async def test_of_one_stream_alone(self, server):
@@ -208,12 +210,69 @@ class TestSnapshot:
                 server.command("CONFIG", "SET", "maxmemory", "0")
         assert metrics.depth == 1
 
+    async def test_a_window_that_has_ended_is_read_once(self, server):
+        """Later changes of it are not seen, those of windows in which settlements may still arrive are."""
+        async with RedisBroker(server.url) as broker:
+            seconds, _ = server.command("TIME")
+            old, young = (broker.keys.stats(int(seconds) - back) for back in (55, 15))
+            for key in (old, young):
+                server.command("HSET", key, "standard|t|done", 1)
+            monitor = QueueMonitor(broker=broker, window=90)
+            assert (await monitor.snapshot()).done == 2
+            for key in (old, young):
+                server.command("HSET", key, "standard|t|done", 10)
+            assert (await monitor.snapshot()).done == 11
+            assert (await QueueMonitor(broker=broker, window=90).snapshot()).done == 20
+
+    async def test_watching(self, server):
+        """A snapshot at once, then one each interval; an error ends a loop, and the next goes on."""
+        found = []
+        async with RedisBroker(server.url) as broker:
+            watch = QueueMonitor(broker=broker).watch(timedelta(seconds=0.2))
+            began = anyio.current_time()
+            async for metrics in watch:
+                found.append(metrics.depth)
+                if len(found) == 3:
+                    break
+                await broker.enqueue(work)
+            assert anyio.current_time() - began >= 0.4
+            server.command("SET", "queue:dead", "no stream")
+            with pytest.raises(BrokerError):
+                await anext(watch)
+            server.command("DEL", "queue:dead")
+            assert (await anext(watch)).depth == 2
+        assert found == [0, 1, 2]
+
+    async def test_a_snapshot_costs_the_same_whatever_waits(self, real_server):
+        """The same commands, each in microseconds: nothing grows with the number of tasks."""
+        server, seen = real_server, []
+        async with RedisBroker(server.url) as broker:
+            for number in (10, 10_000):
+                for delay in (0, 500):
+                    await broker.enqueue_many([work.options(delay=delay).call()] * number)
+                server.command("CONFIG", "RESETSTAT")
+                await QueueMonitor(broker=broker).snapshot()
+                seen.append(_calls(server))
+        (before, _), (after, longest) = seen
+        assert before == after
+        assert longest < 2000
+
     async def test_errors_are_raised(self, server):
         """A key of a wrong type raises an error and does not look like an empty queue."""
         server.command("SET", "queue:standard", "no stream")
         async with RedisBroker(server.url) as broker:
             with pytest.raises(BrokerError, match="WRONGTYPE"):
                 await QueueMonitor(broker=broker).snapshot()
+
+
+def _calls(server):
+    """Return how often each command was called, and the longest mean time of one, in microseconds."""
+    rows = [
+        line.partition(":") for line in server.command("INFO", "commandstats").decode().split("\r\n") if ":" in line
+    ]
+    stats = {name: dict(part.split("=") for part in rest.split(",")) for name, _, rest in rows}
+    own = {name: one for name, one in stats.items() if not name.endswith(("|resetstat", "_info", "_client|setname"))}
+    return {name: int(one["calls"]) for name, one in own.items()}, max(float(s["usec_per_call"]) for s in own.values())
 
 
 class TestFigures:
@@ -223,11 +282,13 @@ class TestFigures:
     def test_rates(self):
         tally = Counters(failed=1)
         for _ in range(3):
-            tally.acknowledged(0.1, 0.05)
+            tally.acknowledged(share_of(0, 0.1, 0.05))
         made = figures(tally, 2.0)
         assert (made["throughput_per_sec"], made["error_rate"]) == (1.5, 0.25)
         assert (made["avg_latency_ms"], made["avg_run_ms"]) == (pytest.approx(100), pytest.approx(50))
-        assert 50 <= made["p50_latency_ms"] <= 200
+        assert made["p50_latency_ms"] == pytest.approx(100, rel=0.07)
+        assert made["avg_wait_ms"] == pytest.approx(50)
+        assert made["p99_wait_ms"] == pytest.approx(50, rel=0.07)
 
     def test_drain_and_wanted_workers(self):
         alive = [ConsumerMetrics(name=str(n), pending=0, idle_s=0, alive_s=9, alive=n < 2) for n in range(3)]
@@ -235,6 +296,34 @@ class TestFigures:
         metrics = QueueMetrics(taken_at=now, covered_s=10, depth=600, throughput_per_sec=4.0, consumers=tuple(alive))
         assert (metrics.workers, metrics.drain_seconds) == (2, 150.0)
         assert (metrics.wanted_workers(), metrics.wanted_workers(within=600)) == (5, 1)
+
+    @pytest.mark.parametrize(
+        ("processing", "depth", "pending", "wanted"),
+        [
+            (20, 0, (10, 10, 0), 2),  # nobody is to go who runs something
+            (20, 35, (10, 10, 0), 6),  # a run makes no room within a minute
+            (1, 0, (0, 0, 1), 1),
+            (0, 35, (0, 0, 0), None),  # nothing is known
+        ],
+    )
+    def test_wanted_workers_while_runs_last_for_hours(self, processing, depth, pending, wanted):
+        """Nothing gets done in the window, or little; what is processed counts."""
+        consumers = tuple(
+            ConsumerMetrics(name=str(at), pending=held, idle_s=0, alive_s=9, alive=True)
+            for at, held in enumerate((*pending, 3))
+        )[: len(pending)]
+        dead = ConsumerMetrics(name="dead", pending=50, idle_s=99, alive_s=-9, alive=False)
+        for done, each in ((0, 0.0), (1, 3_600_000.0)):
+            metrics = QueueMetrics(
+                taken_at=datetime.now(UTC), covered_s=60, depth=depth, processing=processing, done=done,
+                throughput_per_sec=0.0, avg_run_ms=each, consumers=(*consumers, dead),
+            )  # fmt: skip
+            assert metrics.wanted_workers() == wanted
+
+    @pytest.mark.parametrize("interval", [0, 0.01, float("nan"), "x"])
+    def test_an_interval_that_cannot_be_used(self, interval):
+        with pytest.raises(ConfigurationError, match="watch"):
+            QueueMonitor(broker=RedisBroker()).watch(interval)
 
     @pytest.mark.parametrize("within", [0, -1, float("nan"), "x"])
     @pytest.mark.parametrize("depth", [0, 600])

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 class Fleet:
     """Processes of `member.py` on one server; all are ended at the end, by their ids."""
 
-    def __init__(self, server: RealServer, backend: str, log: Path, *, lease: float, concurrency: int = 100) -> None:
+    def __init__(
+        self, server: RealServer, backend: str, log: Path, *, lease: float, concurrency: int, member: str
+    ) -> None:  # fmt: skip
+        self._module = f"tests.promises.{member}"
         self.server = server
         self.log = log
         self.lease = lease
@@ -30,7 +33,7 @@ class Fleet:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start one more worker and return once it reads."""
-        process = subprocess.Popen([sys.executable, "-m", "tests.promises.member", *self._arguments], cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-m", self._module, *self._arguments], cwd=ROOT)
         self.members.append(process)
         self.wait(lambda: ("up", 0, process.pid) in self.lines(), 30, "a worker that is up")
         return process
@@ -94,9 +97,11 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(server: RealServer, backend: str, folder: Path, *, lease: float, concurrency: int = 100) -> Iterator[Fleet]:
+def fleet(
+    server: RealServer, backend: str, folder: Path, *, lease: float, concurrency: int = 100, member: str = "member"
+) -> Iterator[Fleet]:
     """A fleet that is gone when the test is."""
-    made = Fleet(server, backend, folder / "effects", lease=lease, concurrency=concurrency)
+    made = Fleet(server, backend, folder / "effects", lease=lease, concurrency=concurrency, member=member)
     try:
         yield made
     finally:

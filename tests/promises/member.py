@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import anyio.abc
 
-from streamq import Backoff, RedisBroker, Worker, task
+from streamq import Backoff, RedisBroker, Task, Worker, task
 
 LOG = -1
 
@@ -53,11 +55,11 @@ async def stuck(number: int, seconds: float) -> None:
     note("effect", number)
 
 
-async def main(url: str, lease: float, concurrency: int) -> None:
+async def main(url: str, lease: float, concurrency: int, tasks: Sequence[Task[Any, Any]]) -> None:
     async with RedisBroker(url, connect_timeout=2, reply_timeout=2) as broker:
         worker = Worker(
             broker,
-            tasks=[effect, slow, deadly, stuck],
+            tasks=tasks,
             concurrency=concurrency,
             visibility_timeout=lease,
             grace_period=3,
@@ -85,8 +87,13 @@ async def drain_when_told(worker: Worker) -> None:
             worker.stop()
 
 
-if __name__ == "__main__":
+def main_with(tasks: Sequence[Task[Any, Any]]) -> None:
+    """Run a worker with these tasks, as the command line says."""
+    global LOG  # noqa: PLW0603 - one process, one log
     LOG = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    anyio.run(
-        main, sys.argv[1], float(sys.argv[4]), int(sys.argv[5]) if len(sys.argv) > 5 else 100, backend=sys.argv[2]
-    )
+    concurrency = int(sys.argv[5]) if len(sys.argv) > 5 else 100
+    anyio.run(main, sys.argv[1], float(sys.argv[4]), concurrency, tasks, backend=sys.argv[2])
+
+
+if __name__ == "__main__":
+    main_with([effect, slow, deadly, stuck])

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, RetryLater, Worker, gather, group, once, report_progress, task
-from streamq.dead_letter import DeadLetterQueue
+from streamq.dead_letter import DeadLetterFilter, DeadLetterQueue
 from streamq.errors import NotDurableError
 from streamq.middleware import CircuitBreaker, ConcurrencyLimit, RateLimitMiddleware
 from streamq.monitoring import QueueMonitor
@@ -296,7 +296,7 @@ async def test_a_monitor(real_server, login):
 
 
 async def test_an_operator(real_server, login):
-    """It lists, follows, replays and removes dead letters, cancels tasks, lists and removes schedules."""
+    """It lists, searches, replays, edits, removes and imports dead letters, cancels tasks, removes schedules."""
     async with RedisBroker(real_server.url) as admin, RedisBroker(login("operator")) as broker:
         await admin.schedule("hourly", "0 * * * *", add.call(1))
         for n in range(4):
@@ -310,6 +310,7 @@ async def test_an_operator(real_server, login):
             reading.start_soon(follow, letters, reading.cancel_scope)
         assert await letters.replay(task_id=first.task_id)
         assert len(await letters.replay(task_name="fails", limit=1)) == 1
+        await operate(letters, [line async for line in letters.export()])
         assert await letters.purge(older_than=0) == 2
         delayed = await admin.enqueue(add.options(delay=60), 1)
         gate.append(anyio.Event())
@@ -320,6 +321,21 @@ async def test_an_operator(real_server, login):
             assert await broker.cancel(running.task_id)
         assert [one.name for one in await broker.schedules()] == ["hourly"]
         assert await broker.unschedule("hourly")
+
+
+async def operate(letters, lines):
+    """Search, count, import, replay and purge by operations, stop one. Two letters are there, and stay."""
+    assert len((await letters.search(DeadLetterFilter(newer_than=3600))).letters) == len(lines) == 2
+    assert (await letters.stats()).matched == 2
+    assert [one.error async for one in letters.import_lines(lines)] == [None, None]
+    found = await letters.search(DeadLetterFilter(text="errors.reject"), oldest_first=True)
+    assert len(found.letters) == 4
+    replay = await letters.start("replay", limit=1, set_arguments={"0": "other"})
+    assert [one.error async for one in replay.run()] == [None]
+    purge = await letters.start("purge", limit=1)
+    assert (await purge.stop()).state == "stopped"
+    assert len([one async for one in (await letters.operation(purge.id)).run()]) == 1
+    assert [one.state for one in await letters.operations()] == ["finished", "finished"]
 
 
 async def follow(letters, scope):

@@ -261,7 +261,8 @@ class World:
         self._judge_ticks(started)
         log = Counter(report.counts) + Counter(one.what for one in records if one.what == "effect")
         again = sum(one.what == "start" and one.task in sender.asked for one in records)
-        self._judge_counters(log, counted, again + log["cancelled"])
+        refused = sum(reason == "refused" for reason in dead.values())
+        self._judge_counters(log, counted, again + log["cancelled"], refused)
         ends = Counter(dead.values()) + Counter(
             {name: number for name, number in report.counts.items() if name in {"ack", "cancelled", "superseded"}}
         )
@@ -286,11 +287,13 @@ class World:
             if len(some) != max(some) - min(some) + 1:
                 self.findings.append(f"the schedule {name!r} has missed ticks: {sorted(some)}")
 
-    def _judge_counters(self, settled: Counter[str], counted: Counter[str], cancellable: int) -> None:
+    def _judge_counters(self, settled: Counter[str], counted: Counter[str], cancellable: int, refused: int) -> None:
         """Nothing is counted twice, and nothing is missing."""
         for name, what in (("done", "effect"), ("dead", "dead"), ("retried", "retry"), ("postponed", "postpone")):
             more = cancellable if name == "done" else 0  # a run that was cancelled counts as done
             least = 0 if self.gone.endswith(_COUNTS) else settled[what]  # a worker that ends then has not written them
+            if name == "done":
+                least -= refused  # the run succeeded, and its acknowledgement was refused: its task has died
             if self.gone in CONNECTING:  # connections were cut: what was not answered was written again
                 more = settled[what]
             if not least <= counted[name] <= settled[what] + more:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import pytest
 
-from streamq.scripts import step
+from streamq.scripts import step, with_counters
+from streamq.wire.counters import pack_one
 from tests.servers import pack
 
 if TYPE_CHECKING:
@@ -69,7 +70,16 @@ class Case:
         source = step(self.step).source
         if self.older:
             source = source.replace("redis.acl_check_cmd", "redis.unknown")
-        return as_user(server, user, "EVAL", source, len(self.keys), *self.keys, *arguments)
+        if self.counts:
+            command = with_counters(step(self.step)(self.keys[:-1], *arguments), self.keys[-1], 60, COUNTS)
+        else:
+            command = step(self.step)(self.keys, *arguments)
+        return as_user(server, user, "EVAL", source, *command[2:])
+
+    @property
+    def counts(self) -> bool:
+        """Has it the counters of a settlement, and their key as its last?"""
+        return self.keys[-1] == STATS
 
 
 def as_user(server: RealServer, user: str, *command: Any) -> Any:
@@ -98,6 +108,7 @@ NAMES_FIRST, PARTS_FIRST = following(BEGIN, SEND, LATER, JOIN)
 OLD = ("old r", "old p")  # what an earlier task of the same id has left
 NEWEST = ("d", "latest", "accepted", *TIER, *OTHER)
 ALIVE, LEASES = "s:alive", "s:leases"
+STATS, COUNTS = "stats", pack_one("low|t|", ("done",), superseded=True)
 LIMIT = ("permits", "called", "line", "limits", DELAYED)
 FAR = 10**15
 SCHEDULE = '{"name":"n","cron":"* * * * *","tz":"UTC","fields":["task","t"],"revision":"1"}'
@@ -142,6 +153,22 @@ CASES = {
     "replay, the key is its own": Case(
         "replay", (DEAD, STREAM, "d", "latest"), ("7-0", "n", "x", 9000, "", "", 0, *FIELDS)
     ),
+    "operation_replay": Case(
+        "operation_replay",
+        ("op", DEAD, STREAM),
+        ("0-0", 1, 9000, "", "7-0", "n", "x", 0, "theirs", "", 1, "old r", *FIELDS),
+    ),
+    "operation_replay, with its key": Case(
+        "operation_replay",
+        ("op", DEAD, STREAM, "d", "latest", "w"),
+        ("0-0", 1, 9000, "", "7-0", "n", "x", 9000, "", "1:g", 0, *FIELDS),
+    ),
+    "operation_advance": Case("operation_advance", ("op", DEAD), ("0-0", "7-0", 1, 0, 9000, "", "7-0")),
+    "operation_advance, passed over": Case("operation_advance", ("op", DEAD), ("0-0", "7-0", 1, 1, 9000, "odd")),
+    "operation_begin": Case(
+        "operation_begin", ("newop", "operations", DEAD), ("new", 9000, 2, "state", "running", "at", "0-0")
+    ),
+    "operation_state": Case("operation_state", ("op", DEAD), ("running", "stopped", 9000, "")),
     "release": Case("release", (STREAM,), ("g", "me", "parked", 30_000, "wake", "entry")),
     "reclaim": Case(
         "reclaim", (STREAM, ALIVE, LEASES, CRASHES), ("g", "you", "parked", 0, 1, "0-0", 10, 9000, 3, 2, FAR)
@@ -150,7 +177,7 @@ CASES = {
     "remove_consumers": Case("remove_consumers", (STREAM, ALIVE, LEASES), ("g", "parked", 10, "", 1)),
     "mark_isolated": Case("mark_isolated", (STREAM, CRASHES), ("g", "me", "entry", 9000)),
     "count_dropped": Case("count_dropped", (TOTALS,), (3, 60)),
-    "add_counters": Case("add_counters", ("stats",), (60, "a", 1, "b", 2)),
+    "add_counters": Case("add_counters", ("window",), (60, "a", 1, "b", 2)),
     "progress": Case("progress", ("p1", "p2"), (9000, "1", 9000, "2")),
     "register": Case("register", ("schedules", "ticks"), ("m", SCHEDULE, 5, "wake")),
     "unregister": Case("unregister", ("schedules", "ticks", "ticked"), ("n", "wake")),
@@ -182,24 +209,38 @@ CASES = {
     "circuit_postpone": Case("circuit_postpone", ("circuit",), (100, 9000, -1, FAR, FAR)),
     "circuit_report": Case("circuit_report", ("circuit", "circuits"), ("c", 9000, 10, "state", "open")),
 }
+CASES |= {
+    name: replace_fields(case, keys=(*case.keys, STATS))
+    for name, case in CASES.items()
+    if "counted(" in step(case.step).source
+}
 READING = {"find_entry"}  # changes nothing
 FULL = "18446744073709551615-18446744073709551615"
 # What these commands do is left undone where they may not run, and refuses nothing: words to other workers, what the
 # monitor alone reads, evidence of crashes (it ends by its TTL) and of who is alive.
+COUNTING = {case.step for case in CASES.values() if case.counts}
 FOR_MONITOR = {"circuit_enter", "circuit_leave", "circuit_report"}
 OPTIONAL: dict[str, set[str] | None] = {
     "publish": None,
     "zrange": None,  # tells whether others must be woken
     "xinfo|stream": None,  # tells that the ids of a stream are used up
-    "xdel": {"cancel", "task_started", "promote"},  # opens the way on a server out of memory
+    "xdel": {
+        "cancel",
+        "task_started",
+        "promote",
+        "operation_advance",
+        "operation_begin",
+        "operation_state",
+    },  # opens the way on a server out of memory
     "exists": {"renew", "reclaim", "dead_letter", "postpone"},  # marks of cancelled entries
     "hget": {"dead_letter", "postpone"},
     "hmget": {"renew", "reclaim"},
     "memory|usage": None,  # without it, dead letters are bounded by their number
-    **{key: {"dead_letter", "count_dropped"} for key in ("hincrby", "expire")},  # counts what was dropped
+    # Counters are lesser than the work; so is the count of what was dropped.
+    **{key: COUNTING | {"count_dropped"} for key in ("hincrby", "expire")},
     # What an earlier task of the same id has left, stays. (Two of them delete keys of their own, too.)
-    "get": {"replay"},
-    "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "debounce", "keep_last"},
+    "get": {"replay", "operation_replay"},
+    "del": {"enqueue", "start_workflow", "stop_workflow", "replay", "operation_replay", "debounce", "keep_last"},
     "hdel": {"ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "skip"},
     **dict.fromkeys(
         ("zadd", "zrem", "zremrangebyscore", "zremrangebyrank", "pttl", "pexpire"), FOR_MONITOR | {"cancel"}
@@ -209,7 +250,7 @@ OPTIONAL: dict[str, set[str] | None] = {
 SETTLES = {
     "ack", "ack_results", "ack_side_effects", "dead_letter", "postpone", "cancel", "task_started", "promote", "release",
     "skip", "reclaim", "renew", "remove_consumers", "mark_isolated", "once_end", "once_withdraw", "permit_acquire",
-    "permit_check", "stop_workflow",
+    "permit_check", "stop_workflow", "operation_advance", "operation_begin", "operation_state",
     "permit_release", "permit_renew", "permit_sweep", "rate_acquire", "rate_drain", "rate_return",
 }  # fmt: skip
 KEYLESS = {"publish", "time", "client|unblock"}
@@ -237,6 +278,7 @@ def prepared(server: RealServer, case: Case) -> bytes:
     server.command("SET", "d", "x")
     server.command("HSET", "latest", "id", "x", "since", 0, "entry", "", "due", 0, "ttl", 1, "next", "later")
     server.command("XADD", DEAD, "7-0", *FIELDS)
+    server.command("HSET", "op", "state", "running", "at", "0-0", "done", 3)
     server.command("HSET", "schedules", "n", SCHEDULE)
     server.command("ZADD", "ticks", 1, "n")
     server.command("HSET", "ticked", "n", 1)

@@ -33,7 +33,11 @@ _numbers = count(1)
 
 def run(server, name, keys, *arguments):
     """Run a step by hand, as EVAL."""
-    reply = server.command("EVAL", step(name).source, len(keys), *keys, *arguments)
+    return evaluated(server, name, step(name)(keys, *arguments))
+
+
+def evaluated(server, name, command):
+    reply = server.command("EVAL", step(name).source, *command[2:])
     if isinstance(reply, Exception):
         raise reply
     return reply

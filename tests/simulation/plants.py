@@ -194,14 +194,22 @@ def group_at_the_end(stack: ExitStack) -> None:
 @plant
 def retry_without_owner(stack: ExitStack) -> None:
     """P4: a stale worker's failure counts."""
-    _rewritten(stack, "postpone", "if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end", "")
+    _rewritten(
+        stack,
+        "postpone",
+        "if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return counted(0, {1}) end",
+        "",
+    )
 
 
 @plant
 def bury_without_owner(stack: ExitStack) -> None:
     """P4: a stale worker's dead letter counts."""
     _rewritten(
-        stack, "dead_letter", "if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return 0 end", ""
+        stack,
+        "dead_letter",
+        "if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return counted(0, {1}) end",
+        "",
     )
 
 

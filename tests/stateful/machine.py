@@ -285,7 +285,7 @@ class QueueMachine(Foundation):
         if self.server.exact and left is not None:
             assert round(left * 1000) == wanted_left
 
-    @rule(what=st.dictionaries(st.sampled_from(["low|t|done", "high|t|failed"]), st.integers(1, 5), min_size=1))
+    @rule(what=st.dictionaries(st.sampled_from(["low|t|superseded", "high|t|failed"]), st.integers(1, 5), min_size=1))
     def count(self, what: dict[str, int]) -> None:
         at = self.model.now / 1000
         self._one(self.store.settle_commands.add_counters(at, what))
