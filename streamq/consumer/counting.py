@@ -74,19 +74,20 @@ class Counting:
 
     # --- with a settlement -------------------------------------------------------------------
 
-    def note_end(self, delivery: Delivery, ended: float, run: float, *, cancelled: bool) -> None:
-        """Note what the acknowledgement of a delivery counts. It `ended` at this Unix time, after a `run` (s)."""
-        sent, _, _ = delivery.entry_id.partition(b"-")
-        number = self._number_of(delivery)
-        delivery.share = share_of(number, ended - int(sent) / 1000, run, cancelled=cancelled)
-
     def acknowledging(self, command: Command, deliveries: Sequence[Delivery], *, superseded: bool) -> Command:
         """Return a command that acknowledges these deliveries, in this order, with what it counts.
 
         `superseded`: those that had been settled before count as such. A command that may have been carried out
         before, because its reply was lost, counts none.
         """
-        shares = [delivery.share for delivery in deliveries]
+        shares, numbers = [], self._numbers
+        for delivery in deliveries:
+            ended, run, cancelled = delivery.end
+            number = numbers.get((delivery.tier_name, delivery.fields.get(b"task", b"?")))
+            if number is None:
+                number = self._number_of(delivery)
+            latency = ended - int(delivery.entry_id.partition(b"-")[0]) / 1000
+            shares.append(share_of(number, latency, run, cancelled=cancelled))
         return self._with(command, *pack_shares(shares, self._prefixes, superseded=superseded))
 
     def settling(self, command: Command, delivery: Delivery, outcome: Outcome, *, superseded: bool) -> Command:

@@ -146,7 +146,7 @@ class Settler:
             acks.without_result.append(delivery)
         if self._acks.waiting_since is None:
             self._acks.linger()
-        self.counting.note_end(delivery, now, duration, cancelled=outcome.cancelled)
+        delivery.end = (now, duration, outcome.cancelled)
         if self._listening:
             self._events[delivery] = Settled(delivery, outcome, duration)
 

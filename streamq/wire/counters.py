@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log2
 from typing import Final
 
 import orjson
@@ -31,7 +32,7 @@ _LAST_BUCKET: Final = 1 + PER_OCTAVE * 64  # of any time that a worker can have 
 
 def bucket_of(us: int) -> int:
     """Return the bucket of a time in microseconds: 0 for less than one."""
-    return 1 + int(math.log2(us) * PER_OCTAVE) if us > 0 else 0
+    return 1 + int(log2(us) * PER_OCTAVE) if us > 0 else 0
 
 
 def seconds_of(bucket: int) -> float:
@@ -50,11 +51,16 @@ latency, run and wait in microseconds, the buckets of latency and of wait. `_lat
 def share_of(task: int, latency: float, run: float, *, cancelled: bool = False) -> Share:
     """Return the share of a run that succeeded, or was `cancelled`. `latency` and `run` are in seconds.
 
-    Latency is the time from the entry to the end of its run, wait to the start.
+    Latency is the time from the entry to the end of its run, wait to the start. On the way of each task: so nothing is
+    called here, as `bucket_of` says it.
     """
     latency_us, run_us = int(latency * 1e6) if latency > 0 else 0, int(run * 1e6)
     wait_us = latency_us - run_us if latency_us > run_us else 0
-    return task, cancelled, latency_us, run_us, wait_us, bucket_of(latency_us), bucket_of(wait_us)
+    return (
+        task, cancelled, latency_us, run_us, wait_us,
+        1 + int(log2(latency_us) * PER_OCTAVE) if latency_us else 0,
+        1 + int(log2(wait_us) * PER_OCTAVE) if wait_us else 0,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -73,19 +79,6 @@ class Counters:
     wait_us: int = 0  # sum over `done`
     latencies: dict[int, int] = field(default_factory=dict)  # bucket -> how many
     waits: dict[int, int] = field(default_factory=dict)  # bucket -> how many
-
-    def acknowledged(self, share: Share) -> None:
-        """Count a run that succeeded, or that was cancelled."""
-        _, cancelled, latency_us, run_us, wait_us, latency_bucket, wait_bucket = share
-        if cancelled:
-            self.cancelled += 1
-            return
-        self.done += 1
-        self.latency_us += latency_us
-        self.run_us += run_us
-        self.wait_us += wait_us
-        self.latencies[latency_bucket] = self.latencies.get(latency_bucket, 0) + 1
-        self.waits[wait_bucket] = self.waits.get(wait_bucket, 0) + 1
 
     def add(self, other: Counters) -> None:
         """Add the counts of `other` to these."""
@@ -138,17 +131,32 @@ def pack_one(prefix: str, what: Sequence[str], *, superseded: bool) -> bytes:
     return orjson.dumps(counts)
 
 
+def sum_shares(shares: Iterable[Share]) -> dict[int, Counters]:
+    """Return the sums of shares by the number of their task."""
+    sums: dict[int, Counters] = {}
+    for task, cancelled, latency_us, run_us, wait_us, latency_bucket, wait_bucket in shares:
+        counters = sums.get(task)
+        if counters is None:
+            counters = sums[task] = Counters()
+        if cancelled:
+            counters.cancelled += 1
+            continue
+        counters.done += 1
+        counters.latency_us += latency_us
+        counters.run_us += run_us
+        counters.wait_us += wait_us
+        latencies, waits = counters.latencies, counters.waits
+        latencies[latency_bucket] = latencies.get(latency_bucket, 0) + 1
+        waits[wait_bucket] = waits.get(wait_bucket, 0) + 1
+    return sums
+
+
 def pack_shares(shares: Sequence[Share], prefixes: Sequence[str], *, superseded: bool) -> tuple[bytes, bytes]:
     """Return what a batch of acknowledgements counts, and the shares of its entries.
 
     `prefixes` has that of each number of a task. `superseded`: an entry that had been settled before counts as such.
     """
-    sums: dict[int, Counters] = {}
-    for share in shares:
-        counters = sums.get(share[0])
-        if counters is None:
-            counters = sums[share[0]] = Counters()
-        counters.acknowledged(share)
+    sums = sum_shares(shares)
     add = [part for task, counters in sums.items() for part in counters.fields(prefixes[task])]
     tasks = {str(task): prefixes[task] for task in sums}
     return orjson.dumps({"add": add, "tasks": tasks, "superseded": superseded}), orjson.dumps(shares)

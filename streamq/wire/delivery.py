@@ -45,8 +45,21 @@ class Delivery:
     """
 
     __slots__ = (
-        "_fields", "began", "crash_proven", "crashed_workers", "entry_id", "flat", "isolated", "only_basic_fields",
-        "owner_died", "redelivered", "share", "state", "tier", "tier_name", "verified",
+        "_fields",
+        "began",
+        "crash_proven",
+        "crashed_workers",
+        "end",
+        "entry_id",
+        "flat",
+        "isolated",
+        "only_basic_fields",
+        "owner_died",
+        "redelivered",
+        "state",
+        "tier",
+        "tier_name",
+        "verified",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +79,7 @@ class Delivery:
         self.began = True  # its handler; where that was not called, the one who knows it takes it back
         self.only_basic_fields = False  # known to have no fields but task, args, kwargs, id and priority
         self.state: Any = None  # the value that the worker's lifespan yielded
-        self.share: Any = None  # what its acknowledgement counts (`wire.counters.Share`), once it has ended
+        self.end: Any = None  # of a run that is to be acknowledged: when (Unix s), how long (s), was it cancelled
         self._fields: dict[bytes, bytes] | None = None
 
     def __repr__(self) -> str:
