@@ -6,11 +6,13 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from streamq.diagnostics.safe_log import faults
+from streamq.diagnostics.safe_log import SafeLog, faults
 from streamq.logs import JsonFormatter, TaskFields, TextFormatter
+
+log = SafeLog("streamq.cli")
 
 _MOST_WAITING: Final = 10_000  # records that wait for a log that nobody reads
 
@@ -54,6 +56,37 @@ def set_up_aside(log_format: str, level: str) -> Callable[[float], bool]:
     aside = _Aside(_writer(log_format))
     _install(aside, level)
     return aside.written
+
+
+def join_configuration(log_format: str, level: str, explicit: Collection[str]) -> None:
+    """Decide between the options and what modules have configured meanwhile, as Django's LOGGING does.
+
+    Of the options those in `explicit` ("log_format", "log_level") were given, and win on the root logger: its handlers
+    that write to the terminal are replaced, others stay. Otherwise the module's configuration stays, and one line says
+    so. Loggers of streamq that `dictConfig` has disabled are enabled again: it does so to all that exist.
+    """
+    root = logging.getLogger()
+    enable_own()
+    if any(isinstance(handler, _Writer) for handler in root.handlers):
+        return
+    if not explicit:
+        if not any(isinstance(one, TaskFields) for handler in root.handlers for one in handler.filters):
+            log.info(
+                "a module has configured the root logger: lines are as that says, without the fields of tasks. Give "
+                "its handlers the filter streamq.logs.TaskFields, or the worker --log-format", event="log_configured",
+            )  # fmt: skip
+        return
+    for handler in [*root.handlers]:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.stdout):
+            root.removeHandler(handler)
+    writer = _writer(log_format)
+    writer.addFilter(TaskFields())
+    root.addHandler(writer)
+    if "log_level" in explicit:
+        root.setLevel(level.upper())
+    given = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(explicit))
+    log.info("a module has configured the root logger: %s replaced its handlers to the terminal", given,
+             event="log_configured")  # fmt: skip
 
 
 def enable_own() -> None:

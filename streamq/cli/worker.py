@@ -117,7 +117,7 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     server = replace(server, app_folder=folder)
     from streamq.cli.worker_settings import Settings  # noqa: PLC0415 - keeps --help light
 
-    settings = Settings(server=server, **given)
+    settings = Settings(server=server, explicit_logging=_given(ctx, "log_format", "log_level"), **given)
     _check_combinations(settings)
     if settings.supervised:
         from streamq.cli.supervisor import supervise  # noqa: PLC0415
@@ -126,6 +126,12 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     from streamq.cli.worker_process import serve  # noqa: PLC0415
 
     serve(settings, stops)
+
+
+def _given(ctx: click.Context, *names: str) -> tuple[str, ...]:
+    """Return which of these options were given, on the command line or by their variables."""
+    default = click.core.ParameterSource.DEFAULT
+    return tuple(name for name in names if ctx.get_parameter_source(name) not in (default, None))
 
 
 def _modules(ctx: click.Context, given: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:

@@ -68,7 +68,7 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
         if channel is not None:
             channel.send(files=[*loaded_sources(), *problem.files])
         raise
-    logs.enable_own()
+    logs.join_configuration(settings.log_format, settings.log_level, settings.explicit_logging)
     if channel is not None:
         channel.send(files=loaded_sources())
     loop = "uvloop" if use_uvloop else settings.backend

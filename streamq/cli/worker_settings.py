@@ -21,8 +21,9 @@ class Settings:
     """The options of `streamq worker`, checked as far as possible without importing user code.
 
     `weights` are the weights of the tiers to serve; None serves all tiers with their own weights. `listeners` and
-    `process_initializer` are MODULE:NAME. `metrics` and `statsd` are a host and a port. `first` is False in child
-    processes that do not print the banner. `grace`, `lease` and `unknown_wait` are seconds. `max_rss` (bytes) and
+    `process_initializer` are MODULE:NAME. `metrics` and `statsd` are a host and a port. `explicit_logging`
+    names those of `log_format` and `log_level` that were given. `first` is False in child processes that do not print
+    the banner. `grace`, `lease` and `unknown_wait` are seconds. `max_rss` (bytes) and
     `max_tasks` are what a process may take before it is replaced.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
     log_failures: str = "info"
+    explicit_logging: tuple[str, ...] = ()
     listeners: tuple[str, ...] = ()
     name: str | None = None
     metrics: tuple[str, int] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -91,6 +92,45 @@ def test_the_loggers_of_streamq_stay_enabled_whatever_a_module_configures(tmp_pa
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert "is dead (retries_exhausted)" in ended.stderr
 
+
+@pytest.mark.parametrize("given", [(), ("--log-format", "json"), ("--log-level", "info"), ("variable",)])
+def test_what_is_given_wins_over_a_module_that_configures_the_root_logger(tmp_path, given):
+    """On the terminal alone: a file of the module has its lines in any case. Nothing given: the module's stays."""
+    (tmp_path / "configures.py").write_text(SILENCES.replace('{"version": 1}', str(DJANGO)))
+    environment = os.environ | ({"STREAMQ_WORKER_LOG_FORMAT": "json"} if given == ("variable",) else {})
+    command = [
+        sys.executable,
+        "-m",
+        "streamq",
+        "worker",
+        "configures",
+        "--burst",
+        *given[: 2 * ("variable" not in given)],
+    ]
+    ended = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    line = next(line for line in ended.stderr.splitlines() if "is dead (retries_exhausted)" in line)
+    assert "is dead (retries_exhausted)" in (tmp_path / "app.log").read_text()
+    assert ended.stderr.count("is dead (retries_exhausted)") == 1
+    if not given:
+        assert line.startswith("MINE ERROR")
+        assert "Give its handlers the filter streamq.logs.TaskFields" in ended.stderr
+    else:
+        assert "MINE" not in line
+        assert ("json" in given or "variable" in given) == line.startswith("{")
+        assert "replaced its handlers to the terminal" in ended.stderr
+
+
+DJANGO = {
+    "version": 1, "disable_existing_loggers": False,
+    "formatters": {"mine": {"format": "MINE %(levelname)s %(message)s"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "mine"},
+        "file": {"class": "logging.FileHandler", "filename": "app.log"},
+    },
+    "root": {"handlers": ["console", "file"], "level": "INFO"},
+}  # fmt: skip
 
 SILENCES = """
 import logging.config
