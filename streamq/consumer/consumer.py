@@ -243,7 +243,7 @@ class Consumer:
             self._round_trip_ended.set()
             self._round_trip_ended = anyio.Event()
         worst: BrokerError | None = None
-        for reply, handler in zip(replies, trip.handlers, strict=True):
+        for reply, handler in zip(replies, trip.take_handlers(), strict=True):
             try:
                 if handler(reply):
                     worst = reply

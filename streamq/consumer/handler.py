@@ -69,7 +69,7 @@ class Handler:
         self.failure_level = failure_level
         self.result_ttl = task.result_ttl
         self._store = store
-        task.arguments.check()
+        task.arguments.check(keeps_result=task.result_ttl is not None)
         encode = task.arguments.result_type.encode
         self.none_fits = task.arguments.result_type.takes_none
         self.encode = encode if task.run_in != "process" else partial(_of_process, encode)

@@ -41,6 +41,11 @@ class RoundTrip:
         if command:
             self.add(command, _log_refused, delivery)
 
+    def take_handlers(self) -> list[Callable[[Any], bool]]:
+        """Return the reply handlers, and have nothing any more: each holds its delivery, and that what a run left."""
+        handlers, self.handlers, self.commands = self.handlers, [], []
+        return handlers
+
     async def carry_out(self, store: Store) -> BrokerError | None:
         """Send the commands, and call the reply handlers; return the error if the server cannot be used."""
         worst: BrokerError | None = None

@@ -28,6 +28,7 @@ from streamq.dead_letter.pages import PAGE, PageReader
 from streamq.dead_letter.progress import ERROR_KEPT, KEPT, MOST, OperationProgress, State
 from streamq.dead_letter.replaying import Replay, checked_replay, stream_of
 from streamq.dead_letter.selection import order
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import (
     BrokerError,
     ConfigurationError,
@@ -154,6 +155,9 @@ class DeadLetterOperation:
     async def _change(self, before: State, after: State, *, place: str = "") -> None:
         keys = [self._key, self._broker.keys.dead]
         await self._broker.store.one(step("operation_state")(keys, before, after, KEPT, place))
+
+
+name_remedies(DeadLetterOperation, "operation")
 
 
 class _Steps:

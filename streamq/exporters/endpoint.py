@@ -18,6 +18,7 @@ import anyio.to_thread
 from anyio.abc import SocketListener, SocketStream, TaskStatus
 
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import ConfigurationError, MissingExtraError, StreamqError
 from streamq.exporters.prometheus import QueueCollector
 from streamq.wire import bounds
@@ -230,6 +231,9 @@ class Endpoint:
     async def refresh_forever(self, interval: float = 5.0) -> None:
         """Read the figures of the queue every `interval` seconds until cancelled, so that `/readyz` speaks of now."""
         await self._collector.refresh_forever(interval)
+
+
+name_remedies(Endpoint, "endpoint")
 
 
 def _ready_of(worker: Worker) -> _Answer:

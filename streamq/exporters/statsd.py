@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 
 from streamq.consumer.events import Event, Reclaimed, Recovered, Settled, Superseded, Trouble
 from streamq.diagnostics.safe_log import SafeLog
+from streamq.diagnostics.unawaited import name_remedies
 from streamq.errors import BrokerError
 from streamq.monitoring.metrics import QueueMetrics
 from streamq.monitoring.monitor import QueueMonitor
@@ -200,6 +201,9 @@ class StatsdExporter:
             )
         shown = ",".join(f"{key}:{_SPECIAL.sub('_', text)}" for key, text in tags)
         return f"{self._prefix}.{name}:{value}|{kind}{'|#' if shown else ''}{shown}"
+
+
+name_remedies(StatsdExporter, "statsd")
 
 
 def _connected(family: int, address: Any) -> socket.socket:

@@ -122,12 +122,15 @@ class Arguments:
             self.converter.prepare()
         self.result_type.prepare()
 
-    def check(self) -> None:
-        """Raise ArgumentsError for an annotation of an argument or of the result that cannot be read, or checked."""
+    def check(self, *, keeps_result: bool = True) -> None:
+        """Raise ArgumentsError for an annotation of an argument that cannot be read, or checked.
+
+        For that of the result as well if it `keeps_result`: nobody would get it.
+        """
         if not self.validates:
             return
         self.converter  # noqa: B018 - it checks the arguments when it is made
-        if self.result_type.problem:
+        if keeps_result and self.result_type.problem:
             read_hints(self._name, self._function)
             if has_pydantic():
                 why = f"the annotation of its result cannot be checked: {self.result_type.problem}; {_UNCHECKED}"

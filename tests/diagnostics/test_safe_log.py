@@ -121,7 +121,9 @@ def test_streamq_logs_in_no_other_way():
         "cli/logs.py",
         "cli/banner.py",
         "cli/worker_process.py",
-        *(f"consumer/process_{part}.py" for part in ("channel", "child", "handle", "pool")),  # lines of handlers
+        *(
+            f"consumer/process_{part}.py" for part in ("channel", "child", "handle", "logging", "output", "pool")
+        ),  # lines of handlers
     }  # levels
     found = []
     for path in package.rglob("*.py"):
