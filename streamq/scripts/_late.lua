@@ -12,7 +12,7 @@ local function without(counts, shares, late)
     counters[at[name]] = string.format('%.0f', counters[at[name]] + amount)
   end
   for _, place in ipairs(late) do
-    local number, cancelled, latency, run, wait, latency_bucket, wait_bucket = unpack(shares[place])
+    local number, cancelled, latency, run, latency_bucket, wait_bucket = unpack(shares[place])
     local task = counts.tasks[string.format('%d', number)]
     if counts.superseded then add(task .. 'superseded', 1) end
     if cancelled then add(task .. 'cancelled', -1)
@@ -20,7 +20,6 @@ local function without(counts, shares, late)
       add(task .. 'done', -1)
       add(task .. 'latency_us', -latency)
       add(task .. 'run_us', -run)
-      add(task .. 'wait_us', -wait)
       add(task .. string.format('l%d', latency_bucket), -1)
       add(task .. string.format('w%d', wait_bucket), -1)
     end

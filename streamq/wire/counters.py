@@ -43,9 +43,9 @@ def seconds_of(bucket: int) -> float:
     return 2 * low * high / (low + high) / 1e6
 
 
-Share = tuple[int, bool, int, int, int, int, int]
+Share = tuple[int, bool, int, int, int, int]
 """What one acknowledgement counts: the number that its worker has given to its tier and task, was it cancelled, the
-latency, run and wait in microseconds, the buckets of latency and of wait. `_late.lua` reads it by place."""
+latency and run in microseconds, the buckets of latency and of wait. `_late.lua` reads it by place."""
 
 
 def share_of(task: int, latency: float, run: float, *, cancelled: bool = False) -> Share:
@@ -57,7 +57,7 @@ def share_of(task: int, latency: float, run: float, *, cancelled: bool = False) 
     latency_us, run_us = int(latency * 1e6) if latency > 0 else 0, int(run * 1e6)
     wait_us = latency_us - run_us if latency_us > run_us else 0
     return (
-        task, cancelled, latency_us, run_us, wait_us,
+        task, cancelled, latency_us, run_us,
         1 + int(log2(latency_us) * PER_OCTAVE) if latency_us else 0,
         1 + int(log2(wait_us) * PER_OCTAVE) if wait_us else 0,
     )  # fmt: skip
@@ -76,9 +76,13 @@ class Counters:
     cancelled: int = 0
     latency_us: int = 0  # sum over `done`
     run_us: int = 0  # sum over `done`
-    wait_us: int = 0  # sum over `done`
     latencies: dict[int, int] = field(default_factory=dict)  # bucket -> how many
     waits: dict[int, int] = field(default_factory=dict)  # bucket -> how many
+
+    @property
+    def wait_us(self) -> int:
+        """The sum over `done` of the waits: from the entry to the start of its run."""
+        return max(0, self.latency_us - self.run_us)
 
     def add(self, other: Counters) -> None:
         """Add the counts of `other` to these."""
@@ -114,7 +118,7 @@ _LETTERS: Final = ("l", "w")  # of the buckets of latency and of wait
 DROPPED = "dead_dropped"  # the field of the totals of a group: dead letters that a bound has removed
 MOST_DROPPED = 10**15 - 1  # a larger number is somebody else's (`_dropped.lua`)
 COUNTS = (
-    "done", "failed", "retried", "postponed", "dead", "superseded", "cancelled", "latency_us", "run_us", "wait_us"
+    "done", "failed", "retried", "postponed", "dead", "superseded", "cancelled", "latency_us", "run_us"
 )  # fmt: skip
 
 
@@ -134,7 +138,7 @@ def pack_one(prefix: str, what: Sequence[str], *, superseded: bool) -> bytes:
 def sum_shares(shares: Iterable[Share]) -> dict[int, Counters]:
     """Return the sums of shares by the number of their task."""
     sums: dict[int, Counters] = {}
-    for task, cancelled, latency_us, run_us, wait_us, latency_bucket, wait_bucket in shares:
+    for task, cancelled, latency_us, run_us, latency_bucket, wait_bucket in shares:
         counters = sums.get(task)
         if counters is None:
             counters = sums[task] = Counters()
@@ -144,7 +148,6 @@ def sum_shares(shares: Iterable[Share]) -> dict[int, Counters]:
         counters.done += 1
         counters.latency_us += latency_us
         counters.run_us += run_us
-        counters.wait_us += wait_us
         latencies, waits = counters.latencies, counters.waits
         latencies[latency_bucket] = latencies.get(latency_bucket, 0) + 1
         waits[wait_bucket] = waits.get(wait_bucket, 0) + 1

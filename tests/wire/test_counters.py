@@ -52,8 +52,8 @@ def test_nothing_has_no_percentile():
 
 
 def test_wait_is_what_is_not_the_run():
-    assert share_of(3, 1.5, 0.5)[2:5] == (1_500_000, 500_000, 1_000_000)
-    assert share_of(3, -1.0, 0.5)[2:5] == (0, 500_000, 0)  # two clocks
+    assert share_of(3, 1.5, 0.5)[2:] == (1_500_000, 500_000, bucket_of(1_500_000), bucket_of(1_000_000))
+    assert share_of(3, -1.0, 0.5)[2:] == (0, 500_000, 0, 0)  # two clocks
 
 
 def test_fields_are_read_as_they_were_written():
