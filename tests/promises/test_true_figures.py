@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.paired]
 
 FINE, FLAKY, DOOMED, LATER, ENDLESS = 3000, 60, 40, 50, 12
 WITHIN = 0.08
+NOISE = 20.0  # ms between what a handler measures and what its worker does, on a machine that is busy
 
 
 async def send(url: str) -> None:
@@ -49,8 +50,8 @@ def check_times(found: Figures, workers: Fleet) -> None:
         times = measured(workers, word)
         for share in (50, 95, 99):
             true = times[max(1, math.ceil(share / 100 * FINE)) - 1]
-            assert getattr(found, f"p{share}_{word}_ms") == pytest.approx(true, rel=WITHIN), (word, share)
-        assert getattr(found, f"avg_{word}_ms") == pytest.approx(sum(times) / FINE, rel=0.02)
+            assert getattr(found, f"p{share}_{word}_ms") == pytest.approx(true, rel=WITHIN, abs=NOISE), (word, share)
+        assert getattr(found, f"avg_{word}_ms") == pytest.approx(sum(times) / FINE, rel=0.02, abs=NOISE)
 
 
 @pytest.mark.timeout(150)
