@@ -139,7 +139,9 @@ class _Supervisor:
     def _settings_for(self, slot: int) -> Settings:
         settings = self.settings
         name = settings.name if settings.name is None or settings.processes == 1 else f"{settings.name}/{slot + 1}"
-        metrics = None if settings.metrics is None else (settings.metrics[0], settings.metrics[1] + slot)
+        metrics = settings.metrics
+        if metrics is not None and metrics[1]:  # 0: the system chooses for each
+            metrics = (metrics[0], metrics[1] + slot)
         return replace(settings, name=name, metrics=metrics, first=not self._first_ready.is_set())
 
     async def _attend(self, slot: int, child: WorkerProcess) -> None:

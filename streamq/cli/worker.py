@@ -157,6 +157,11 @@ def _check_combinations(settings: Any) -> None:
         raise CommandLineError("--queue and --tiers: a single stream has no tiers; give one of the two")
     if settings.backend == "trio" and settings.uvloop:
         raise CommandLineError("--uvloop and --backend trio: uvloop is an asyncio event loop; drop one of the two")
+    if settings.metrics is not None and settings.metrics[1] + settings.processes - 1 > 65_535:
+        raise CommandLineError(
+            f"--metrics {settings.metrics[0]}:{settings.metrics[1]} with {settings.processes} processes: their ports "
+            "go beyond 65535; give a lower one"
+        )
     if settings.lease < 0.1:
         raise CommandLineError(f"--lease {settings.lease:g}s is too short: give at least 0.1s")
     url = settings.server.url or ""

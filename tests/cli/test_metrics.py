@@ -98,6 +98,11 @@ def test_a_port_that_is_taken_is_a_usage_error(start, url, more):
         assert f"--metrics 127.0.0.1:{port}: nothing can listen at" in program.output
 
 
+def test_the_last_port_of_several_processes(here):
+    code, _, err = here("worker", "app", "--metrics", "127.0.0.1:65535", "-p", "2")
+    assert (code, "give a lower one" in " ".join(err)) == (2, True)
+
+
 @pytest.mark.parametrize("given", ["9464", ":9464", "host:", "127.0.0.1:65536", "::1:9464", "a b:1"])
 def test_no_address(here, given):
     code, _, err = here("worker", "app", "--metrics", given)
