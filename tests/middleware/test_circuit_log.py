@@ -89,7 +89,7 @@ async def call(fail: bool) -> None:
 @pytest.mark.parametrize("scope", ["process", "fleet"])
 async def test_a_worker_says_when_its_circuit_opens_and_when_it_closes(server, scope, lines):
     """As middleware, for twenty tasks that wait; the doctor names it meanwhile, and the monitor."""
-    guard = CircuitBreaker(2, 0.5, name="api", scope=scope, release_rate=1000)
+    guard = CircuitBreaker(2, 2.0, name="api", scope=scope, release_rate=1000)
     async with (
         RedisBroker(server.url) as broker,
         working(broker, call, middleware=MiddlewareChain(guard), concurrency=1),

@@ -14,7 +14,7 @@ import orjson
 
 from streamq.client import Script
 from streamq.client.multiplexer import Multiplexer
-from streamq.consumer import consumer, leases
+from streamq.consumer import consumer, leases, settling
 from streamq.consumer.consumer import Consumer
 from streamq.consumer.runner_pool import Runners
 from streamq.consumer.settling import Settler
@@ -256,14 +256,13 @@ def replies_to_the_wrong(stack: ExitStack) -> None:
 @plant
 def retries_are_free(stack: ExitStack) -> None:
     """P6: a retry spends no attempt."""
-    postponement = Settler._postponement
+    postponement = settling.postponement
 
-    def free(settler: Any, delivery: Any, outcome: Any) -> Any:
-        return postponement(
-            settler, delivery, Postpone(outcome.delay, "free") if isinstance(outcome, Retry) else outcome
-        )
+    def free(store: Any, consumer: str, delivery: Any, outcome: Any) -> Any:
+        free_of_charge = Postpone(outcome.delay, "free") if isinstance(outcome, Retry) else outcome
+        return postponement(store, consumer, delivery, free_of_charge)
 
-    stack.enter_context(patch.object(Settler, "_postponement", free))
+    stack.enter_context(patch.object(settling, "postponement", free))
 
 
 @plant
