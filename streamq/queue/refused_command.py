@@ -19,7 +19,9 @@ SCRIPTS = frozenset({"EVALSHA", "EVAL"})
 MOST_KEYS = 30  # keys of one command whose types are asked for, and at most a tenth as many are named
 _FAMILIES = {
     **dict.fromkeys(("dedup", "result", "id", "progress", "seen", "durable"), "string"),
-    **dict.fromkeys(("latest", "join", "stats", "once", "circuit", "rate", "schedules", "ticked", "workflow", "operation"), "hash"),
+    **dict.fromkeys(
+        ("latest", "join", "stats", "once", "circuit", "rate", "schedules", "ticked", "workflow", "operation"), "hash"
+    ),
     **dict.fromkeys(("circuits", "limits", "permits", "called", "line", "ticks", "operations"), "zset"),
 }
 _TYPES = {"zset": "sorted set"}  # as people call it

@@ -6,8 +6,9 @@ import copy
 import enum
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from streamq.diagnostics.safe_text import str_of
@@ -69,6 +70,23 @@ def made_a_member(given: Any, fitted: Any, path: str = "") -> str | None:
     if isinstance(fitted, enum.Enum) and not isinstance(given, enum.Enum):
         return path
     return _first(made_a_member, given, fitted, path)
+
+
+def lost_member(given: Any, fitted: Any, kinds: frozenset[Any], path: str = "") -> str | None:
+    """Return the path to the first member of one of these enums of which a type has made a plain value, or None."""
+    if given is fitted:
+        return None
+    if type(given) in kinds:
+        return None if isinstance(fitted, enum.Enum) else path
+    if isinstance(given, AbstractSet | Mapping) and isinstance(fitted, AbstractSet | Mapping):
+        lost = kinds.intersection(map(type, given)).difference(map(type, fitted))
+        if lost:
+            return path
+    return _first(partial(_lost_member, kinds), given, fitted, path)
+
+
+def _lost_member(kinds: frozenset[Any], given: Any, fitted: Any, path: str) -> str | None:
+    return lost_member(given, fitted, kinds, path)
 
 
 # --- lost ----------------------------------------------------------------------------------------------

@@ -231,14 +231,14 @@ def _plain_of_fields(kind: type) -> Mapping[str, frozenset[type]]:
 
 def _plain_of(annotation: Any) -> frozenset[type]:
     """Return the types among str, int and float which an annotation names, and of which it names no subclass."""
-    named = {*_classes_in(annotation, ())}
+    named = {*classes_in(annotation)}
     if not named.isdisjoint((object, Any)):
         return _NONE
     lower = {base for one in named for base in one.__mro__[1:]} | ({float} if int in named else set())
     return frozenset(one for one in _SCALARS if one in named and one not in lower)
 
 
-def _classes_in(annotation: Any, within: tuple[Any, ...]) -> Iterator[Any]:
+def classes_in(annotation: Any, within: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Yield the classes that an annotation names; Any for what is none, such as a TypeVar."""
     if any(annotation is one for one in within):
         return
@@ -248,15 +248,15 @@ def _classes_in(annotation: Any, within: tuple[Any, ...]) -> Iterator[Any]:
     )
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if further is not None:
-        yield from _classes_in(further, within)
+        yield from classes_in(further, within)
     elif origin is typing.Literal:
         yield from map(type, parts)
     elif origin is typing.Annotated:
-        yield from _classes_in(parts[0], within)
+        yield from classes_in(parts[0], within)
     elif origin is not None:
         for part in parts:
             if part is not ...:
-                yield from _classes_in(part, within)
+                yield from classes_in(part, within)
     else:
         yield annotation if isinstance(annotation, type) else Any
 

@@ -6,6 +6,7 @@ With the extra `pydantic` it is any annotation that pydantic knows. Without it, 
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,8 +20,8 @@ import orjson
 
 from streamq.diagnostics.safe_text import repr_of, str_of
 from streamq.tasks.annotations import UNIONS, UNTYPED, for_pydantic, is_read_as_list, name_of_type
-from streamq.tasks.conversion import ROUNDED, lost_part, made_a_member, made_objects
-from streamq.tasks.difference import Change, difference, first_change
+from streamq.tasks.conversion import ROUNDED, lost_member, lost_part, made_a_member, made_objects
+from streamq.tasks.difference import Change, classes_in, difference, first_change
 from streamq.tasks.json_reader import UnreadableTypeError, fitter_of, reader_of
 from streamq.wire.bounds import shown
 from streamq.wire.message import dumps
@@ -34,6 +35,7 @@ _CHANGED: Final = (
     "the annotated one)"
 )
 _OTHER: Final = "it would arrive changed: {} reads it as another of its types (a dict as a model)"
+_PLAIN: Final = "it would arrive changed: {} reads it as a plain value, not as the member of the enum"
 _MEMBER: Final = "it would arrive changed: {} reads it as a member of an enum"
 
 
@@ -151,6 +153,9 @@ class JsonType:
             raise UnfitError(Problem(changed.place, _why_changed(fitted, back, changed, name)))
         if (lost := lost_part(value, fitted)) is not None:
             raise UnfitError(Problem(lost.place, lost.why.format(name)))
+        named = frozenset(one for one in classes_in(self.annotation) if isinstance(one, enum.EnumType))
+        if (member := lost_member(value, fitted, named)) is not None:
+            raise UnfitError(Problem(member, _PLAIN.format(name)))
         # Of the whole as it was given, too: other parts may be conversions, or not.
         for at, (made, otherwise) in enumerate(islice(made_objects(value, fitted), _LOOKED_AT)):
             if way.is_one(otherwise) or (at == 0 and otherwise is not value and way.is_one(value)):

@@ -133,6 +133,9 @@ CHANGED = "it would arrive as {}: JSON does not tell it from {}"
         (datetime, TWICE, "its fold=1 would be lost"), (time, time(2, fold=1), "its fold=1 would be lost"),
         (list[datetime | None], [None, TWICE], "1: its fold=1 would be lost"),
         (Scaled, Scaled(1, 5), "scaled: .*InitVar is not kept"),
+        (Literal["a"] | Word, Word.A, "it would arrive"), (Literal[1] | Level, Level.ONE, "it would arrive"),
+        (list[Literal["a"] | Old], ["a", Old.A], "1: it would"),
+        (dict[str, Literal["a"] | Word], {"x": Word.A}, "x: it"),
     ],
     ids=str,
 )  # fmt: skip
@@ -152,6 +155,7 @@ def test_it_is_refused_with_its_place(annotation, value, says, extra):
         (deque[int], deque([1], maxlen=2), "its maxlen would be lost"),
         (defaultdict[str, int], defaultdict(None, a=1), "its default_factory would be another one"),
         (dict[Word | str, int], {Word.A: 1}, ""), (set[Word | str], {Word.A}, ""), (set[Level | int], {Level.ONE}, ""),
+        (dict[Literal["a"] | Word, int], {Word.A: 1}, ""), (set[Literal["a"] | Word], {Word.A}, ""),
         (Open, Open(x=Word.A), "x: it would arrive as str"), (set[time], {time(2, fold=1)}, ""),
     ],
     ids=str,
