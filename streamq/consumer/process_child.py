@@ -38,6 +38,7 @@ from streamq.consumer.process_outcome import (
     send_result,
     unpack,
 )
+from streamq.consumer.process_streams import StandardStreams, back_to, working_directory
 from streamq.consumer.resident_memory import resident_bytes
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
@@ -70,7 +71,8 @@ class _MainModuleError(Exception):
 def serve(descriptor: int, lifeline: int) -> None:
     """Run tasks for the worker at the other end of a socket, until that is closed. Is the whole life of a process."""
     channel = Channel(descriptor)
-    _set_apart(channel, lifeline)
+    streams = StandardStreams()
+    _set_apart(channel, lifeline, streams)
     _end_with_worker(lifeline)
     (_, _, body) = channel.receive() or sys.exit(0)
     setup = Setup(*pickle.loads(body))  # noqa: S301 - from our own worker
@@ -88,8 +90,12 @@ def serve(descriptor: int, lifeline: int) -> None:
         channel.send(Kind.BEGUN, number)
         reports = Reports(channel, number)
         run = partial(_outcome, Call(*pickle.loads(body)), setup, reports)  # noqa: S301
+        directory = working_directory()
         outcome = _numbered(number, run)
         _flush()
+        streams.put_back()
+        _flush()  # what could not be written where it pointed
+        back_to(directory)
         reports.flush()
         channel.send(Kind.ANSWER, number, pack_answer(outcome, resident_bytes()))
 
@@ -255,7 +261,7 @@ def _insist(step: Callable[[], None]) -> None:
 # --- apart from the worker's terminal and life ------------------------------------------------------
 
 
-def _set_apart(channel: Channel, lifeline: int) -> None:
+def _set_apart(channel: Channel, lifeline: int, streams: StandardStreams) -> None:
     """Let no program that the handler starts have the way to the worker; mind no signal that is meant for that."""
     for descriptor in (channel.descriptor, lifeline):
         os.set_inheritable(descriptor, False)
@@ -270,16 +276,17 @@ def _set_apart(channel: Channel, lifeline: int) -> None:
     if hasattr(signal, "pthread_sigmask"):  # the worker has blocked them for the time of the start
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(_after_fork_in_child, channel, lifeline))
+        os.register_at_fork(after_in_child=partial(_after_fork_in_child, channel, lifeline, streams))
 
 
 def _go_on(number: int, frame: object) -> None:
     """Do nothing: the worker has had the signal as well, and drains."""
 
 
-def _after_fork_in_child(channel: Channel, lifeline: int) -> None:
+def _after_fork_in_child(channel: Channel, lifeline: int, streams: StandardStreams) -> None:
     """Leave the way to the worker, so that it hears of the end of its process, and mind signals as before."""
     channel.leave()
+    streams.leave()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, lifeline, inheritable=False)
     os.close(nothing)

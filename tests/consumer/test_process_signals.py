@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -104,6 +105,63 @@ def finds() -> list[Any]:
     assert traces == [None] * 4
     assert time.monotonic() - before > 1.2
     return [os.getpid(), sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))]
+
+
+@task(**FAST)
+def spoils(what: str) -> int:
+    """Leave a standard stream, or the working directory, as no run finds it."""
+    match what:
+        case "closed":
+            os.closerange(0, 3)
+        case "closed streams":
+            for stream in (sys.stdin, sys.stdout, sys.stderr):
+                stream.close()
+        case "replaced":
+            sys.stdin = sys.stdout = sys.stderr = sys.__stdout__ = io.StringIO()
+        case "none":
+            sys.stdout = sys.stderr = None
+        case "elsewhere":
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+        case "a file in its place":
+            os.close(1)
+            globals()["held"] = Path(os.devnull).open("w")  # noqa: SIM115
+        case "nonblocking":
+            os.set_blocking(1, False)
+            os.set_blocking(2, False)
+        case "directory":
+            os.chdir("/")
+    return os.getpid()
+
+
+@task(**FAST)
+def prints() -> list[Any]:
+    """By itself, and by a program; says what a run begins with."""
+    print("from stdout")
+    print("from stderr", file=sys.stderr)
+    subprocess.run(["/bin/sh", "-c", "echo from a program; echo and its errors >&2"], check=True)
+    assert sys.stdin.read() == ""
+    return [os.getpid(), str(Path.cwd()), *map(os.get_blocking, range(3)), [*map(str, Path("/proc/self/fd").iterdir())]]
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["closed", "closed streams", "replaced", "none", "elsewhere", "a file in its place", "nonblocking", "directory"],
+)
+async def test_the_next_run_has_the_standard_streams_of_the_first_one(real_server, what, caplog):
+    """As a daemon leaves them, or code that captures output: the next task printed nothing, or failed there."""
+    caplog.set_level("INFO", "streamq.output")
+    async with RedisBroker(real_server.url) as broker:
+        first, second, third = await broker.enqueue_many([prints.call(), spoils.call(what), prints.call()])
+        await burst(broker, spoils, prints, concurrency=1)
+        *begun, opened = await first.result(timeout=1)
+        *ended, opened_then = await third.result(timeout=1)
+        assert begun == ended
+        assert begun[0] == await second.result(timeout=1)
+        assert len(opened_then) <= len(opened) + 1  # that which "a file in its place" holds
+    said = sorted(record.getMessage() for record in caplog.records if record.name == "streamq.output")
+    assert said == sorted(2 * ["from stdout", "from stderr", "from a program", "and its errors"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
