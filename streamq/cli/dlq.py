@@ -62,9 +62,9 @@ def dlq() -> None:
 def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, newest first."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
-    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
+    from streamq.cli.read_dead_letters import FieldFilter  # noqa: PLC0415
 
-    filter_ = DeadLetterFilter(task, reason, take_redaction(given))
+    filter_ = FieldFilter(task, reason, take_redaction(given))
     run_dlq.ls(ServerOptions.take(given), filter_, count=count, as_json=as_json)
 
 
@@ -80,9 +80,9 @@ def ls(count: int, task: str | None, reason: str | None, as_json: bool, **given:
 def tail(since: str | float | None, task: str | None, reason: str | None, as_json: bool, **given: Any) -> None:
     """Print each dead letter as it arrives, until Ctrl-C. It blocks on the server and does not poll."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
-    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
+    from streamq.cli.read_dead_letters import FieldFilter  # noqa: PLC0415
 
-    filter_ = DeadLetterFilter(task, reason, take_redaction(given))
+    filter_ = FieldFilter(task, reason, take_redaction(given))
     run_dlq.tail(ServerOptions.take(given), filter_, since=since, as_json=as_json)
 
 
@@ -94,9 +94,9 @@ def tail(since: str | float | None, task: str | None, reason: str | None, as_jso
 def show(task_id: str, as_json: bool, **given: Any) -> None:
     """Show all fields of one dead letter, with its traceback. ID is a task id or an entry id."""
     from streamq.cli import run_dlq  # noqa: PLC0415 - keeps --help light
-    from streamq.cli.read_dead_letters import DeadLetterFilter  # noqa: PLC0415
+    from streamq.cli.read_dead_letters import FieldFilter  # noqa: PLC0415
 
-    filter_ = DeadLetterFilter(redact=take_redaction(given))
+    filter_ = FieldFilter(redact=take_redaction(given))
     run_dlq.show(ServerOptions.take(given), task_id, filter_, as_json=as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = SafeLog("streamq.cli")
 
 Address = tuple[str, int]  # a host and a port
+_STATSD_INTERVAL: Final = 10.0  # seconds: what a StatsD server flushes by default
 
 
 def make_endpoint(
@@ -68,13 +69,15 @@ async def start_endpoint(option: str, endpoint: Endpoint, group: TaskGroup) -> N
              extra={"host": endpoint.host, "port": port})  # fmt: skip
 
 
-def make_statsd(address: Address | None) -> StatsdExporter | None:
-    """Return what sends to the StatsD server at an address; None without an address."""
-    if address is None:
-        return None
+def make_statsd(address: Address, broker: RedisBroker | None = None) -> StatsdExporter:
+    """Return what sends to the StatsD server at an address: the state of a broker's queue too, if it is given."""
     from streamq.exporters import StatsdExporter  # noqa: PLC0415 - few workers need it
 
-    return StatsdExporter(*address)
+    if broker is None:
+        return StatsdExporter(*address)
+    from streamq.monitoring import QueueMonitor  # noqa: PLC0415
+
+    return StatsdExporter(*address, interval=_STATSD_INTERVAL, monitor=QueueMonitor(broker=broker))
 
 
 async def start_statsd(exporter: StatsdExporter, group: TaskGroup) -> None:

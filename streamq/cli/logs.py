@@ -66,7 +66,7 @@ def join_configuration(log_format: str, level: str, explicit: Collection[str]) -
     so. Loggers of streamq that `dictConfig` has disabled are enabled again: it does so to all that exist.
     """
     root = logging.getLogger()
-    enable_own()
+    _enable_own()
     if any(isinstance(handler, _Writer) for handler in root.handlers):
         return
     if not explicit:
@@ -89,7 +89,7 @@ def join_configuration(log_format: str, level: str, explicit: Collection[str]) -
              event="log_configured")  # fmt: skip
 
 
-def enable_own() -> None:
+def _enable_own() -> None:
     """Enable the loggers of streamq: `dictConfig` in a module disables all that exist, and deaths were not logged."""
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and (name == "streamq" or name.startswith("streamq.")):

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from streamq.cli.options import address
 from streamq.cli.server_options import ServerOptions, server_options
-
-if TYPE_CHECKING:
-    from streamq.broker import RedisBroker
-    from streamq.exporters import StatsdExporter
-
-_STATSD_INTERVAL = 10.0  # seconds: what a StatsD server flushes by default
 
 
 @click.command(short_help="Serve the figures of a queue to Prometheus.")
@@ -38,7 +32,7 @@ def metrics(
     server is away /metrics says streamq_up 0.
     """
     from streamq.cli import logs  # noqa: PLC0415 - keeps --help light
-    from streamq.cli.exporters import beside, make_endpoint, start_endpoint, start_statsd  # noqa: PLC0415
+    from streamq.cli.exporters import beside, make_endpoint, make_statsd, start_endpoint, start_statsd  # noqa: PLC0415
     from streamq.cli.run_command import check_backend, run  # noqa: PLC0415
 
     check_backend(backend)
@@ -49,16 +43,8 @@ def metrics(
     async def main() -> None:
         services = [partial(start_endpoint, "--listen", endpoint)]
         if statsd is not None:
-            services.append(partial(start_statsd, _statsd(statsd, broker)))
+            services.append(partial(start_statsd, make_statsd(statsd, broker)))
         async with beside(*services), broker:
-            await endpoint.refresh_forever()
+            await endpoint.collector.refresh_forever()  # so that /readyz speaks of now
 
     run(main, backend=backend)
-
-
-def _statsd(address: tuple[str, int], broker: RedisBroker) -> StatsdExporter:
-    from streamq.exporters import StatsdExporter  # noqa: PLC0415 - keeps --help light
-    from streamq.monitoring import QueueMonitor  # noqa: PLC0415
-
-    host, port = address
-    return StatsdExporter(host, port, interval=_STATSD_INTERVAL, monitor=QueueMonitor(broker=broker))

@@ -32,7 +32,7 @@ DeadLetterFields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetterFilter:
+class FieldFilter:
     """Selects dead letters by task name and reason (None matches any), and hides arguments of them."""
 
     task: str | None = None
@@ -47,7 +47,7 @@ class DeadLetterFilter:
         return self.task in (None, entry.get("task")) and self.reason in (None, entry.get("reason"))
 
 
-async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> AsyncIterator[DeadLetterFields]:
+async def read_newest_first(broker: RedisBroker, filter_: FieldFilter) -> AsyncIterator[DeadLetterFields]:
     """Yield the dead letters that match the filter, newest first."""
     last = "+"
     while True:
@@ -60,7 +60,7 @@ async def read_newest_first(broker: RedisBroker, filter_: DeadLetterFilter) -> A
         last = f"({rows[-1][0].decode()}"
 
 
-async def follow(broker: RedisBroker, last: str, filter_: DeadLetterFilter) -> AsyncIterator[DeadLetterFields]:
+async def follow(broker: RedisBroker, last: str, filter_: FieldFilter) -> AsyncIterator[DeadLetterFields]:
     """Yield the entries after the entry id `last` that match the filter, without end.
 
     If the server cannot be used, wait and read on.

@@ -10,7 +10,7 @@ from typing import Final
 
 from streamq.broker import RedisBroker
 from streamq.cli import output
-from streamq.cli.read_dead_letters import DeadLetterFields, DeadLetterFilter, follow, newest_id, read_newest_first
+from streamq.cli.read_dead_letters import DeadLetterFields, FieldFilter, follow, newest_id, read_newest_first
 from streamq.cli.run_command import run
 from streamq.cli.server_options import ServerOptions
 from streamq.cli.usage_errors import CommandLineError
@@ -26,7 +26,7 @@ _LONGEST_VALUE: Final = 1 << 20  # characters of a field that `show` prints
 # --- commands ----------------------------------------------------------------------------------
 
 
-def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json: bool) -> None:
+def ls(server: ServerOptions, filter_: FieldFilter, *, count: int, as_json: bool) -> None:
     """Print the newest dead letters, newest first."""
     broker = server.lasting_broker()
 
@@ -48,7 +48,7 @@ def ls(server: ServerOptions, filter_: DeadLetterFilter, *, count: int, as_json:
     output.note(summary if len(entries) == total else f"{summary}, {len(entries)} shown")
 
 
-def tail(server: ServerOptions, filter_: DeadLetterFilter, *, since: str | float | None, as_json: bool) -> None:
+def tail(server: ServerOptions, filter_: FieldFilter, *, since: str | float | None, as_json: bool) -> None:
     """Print new dead letters as they arrive, until interrupted."""
     broker = server.lasting_broker()
 
@@ -73,7 +73,7 @@ async def _start_id(broker: RedisBroker, since: str | float) -> str:
     return f"{max(0, round((broker.store.clock.now() - since) * 1000))}-0"
 
 
-def show(server: ServerOptions, id_: str, filter_: DeadLetterFilter, *, as_json: bool) -> None:
+def show(server: ServerOptions, id_: str, filter_: FieldFilter, *, as_json: bool) -> None:
     """Print all fields of one dead letter. Raises CommandLineError if there is none."""
     broker = server.lasting_broker()
 

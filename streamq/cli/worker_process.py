@@ -62,7 +62,7 @@ def serve(settings: Settings, stops: StopSignals, channel: SupervisorChannel | N
     try:
         loaded = load(settings.modules, folder=settings.server.app_folder)
         lifespan = None if loaded.lifespan is None else AppLifespan(loaded.lifespan_path, loaded.lifespan)
-        statsd = make_statsd(settings.statsd)
+        statsd = None if settings.statsd is None else make_statsd(settings.statsd)
         worker = _make_worker(settings, loaded, lifespan, statsd)
     except LoadingError as problem:
         if channel is not None:

@@ -70,7 +70,7 @@ class Endpoint:
     ) -> None:  # fmt: skip
         self.host = check_type("host", host, str, "a text: a name or an IP address")
         self.port = int(bounds.PORT.check(port))
-        self._collector = collector
+        self.collector = collector
         self._worker = worker
         self._registry = registry
         self._reuse_port = reuse_port
@@ -80,7 +80,7 @@ class Endpoint:
         self._threads: anyio.CapacityLimiter | None = None  # its own: handlers may hold all of the others
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.host}:{self.port} of {self._worker or self._collector!r}>"
+        return f"<Endpoint {self.host}:{self.port} of {self._worker or self.collector!r}>"
 
     async def serve(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled, or until `stop_listening`. `task_group.start` returns the port.
@@ -117,13 +117,13 @@ class Endpoint:
 
     def _register(self) -> Callable[[], None]:
         try:
-            self._registry.register(self._collector)
+            self._registry.register(self.collector)
         except ValueError as error:
             raise ConfigurationError(
                 f"the registry has metrics of these names already ({error}): give the Endpoint another registry, or "
                 "the QueueCollector another prefix"
             ) from None
-        return partial(self._registry.unregister, self._collector)
+        return partial(self._registry.unregister, self.collector)
 
     # --- connections ---------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Endpoint:
         return _Answer(HTTPStatus.NOT_FOUND, b"/livez, /readyz and /metrics are here\n")
 
     def _ready(self) -> _Answer:
-        return _Answer(HTTPStatus.OK, b"ok\n") if self._collector.up else _unavailable(
+        return _Answer(HTTPStatus.OK, b"ok\n") if self.collector.up else _unavailable(
             "the figures of the queue cannot be read, or nobody has asked for them yet"
         )  # fmt: skip
 
@@ -218,19 +218,15 @@ class Endpoint:
     async def refresh(self) -> None:
         """Read the figures of the queue, unless they were read just now. A failure shows in `up`."""
         async with self._refreshing:
-            if self._collector.age < _FRESH:
+            if self.collector.age < _FRESH:
                 return
             with anyio.move_on_after(_REFRESH_WAIT) as scope:
                 try:
-                    await self._collector.refresh()
+                    await self.collector.refresh()
                 except StreamqError as error:  # the server is away, or the broker is not open yet
                     log.debug("cannot read the figures of the queue: %s", error, event="figures_missing")
             if scope.cancelled_caught:
-                self._collector.note_failure()
-
-    async def refresh_forever(self, interval: float = 5.0) -> None:
-        """Read the figures of the queue every `interval` seconds until cancelled, so that `/readyz` speaks of now."""
-        await self._collector.refresh_forever(interval)
+                self.collector.note_failure()
 
 
 name_remedies(Endpoint, "endpoint")

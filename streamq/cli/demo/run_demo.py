@@ -18,7 +18,7 @@ from streamq.cli import logs, output
 from streamq.cli.demo import environment, tasks
 from streamq.cli.demo.corpus import TIERS, Corpus, corpus
 from streamq.cli.demo.run_log import RunLog
-from streamq.cli.read_dead_letters import DeadLetterFilter, read_newest_first
+from streamq.cli.read_dead_letters import FieldFilter, read_newest_first
 from streamq.cli.run_command import check_backend, run, uvloop_installed
 from streamq.cli.usage_errors import CommandLineError
 
@@ -102,7 +102,7 @@ class _Demo:
                 break
         if int(await client.command("XLEN", self.broker.keys.dead)) != len(run_log.dead):
             run_log.add_dead_letters(
-                [dead_letter async for dead_letter in read_newest_first(self.broker, DeadLetterFilter())]
+                [dead_letter async for dead_letter in read_newest_first(self.broker, FieldFilter())]
             )
         self.view.update(run_log)
 
