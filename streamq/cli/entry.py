@@ -24,6 +24,7 @@ from streamq.cli.doctor import doctor
 from streamq.cli.enqueue import enqueue
 from streamq.cli.metrics import metrics
 from streamq.cli.schedules import schedules
+from streamq.cli.status import status
 from streamq.cli.usage_errors import FAILED, INTERRUPTED, USAGE, from_click_error
 from streamq.cli.worker import worker
 from streamq.diagnostics.safe_text import traceback_of
@@ -42,6 +43,7 @@ def cli() -> None:
 
 
 cli.add_command(worker)
+cli.add_command(status)
 cli.add_command(enqueue)
 cli.add_command(cancel)
 cli.add_command(dlq)

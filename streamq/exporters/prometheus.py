@@ -214,9 +214,7 @@ class QueueCollector(Collector):
         runs = family("window_runs", "Runs in the window, by outcome", "outcome")
         throughput = family("throughput_per_second", "Tasks done per second")
         errors = family("error_ratio", "Share of failed runs")
-        latency = family(
-            "latency_seconds", "From arrival to the end of the run, accurate within a factor of 2", "quantile"
-        )
+        latency = family("latency_seconds", "From arrival to the end of the run, accurate within 7 %", "quantile")
         mean = family("latency_mean_seconds", "From arrival to the end of the run")
         run_mean = family("run_mean_seconds", "The run alone")
         for key, figures in figures_by_key.items():

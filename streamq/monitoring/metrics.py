@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -135,6 +135,19 @@ class QueueMetrics(Figures):
             return 0.0
         return self.depth / self.throughput_per_sec if self.throughput_per_sec else None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that have JSON: the fields, `workers` and `drain_seconds`. Times are ISO 8601, in UTC."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {
+            "taken_at": _iso(self.taken_at),
+            "workers": self.workers,
+            "drain_seconds": self.drain_seconds,
+            "tiers": {name: asdict(tier) for name, tier in self.tiers.items()},
+            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "consumers": [asdict(one) for one in self.consumers],
+            "circuits": [asdict(one) | {"since": _iso(one.since)} for one in self.circuits],
+        }
+
     def wanted_workers(self, within: float | timedelta = 60.0) -> int | None:
         """Return how many workers would start all waiting tasks within `within` seconds.
 
@@ -152,6 +165,10 @@ class QueueMetrics(Figures):
             return min(1, self.workers)
         each = self.throughput_per_sec / self.workers if self.workers else 0.0
         return math.ceil(self.depth / seconds / each) if each else None
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")
 
 
 def figures(counters: Counters, covered: float) -> dict[str, Any]:
