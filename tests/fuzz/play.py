@@ -12,6 +12,7 @@ from random import Random
 import anyio
 
 from streamq.errors import BrokerError
+from tests.fuzz import letters  # noqa: F401 - registers its attack
 from tests.fuzz.attacks import ATTACKS
 from tests.fuzz.world import Lines, judge, opened, send_good
 from tests.servers import TestServer

@@ -58,7 +58,7 @@ async def test_a_seed_repeats_its_round(real_server):
 
 def test_everything_is_reached():
     """Keys, fields, scripts and callables come from the code: a new one is attacked as well."""
-    assert len(ATTACKS) == 9
+    assert len(ATTACKS) == 10
     assert {"task", "id", "then", "expires", "sig"} <= set(MESSAGE_FIELDS)
     assert {"promote", "tick", "postpone", "replay"} <= set(SCRIPTS)
     assert {"RedisBroker", "CircuitBreaker"} <= set(public_callables())
