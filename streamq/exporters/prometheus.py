@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 
 import anyio
 from anyio.abc import TaskStatus
@@ -36,7 +37,8 @@ except ImportError as error:
 log = SafeLog("streamq.exporters")
 
 _PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-_QUANTILES = (("0.5", "p50_latency_ms"), ("0.95", "p95_latency_ms"), ("0.99", "p99_latency_ms"))
+_QUANTILES = (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
+_ACCURATE = "accurate within 7 %"
 _OUTCOMES = ("done", "failed", "retried", "postponed", "died", "superseded", "cancelled")
 _EMPTY_METRICS = QueueMetrics(taken_at=datetime.fromtimestamp(0, UTC), covered_s=0.0)
 
@@ -214,20 +216,26 @@ class QueueCollector(Collector):
         runs = family("window_runs", "Runs in the window, by outcome", "outcome")
         throughput = family("throughput_per_second", "Tasks done per second")
         errors = family("error_ratio", "Share of failed runs")
-        latency = family("latency_seconds", "From arrival to the end of the run, accurate within 7 %", "quantile")
-        mean = family("latency_mean_seconds", "From arrival to the end of the run")
-        run_mean = family("run_mean_seconds", "The run alone")
+        times = {  # by their name in `Figures`
+            "latency": family("latency_seconds", f"From arrival to the end of the run, {_ACCURATE}", "quantile"),
+            "wait": family("wait_seconds", f"From arrival to the start of the run, {_ACCURATE}", "quantile"),
+        }
+        means = {
+            "latency": family("latency_mean_seconds", "From arrival to the end of the run"),
+            "wait": family("wait_mean_seconds", "From arrival to the start of the run"),
+            "run": family("run_mean_seconds", "The run alone"),
+        }
         for key, figures in figures_by_key.items():
             for outcome in _OUTCOMES:
                 runs.add_metric([*key, outcome], getattr(figures, outcome))
             throughput.add_metric(key, figures.throughput_per_sec)
             errors.add_metric(key, figures.error_rate)
             if figures.done:  # without runs there is no latency: 0 would look like the best value
-                for quantile, name in _QUANTILES:
-                    latency.add_metric([*key, quantile], getattr(figures, name) / 1000)
-                mean.add_metric(key, figures.avg_latency_ms / 1000)
-                run_mean.add_metric(key, figures.avg_run_ms / 1000)
-        yield from (runs, throughput, errors, latency, mean, run_mean)
+                for what, (quantile, percentile) in product(times, _QUANTILES):
+                    times[what].add_metric([*key, quantile], getattr(figures, f"{percentile}_{what}_ms") / 1000)
+                for what, mean in means.items():
+                    mean.add_metric(key, getattr(figures, f"avg_{what}_ms") / 1000)
+        yield from (runs, throughput, errors, *times.values(), *means.values())
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         return GaugeMetricFamily(f"{self._prefix}_{name}", text, value=float(value))

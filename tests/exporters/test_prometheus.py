@@ -122,8 +122,11 @@ async def test_runs_in_the_window(broker):
         assert shown[f"{of}throughput_per_second", *labels] == pytest.approx(9 / metrics.covered_s)
         assert shown[f"{of}latency_mean_seconds", *labels] == pytest.approx(metrics.avg_latency_ms / 1000)
         assert 0.01 <= shown[f"{of}run_mean_seconds", *labels] <= shown[f"{of}latency_mean_seconds", *labels]
-        for quantile, expected in ((0.5, "p50_latency_ms"), (0.95, "p95_latency_ms"), (0.99, "p99_latency_ms")):
-            assert shown[f"{of}latency_seconds", str(quantile), *labels] == getattr(metrics, expected) / 1000 > 0
+        assert shown[f"{of}wait_mean_seconds", *labels] == pytest.approx(metrics.avg_wait_ms / 1000)
+        for quantile, percentile in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99")):
+            for what in ("latency", "wait"):
+                value = getattr(metrics, f"{percentile}_{what}_ms") / 1000
+                assert shown[f"{of}{what}_seconds", str(quantile), *labels] == value > 0
     assert shown["streamq_dead_letters",] == 1
     assert shown["streamq_window_seconds",] == pytest.approx(metrics.covered_s)
     assert shown["streamq_tier_window_runs", "done", "bulk"] == 0
