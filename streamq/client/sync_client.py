@@ -68,7 +68,11 @@ class ConnectionPool:
         return f"<ConnectionPool to {self.connector.address}: {state}>"
 
     async def exchange(self, data: bytes, reply_count: int) -> list[Any]:
-        """Send packed commands and return their `reply_count` raw replies in order. Blocks, and never suspends.
+        """Do as `exchange_now`: what a `Client` awaits. It never suspends."""
+        return self.exchange_now(data, reply_count)
+
+    def exchange_now(self, data: bytes, reply_count: int) -> list[Any]:
+        """Send packed commands and return their `reply_count` raw replies in order.
 
         Raises OutcomeUnknown if the commands may have reached the server and no reply came, and
         redis.exceptions.ConnectionError if they were certainly not sent.

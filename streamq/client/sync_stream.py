@@ -9,6 +9,8 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
@@ -24,7 +26,8 @@ from streamq.errors import ConfigurationError
 if TYPE_CHECKING:
     from streamq.client.address import Address
 
-_CHUNK: Final = 1 << 16  # bytes that one read takes at most
+_CHUNK: Final = 1 << 14  # bytes that one read takes at most
+_HAS_KERNEL_TIMEOUTS: Final = sys.platform == "linux"  # SO_RCVTIMEO and SO_SNDTIMEO, as a `struct timeval`
 
 
 class SyncStream(Protocol):
@@ -81,7 +84,7 @@ class SyncSocket:
     def send(self, data: bytes | memoryview) -> int:
         try:
             return self._socket.send(data)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return 0
         except OSError as error:
             raise anyio.BrokenResourceError from error
@@ -91,6 +94,8 @@ class SyncSocket:
             data = self._socket.recv(_CHUNK)
         except TimeoutError:
             raise
+        except BlockingIOError:
+            raise TimeoutError from None
         except OSError as error:
             raise anyio.BrokenResourceError from error
         if not data:
@@ -98,7 +103,14 @@ class SyncSocket:
         return data
 
     def set_timeout(self, seconds: float) -> None:
-        self._socket.settimeout(seconds)
+        if self._encrypted or not _HAS_KERNEL_TIMEOUTS:  # TLS must be able to read while it writes
+            self._socket.settimeout(seconds)
+            return
+        # The kernel's: Python's own costs a `poll` for each read and write.
+        until = struct.pack("@ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, until)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
 
     def is_quiet(self) -> bool:
         try:

@@ -81,13 +81,13 @@ class Producer:
 
     def _handle(self, message: PreparedMessage, accepted: EnqueueReply) -> Handle[Any]:
         task = message.call.task
+        known = None if isinstance(task, TaskRef) else task
         keep = task.send_options.result_ttl  # 0: none, though the task keeps its results
         if keep is None:
-            keep = RESULT_KEPT if isinstance(task, TaskRef) else task.result_ttl  # that of a name is not known
+            keep = RESULT_KEPT if known is None else known.result_ttl  # that of a name is not known
         return Handle(
             accepted.task_id or message.task_id, task.name, message.tier, accepted.entry_id, accepted.fresh, bool(keep),
-            self._store, self._waiters, None, accepted.replaced, accepted.since,
-            None if isinstance(task, TaskRef) else task,
+            self._store, self._waiters, None, accepted.replaced, accepted.since, known,
         )  # fmt: skip
 
     # --- through middleware --------------------------------------------------------------------

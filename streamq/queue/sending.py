@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from os import urandom
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from streamq.client import Command
 from streamq.diagnostics.safe_text import repr_of
@@ -59,12 +59,16 @@ class ScheduledMessage:
     expires: float | None
 
 
+_SENT: Final = (Task, TaskRef)
+
+
 class MessageBuilder:
     """Builds the messages for one set of tiers. A message has at most `max_payload` bytes."""
 
     def __init__(self, keys: Keys, tiers: Sequence[Tier], *, max_payload: int, now: Callable[[], float]) -> None:
         self._keys = keys
         self._tiers = tuple(tiers)
+        self._normal = pick_tier(self._tiers, Priority.NORMAL)
         self.max_payload = max_payload
         self._now = now
 
@@ -77,11 +81,13 @@ class MessageBuilder:
         Keyword arguments that are names of options become options, unless the task has a parameter of that name.
         Raises ConfigurationError for an object that is no task.
         """
+        if task.__class__ is Task and not kwargs:  # most calls
+            return Call(task, tuple(args), kwargs)
         if isinstance(task, str):
             task = TaskRef(task)
         if isinstance(task, Call):
             return self._with_options(task, args, kwargs)
-        if not isinstance(task, Task | TaskRef):
+        if not isinstance(task, _SENT):
             raise ConfigurationError(f"{repr_of(task)} is no task: decorate it with @task, or give the name of one")
         if kwargs and not OPTION_NAMES.isdisjoint(kwargs):
             own = task.arguments.names if isinstance(task, Task) else frozenset()
@@ -237,7 +243,7 @@ class MessageBuilder:
 
     def _pick_tier(self, name: str | None, priority: int | None) -> int:
         if name is None:
-            return pick_tier(self._tiers, Priority.NORMAL if priority is None else priority)
+            return self._normal if priority is None else pick_tier(self._tiers, priority)
         return self.tier_of(name)
 
     def tier_of(self, name: str) -> int:

@@ -95,7 +95,7 @@ class Store:
         sent, OutcomeUnknownError if the commands may have been sent, BrokerError if the server refused one (those
         before it were accepted).
         """
-        return await self._all_accepted(commands, await self._send(commands))
+        return await self.all_accepted(commands, await self._send(commands))
 
     async def enqueue_durably(self, commands: Sequence[Command], wanted: Collection[Durable]) -> Iterator[EnqueueReply]:
         """Do as `enqueue`, and wait until the tasks are on a replica, in the append-only file, or both.
@@ -109,7 +109,7 @@ class Store:
         waits = {name: (*_WAITS[name], limit) for name in _WAITS if name in wanted}
         written = ("SET", self.keys.durable, "1", "PX", 1000)
         replies = await self._send([*commands, written, *waits.values()], self.client.call_on_second_connection)
-        accepted = await self._all_accepted(commands, replies[: len(commands)])
+        accepted = await self.all_accepted(commands, replies[: len(commands)])
         for name, reply in zip(waits, replies[len(commands) + 1 :], strict=True):
             confirmed = reply[0] if isinstance(reply, list) else reply
             if isinstance(confirmed, Exception):
@@ -377,7 +377,7 @@ class Store:
         except redis.exceptions.RedisError as error:
             raise translated(error) from error
 
-    async def _all_accepted(self, commands: Sequence[Command], replies: list[Any]) -> Iterator[EnqueueReply]:
+    async def all_accepted(self, commands: Sequence[Command], replies: list[Any]) -> Iterator[EnqueueReply]:
         """Return an iterator over the answers to an enqueue. Raises the first error of any, as BrokerError."""
         errors = [place for place, reply in enumerate(replies) if isinstance(reply, Exception)]
         if not errors:

@@ -128,7 +128,7 @@ class SyncBroker(Gathers):
         After an OutcomeUnknownError, send it again with the same `task_id` (`task.options(task_id=...)`): for an hour
         it is accepted once.
         """
-        return SyncHandle(run_now(self._opened().enqueue(task, *args, **kwargs)))
+        return SyncHandle(self._opened().enqueue_now(task, args, kwargs))
 
     @overload
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[SyncHandle[R]]: ...

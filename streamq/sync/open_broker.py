@@ -15,10 +15,13 @@ from streamq.client import refuse_in_loading_process
 from streamq.client.owner import close_after_fork
 from streamq.client.sync_client import SyncClient
 from streamq.errors import NotOpenError
+from streamq.queue.results import Handle
 from streamq.queue.sending import new_task_id
 from streamq.queue.workflow_start import WorkflowSteps
+from streamq.sync.drive import run_now
 from streamq.sync.producer import SyncProducer
 from streamq.sync.waiters import SyncWaiters
+from streamq.tasks.options import NO_OPTIONS
 from streamq.tasks.task import Call, check_calls
 from streamq.wire.workflow import Flow
 
@@ -33,6 +36,7 @@ class BlockingBroker(RedisBroker):
         self.was_closed = False
         self._opening = threading.RLock()
         self._sync_client: SyncClient | None = None
+        self._sync_producer: SyncProducer | None = None
         self._embedded: Any = None
         self._pid = os.getpid()
         close_after_fork(self)
@@ -55,7 +59,9 @@ class BlockingBroker(RedisBroker):
             self._sync_client, self._embedded = self._server.connect_sync(*self.timeouts)
             self._store = store = self._store_over(self._sync_client)
             self._waiters = waiters = SyncWaiters(store, self._sync_client.pool)
-            self._producer = SyncProducer(self._builder, self.middleware, store, waiters)
+            self._producer = self._sync_producer = SyncProducer(
+                self._builder, self.middleware, store, waiters, exchange=self._sync_client.pool.exchange_now
+            )  # fmt: skip
 
     def close(self) -> None:
         """Close every connection. Threads that wait for a reply get an error. May be called again, in any thread."""
@@ -63,11 +69,19 @@ class BlockingBroker(RedisBroker):
             self.was_closed = True
             client, self._sync_client = self._sync_client, None
             embedded, self._embedded = self._embedded, None
-            self._producer = self._waiters = self._store = None
+            self._producer = self._sync_producer = self._waiters = self._store = None
         if client is not None:
             client.close()
         if embedded is not None and os.getpid() == self._pid:
             embedded.stop()
+
+    def enqueue_now(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle[Any]:
+        """Send one task, as `enqueue` does, in this thread. The broker is open."""
+        call = self._builder.make_call(task, args, kwargs)
+        task, producer = call.task, self._sync_producer
+        if producer is None or task.send_options is not NO_OPTIONS or task.middleware or self.middleware.wraps_enqueues:
+            return run_now(self.enqueue(call))
+        return producer.send_now(call)
 
     def call_of(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call[Any]:
         """Return the call that `enqueue` makes of its arguments."""

@@ -12,11 +12,16 @@ from contextvars import Context, copy_context
 from types import coroutine
 from typing import Any
 
+from redis.exceptions import RedisError
+
+from streamq.client.resp_codec import pack_texts
 from streamq.diagnostics.safe_log import SafeLog
 from streamq.errors import SyncCallError
 from streamq.middleware.enqueue_many import CombinedEnqueue, SendAll, check_handle
 from streamq.middleware.producer import Producer
+from streamq.queue.enqueue_requests import EnqueueReply
 from streamq.queue.results import Handle
+from streamq.queue.server_errors import translated
 from streamq.sync.drive import asks_for_loop, needs_loop, run_now
 from streamq.tasks.task import Call
 
@@ -29,8 +34,9 @@ _ASKED = object()  # what a chain yields when it waits for the others
 class SyncProducer(Producer):
     """A `Producer` whose coroutines never suspend."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, exchange: Callable[[bytes, int], list[Any]]) -> None:
         super().__init__(*arguments)
+        self._exchange = exchange
         self.combine = CombinedSyncEnqueue
         self._sending = threading.local()
 
@@ -39,6 +45,25 @@ class SyncProducer(Producer):
         if (accepted := getattr(self._sending, "accepted", None)) is not None:
             accepted.append(handle)
         return handle
+
+    def send_now(self, call: Call[Any]) -> Handle[Any]:
+        """Send one call past all middleware, as `send` does: a call of a task without options, and nothing awaited.
+
+        The same steps in half the time, as no coroutine carries them.
+        """
+        store = self._store
+        if store.clock.outdated:
+            return run_now(self.send(call))
+        message = self._builder.prepare(store, call)
+        command = message.command
+        try:
+            (reply,) = self._exchange(command if isinstance(command, bytes) else pack_texts([command]), 1)
+        except RedisError as error:
+            raise translated(error) from error
+        if reply.__class__ is not bytes:  # refused
+            (accepted,) = run_now(store.all_accepted((command,), [reply]))
+            return self._handle(message, accepted)
+        return self._handle(message, EnqueueReply("", reply.decode()))
 
     async def send_through(self, call: Call[Any]) -> Handle[Any]:
         before = getattr(self._sending, "accepted", None)
