@@ -38,7 +38,7 @@ class Counting:
 
     def __init__(self, store: Store) -> None:
         self.unwritten: Counter[str] = Counter()  # amounts by field
-        self.barred = False  # this user may not use the key of the counters
+        self.barred = False  # this user may not use the keys of the counters, or that of the totals
         self.known: Collection[bytes] = ()  # the tasks of this worker
         self.held = False  # they wait for the last round trip: one that is cut off would count them twice
         self._numbers: dict[tuple[str, bytes], int] = {}  # by tier and task

@@ -38,7 +38,7 @@ from streamq.consumer.process_outcome import (
     send_result,
     unpack,
 )
-from streamq.consumer.process_streams import StandardStreams, back_to, working_directory
+from streamq.consumer.process_streams import StandardStreams, flush_streams
 from streamq.consumer.resident_memory import resident_bytes
 from streamq.consumer.run_context import RunContext
 from streamq.consumer.unrun_result import PLAIN, refuse_unrun
@@ -71,8 +71,7 @@ class _MainModuleError(Exception):
 def serve(descriptor: int, lifeline: int) -> None:
     """Run tasks for the worker at the other end of a socket, until that is closed. Is the whole life of a process."""
     channel = Channel(descriptor)
-    streams = StandardStreams()
-    _set_apart(channel, lifeline, streams)
+    _set_apart(channel, lifeline)
     _end_with_worker(lifeline)
     (_, _, body) = channel.receive() or sys.exit(0)
     setup = Setup(*pickle.loads(body))  # noqa: S301 - from our own worker
@@ -81,23 +80,24 @@ def serve(descriptor: int, lifeline: int) -> None:
         _begin(setup, channel)
     except BaseException as error:  # noqa: BLE001 - the user's code
         channel.send(Kind.FAILED, 0, _why(error, setup).encode(errors="backslashreplace"))
-        _flush()
+        flush_streams()
         sys.exit(1)
-    _flush()
+    flush_streams()
+    streams = StandardStreams()  # after the initializer: what that sets is for all runs
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=streams.leave)
     channel.send(Kind.READY, 0)
     while (told := channel.receive()) is not None:
         _, number, body = told
         channel.send(Kind.BEGUN, number)
         reports = Reports(channel, number)
         run = partial(_outcome, Call(*pickle.loads(body)), setup, reports)  # noqa: S301
-        directory = working_directory()
         outcome = _numbered(number, run)
-        _flush()
-        streams.put_back()
-        _flush()  # what could not be written where it pointed
-        back_to(directory)
+        flush_streams()
+        spoiled = streams.put_back()
+        flush_streams()  # what could not be written where it pointed
         reports.flush()
-        channel.send(Kind.ANSWER, number, pack_answer(outcome, resident_bytes()))
+        channel.send(Kind.ANSWER, number, pack_answer(outcome, resident_bytes(), spoiled=spoiled))
 
 
 def _numbered(number: int, run: Callable[[], Sent]) -> Sent:
@@ -162,13 +162,6 @@ def _outcome(call: Call, setup: Setup, reports: Reports) -> Sent:
     except BaseException as error:  # noqa: BLE001 - as in a thread, whatever it is belongs to this run
         return send_error(error)
     return send_result(returned, encode, batch=call.how.batch)
-
-
-def _flush() -> None:
-    """Send what was printed: it belongs to the run that ends."""
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        with suppress(Exception):  # the user's: closed, or of a class of its own
-            stream.flush()  # type: ignore[union-attr]
 
 
 def _run(call: Call, reports: Reports) -> tuple[Any, Callable[[Any], bytes]]:
@@ -261,7 +254,7 @@ def _insist(step: Callable[[], None]) -> None:
 # --- apart from the worker's terminal and life ------------------------------------------------------
 
 
-def _set_apart(channel: Channel, lifeline: int, streams: StandardStreams) -> None:
+def _set_apart(channel: Channel, lifeline: int) -> None:
     """Let no program that the handler starts have the way to the worker; mind no signal that is meant for that."""
     for descriptor in (channel.descriptor, lifeline):
         os.set_inheritable(descriptor, False)
@@ -276,17 +269,16 @@ def _set_apart(channel: Channel, lifeline: int, streams: StandardStreams) -> Non
     if hasattr(signal, "pthread_sigmask"):  # the worker has blocked them for the time of the start
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(_after_fork_in_child, channel, lifeline, streams))
+        os.register_at_fork(after_in_child=partial(_after_fork_in_child, channel, lifeline))
 
 
 def _go_on(number: int, frame: object) -> None:
     """Do nothing: the worker has had the signal as well, and drains."""
 
 
-def _after_fork_in_child(channel: Channel, lifeline: int, streams: StandardStreams) -> None:
+def _after_fork_in_child(channel: Channel, lifeline: int) -> None:
     """Leave the way to the worker, so that it hears of the end of its process, and mind signals as before."""
     channel.leave()
-    streams.leave()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, lifeline, inheritable=False)
     os.close(nothing)

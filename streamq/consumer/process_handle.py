@@ -95,6 +95,7 @@ class ProcessHandle:
         self.started = False  # it can be asked
         self.replacing = False  # another one starts in its place
         self.retired = False  # another one has started: it takes no more calls
+        self.spoiled = False  # a run left it in a state in which no other must begin
         self.idle_since = 0.0
         (out, _), (err, _) = outputs
         self.outputs = [
@@ -143,7 +144,7 @@ class ProcessHandle:
         try:
             _, answer = await self._ask(Kind.RUN, pickle.dumps(tuple(call)))
             try:
-                sent, self.memory = unpack_answer(answer)
+                sent, self.memory, self.spoiled = unpack_answer(answer)
             except Exception as error:
                 raise SpoiledError from error
             return sent
@@ -275,7 +276,7 @@ def _log_record(body: bytes, context: Context | None) -> None:
 def _exception_of(packed: str) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """Return the exception of a record, as `logging` has it. Raises SpoiledError for what is none."""
     try:
-        sent, _ = unpack_answer(b64decode(packed))
+        sent, *_ = unpack_answer(b64decode(packed))
     except Exception as spoiled:
         raise SpoiledError from spoiled
     if not isinstance(sent, SentError):

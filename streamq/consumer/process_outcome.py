@@ -212,9 +212,12 @@ def _main_module(name: str) -> str:
     return "__main__" + name.removeprefix(_MAIN) if name == _MAIN or name.startswith(_MAIN + ".") else name
 
 
-def pack_answer(sent: Sent, memory: int) -> bytes:
-    """Return an outcome, and the memory (bytes) of the process after it, as the worker reads them."""
-    return _dumps((sent, memory))
+def pack_answer(sent: Sent, memory: int, *, spoiled: bool = False) -> bytes:
+    """Return an outcome, and the memory (bytes) of the process after it, as the worker reads them.
+
+    `spoiled`: it left the process in a state in which no other run must begin.
+    """
+    return _dumps((sent, memory, spoiled))
 
 
 def needs_main_module(packed: bytes) -> bool:
@@ -225,8 +228,8 @@ def needs_main_module(packed: bytes) -> bool:
 # --- in the worker ----------------------------------------------------------------------------
 
 
-def unpack_answer(packed: bytes) -> tuple[Sent, int]:
-    """Return the outcome that a process has sent, and its memory in bytes. Raises for what is none."""
+def unpack_answer(packed: bytes) -> tuple[Sent, int, bool]:
+    """Return what `pack_answer` was given in the process. Raises for what is none."""
     import io  # noqa: PLC0415
     import pickle  # noqa: PLC0415
 
@@ -236,8 +239,8 @@ def unpack_answer(packed: bytes) -> tuple[Sent, int]:
         def find_class(self, module: str, name: str) -> Any:
             return _CLASSES[module, name]
 
-    sent, memory = Outcomes(io.BytesIO(packed)).load()
-    return sent, int(memory)
+    sent, memory, spoiled = Outcomes(io.BytesIO(packed)).load()
+    return sent, int(memory), bool(spoiled)
 
 
 def pack(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:

@@ -255,7 +255,12 @@ class Processes:
         """Have a process idle after a run, or end it."""
         spent = self._max_tasks is not None and process.runs >= self._max_tasks
         large = self._max_rss is not None and process.memory >= self._max_rss
-        if spent or large or process.retired:
+        if process.spoiled:
+            log.warning(
+                "a run left the standard streams of its process (pid %d) not as they were: closed, replaced, "
+                "reconfigured, or pointed elsewhere; the process is replaced", process.pid, event="left_behind",
+            )  # fmt: skip
+        if spent or large or process.retired or process.spoiled:
             log.debug("a process of handlers (pid %d) ends: it has run %d tasks, and has %d MiB",
                       process.pid, process.runs, process.memory >> 20, event="process_replaced")  # fmt: skip
             self._end(process)

@@ -1,12 +1,14 @@
-"""The standard streams and the working directory of a process of handlers: each run has those that the first one had.
+"""What a process of handlers shares with its next run: standard streams, the working directory, the umask.
 
-A handler may close them, replace them, or point their descriptors elsewhere: as daemons do, and code that captures
-output and fails. The next run would print into that, or fail where it prints; a file that it opens would be "standard
-output" to the programs that it starts.
+A handler may close the streams, replace them, or point their descriptors elsewhere: as daemons do, and code that
+captures output. They are put back, so that the process can end its run. But a wrapper that a run has made around one of
+them closes its descriptor when it is freed, at any time. So after such a run the process is replaced: the next run must
+not print into a file of its own.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -14,35 +16,50 @@ from pathlib import Path
 from typing import Any, Final
 
 _NAMES: Final = ("stdin", "stdout", "stderr")  # by their descriptors
+_ALL: Final = (*_NAMES, *(f"__{name}__" for name in _NAMES))
 
 
 class StandardStreams:
-    """What is there when it is made, and puts it back. Its copies of the descriptors reach no child."""
+    """What is there when it is made, and puts it back. Its copies of the descriptors reach no child.
+
+    `__repr__` and what follows touch nothing that a handler has put there: that may raise anything.
+    """
 
     def __init__(self) -> None:
         self._copies = [_copy(number) for number in range(len(_NAMES))]
         self._files = [_identity(number) for number in range(len(_NAMES))]
         self._blocking = [_blocks(number) for number in range(len(_NAMES))]
-        self._streams = {name: getattr(sys, name) for name in _all_names()}
+        self._streams = {name: sys.__dict__.get(name) for name in _ALL}
+        self._settings = {name: _settings(stream) for name, stream in self._streams.items()}
+        self._directory = _working_directory()
+        self._umask = _umask()
 
     def __repr__(self) -> str:
         return f"<StandardStreams {self._copies}>"
 
-    def put_back(self) -> None:
-        """Put back what is not as it was, first the descriptors."""
+    def put_back(self) -> bool:
+        """Put back what is not as it was. Return whether a stream was not: another run must not begin here."""
+        spoiled = False
         for number, (copy, file) in enumerate(zip(self._copies, self._files, strict=True)):
             if copy is not None and _identity(number) != file:
+                spoiled = True
                 with suppress(OSError):  # the copy was closed as well: there is nothing to put back
                     os.dup2(copy, number, inheritable=True)
             if _blocks(number) != self._blocking[number]:  # asyncio's pipes; a write of much would raise
                 with suppress(OSError):
                     os.set_blocking(number, bool(self._blocking[number]))
-        for name in _all_names():
-            stream = self._streams[name]
-            if getattr(stream, "closed", False):
-                stream = self._streams[name] = _opened(_NAMES.index(name.strip("_")), stream)
-            if getattr(sys, name) is not stream:
-                setattr(sys, name, stream)
+        for name, settings in self._settings.items():
+            if _settings(self._streams[name]) != settings:  # closed, detached, reconfigured
+                spoiled = True
+                self._streams[name] = _opened(_NAMES.index(name.strip("_")), settings)
+            if sys.__dict__.get(name) is not self._streams[name]:
+                spoiled = True
+                setattr(sys, name, self._streams[name])
+        if self._directory is not None and _working_directory() != self._directory:
+            with suppress(OSError):
+                os.chdir(self._directory)
+        os.umask(self._umask)
+        return spoiled
 
     def leave(self) -> None:
         """In a child that a handler has forked: keep no copy, or the worker would wait for that child's output."""
@@ -53,23 +70,34 @@ class StandardStreams:
                     os.close(copy)
 
 
-def working_directory() -> str | None:
-    """Return the working directory, None if it has been removed."""
+def flush_streams() -> None:
+    """Send what was printed: it belongs to the run that ends. What a handler has put there may raise anything."""
+    for name in _ALL[1:]:
+        with suppress(BaseException):
+            sys.__dict__[name].flush()
+
+
+def _settings(stream: Any) -> tuple[Any, ...] | None:
+    """Return how a stream of Python's own writes; None for one that cannot be used any more, or is another kind."""
     try:
-        return str(Path.cwd())
-    except OSError:
+        if type(stream) is not io.TextIOWrapper or stream.closed:
+            return None
+        return stream.encoding, stream.errors, stream.line_buffering, stream.write_through
+    except ValueError:  # its buffer was detached
         return None
 
 
-def back_to(directory: str | None) -> None:
-    """Go back to a directory, if there is another one now and it is still there."""
-    if directory is not None and working_directory() != directory:
-        with suppress(OSError):
-            os.chdir(directory)
-
-
-def _all_names() -> tuple[str, ...]:
-    return (*_NAMES, *(f"__{name}__" for name in _NAMES))
+def _opened(number: int, settings: tuple[Any, ...] | None) -> Any:
+    """Return a stream as it was, over a descriptor that is there again."""
+    if settings is None:
+        return None
+    encoding, errors, line_buffering, write_through = settings
+    with suppress(OSError, ValueError, LookupError):
+        file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115 - as long as the process lives
+        return io.TextIOWrapper(
+            file, encoding=encoding, errors=errors, line_buffering=line_buffering, write_through=write_through
+        )
+    return None
 
 
 def _copy(number: int) -> int | None:
@@ -95,11 +123,14 @@ def _blocks(number: int) -> bool | None:
         return None
 
 
-def _opened(number: int, closed: Any) -> Any:
-    """Return a stream like one that was closed."""
-    mode = "w" if number else "r"
-    with suppress(OSError, ValueError, AttributeError, LookupError):
-        return open(
-            number, mode, encoding=closed.encoding, errors=closed.errors, buffering=1 if number else -1, closefd=False
-        )
-    return closed
+def _working_directory() -> str | None:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it has been removed
+        return None
+
+
+def _umask() -> int:
+    found = os.umask(0o077)
+    os.umask(found)
+    return found

@@ -15,6 +15,7 @@ import orjson
 from streamq.dead_letter.filter import DeadLetterFilter
 from streamq.dead_letter.selection import is_full_entry_id
 from streamq.errors import BrokerError, ConfigurationError
+from streamq.wire import bounds
 from streamq.wire.message import iso, milliseconds, utf8
 from streamq.wire.stored_numbers import stored_count
 
@@ -102,7 +103,13 @@ def _read(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     kind, state = fields[b"kind"].decode(), fields[b"state"].decode()
     if kind not in KINDS or state not in STATES or not (is_full_entry_id(after) and is_full_entry_id(last)):
         raise ValueError("it has another form")
-    rate = fields.get(b"rate")
+    limit, rate, retries = (fields.get(name) for name in (b"limit", b"rate", b"retries"))
+    values = orjson.loads(fields.get(b"set", b"{}"))
+    if type(values) is not dict:
+        raise ValueError("its new arguments are no object")
+    for name, value in (("limit", limit), ("retries", retries)):  # to read a bound as none would move too many
+        if value is not None and stored_count(value, _LARGEST) is None:
+            raise ValueError(f"its {name} is no number")
     return {
         "kind": kind,
         "state": state,
@@ -113,9 +120,9 @@ def _read(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         "total": count(b"total") or 0,
         "last_error": fields.get(b"last_error", b"").decode(errors="backslashreplace"),
         "limit": count(b"limit"),
-        "rate": None if rate is None else float(rate),
+        "rate": None if rate is None else bounds.OPERATION_RATE.check(float(rate), "its rate"),
         "retries": count(b"retries"),
-        "set_arguments": orjson.loads(fields.get(b"set", b"{}")),
+        "set_arguments": values,
         "edited": b"edited" in fields,
         "started_by": fields.get(b"by", b"").decode(errors="backslashreplace"),
         "started_at": _time(count(b"started_at")),

@@ -113,9 +113,8 @@ class QueueMonitor:
         by_task: dict[str, Counters] = {}
         total = Counters()
         for (tier_name, task), counters in counted.items():
-            if tier_name in by_tier:  # a broker of a single stream ignores the other tiers
-                for target in (total, by_tier[tier_name], by_task.setdefault(task, Counters())):
-                    target.add(counters)
+            for target in (total, by_tier[tier_name], by_task.setdefault(task, Counters())):
+                target.add(counters)
         return QueueMetrics(
             taken_at=datetime.fromtimestamp(now, UTC), covered_s=covered,
             depth=sum(tier.depth for tier in tiers),
@@ -243,7 +242,8 @@ class QueueMonitor:
 
     def _windows(self, now: float, starts: Sequence[int], read: Mapping[int, list[bytes]]) -> dict[int, _Window]:
         """Return the counters of each window, in order: those that were `read` now, and those that have ended."""
-        found = {start: unpack(zip(flat[::2], flat[1::2], strict=True)) for start, flat in read.items()}
+        tiers = frozenset(tier.name for tier in self._broker.tiers)  # of a single stream: the other tiers do not count
+        found = {start: unpack(zip(flat[::2], flat[1::2], strict=True), tiers) for start, flat in read.items()}
         windows = {start: found[start] if start in found else self._ended[start] for start in starts}
         ended = now - STATS_WINDOW - _SETTLED_AFTER
         self._ended = {start: window for start, window in windows.items() if start <= ended}

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from streamq.client import Command, Script
 
@@ -58,6 +59,8 @@ _MORE = {  # files to prepend, by a function that the script calls
     "add_counters(": "_add_counters.lua",
     "counted(": "_add_counters.lua _late.lua _counted.lua",
 }
+_TOTALS = {"dead_letter": (3, 6)}  # where a step has the key of the totals, and their TTL
+_TOTALS_OF: dict[str, tuple[int, int]] = {}  # the same, by the digest
 _COUNTS_NOTHING = (0, "", "")  # of a script that settles: stats_ttl_s counts shares (see `_counted.lua`)
 _SETTLING: set[str] = set()  # the digests of scripts that count
 _ARGV = re.compile(r"^-- ARGV: (.+)$", re.MULTILINE)
@@ -83,6 +86,8 @@ class Step:
         self._end = _COUNTS_NOTHING if "_counted.lua" in more else ()
         if self._end:
             _SETTLING.add(self._script.sha)
+        if name in _TOTALS:
+            _TOTALS_OF[self._script.sha] = _TOTALS[name]
 
     def __repr__(self) -> str:
         return f"<Step {self.name} KEYS: {self.keys}>"
@@ -97,15 +102,19 @@ class Step:
 def with_counters(command: Command, stats: str | None, ttl: int, counts: bytes, shares: bytes = b"") -> Command:
     """Return the command of a script that settles, with what it counts (see `wire.counters`).
 
-    `stats` is the window of the counters, which is kept for `ttl` seconds. None: what is counted comes back unwritten.
-    Any other command is returned as it is.
+    `stats` is the window of the counters, which is kept for `ttl` seconds. None: what is counted comes back unwritten,
+    and no key is used that only counts. Any other command is returned as it is.
     """
     if not _settles(command):
         return command
     name, digest, number, *rest = command
     end = int(number)
-    names, arguments = rest[:end], rest[end : -len(_COUNTS_NOTHING)]
+    names: list[Any] = rest[:end]
+    arguments: list[Any] = rest[end : -len(_COUNTS_NOTHING)]
     if stats is None:
+        if (places := _TOTALS_OF.get(str(digest))) is not None:
+            key, totals_ttl = places
+            names[key], arguments[totals_ttl] = names[0], "0"
         return name, digest, number, *names, *arguments, 0, counts, shares
     return name, digest, end + 1, *names, stats, *arguments, ttl, counts, shares
 

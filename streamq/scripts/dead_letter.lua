@@ -1,6 +1,6 @@
 -- dead_letter: a delivery that will not run again moves to the dead letter stream, which is bounded.
 -- KEYS: stream crashes dead totals side_effect...
--- ARGV: group consumer id max_entries max_age_ms max_bytes(0: any) totals_ttl_s cancellable(1: not if it is to be cancelled) number_of_parts field value... side_effect...
+-- ARGV: group consumer id max_entries max_age_ms max_bytes(0: any) totals_ttl_s(0: not counted) cancellable(1: not if it is to be cancelled) number_of_parts field value... side_effect...
 -- Returns 1. 2: it is to be cancelled, and is still held. 0: this consumer holds it no longer. Dead letters that are dropped are counted in `totals`.
 local stream, group, id, most, bytes = KEYS[1], ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[6])
 if not holds_or_dropped(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return counted(0, {1}) end
@@ -27,5 +27,5 @@ delete_settled(stream, gone)
 if evidence then clear_crashes({KEYS[2]}, {{id}}) end
 for _, entry in ipairs(old) do call('XDEL', KEYS[3], entry[1]) end
 local dropped = before + 1 - call('XLEN', KEYS[3])
-if dropped > 0 then count_dropped(KEYS[4], dropped, ARGV[7]) end
+if dropped > 0 and ARGV[7] ~= '0' then count_dropped(KEYS[4], dropped, ARGV[7]) end
 return counted(1, {})

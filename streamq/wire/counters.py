@@ -15,7 +15,7 @@ five buckets per octave, 8.7 % with four.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
 from typing import Final
@@ -176,15 +176,18 @@ def stored_dropped(value: object) -> int | None:
     return stored_count(value, most=MOST_DROPPED)
 
 
-def unpack(fields: Iterable[tuple[bytes, bytes]]) -> dict[tuple[str, str], Counters]:
-    """Return the counters in the hash of a window; fields and values that no worker wrote are ignored."""
+def unpack(fields: Iterable[tuple[bytes, bytes]], tiers: Container[str]) -> dict[tuple[str, str], Counters]:
+    """Return the counters of these tiers in the hash of a window, by tier and task.
+
+    Fields and values that no worker wrote are ignored, and take no place among the names.
+    """
     counters: dict[tuple[str, str], Counters] = {}
     for raw_name, raw in fields:
         tier, _, rest = raw_name.decode(errors="replace").partition("|")
         task, _, what = rest.rpartition("|")
         amount = stored_count(raw)
         bucket = stored_count(what[1:], most=_LAST_BUCKET) if what[:1] in _LETTERS else None
-        if amount is None or (what not in COUNTS and bucket is None):
+        if amount is None or tier not in tiers or (what not in COUNTS and bucket is None):
             continue
         one = counters.get((tier, task))
         if one is None:

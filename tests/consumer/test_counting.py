@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from streamq import Backoff, RedisBroker, task
+from streamq import Backoff, DeadLetterBound, RedisBroker, task
 from streamq.consumer import set_aside
 from streamq.queue.store import Store
 from streamq.wire.counters import Counters, unpack
@@ -13,6 +13,7 @@ from tests.at_work import until, working
 
 pytestmark = [pytest.mark.slow, pytest.mark.paired]
 
+TIERS = frozenset({"critical", "standard", "bulk"})
 runs: list[str] = []
 gate: list[anyio.Event] = []
 
@@ -48,7 +49,7 @@ def counted(server) -> Counters:
     for name in server.keys():  # noqa: SIM118
         if ":stats:" in name:
             flat = server.command("HGETALL", name)
-            for one in unpack(zip(flat[::2], flat[1::2], strict=True)).values():
+            for one in unpack(zip(flat[::2], flat[1::2], strict=True), TIERS).values():
                 total.add(one)
     return total
 
@@ -139,3 +140,37 @@ async def test_a_round_trip_on_its_way_is_not_counted_twice(server, monkeypatch)
         await broker.enqueue(fails)
         await until(lambda: runs)
     assert (counted(server).failed, counted(server).dead) == (1, 1)
+
+
+async def test_dead_letters_settle_without_a_right_to_the_totals(real_server):
+    """What falls off the bound is then not counted: the one use of that key beside a settlement."""
+    keys = (
+        "~queue:critical*",
+        "~queue:standard*",
+        "~queue:bulk*",
+        "~queue:dead",
+        "~queue:id:*",
+        "~queue:stats:workers:1*",
+    )
+    real_server.command("ACL", "SETUSER", "some", "reset", "on", ">pw", "+@all", "&*", *keys)
+    try:
+        url = real_server.url.replace("://", "://some:pw@")
+        bound = DeadLetterBound(max_size=2)
+        async with RedisBroker(url, dead_letters=bound) as broker, working(broker, dies) as worker:
+            await broker.enqueue_many([dies.call() for _ in range(20)])
+            await until(lambda: worker.runs == 20 and not real_server.command("XLEN", "queue:standard"))
+            assert worker.health.refused == ()
+        assert dead_letters(real_server) == 2
+        assert real_server.command("EXISTS", "queue:stats:workers:totals") == 0
+        assert counted(real_server).dead == 20
+    finally:
+        real_server.command("ACL", "DELUSER", "some")
+
+
+def dead_letters(server) -> int:
+    return int(server.command("XLEN", "queue:dead"))
+
+
+@task(retries=0)
+async def dies() -> None:
+    raise ValueError("for good")

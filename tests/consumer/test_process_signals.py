@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,61 +108,86 @@ def finds() -> list[Any]:
     return [os.getpid(), sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))]
 
 
+class Odd:
+    """What no stream is like: whatever it is asked, it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+held: list[Any] = []
+
+
+def nothing() -> int:
+    return os.open(os.devnull, os.O_RDWR)
+
+
+def in_a_cycle() -> None:
+    wrapper = os.fdopen(sys.stdout.fileno(), "w", buffering=1)
+    sys.stdout = wrapper
+    held.append(wrapper)
+
+
+SPOIL: dict[str, Callable[[], object]] = {
+    "closed": lambda: os.closerange(0, 3),
+    "closed streams": lambda: [stream.close() for stream in (sys.stdin, sys.stdout, sys.stderr)],
+    "replaced": lambda: vars(sys).update(dict.fromkeys(("stdin", "stdout", "stderr", "__stdout__"), io.StringIO())),
+    "none": lambda: vars(sys).update(stdout=None, stderr=None),
+    "deleted": lambda: (vars(sys).pop("stdout"), vars(sys).pop("__stderr__")),
+    "odd": lambda: vars(sys).update(stdout=Odd(), stderr=Odd()),
+    "elsewhere": lambda: (os.dup2(nothing(), 1), os.dup2(nothing(), 2)),
+    "a file in its place": lambda: (os.close(1), held.append(nothing())),
+    "a wrapper of the descriptor": lambda: vars(sys).update(stdout=os.fdopen(1, "w", buffering=1)),
+    "a wrapper that stays": in_a_cycle,
+    "a wrapper of the buffer": lambda: vars(sys).update(stdout=io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")),
+    "detached": lambda: vars(sys).update(stdout=io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8")),
+    "reconfigured": lambda: sys.stdout.reconfigure(encoding="ascii", errors="strict"),  # type: ignore[union-attr]
+}
+PUT_BACK: dict[str, Callable[[], object]] = {
+    "nonblocking": lambda: (os.set_blocking(1, False), os.set_blocking(2, False)),
+    "directory": lambda: os.chdir("/"),
+    "umask": lambda: os.umask(0o777),
+}
+
+
 @task(**FAST)
 def spoils(what: str) -> int:
     """Leave a standard stream, or the working directory, as no run finds it."""
-    match what:
-        case "closed":
-            os.closerange(0, 3)
-        case "closed streams":
-            for stream in (sys.stdin, sys.stdout, sys.stderr):
-                stream.close()
-        case "replaced":
-            sys.stdin = sys.stdout = sys.stderr = sys.__stdout__ = io.StringIO()
-        case "none":
-            sys.stdout = sys.stderr = None
-        case "elsewhere":
-            nothing = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nothing, 1)
-            os.dup2(nothing, 2)
-        case "a file in its place":
-            os.close(1)
-            globals()["held"] = Path(os.devnull).open("w")  # noqa: SIM115
-        case "nonblocking":
-            os.set_blocking(1, False)
-            os.set_blocking(2, False)
-        case "directory":
-            os.chdir("/")
+    (SPOIL | PUT_BACK)[what]()
     return os.getpid()
 
 
 @task(**FAST)
-def prints() -> list[Any]:
+def prints(folder: str) -> list[Any]:
     """By itself, and by a program; says what a run begins with."""
-    print("from stdout")
+    print("from stdout: é")
     print("from stderr", file=sys.stderr)
     subprocess.run(["/bin/sh", "-c", "echo from a program; echo and its errors >&2"], check=True)
     assert sys.stdin.read() == ""
-    return [os.getpid(), str(Path.cwd()), *map(os.get_blocking, range(3)), [*map(str, Path("/proc/self/fd").iterdir())]]
+    with (Path(folder) / str(time.monotonic())).open("w") as file:
+        number = file.fileno()
+    umask = os.umask(0o22)
+    os.umask(umask)
+    return [number > 2, str(Path.cwd()), *map(os.get_blocking, range(3)), umask, os.getpid()]
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["closed", "closed streams", "replaced", "none", "elsewhere", "a file in its place", "nonblocking", "directory"],
-)
-async def test_the_next_run_has_the_standard_streams_of_the_first_one(real_server, what, caplog):
-    """As a daemon leaves them, or code that captures output: the next task printed nothing, or failed there."""
+@pytest.mark.parametrize("what", SPOIL | PUT_BACK)
+async def test_the_next_run_has_the_standard_streams_of_the_first_one(real_server, what, caplog, tmp_path):
+    """As a daemon leaves them, or code that captures output: the next task failed, or printed into its own file."""
     caplog.set_level("INFO", "streamq.output")
+    prints_again = prints.call(str(tmp_path))
     async with RedisBroker(real_server.url) as broker:
-        first, second, third = await broker.enqueue_many([prints.call(), spoils.call(what), prints.call()])
+        first, second, *others = await broker.enqueue_many([prints_again, spoils.call(what), *[prints_again] * 2])
         await burst(broker, spoils, prints, concurrency=1)
-        *begun, opened = await first.result(timeout=1)
-        *ended, opened_then = await third.result(timeout=1)
-        assert begun == ended
-        assert begun[0] == await second.result(timeout=1)
-        assert len(opened_then) <= len(opened) + 1  # that which "a file in its place" holds
+        *begun, pid = await first.result(timeout=1)
+        assert await second.result(timeout=1) == pid
+        for handle in others:
+            *ended, other = await handle.result(timeout=1)
+            assert ended == begun
+            assert (other != pid) == (what in SPOIL)  # the process is replaced
     said = sorted(record.getMessage() for record in caplog.records if record.name == "streamq.output")
-    assert said == sorted(2 * ["from stdout", "from stderr", "from a program", "and its errors"])
+    assert said == sorted(3 * ["from stdout: é", "from stderr", "from a program", "and its errors"])
+    assert ("standard streams of its process" in caplog.text) == (what in SPOIL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -224,7 +224,24 @@ class TestStopAndResume:
 
     @pytest.mark.parametrize(
         "fields",
-        [{"kind": "rob"}, {"at": "x"}, {"filter": "{"}, {"filter": '{"a":1}'}, {"state": "\x1b"}, {"rate": "much"}],
+        [
+            {"kind": "rob"},
+            {"at": "x"},
+            {"filter": "{"},
+            {"filter": '{"a":1}'},
+            {"state": "\x1b"},
+            {"rate": "much"},
+            {"rate": "nan"},
+            {"rate": "0"},
+            {"rate": "inf"},
+            {"rate": "1e-300"},
+            {"set": "[1]"},
+            {"set": "{"},
+            {"limit": "x"},
+            {"limit": "-1"},
+            {"limit": "9" * 40},
+            {"retries": "many"},
+        ],
     )
     async def test_what_is_no_operation_is_named(self, server, fields):
         bury(server, "a")

@@ -42,6 +42,19 @@ async def again():
 again_failed: list[int] = []
 
 
+async def test_a_tier_of_somebody_else_takes_no_names(server, broker):
+    """A monitor tells 2,000 names apart: those of its own tiers."""
+    await broker.enqueue_many([work.call() for _ in range(3)])
+    await burst(broker, work)
+    names = [part for number in range(5000) for part in (f"foreign|t{number}|done", 1)]
+    for window in server.keys():  # noqa: SIM118
+        if ":stats:" in window:
+            server.command("HSET", window, *names)
+    metrics = await QueueMonitor(broker=broker).snapshot()
+    assert metrics.tasks.keys() == {"work"}
+    assert (metrics.done, metrics.tasks["work"].done) == (3, 3)
+
+
 class TestSnapshot:
     async def test_of_nothing(self, server):
         """On a server without streams and groups all figures are zero."""
