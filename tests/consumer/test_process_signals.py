@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -171,23 +173,31 @@ def prints(folder: str) -> list[Any]:
     return [number > 2, str(Path.cwd()), *map(os.get_blocking, range(3)), umask, os.getpid()]
 
 
-@pytest.mark.parametrize("what", SPOIL | PUT_BACK)
-async def test_the_next_run_has_the_standard_streams_of_the_first_one(real_server, what, caplog, tmp_path):
+@pytest.mark.parametrize("kinds", [SPOIL, PUT_BACK], ids=["streams", "others"])
+async def test_the_next_run_has_the_standard_streams_of_the_first_one(real_server, kinds, caplog, tmp_path):
     """As a daemon leaves them, or code that captures output: the next task failed, or printed into its own file."""
     caplog.set_level("INFO", "streamq.output")
     prints_again = prints.call(str(tmp_path))
+    calls = [prints_again, *chain.from_iterable((spoils.call(what), prints_again, prints_again) for what in kinds)]
     async with RedisBroker(real_server.url) as broker:
-        first, second, *others = await broker.enqueue_many([prints_again, spoils.call(what), *[prints_again] * 2])
+        first, *others = await broker.enqueue_many(calls)
         await burst(broker, spoils, prints, concurrency=1)
         *begun, pid = await first.result(timeout=1)
-        assert await second.result(timeout=1) == pid
-        for handle in others:
-            *ended, other = await handle.result(timeout=1)
-            assert ended == begun
-            assert (other != pid) == (what in SPOIL)  # the process is replaced
-    said = sorted(record.getMessage() for record in caplog.records if record.name == "streamq.output")
-    assert said == sorted(3 * ["from stdout: é", "from stderr", "from a program", "and its errors"])
-    assert ("standard streams of its process" in caplog.text) == (what in SPOIL)
+        for what, (spoiled, *after) in zip(kinds, batched(others, 3), strict=True):
+            assert await spoiled.result(timeout=1) == pid, what
+            for handle in after:
+                *ended, other = await handle.result(timeout=1)
+                assert ended == begun, what
+                assert (other != pid) == (kinds is SPOIL), what  # the process is replaced
+            pid = other
+    said = Counter(record.getMessage() for record in caplog.records if record.name == "streamq.output")
+    printed = ("from stdout: é", "from stderr", "from a program", "and its errors")
+    assert said == dict.fromkeys(printed, 1 + 2 * len(kinds))
+    assert caplog.text.count("standard streams of its process") == (len(kinds) if kinds is SPOIL else 0)
+
+
+def batched(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
