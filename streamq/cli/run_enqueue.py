@@ -29,6 +29,8 @@ def send(
     """
     broker, loaded = server.lasting_broker(), server.loaded_app()
     task = _declared(server, loaded.tasks if loaded else (), name, force=force)
+    if loaded is not None and not loaded.tasks and not force:
+        output.note(f"streamq: warning: the app has no task, so neither {name!r} nor its arguments are checked")
     try:
         call = _call(task, args, kwargs, options)
     except StreamqError as error:

@@ -257,8 +257,8 @@ class Processes:
         large = self._max_rss is not None and process.memory >= self._max_rss
         if process.spoiled:
             log.warning(
-                "a run left the standard streams of its process (pid %d) not as they were: closed, replaced, "
-                "reconfigured, or pointed elsewhere; the process is replaced", process.pid, event="left_behind",
+                "a run left the standard streams of its process (pid %d), its limits, priority or cores not as they "
+                "were; the process is replaced", process.pid, event="left_behind",
             )  # fmt: skip
         if spent or large or process.retired or process.spoiled:
             log.debug("a process of handlers (pid %d) ends: it has run %d tasks, and has %d MiB",

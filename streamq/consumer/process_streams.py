@@ -33,12 +33,16 @@ class StandardStreams:
         self._settings = {name: _settings(stream) for name, stream in self._streams.items()}
         self._directory = _working_directory()
         self._umask = _umask()
+        self._limits = _limits()
 
     def __repr__(self) -> str:
         return f"<StandardStreams {self._copies}>"
 
     def put_back(self) -> bool:
-        """Put back what is not as it was. Return whether a stream was not: another run must not begin here."""
+        """Put back what is not as it was. Return whether another run must not begin here.
+
+        So it is if a stream was changed, or a limit of the system: who lowers one may not be able to raise it again.
+        """
         spoiled = False
         for number, (copy, file) in enumerate(zip(self._copies, self._files, strict=True)):
             if copy is not None and _identity(number) != file:
@@ -59,7 +63,7 @@ class StandardStreams:
             with suppress(OSError):
                 os.chdir(self._directory)
         os.umask(self._umask)
-        return spoiled
+        return spoiled or _limits() != self._limits
 
     def leave(self) -> None:
         """In a child that a handler has forked: keep no copy, or the worker would wait for that child's output."""
@@ -128,6 +132,15 @@ def _working_directory() -> str | None:
         return str(Path.cwd())
     except OSError:  # it has been removed
         return None
+
+
+def _limits() -> tuple[object, ...]:
+    """Return the limits of resources, the priority, and the cores of this process."""
+    import resource  # noqa: PLC0415 - not on Windows
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    limits = [resource.getrlimit(number) for name, number in vars(resource).items() if name.startswith("RLIMIT_")]
+    return limits, os.getpriority(os.PRIO_PROCESS, 0), affinity and affinity(0)
 
 
 def _umask() -> int:

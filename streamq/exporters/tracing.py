@@ -62,6 +62,13 @@ def inject_headers() -> dict[str, str]:
     return headers
 
 
+def _is_cancellation(error: BaseException) -> bool:
+    try:
+        return isinstance(error, anyio.get_cancelled_exc_class())
+    except (RuntimeError, LookupError):  # there is no event loop: a SyncBroker sends
+        return False
+
+
 class TracingMiddleware:
     """Makes a span for each enqueue, if the broker has it, and one for each run. Add it first: it is then outermost.
 
@@ -107,7 +114,7 @@ class TracingMiddleware:
             with _harmless("end"):
                 kind = type_name(error)
                 self._sent.add(1, {**attributes, "error.type": kind})
-                if span is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
+                if span is not None and not _is_cancellation(error):
                     span.set_attribute("error.type", kind)
                     span.set_status(Status(StatusCode.ERROR, f"{kind}: {str_of(error)}"))
             raise

@@ -32,6 +32,8 @@ _MARK = (
 )
 _OPTIONS = {"url", "tasks", "eager", "now"}
 _MEMORY = "memory://"
+_OF_EACH_TEST = frozenset({"streamq_broker", "_streamq_suite"})
+_suite_of = pytest.StashKey[bool]()  # of a test for which a suite was made
 _TAKEN_FROM_TRIO = (
     "pytest-asyncio takes this test from pytest-trio: in its auto mode it takes each async test; set "
     "asyncio_mode = strict, or mark the test by @pytest.mark.anyio in place of @pytest.mark.trio"
@@ -64,6 +66,18 @@ def _has(config: pytest.Config, name: str) -> bool:
     return any(config.pluginmanager.has_plugin(one) for one in (name, module, f"{module}.plugin"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Refuse a test that got fixtures of streamq which were made for an earlier one: with its server, say."""
+    yield
+    if not _OF_EACH_TEST.isdisjoint(getattr(item, "fixturenames", ())) and _suite_of not in item.stash:
+        pytest.fail(
+            "the fixtures of streamq are those of an earlier test, whose tear-down was cut short: by SystemExit or "
+            "KeyboardInterrupt in a fixture. Mend that one first",
+            pytrace=False,
+        )
+
+
 # --- what a test may set ------------------------------------------------------------------------
 
 
@@ -84,6 +98,7 @@ def _streamq_suite(
     request: pytest.FixtureRequest, streamq_broker_options: dict[str, Any], streamq_worker_options: dict[str, Any]
 ) -> Suite:
     suite: Any = import_module("streamq.testing.suite")
+    request.node.stash[_suite_of] = True
     if _belongs_to_anyio(request):
         import_module("streamq.testing.pytest_runners").give_to_anyio(request.node)
     wanted = _wanted(request.node)

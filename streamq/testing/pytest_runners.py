@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
+from inspect import isgeneratorfunction
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,8 @@ Enter = Callable[[AbstractAsyncContextManager[Any]], AbstractAsyncContextManager
 
 def for_anyio() -> ModuleType:
     """Return the fixtures for the plugin of anyio."""
-    return _module("anyio", ((f"_{name}_anyio", pytest.fixture(one)) for name, one in _fixtures(lambda one: one)))
+    made = ((f"_{name}_anyio", pytest.fixture(one)) for name, one in _fixtures(lambda one: one))
+    return _module("anyio", [*made, ("pytest_fixture_setup", _set_up_guarded)])
 
 
 def for_trio() -> ModuleType:
@@ -43,6 +45,30 @@ def for_asyncio() -> ModuleType:
         for name, one in _fixtures(_in_own_task)
     )
     return _module("asyncio", [*made, ("pytest_pyfunc_call", _call_as_it_was)])
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def _set_up_guarded(fixturedef: Any) -> Generator[None, Any, Any]:
+    """Have the tear-down of a fixture that anyio's plugin sets up fail, where it would raise SystemExit.
+
+    After a SystemExit in the event loop of a test anyio raises it again at each tear-down. pytest then leaves the rest
+    of the tear-down out, and keeps the values of its fixtures: all later tests would get those of this one.
+    """
+    inner = fixturedef.func
+    if inner.__module__ != "anyio.pytest_plugin" or not isgeneratorfunction(inner):
+        return (yield)
+
+    def guarded(*args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        made = inner(*args, **kwargs)
+        yield next(made)
+        try:
+            next(made, None)
+        except SystemExit as error:
+            pytest.fail(f"the event loop of this test was ended by {error!r}", pytrace=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fixturedef, "func", guarded)
+        return (yield)
 
 
 def give_to_anyio(item: Any) -> None:

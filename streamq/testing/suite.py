@@ -124,6 +124,8 @@ class Suite:
             finally:
                 worker.stop()
         if failed:
+            if isinstance(failed[0], SystemExit):  # itself it would end the event loop of the test
+                raise RuntimeError(f"the worker of this test was ended by {failed[0]!r}") from failed[0]
             raise failed[0]
 
 
@@ -142,7 +144,7 @@ async def _run(worker: Worker, failed: list[BaseException], ready: anyio.Event) 
     """Run a worker. An error is kept: raised here it would cancel the test, which then could not say more."""
     try:
         await worker.run(task_status=_Ready(ready))
-    except Exception as error:  # noqa: BLE001 - raised by `run_worker`
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by `run_worker`
         failed.append(error)
     finally:
         ready.set()

@@ -20,6 +20,7 @@ from streamq.errors import ConfigurationError, UndecodableError
 
 LONGEST = 1e10  # seconds, 317 years
 LAST_MOMENT = 253_402_300_799.0  # Unix seconds: the last one of the year 9999
+LONGEST_LEASE = 31 * 86_400.0  # seconds: a longer one is somebody else's, and counts as none (`_consumers.lua`)
 _MANY = 1_000_000_000
 
 
@@ -114,7 +115,7 @@ RESULT = _count("a result", "a server closes the connection on a text that is to
 
 # Worker and broker.
 CONCURRENCY = _count("concurrency", "each is a loop of its own", 1, 100_000)
-VISIBILITY_TIMEOUT = _seconds("visibility_timeout", "a lease is renewed every third", 0.1)
+VISIBILITY_TIMEOUT = _seconds("visibility_timeout", "a lease is renewed every third", 0.1, LONGEST_LEASE)
 GRACE_PERIOD = _seconds("grace_period", "0 releases at once")
 MAX_CRASHES = _count("max_crashes", "one worker may die by accident", 2, 1_000)
 UNKNOWN_WAIT = _seconds("unknown_wait", "0 dead-letters at once")
@@ -137,7 +138,7 @@ BATCH_WAIT = _seconds("batch_task.wait", "0 takes what is there")
 
 # Middleware, effects, progress.
 LIMIT_RUNNING = _count("ConcurrencyLimit.max_running", "at least one runs")
-LIMIT_LEASE = _seconds("ConcurrencyLimit.lease", "a lease is renewed every third", 0.3)
+LIMIT_LEASE = _seconds("ConcurrencyLimit.lease", "a lease is renewed every third", 0.3, LONGEST_LEASE)
 RATE = Bound("RateLimitMiddleware.max_per_second", "/s", 1e-9, 1e9, "one in 31 years; one each nanosecond")
 BURST = _count("RateLimitMiddleware.burst", "at least one starts")
 FAILURE_THRESHOLD = _count("CircuitBreaker.failure_threshold", "at least one fails")

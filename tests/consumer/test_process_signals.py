@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -145,6 +146,8 @@ SPOIL: dict[str, Callable[[], object]] = {
     "detached": lambda: vars(sys).update(stdout=io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8")),
     "reconfigured": lambda: sys.stdout.reconfigure(encoding="ascii", errors="strict"),  # type: ignore[union-attr]
 }
+SPOIL["a limit"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+SPOIL["a priority"] = lambda: os.nice(1)
 PUT_BACK: dict[str, Callable[[], object]] = {
     "nonblocking": lambda: (os.set_blocking(1, False), os.set_blocking(2, False)),
     "directory": lambda: os.chdir("/"),

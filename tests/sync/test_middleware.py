@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from streamq import SyncBroker, group, task
-from streamq.errors import ConfigurationError, SyncCallError
+from streamq.errors import ArgumentsError, ConfigurationError, SyncCallError
 from streamq.middleware import MiddlewareChain
 
 pytestmark = pytest.mark.timeout(30)
@@ -174,3 +174,24 @@ def test_the_middleware_of_opentelemetry_works():
     assert [span.name for span in spans.get_finished_spans()] == ["send queue:standard"] * 3
     assert not any(span.parent for span in spans.get_finished_spans())
     assert not get_current_span().get_span_context().is_valid
+
+
+def test_a_span_of_an_enqueue_that_failed_says_so(caplog):
+    """As through a RedisBroker: the status, the type of the error, and nothing in the log."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import StatusCode
+
+    from streamq.exporters import TracingMiddleware
+
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing = TracingMiddleware(provider.get_tracer("test"))
+    with SyncBroker("memory://", middleware=MiddlewareChain(tracing)) as broker, pytest.raises(ArgumentsError):
+        broker.enqueue(nothing, 1, 2, 3)
+    (span,) = spans.get_finished_spans()
+    assert (span.status.status_code, span.attributes["error.type"]) == (
+        StatusCode.ERROR, "streamq.errors.ArgumentsError"
+    )  # fmt: skip
+    assert caplog.records == []

@@ -438,6 +438,76 @@ def test_what_cannot_be_is_told(suite):
 
 
 @pytest.mark.slow
+def test_an_exit_harms_no_later_test(suite):
+    """A SystemExit in the event loop of anyio's plugin: later tests got the broker, marks and server of that one."""
+    first = """
+        import sys
+        import pytest
+        from contextlib import asynccontextmanager
+        from streamq import task
+
+        @task(retries=0)
+        async def leaves():
+            sys.exit(3)
+
+        @pytest.mark.anyio
+        @pytest.mark.streamq(url="memory://that-of-the-first")
+        async def test_leaves(broker, run_tasks):
+            await broker.enqueue(leaves)
+            await run_tasks()
+    """
+    second = """
+        import pytest
+        from app_tasks import double
+
+        @pytest.fixture
+        def streamq_broker_options():
+            return {"namespace": "mine"}
+
+        @pytest.mark.anyio
+        async def test_async(broker, run_tasks):
+            assert (broker.keys.namespace, "first" in broker.url) == ("mine", False)
+            await broker.enqueue(double, 2)
+            assert [one.result for one in await run_tasks()] == [4]
+
+        def test_sync(broker, run_tasks):
+            assert (broker.keys.namespace, "first" in broker.url) == ("mine", False)
+
+        @pytest.mark.streamq(nothing=1)
+        def test_marks(broker):
+            ...
+    """
+    third = """
+        import sys
+        import pytest
+        from contextlib import asynccontextmanager
+        from app_tasks import double
+
+        @pytest.fixture
+        def streamq_worker_options():
+            @asynccontextmanager
+            async def exits(worker):
+                yield
+                sys.exit(2)
+
+            return {"lifespan": exits}
+
+        @pytest.mark.anyio
+        async def test_lifespan(broker, worker):
+            ...
+
+        @pytest.mark.anyio
+        async def test_after(broker):
+            await broker.enqueue(double, 1)
+    """
+    result = suite(
+        expected={"failed": 2, "errors": 4, "passed": 7}, apart=True, test_1=first, test_2=second, test_3=third
+    )
+    result.stdout.fnmatch_lines(["*the worker of this test was ended by SystemExit(2)*"])
+    result.stdout.fnmatch_lines(["*the event loop of this test was ended by SystemExit(3)*"])
+    result.stdout.fnmatch_lines(["*mark.streamq(nothing)*"])
+
+
 def test_time_that_passes(suite):
     """Delays, schedules, and the clock of the server, which `during` moves."""
     tests = """
