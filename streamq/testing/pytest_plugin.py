@@ -32,7 +32,7 @@ _MARK = (
 )
 _OPTIONS = {"url", "tasks", "eager", "now"}
 _MEMORY = "memory://"
-_OF_EACH_TEST = frozenset({"streamq_broker", "_streamq_suite"})
+_OF_EACH_TEST = ("streamq_broker", "_streamq_suite")
 _suite_of = pytest.StashKey[bool]()  # of a test for which a suite was made
 _TAKEN_FROM_TRIO = (
     "pytest-asyncio takes this test from pytest-trio: in its auto mode it takes each async test; set "
@@ -70,7 +70,9 @@ def _has(config: pytest.Config, name: str) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Refuse a test that got fixtures of streamq which were made for an earlier one: with its server, say."""
     yield
-    if not _OF_EACH_TEST.isdisjoint(getattr(item, "fixturenames", ())) and _suite_of not in item.stash:
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    used = [known[name][-1].func for name in _OF_EACH_TEST if known.get(name)]  # perhaps of the user
+    if any(getattr(one, "__module__", "") == __name__ for one in used) and _suite_of not in item.stash:
         pytest.fail(
             "the fixtures of streamq are those of an earlier test, whose tear-down was cut short: by SystemExit or "
             "KeyboardInterrupt in a fixture. Mend that one first",

@@ -55,7 +55,7 @@ def _set_up_guarded(fixturedef: Any) -> Generator[None, Any, Any]:
     of the tear-down out, and keeps the values of its fixtures: all later tests would get those of this one.
     """
     inner = fixturedef.func
-    if inner.__module__ != "anyio.pytest_plugin" or not isgeneratorfunction(inner):
+    if getattr(inner, "__module__", "") != "anyio.pytest_plugin" or not isgeneratorfunction(inner):
         return (yield)
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, None, None]:
