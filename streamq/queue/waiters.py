@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from itertools import chain
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import redis.exceptions
 
 from streamq.client import Subscriber
 from streamq.diagnostics.safe_log import SafeLog
-from streamq.errors import BrokerError, BrokerUnavailableError
+from streamq.errors import BrokerError, BrokerUnavailableError, OutcomeUnknownError
 from streamq.queue.server_errors import translated
 from streamq.queue.store import Store
 from streamq.wire import bounds
@@ -30,6 +30,7 @@ log = SafeLog("streamq")
 _KEYS_PER_READ = 1000  # keys of one MGET
 LOOK_EVERY = 10.0  # seconds between two looks at all that is waited for: a message may not have been published
 LOOK_EVERY_UNSUBSCRIBED = 0.5  # the same, while this user may not subscribe
+_TRIES = 10  # of one read, each over another connection: a large result of a task may close some, one after another
 _ONE_READ = 1.0  # seconds that one read may take, though the time to wait is over
 _ASK_AGAIN = 60.0  # seconds after which it tries to subscribe again
 
@@ -102,7 +103,10 @@ class Waiters:
         return anyio.current_time()
 
     async def read(self, keys: Collection[str]) -> list[tuple[str, bytes]]:
-        """Do as `read_keys`."""
+        """Do as `read_keys`. A reply that was lost with its connection is asked for again: to read changes nothing."""
+        for _ in range(_TRIES):
+            with suppress(OutcomeUnknownError):
+                return await read_keys(self._store, keys)
         return await read_keys(self._store, keys)
 
     @contextmanager

@@ -135,10 +135,10 @@ class TestMetrics:
             async with anyio.create_task_group() as group:
                 for _ in range(10):
                     group.start_soon(client.get, "/metrics")
-            assert "1 refreshed" in repr(endpoint._collector)
+            assert "1 refreshed" in repr(endpoint.collector)
             monkeypatch.setattr(module, "_FRESH", 0.0)
             await client.get("/metrics")
-            assert "2 refreshed" in repr(endpoint._collector)
+            assert "2 refreshed" in repr(endpoint.collector)
 
     async def test_a_scrape_does_not_wait_for_ever(self, monkeypatch):
         """A server that hangs: old figures are not taken for new ones."""

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from streamq import RedisBroker, Reject, gather, group, task
-from streamq.errors import ResultNotKeptError, ResultTimeoutError, TaskFailedError
+from streamq.errors import OutcomeUnknownError, ResultNotKeptError, ResultTimeoutError, TaskFailedError
 from tests.at_work import assert_nothing_left, burst, until, working
 
 pytestmark = pytest.mark.paired("memory")
@@ -405,3 +405,20 @@ async def test_watches_without_a_subscription_leave_nothing(server, broker):
     await burst(broker, double)
     assert [report async for report in handle.watch()] == []
     assert not broker._waiters._stale
+
+
+async def test_a_wait_reads_again_if_its_reply_is_lost(server, broker, monkeypatch):
+    """The connection breaks while the wait reads: it raised OutcomeUnknownError, though to read changes nothing."""
+    losses = iter(range(3))
+    call = broker.store.call
+
+    async def lossy(commands):
+        if commands and commands[0][0] == "MGET" and next(losses, None) is not None:
+            raise OutcomeUnknownError("the connection was lost before the reply came")
+        return await call(commands)
+
+    handle = await broker.enqueue(double, 4)
+    monkeypatch.setattr(broker.store, "call", lossy)
+    async with working(broker, double):
+        assert await handle.result(timeout=10) == 8
+    assert next(losses, None) is None

@@ -12,7 +12,7 @@ import contextlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -316,6 +316,16 @@ def _record(line: bytes) -> Record:
     return Record(details["at"], details["who"], details["what"], details.get("task", ""), details)
 
 
+def _counted(server: RealServer, keys: Iterable[str], tiers: frozenset[str]) -> Counter[str]:
+    """Return the sums of the counters in these keys."""
+    counted: Counter[str] = Counter()
+    for key in keys:
+        if ":stats:" in key:
+            for one in unpack(_pairs(server.command("HGETALL", key)), tiers).values():
+                counted.update({what: getattr(one, what) for what in ("done", "dead", "retried", "postponed")})
+    return counted
+
+
 async def play(server: RealServer, name: str, right: int, *, hold: float = 1.2) -> Result:
     """Take one right away for `hold` seconds. `right` is its place in `all_rights`."""
     world = World(server, name, right)
@@ -364,11 +374,7 @@ async def play(server: RealServer, name: str, right: int, *, hold: float = 1.2) 
             world.findings.append(f"the round was broken off: {group.exceptions[0]!r}")
         await anyio.sleep(0.15)
         final = await final_state(admin, shared=True)
-        counted: Counter[str] = Counter()
-        for key in final.keys:
-            if ":stats:" in key:
-                for one in unpack(_pairs(server.command("HGETALL", key))).values():
-                    counted.update({what: getattr(one, what) for what in ("done", "dead", "retried", "postponed")})
+        counted = _counted(server, final.keys, frozenset(tier.name for tier in admin.tiers))
     server.command("ACL", "DELUSER", world.user)
     result = world.judge(sender, final, counted)
     result.named = (*result.named, *((doctor,) if doctor else ()))
