@@ -42,7 +42,7 @@ class Recycler:
         self._start = start
         self._stopped = stopped
         self._turn = anyio.Lock()  # one replacement starts at a time
-        self._draining: dict[int, WorkerProcess] = {}  # by slot: the process that was replaced last
+        self._draining: dict[int, WorkerProcess] = {}  # by slot: the process that is replaced, or was last
         self._hasty = 0  # how many processes in a row passed a limit before they had worked long enough
 
     def __repr__(self) -> str:
@@ -104,13 +104,13 @@ class Recycler:
         with anyio.move_on_after(_START_TIMEOUT):
             await any_of(new.ready, new.ended)
         if new.ready.is_set() and not new.ended.is_set():
-            self._draining[slot] = old
             old.replaced.set()
             log.info(
                 "worker %d: pid %d reads; pid %d drains", slot + 1, new.process.pid, old.process.pid, event="recycle"
             )
             return None
         old.replacement = None
+        self._draining.pop(slot, None)
         if new.stop_level:  # the supervisor stops both: a signal, or a changed source file
             return None
         if (code := new.process.returncode) is not None:
@@ -126,6 +126,7 @@ class Recycler:
                 await new.send_stop(1)
             else:
                 old.replacement = new
+                self._draining[slot] = old  # now: the new one may ask for its own replacement at once
         return old.replacement
 
     async def _retire(self, slot: int, old: WorkerProcess) -> None:

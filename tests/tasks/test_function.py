@@ -8,6 +8,7 @@ import functools
 import inspect
 import operator
 import pickle
+import sys
 import time
 import typing
 
@@ -229,15 +230,15 @@ def test_what_can_be_none_is_refused():
             task(nameless)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        functools.partial(int, "5"), functools.partial(functools.partial(int), "5"), functools.partial(dict, a=1), max,
-        operator.itemgetter(1), operator.methodcaller("send"), time.sleep, {}.update, functools.partial(body, 1, 2, 3),
-        functools.partial(body, missing=1),
-    ],
-    ids=range(10),
-)  # fmt: skip
+UNREADABLE = [
+    functools.partial(int, "5"), functools.partial(functools.partial(int), "5"), functools.partial(dict, a=1), max,
+    {}.update, functools.partial(body, 1, 2, 3), functools.partial(body, missing=1),
+]  # fmt: skip
+if sys.version_info < (3, 13):  # from then on these have one
+    UNREADABLE += [operator.itemgetter(1), operator.methodcaller("send"), time.sleep]
+
+
+@pytest.mark.parametrize("function", UNREADABLE, ids=range(len(UNREADABLE)))
 @pytest.mark.parametrize("declare", [task, batch_task])
 def test_what_has_no_signature_is_refused_where_it_is_declared(function, declare):
     """It was a bare ValueError, in the worker. What is written in C and has a signature may be a task."""
