@@ -1,4 +1,4 @@
-"""What a process of handlers shares with its next run: standard streams, the working directory, the umask.
+"""What a run could leave to the next one in its process: standard streams, directory, umask, limits of the system.
 
 A handler may close the streams, replace them, or point their descriptors elsewhere: as daemons do, and code that
 captures output. They are put back, so that the process can end its run. But a wrapper that a run has made around one of
@@ -20,9 +20,9 @@ _ALL: Final = (*_NAMES, *(f"__{name}__" for name in _NAMES))
 
 
 class StandardStreams:
-    """What is there when it is made, and puts it back. Its copies of the descriptors reach no child.
+    """Puts back what was there when it was made. Its copies of the descriptors reach no child.
 
-    `__repr__` and what follows touch nothing that a handler has put there: that may raise anything.
+    It asks nothing of what a handler has put in place of a stream: that may raise anything.
     """
 
     def __init__(self) -> None:

@@ -47,10 +47,7 @@ class SyncProducer(Producer):
         return handle
 
     def send_now(self, call: Call[Any]) -> Handle[Any]:
-        """Send one call past all middleware, as `send` does: a call of a task without options, and nothing awaited.
-
-        The same steps in half the time, as no coroutine carries them.
-        """
+        """Send one call of a task without options past all middleware: the steps of `send`, and no coroutine."""
         store = self._store
         if store.clock.outdated:
             return run_now(self.send(call))
